@@ -1,0 +1,39 @@
+# `make train` and `make test` need Python 3.11+ and a compiler; everything else is installed by `setup`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps
+# Torch's CPU build is not on every registry; its own index is asked only if the configured ones lack it.
+TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
+
+.PHONY: setup train test test-slow lint format clean
+
+setup: $(VENV)/.installed
+
+$(VENV)/.installed: requirements-cpu.lock pyproject.toml
+	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed, this is " + sys.version'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP_INSTALL) -r requirements-cpu.lock || $(PIP_INSTALL) -r requirements-cpu.lock --extra-index-url $(TORCH_CPU_INDEX)
+	$(PIP_INSTALL) --no-build-isolation -e .
+	touch $@
+
+train: setup
+	$(BIN)/tppo-rl train file configs/quickstart.yaml
+
+test: setup
+	$(BIN)/python -m pytest
+
+test-slow: setup
+	$(BIN)/python -m pytest -m slow
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) build *.egg-info

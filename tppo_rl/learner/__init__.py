@@ -1,0 +1,1 @@
+"""The update step and its RLlib hosts: everything that trains."""

@@ -1,0 +1,1 @@
+"""Pure functions on tensors: advantages, returns, losses, reductions. Imports torch only."""

@@ -1,0 +1,1 @@
+"""Engines, slots and env-runners: everything that samples tokens."""
