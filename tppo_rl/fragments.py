@@ -1,0 +1,154 @@
+"""The one data type that flows: a fragment, and a batch of them as an Arrow table.
+
+A fragment is immutable once emitted. On the wire and on disk a batch of fragments is an Arrow table with
+`FRAGMENT_SCHEMA`; `fragments_from_table` gives views into the table's buffers, so nothing is copied per token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from itertools import pairwise
+
+import numpy as np
+import pyarrow as pa
+
+NO_VERSION = -1
+"""Policy version of a token that no policy sampled (text that the environment returned between turns)."""
+
+_INT32_LIST = pa.list_(pa.field("item", pa.int32(), nullable=False))
+_FLOAT32_LIST = pa.list_(pa.field("item", pa.float32(), nullable=False))
+_UINT8_LIST = pa.list_(pa.field("item", pa.uint8(), nullable=False))
+
+FRAGMENT_SCHEMA = pa.schema(
+    [
+        pa.field("episode_id", pa.int64(), nullable=False),
+        pa.field("prompt_index", pa.int64(), nullable=False),
+        pa.field("env_runner", pa.int32(), nullable=False),
+        pa.field("window_index", pa.int32(), nullable=False),
+        pa.field("prompt_length", pa.int32(), nullable=False),
+        pa.field("context", _INT32_LIST, nullable=False),
+        pa.field("context_sampled", _UINT8_LIST, nullable=False),
+        pa.field("context_rewards", _FLOAT32_LIST, nullable=False),
+        pa.field("tokens", _INT32_LIST, nullable=False),
+        pa.field("sampled", _UINT8_LIST, nullable=False),
+        pa.field("behaviour_log_probs", _FLOAT32_LIST, nullable=False),
+        pa.field("versions", _INT32_LIST, nullable=False),
+        pa.field("rewards", _FLOAT32_LIST, nullable=False),
+        pa.field("terminated", pa.bool_(), nullable=False),
+        pa.field("truncated", pa.bool_(), nullable=False),
+        pa.field("correct", pa.bool_(), nullable=True),
+    ],
+    metadata={"tppo_rl.fragment": "1"},
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Fragment:
+    """Consecutive tokens of one episode, sampled since the episode's last fragment.
+
+    `len(fragment)` is the number of sampled tokens, which is what batch sizes count. Arrays named `context_*`
+    have one entry for each context token, the others one for each token of `tokens`.
+    """
+
+    episode_id: int
+    """Identifies the episode within the run; given by the ledger."""
+    prompt_index: int
+    """Position of the prompt in the run's prompt stream; the seed of the environment's reset derives from it."""
+    env_runner: int
+    """Index of the env-runner that sampled the fragment."""
+    window_index: int
+    """0 for the first window of the episode, 1 for the second, …"""
+    prompt_length: int
+    """Number of leading context tokens that are the prompt."""
+    context: np.ndarray
+    """int32 [c]: prompt and earlier windows."""
+    context_sampled: np.ndarray
+    """uint8 [c]: 1 where a policy sampled the context token, 0 for prompt and environment text."""
+    context_rewards: np.ndarray
+    """float32 [c]: rewards received on context tokens (0 on the prompt)."""
+    tokens: np.ndarray
+    """int32 [n]: tokens of this window, with environment text between turns where there was one."""
+    sampled: np.ndarray
+    """uint8 [n]: 1 where the policy sampled the token, 0 for environment text. Its sum is `len(fragment)`."""
+    behaviour_log_probs: np.ndarray
+    """float32 [n]: log-prob (nats, temperature applied) of each sampled token from its engine; 0 elsewhere."""
+    versions: np.ndarray
+    """int32 [n]: policy version that sampled each token; `NO_VERSION` on environment text."""
+    rewards: np.ndarray
+    """float32 [n]: reward received on each token."""
+    terminated: bool
+    """The environment ended the episode at the last token."""
+    truncated: bool
+    """The episode ended at the last token because `max_response_length` (or the environment's limit) was reached."""
+    correct: bool | None = None
+    """Verdict of the environment where the episode ended; None on unfinished fragments."""
+
+    def __len__(self) -> int:
+        return int(np.count_nonzero(self.sampled))
+
+    @property
+    def finished(self) -> bool:
+        """Whether the last token ended the episode (terminated or truncated)."""
+        return self.terminated or self.truncated
+
+    @property
+    def num_positions(self) -> int:
+        """Tokens that a forward pass over context and window processes."""
+        return len(self.context) + len(self.tokens)
+
+    @property
+    def oldest_version(self) -> int:
+        """Smallest policy version among the sampled tokens."""
+        return int(self.versions[self.sampled.astype(bool)].min())
+
+
+_COLUMNS = [field.name for field in fields(Fragment)]
+_ARRAYS = [name for name in _COLUMNS if pa.types.is_list(FRAGMENT_SCHEMA.field(name).type)]
+_SCALARS = [name for name in _COLUMNS if name not in _ARRAYS]
+
+
+def table_from_fragments(fragments: Sequence[Fragment]) -> pa.Table:
+    """Returns one table of `FRAGMENT_SCHEMA` with a row per fragment, in the given order."""
+    columns = []
+    for name in _COLUMNS:
+        field = FRAGMENT_SCHEMA.field(name)
+        values = [getattr(fragment, name) for fragment in fragments]
+        columns.append(_list_array(values, field.type) if name in _ARRAYS else pa.array(values, field.type))
+    return pa.Table.from_arrays(columns, schema=FRAGMENT_SCHEMA)
+
+
+def fragments_from_table(table: pa.Table) -> list[Fragment]:
+    """Returns the table's rows as fragments whose arrays are read-only views into the table's buffers.
+
+    Raises:
+        ValueError: the table does not have `FRAGMENT_SCHEMA`.
+    """
+    if not table.schema.equals(FRAGMENT_SCHEMA):
+        raise ValueError(f"not a table of fragments: expected the schema {FRAGMENT_SCHEMA}, got {table.schema}")
+    fragments: list[Fragment] = []
+    for batch in table.to_batches():
+        columns = {name: batch.column(name).to_pylist() for name in _SCALARS}
+        columns |= {name: _split_views(batch.column(name)) for name in _ARRAYS}
+        fragments += [Fragment(**dict(zip(columns, row, strict=True))) for row in zip(*columns.values(), strict=True)]
+    return fragments
+
+
+def concatenate_tables(tables: Iterable[pa.Table]) -> pa.Table:
+    """Returns the rows of all tables as one table without copying token arrays."""
+    tables = list(tables)
+    return pa.concat_tables(tables) if tables else FRAGMENT_SCHEMA.empty_table()
+
+
+def _list_array(values: list[np.ndarray], list_type: pa.ListType) -> pa.ListArray:
+    dtype = list_type.value_type.to_pandas_dtype()
+    offsets = np.zeros(len(values) + 1, np.int32)
+    np.cumsum([len(value) for value in values], out=offsets[1:])
+    flat = np.concatenate(values).astype(dtype, copy=False) if values else np.zeros(0, dtype)
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat, list_type.value_type), type=list_type)
+
+
+def _split_views(column: pa.ListArray) -> list[np.ndarray]:
+    offsets = column.offsets.to_numpy()
+    flat = column.values.to_numpy(zero_copy_only=True)
+    return [flat[start:stop] for start, stop in pairwise(offsets)]
