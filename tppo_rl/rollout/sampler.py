@@ -1,0 +1,218 @@
+"""Slots on one engine: fragments of fixed windows out of episodes that come and go.
+
+    tickets ─▶ slot: reset ─▶ submit ─▶ step ─▶ token ─▶ window ─┬─ full ────────▶ unfinished fragment
+                  ▲                                              └─ episode over ▶ finished fragment ─┐
+                  └───────────────────────── next ticket, at the very next engine step ◀──────────────┘
+
+Plain Python, no Ray: an env-runner hosts one `Sampler` for training; evaluation runs a second one on the same engine
+while the first is suspended.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from tppo_rl.fragments import Fragment
+from tppo_rl.rollout.chat import Chat
+from tppo_rl.rollout.engine import Engine, Output, Request, Sampling
+from tppo_rl.rollout.window_buffer import OpenEpisode, Ticket
+
+
+@dataclass(frozen=True)
+class EpisodeLimits:
+    """Lengths in tokens."""
+
+    max_prompt_length: int
+    max_response_length: int
+    """Cap on everything after the prompt: sampled tokens and environment text between turns."""
+    window_length: int | None
+    """Most sampled tokens of a fragment; None keeps every episode whole."""
+
+
+class Sampler:
+    """Generates episodes in a fixed number of slots.
+
+    Args:
+        engine: samples the tokens; shared with other samplers only while this one is suspended.
+        make_env: makes one environment; called once for each slot.
+        chat: formats prompts and turns.
+        num_slots: episodes in generation at a time.
+        limits: window and caps.
+        sampling: how tokens are sampled.
+        env_runner: index of the env-runner, written into fragments.
+        name: prefix of request ids; distinct for samplers that share an engine.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        make_env: Callable[[], Any],
+        chat: Chat,
+        *,
+        num_slots: int,
+        limits: EpisodeLimits,
+        sampling: Sampling,
+        env_runner: int = 0,
+        name: str = "train",
+    ) -> None:
+        self.tickets: deque[Ticket] = deque()
+        self.num_tokens_sampled = 0
+        self.num_slot_steps = 0
+        self.num_productive_slot_steps = 0
+        self.num_refills = 0
+        self._engine = engine
+        self._chat = chat
+        self._limits = limits
+        self._sampling = sampling
+        self._env_runner = env_runner
+        self._name = name
+        self._envs = [make_env() for _ in range(num_slots)]
+        self._free = deque(range(num_slots))
+        self._open: dict[str, OpenEpisode] = {}
+        self._slot_of: dict[str, int] = {}
+        self._closed: list[Fragment] = []
+
+    @property
+    def num_slots(self) -> int:
+        return len(self._envs)
+
+    @property
+    def num_open_tokens(self) -> int:
+        """Sampled tokens that no fragment holds yet."""
+        return sum(episode.open_tokens for episode in self._open.values())
+
+    @property
+    def oldest_open_version(self) -> int | None:
+        """Oldest policy version among the open tokens, None where there are none."""
+        versions = (episode.oldest_open_version for episode in self._open.values())
+        return min((version for version in versions if version is not None), default=None)
+
+    def run(self, num_engine_steps: int) -> list[Fragment]:
+        """Takes engine steps and returns the fragments that were closed meanwhile.
+
+        Stops early only if there is nothing to generate: no open episode and no ticket.
+        """
+        for _ in range(num_engine_steps):
+            self._fill_free_slots()
+            if not self._open:
+                break
+            outputs = self._engine.step()
+            self.num_slot_steps += self.num_slots
+            self.num_productive_slot_steps += len(outputs)
+            for output in outputs:
+                self._take(output)
+        return self._hand_over()
+
+    def run_until_empty(self) -> list[Fragment]:
+        """Generates until every ticket's episode has ended."""
+        fragments: list[Fragment] = []
+        while self.tickets or self._open:
+            fragments += self.run(self._limits.max_response_length)
+        return fragments
+
+    def cut_windows(self) -> list[Fragment]:
+        """Closes every window that holds a token, at whatever length; the episodes stay open."""
+        for episode in self._open.values():
+            if episode.open_tokens:
+                self._closed.append(episode.close_window())
+        return self._hand_over()
+
+    def suspend(self) -> None:
+        """Takes the open episodes off the engine and leaves them untouched."""
+        self._engine.cut(list(self._open))
+
+    def resume(self) -> None:
+        """Puts the open episodes back on the engine, each to go on where it was."""
+        for request_id in self._open:
+            self._submit(request_id)
+
+    def abandon(self) -> list[int]:
+        """Drops all open episodes and tickets; returns the ids of the episodes that will not be finished."""
+        self.suspend()
+        abandoned = [episode.ticket.episode_id for episode in self._open.values()]
+        abandoned += [ticket.episode_id for ticket in self.tickets]
+        self._free.extend(self._slot_of.values())
+        self._open.clear()
+        self._slot_of.clear()
+        self.tickets.clear()
+        return abandoned
+
+    def close(self) -> None:
+        """Closes the environments."""
+        for env in self._envs:
+            env.close()
+
+    def _fill_free_slots(self) -> None:
+        while self._free and self.tickets:
+            self._start_episode(self._free.popleft(), self.tickets.popleft())
+
+    def _start_episode(self, slot: int, ticket: Ticket) -> None:
+        text, _ = self._envs[slot].reset(seed=ticket.seed)
+        prompt = self._chat.prompt(text)
+        if len(prompt) > self._limits.max_prompt_length:
+            raise ValueError(
+                f"max_prompt_length={self._limits.max_prompt_length}: the prompt with index {ticket.prompt_index} has "
+                f"{len(prompt)} tokens; raise max_prompt_length or make the environment's prompts shorter"
+            )
+        request_id = f"{self._name}-{ticket.episode_id}"
+        assert request_id not in self._open, f"two tickets for episode {ticket.episode_id}"
+        self._open[request_id] = OpenEpisode(ticket, prompt, self._env_runner)
+        self._slot_of[request_id] = slot
+        self.num_refills += 1
+        self._submit(request_id)
+
+    def _submit(self, request_id: str) -> None:
+        episode = self._open[request_id]
+        room = self._limits.max_response_length - episode.response_length
+        self._engine.submit(Request(request_id, episode.all_tokens(), room, self._sampling))
+
+    def _take(self, output: Output) -> None:
+        episode = self._open[output.request_id]
+        last = len(output.tokens) - 1
+        for index, (token, log_prob) in enumerate(zip(output.tokens, output.log_probs, strict=True)):
+            episode.add_sampled(token, log_prob, output.version)
+            self.num_tokens_sampled += 1
+            if index == last and output.request_ended:
+                self._end_turn(output.request_id, episode, output.turn_ended)
+            elif episode.open_tokens == self._limits.window_length:
+                self._closed.append(episode.close_window())
+
+    def _end_turn(self, request_id: str, episode: OpenEpisode, turn_ended: bool) -> None:
+        env = self._envs[self._slot_of[request_id]]
+        text, reward, terminated, truncated, info = env.step(self._chat.text(episode.turn_tokens))
+        if reward:
+            episode.add_reward(float(reward))
+        if terminated or truncated or not turn_ended:
+            # A response stopped by the cap is scored like any other, but the policy did not end it.
+            self._finish(request_id, terminated=bool(terminated and turn_ended), correct=info.get("correct"))
+            return
+        next_turn = self._chat.user_turn(text)
+        if episode.response_length + len(next_turn) >= self._limits.max_response_length:
+            self._finish(request_id, terminated=False, correct=info.get("correct"))
+            return
+        if episode.open_tokens == self._limits.window_length:
+            self._closed.append(episode.close_window())
+        episode.add_environment_text(next_turn)
+        self._submit(request_id)
+
+    def _finish(self, request_id: str, *, terminated: bool, correct: bool | None) -> None:
+        episode = self._open.pop(request_id)
+        verdict = bool(correct) if correct is not None else False
+        fragment = episode.close_window(terminated=terminated, truncated=not terminated, correct=verdict)
+        self._closed.append(fragment)
+        self._free.append(self._slot_of.pop(request_id))
+
+    def _hand_over(self) -> list[Fragment]:
+        closed, self._closed = self._closed, []
+        return closed
+
+
+def evaluate_prompts(sampler: Sampler, tickets: Iterable[Ticket]) -> list[Fragment]:
+    """Generates one whole episode for each ticket and returns them as finished fragments, in ticket order."""
+    tickets = list(tickets)
+    order = {ticket.episode_id: position for position, ticket in enumerate(tickets)}
+    sampler.tickets.extend(tickets)
+    return sorted(sampler.run_until_empty(), key=lambda fragment: order[fragment.episode_id])

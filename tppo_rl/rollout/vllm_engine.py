@@ -1,0 +1,220 @@
+"""vLLM as the engine: in this process on a CPU, in its own processes on GPUs.
+
+Two ways for weights, chosen by where the model runs:
+
+- in this process: the tensors are handed to vLLM's `reload_weights`;
+- in processes of vLLM: they are written to a safetensors file in shared memory, and every worker reloads from it.
+
+With `kv_on_update="recompute"` the requests that run during an update are preempted and their keys and values are
+computed anew, so a request's prefix is always that of the weights that sample its next token.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from tppo_rl.rollout.engine import KV_ON_UPDATE, Output, Request, Sampling
+
+_LARGEST_PREFILL = 8192
+"""Default of `max_num_batched_tokens`: tokens that one step may process, prompts included."""
+
+
+class VLLMEngine:
+    """vLLM behind the engine protocol.
+
+    Args:
+        model: folder or hub id of the policy that generation starts from.
+        dtype: "float32" or "bfloat16".
+        max_model_len: most tokens (prompt and response) of one request.
+        max_num_seqs: most requests that run at once.
+        end_of_turn: token ids that end a turn.
+        kv_on_update: "recompute" or "keep", see `KV_ON_UPDATE`.
+        seed: seed of the engine's sampler.
+        num_threads: torch threads, on a CPU.
+        device: "cpu" (in this process) or "cuda" (own processes).
+        engine_args: further keyword arguments of vLLM's `EngineArgs`; they win over the defaults here.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        dtype: str,
+        max_model_len: int,
+        max_num_seqs: int,
+        end_of_turn: Sequence[int],
+        kv_on_update: str = "recompute",
+        seed: int = 0,
+        num_threads: int = 1,
+        device: str = "cpu",
+        engine_args: Mapping[str, Any] | None = None,
+    ) -> None:
+        assert kv_on_update in KV_ON_UPDATE, kv_on_update
+        self.version = 0
+        self._kv_on_update = kv_on_update
+        self._end_of_turn = frozenset(end_of_turn)
+        engine_args = dict(engine_args or {})
+        multiprocessing = bool(engine_args.pop("multiprocessing", device != "cpu"))
+        _set_process_environment(device, multiprocessing, num_threads, engine_args.pop("kv_cache_gib", 1))
+
+        from vllm import EngineArgs, LLMEngine
+
+        if device == "cpu":
+            torch.set_num_threads(num_threads)
+        defaults: dict[str, Any] = {
+            "model": model,
+            "dtype": dtype,
+            "max_model_len": max_model_len,
+            "max_num_seqs": max_num_seqs,
+            "max_num_batched_tokens": max(_LARGEST_PREFILL, max_model_len),
+            "seed": seed,
+            "skip_tokenizer_init": True,
+            "logprobs_mode": "processed_logprobs",
+            "disable_log_stats": True,
+            # One batch at a time: with the next one already scheduled, tokens sampled by old weights would come
+            # out after an update.
+            "async_scheduling": False,
+            "enforce_eager": device == "cpu",
+        }
+        self._engine = LLMEngine.from_engine_args(EngineArgs(**(defaults | engine_args)))
+        self._in_process = not multiprocessing
+        self._step_version = 0
+        self._params: dict[tuple[float, int], Any] = {}
+        self._watch_weight_version()
+        self._engine.set_weight_version("0")
+        self._weights_folder = None if self._in_process else _folder_with_config(model)
+
+    def submit(self, request: Request) -> None:
+        prompt = {"prompt_token_ids": list(request.tokens)}
+        params = self._sampling_params(request.sampling, request.max_new_tokens)
+        self._engine.add_request(request.request_id, prompt, params)
+
+    def step(self) -> list[Output]:
+        outputs = []
+        for result in self._engine.step():
+            completion = result.outputs[0]
+            tokens = completion.token_ids
+            if len(tokens) == 0:
+                continue
+            outputs.append(
+                Output(
+                    request_id=result.request_id,
+                    tokens=tokens,
+                    log_probs=completion.logprobs.logprobs,
+                    version=self._step_version,
+                    turn_ended=tokens[-1] in self._end_of_turn,
+                    request_ended=result.finished,
+                )
+            )
+        return outputs
+
+    def cut(self, request_ids: Sequence[str]) -> None:
+        if request_ids:
+            self._engine.abort_request(list(request_ids))
+
+    def load_weights(self, weights: Mapping[str, Any], version: int) -> None:
+        tensors = {name: torch.as_tensor(value) for name, value in weights.items()}
+        if self._in_process:
+            self._engine.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(tensors.items())})
+        else:
+            core = self._engine.engine_core
+            core.call_utility("pause_scheduler", "keep", False)
+            self._reload_through_shared_memory(tensors)
+        self._engine.set_weight_version(str(version))
+        self.version = version
+        if self._kv_on_update == "recompute":
+            self._engine.reset_prefix_cache(reset_running_requests=True)
+        if not self._in_process:
+            self._engine.engine_core.call_utility("resume_scheduler")
+
+    def score(self, tokens: Sequence[int]) -> np.ndarray:
+        from vllm import SamplingParams
+
+        params = SamplingParams(max_tokens=1, temperature=1.0, prompt_logprobs=0, detokenize=False)
+        self._engine.add_request("score", {"prompt_token_ids": list(tokens)}, params)
+        results = []
+        while self._engine.has_unfinished_requests():
+            results += self._engine.step()
+        (result,) = [result for result in results if result.request_id == "score" and result.finished]
+        rows = zip(result.prompt_logprobs[1:], tokens[1:], strict=True)
+        return np.array([row[token].logprob for row, token in rows], np.float32)
+
+    def stop(self) -> None:
+        if self._weights_folder is not None:
+            shutil.rmtree(self._weights_folder, ignore_errors=True)
+        self._engine.engine_core.shutdown()
+        del self._engine
+
+    def _sampling_params(self, sampling: Sampling, max_new_tokens: int) -> Any:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        key = (sampling.temperature, max_new_tokens)
+        if key not in self._params:
+            self._params[key] = SamplingParams(
+                temperature=sampling.temperature,
+                max_tokens=max_new_tokens,
+                stop_token_ids=sorted(self._end_of_turn),
+                ignore_eos=True,
+                logprobs=0,
+                flat_logprobs=True,
+                detokenize=False,
+                output_kind=RequestOutputKind.DELTA,
+            )
+        return self._params[key]
+
+    def _watch_weight_version(self) -> None:
+        """Notes, for each step's outputs, which weights sampled them.
+
+        In own processes the engine core runs ahead of its client, so the version at the time of `step()` may be
+        newer than that of the tokens it returns. vLLM stamps each batch of outputs but keeps the stamp to itself
+        until a request finishes; it is read here on the way.
+        """
+        core = self._engine.engine_core
+        get_output = core.get_output
+
+        def get_output_and_note_version() -> Any:
+            outputs = get_output()
+            if outputs.outputs:
+                self._step_version = int(outputs.weight_version)
+            return outputs
+
+        core.get_output = get_output_and_note_version
+
+    def _reload_through_shared_memory(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        from safetensors.torch import save_file
+
+        assert self._weights_folder is not None
+        contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+        save_file(contiguous, self._weights_folder / "model.safetensors")
+        self._engine.collective_rpc("reload_weights", kwargs={"weights_path": str(self._weights_folder)})
+
+
+def _set_process_environment(device: str, multiprocessing: bool, num_threads: int, kv_cache_gib: int) -> None:
+    """vLLM reads these once, when it is imported and when an engine starts."""
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "1" if multiprocessing else "0"
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    if device == "cpu":
+        os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(kv_cache_gib)
+        os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
+        os.environ["OMP_NUM_THREADS"] = str(num_threads)
+
+
+def _folder_with_config(model: str) -> Path:
+    """Makes a folder in shared memory with the model's config, to which new weights are written."""
+    from transformers import AutoConfig
+
+    shared_memory = Path("/dev/shm")
+    parent = shared_memory if shared_memory.is_dir() else None
+    folder = Path(tempfile.mkdtemp(prefix="tppo-rl-weights-", dir=parent))
+    AutoConfig.from_pretrained(model).save_pretrained(folder)
+    return folder

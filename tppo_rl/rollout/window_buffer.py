@@ -1,0 +1,130 @@
+"""The open episode of a slot: its context so far and the window that is being filled."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from tppo_rl.fragments import NO_VERSION, Fragment
+
+
+@dataclass(frozen=True)
+class Ticket:
+    """The right to start one episode, given out by the ledger."""
+
+    episode_id: int
+    prompt_index: int
+    seed: int
+    """Seed of the environment's reset; a pure function of the run's seed and the prompt index."""
+
+
+@dataclass
+class Window:
+    """Tokens since the episode's last fragment; lists grow by one entry a token."""
+
+    tokens: list[int] = field(default_factory=list)
+    sampled: list[int] = field(default_factory=list)
+    log_probs: list[float] = field(default_factory=list)
+    versions: list[int] = field(default_factory=list)
+    rewards: dict[int, float] = field(default_factory=dict)
+    """Rewards by index in `tokens`; nearly all tokens have none."""
+    num_sampled: int = 0
+
+
+class OpenEpisode:
+    """An episode that is being generated.
+
+    Args:
+        ticket: identity and seed of the episode.
+        prompt: int token ids of the formatted prompt.
+        env_runner: index of the env-runner.
+    """
+
+    def __init__(self, ticket: Ticket, prompt: Sequence[int], env_runner: int) -> None:
+        self.ticket = ticket
+        self.turn_tokens: list[int] = []
+        self.response_length = 0
+        self._env_runner = env_runner
+        self._prompt_length = len(prompt)
+        self._context = np.asarray(prompt, np.int32)
+        self._context_sampled = np.zeros(len(prompt), np.uint8)
+        self._context_rewards = np.zeros(len(prompt), np.float32)
+        self._window = Window()
+        self._window_index = 0
+
+    @property
+    def open_tokens(self) -> int:
+        """Sampled tokens that no fragment holds yet."""
+        return self._window.num_sampled
+
+    @property
+    def oldest_open_version(self) -> int | None:
+        """Oldest policy version among the open tokens, None where there are none."""
+        versions = self._window.versions
+        # Versions never fall within a window, so the first sampled token is the oldest.
+        return next((version for version in versions if version != NO_VERSION), None)
+
+    def add_sampled(self, token: int, log_prob: float, version: int) -> None:
+        """Appends a token that the policy sampled."""
+        window = self._window
+        window.tokens.append(token)
+        window.sampled.append(1)
+        window.log_probs.append(log_prob)
+        window.versions.append(version)
+        window.num_sampled += 1
+        self.turn_tokens.append(token)
+        self.response_length += 1
+
+    def add_environment_text(self, tokens: Sequence[int]) -> None:
+        """Appends text that the environment returned between turns: context that is never trained."""
+        window = self._window
+        window.tokens.extend(tokens)
+        window.sampled.extend([0] * len(tokens))
+        window.log_probs.extend([0.0] * len(tokens))
+        window.versions.extend([NO_VERSION] * len(tokens))
+        self.response_length += len(tokens)
+        self.turn_tokens = []
+
+    def add_reward(self, reward: float) -> None:
+        """Gives a reward to the last token, which a policy sampled."""
+        last = len(self._window.tokens) - 1
+        self._window.rewards[last] = self._window.rewards.get(last, 0.0) + reward
+
+    def all_tokens(self) -> list[int]:
+        """Prompt and everything after it: what an engine needs to go on."""
+        return [*self._context.tolist(), *self._window.tokens]
+
+    def close_window(
+        self, *, terminated: bool = False, truncated: bool = False, correct: bool | None = None
+    ) -> Fragment:
+        """Returns the window as a fragment and begins the next one."""
+        window = self._window
+        rewards = np.zeros(len(window.tokens), np.float32)
+        for index, reward in window.rewards.items():
+            rewards[index] = reward
+        fragment = Fragment(
+            episode_id=self.ticket.episode_id,
+            prompt_index=self.ticket.prompt_index,
+            env_runner=self._env_runner,
+            window_index=self._window_index,
+            prompt_length=self._prompt_length,
+            context=self._context,
+            context_sampled=self._context_sampled,
+            context_rewards=self._context_rewards,
+            tokens=np.array(window.tokens, np.int32),
+            sampled=np.array(window.sampled, np.uint8),
+            behaviour_log_probs=np.array(window.log_probs, np.float32),
+            versions=np.array(window.versions, np.int32),
+            rewards=rewards,
+            terminated=terminated,
+            truncated=truncated,
+            correct=correct,
+        )
+        self._context = np.concatenate([self._context, fragment.tokens])
+        self._context_sampled = np.concatenate([self._context_sampled, fragment.sampled])
+        self._context_rewards = np.concatenate([self._context_rewards, fragment.rewards])
+        self._window = Window()
+        self._window_index += 1
+        return fragment
