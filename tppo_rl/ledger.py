@@ -40,6 +40,27 @@ class TokenCounts:
         return self.sampled - self.trained - self.queued - self.in_flight - sum(self.dropped.values())
 
 
+@dataclass(frozen=True)
+class Boundary:
+    """What the critic said at the end of an unfinished fragment when it was trained."""
+
+    held: float
+    """V(s_(l-1)), which EGAE's `hold` puts in the place of V(s_l)."""
+    true: float
+    """V(s_l)."""
+    window_mean: float
+    """Mean value over the fragment's sampled tokens."""
+
+
+@dataclass(frozen=True)
+class ClosedBoundary:
+    """A boundary whose episode has ended."""
+
+    window_index: int
+    values: Boundary
+    final_return: float
+
+
 class LedgerError(AssertionError):
     """The identity of the ledger is broken: tokens were lost or counted twice."""
 
@@ -70,7 +91,7 @@ class Ledger:
         self._queued = 0
         self._dropped: Counter[str] = Counter()
         self._last_fragment: dict[int, Fragment] = {}
-        self._boundaries: dict[int, list[tuple[float, float]]] = {}
+        self._boundaries: dict[int, list[Boundary]] = {}
         self.num_finished_episodes = 0
 
     # Prompts
@@ -80,6 +101,13 @@ class Ledger:
         tickets = [self._ticket(self._take_episode_id()) for _ in range(count)]
         self._account(env_runner).leased.update(ticket.episode_id for ticket in tickets)
         return tickets
+
+    def give_back(self, env_runner: int, tickets: Iterable[Ticket]) -> None:
+        """Takes back tickets that did not reach the env-runner; they go out again first."""
+        account = self._account(env_runner)
+        for ticket in tickets:
+            account.leased.discard(ticket.episode_id)
+            self._returned.append(ticket.episode_id)
 
     def num_leased(self, env_runner: int) -> int:
         """Tickets of an env-runner whose episodes have not ended."""
@@ -167,22 +195,19 @@ class Ledger:
 
     # What is known of a boundary only when the episode ends
 
-    def note_boundary(self, episode_id: int, *, held: float, true: float) -> None:
-        """Keeps the critic's values V(s_{l-1}) and V(s_l) at the end of an unfinished fragment."""
-        self._boundaries.setdefault(episode_id, []).append((held, true))
+    def note_boundary(self, episode_id: int, boundary: Boundary) -> None:
+        """Keeps the critic's values at the end of an unfinished fragment until the episode ends."""
+        self._boundaries.setdefault(episode_id, []).append(boundary)
 
-    def close_boundaries(self, fragment: Fragment, gamma: float) -> list[tuple[int, float, float]]:
-        """Returns for each earlier boundary of a finished episode (window index, |V(s_{l-1}) - G_l|, |V(s_l) - G_l|).
+    def close_boundaries(self, fragment: Fragment, gamma: float) -> list[ClosedBoundary]:
+        """Returns the earlier boundaries of a finished episode beside the return that followed them.
 
-        G_l, the return from the boundary on, counts the rewards after it. Boundaries are known by their order only,
-        so with rewards between windows and gamma < 1 the return of the last window stands in for all.
+        Only the rewards of the last window count into the return: exact for a reward at the end with gamma = 1.
         """
         boundaries = self._boundaries.pop(fragment.episode_id, [])
-        rewards = fragment.rewards
-        final_return = float(np.dot(rewards, gamma ** np.arange(len(rewards), dtype=np.float64)))
-        return [
-            (index, abs(held - final_return), abs(true - final_return)) for index, (held, true) in enumerate(boundaries)
-        ]
+        discounts = gamma ** np.arange(len(fragment.rewards), dtype=np.float64)
+        final_return = float(np.dot(fragment.rewards, discounts))
+        return [ClosedBoundary(index, boundary, final_return) for index, boundary in enumerate(boundaries)]
 
     # Checkpoints
 

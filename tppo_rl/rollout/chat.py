@@ -44,6 +44,11 @@ class Chat:
         """Token ids that end the model's turn."""
         return [int(self._tokenizer.eos_token_id)]
 
+    @property
+    def vocabulary_size(self) -> int:
+        """Token ids are below it."""
+        return len(self._tokenizer)
+
     def prompt(self, text: str) -> list[int]:
         """Token ids of a conversation that begins with this user message, generation prompt included."""
         return self._encode(self._render([{"role": "user", "content": text}]))

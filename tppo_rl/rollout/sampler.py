@@ -137,6 +137,7 @@ class Sampler:
         self._free.extend(self._slot_of.values())
         self._open.clear()
         self._slot_of.clear()
+        self._closed.clear()
         self.tickets.clear()
         return abandoned
 

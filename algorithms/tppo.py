@@ -1,0 +1,341 @@
+"""Truncated PPO (T-PPO, arXiv 2506.15050) on RLlib.
+
+            ┌──────────────────────────── weights, version + 1 ───────────────────────────┐
+            ▼                                                                             │
+      VLLMEnvRunner ──fragments──▶ RolloutPump ──▶ TrainQueue ──batch──▶ LearnerGroup.update
+        slots, windows              Ledger           oldest first          EGAE, MC targets, token filter,
+            ▲                         │                                    policy step, critic step
+            └──────── tickets ────────┘
+
+    mode="async"  env-runners generate all the time; while one batch is trained the next ones are sampled. Staleness is
+                  bounded as `tppo_rl/train_queue.py` derives; what waits for what is in `tppo_rl/rollout/pump.py`.
+    mode="sync"   the paper: every slot generates one window, then one update, then new weights.
+
+An iteration is one update. Differences from the paper: log-probs of the behaviour policy come from the engine, and in
+async mode a response may span several policy versions, each token keeping its own.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+from ray.rllib.algorithms.algorithm import Algorithm
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+from ray.rllib.core import COMPONENT_LEARNER_GROUP, DEFAULT_MODULE_ID
+from ray.rllib.core.learner.training_data import TrainingData
+from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, LEARNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME
+
+from tppo_rl.accounts import RunAccounts
+from tppo_rl.algorithms.tppo_config import TPPOConfig
+from tppo_rl.base_models import resolve_model
+from tppo_rl.evaluation import accuracy_statistics, evaluate_heldout
+from tppo_rl.fragments import Fragment, fragments_from_table, table_from_fragments
+from tppo_rl.ledger import Boundary, ClosedBoundary, Ledger
+from tppo_rl.metrics import boundary_metrics, episode_metrics, heldout_metrics, learner_metrics
+from tppo_rl.rollout.chat import Chat
+from tppo_rl.rollout.pump import RolloutPump
+from tppo_rl.run_log import RunLog
+from tppo_rl.train_queue import TrainQueue
+from tppo_rl.weight_sync import WeightSync
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+logger = logging.getLogger(__name__)
+
+LOG_PROB_GAP_ALARM = {"float32": 1e-3, "bfloat16": 0.05}
+"""Default of `log_prob_gap_alarm`, nats."""
+
+
+class TPPO(Algorithm):
+    """Truncated PPO, see the head of this file."""
+
+    @classmethod
+    def get_default_config(cls) -> TPPOConfig:
+        return TPPOConfig()
+
+    def setup(self, config: AlgorithmConfig) -> None:
+        started = time.perf_counter()
+        super().setup(config)
+        self._chat = Chat.from_pretrained(resolve_model(self.config.policy_model))
+        self._accounts = RunAccounts()
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="update")
+        self._weight_sync = WeightSync(
+            self.learner_group,
+            self.env_runner_group,
+            dtype=self.config.dtype,
+            vocabulary_size=self._chat.vocabulary_size,
+        )
+        self._version = 0
+        self._evaluations: dict[str, dict[str, Any]] = {}
+        self._log_values: dict[str, float] = {}
+        self._log: RunLog | None = None
+        self._start_pipeline(Ledger(seed=self.config.seed), [])
+        self._version = self._weight_sync.push()
+        self._log_values["engine_gap/probe_mean"] = self._weight_sync.verify()
+        self._weights_proven_at = self._version
+        self._accounts.add_seconds("setup", time.perf_counter() - started)
+
+    def step(self) -> dict[str, Any]:
+        started = time.perf_counter()
+        if self.config.evaluation_interval and "before" not in self._evaluations:
+            self._evaluations["before"] = self.evaluate()
+        results = super().step()
+        self._accounts.wall_s += time.perf_counter() - started
+        results["heldout_before"] = self._evaluations.get("before", {})
+        results["heldout_latest"] = self._evaluations.get("latest", {})
+        results["run"] = self.run_state()
+        results["tokens"]["dropped_by_reason"] = self._ledger.counts().dropped
+        results["mode"] = self.config.mode
+        results["seed"] = self.config.seed
+        return dict(results)
+
+    def run_state(self) -> dict[str, Any]:
+        """Sums over the whole run, for its summary."""
+        return self._accounts.state() | {"slot_occupancy_lifetime": self._accounts.slot_occupancy}
+
+    def training_step(self) -> None:
+        """One batch of fragments, one update, new weights."""
+        started = time.perf_counter()
+        with self._timed("waiting_for_fragments"):
+            fragments = self._next_batch()
+        with self._timed("update"):
+            results = self._update(fragments)
+        self._book(fragments, results)
+        with self._timed("weights"):
+            self._version = self._weight_sync.push()
+            self._prove_weights_once_changed()
+        self._log_iteration(time.perf_counter() - started)
+
+    def evaluate(self, parallel_train_future: Any = None) -> dict[str, Any]:
+        """Answers the held-out prompts, sampled at the training temperature and greedy.
+
+        Runs on the training env-runners' engines while their open episodes are suspended, or on own env-runners if
+        `evaluation_num_env_runners` is above 0.
+        """
+        assert parallel_train_future is None
+        with self._timed("evaluation"):
+            group = self.env_runner_group
+            if self.config.evaluation_num_env_runners > 0:
+                group = self.eval_env_runner_group
+                group.sync_weights(from_worker_or_learner_group=self.learner_group, inference_only=True)
+            temperatures = {"sampled": self.config.sampling["temperature"], "greedy": 0.0}
+            evaluation = {
+                name: accuracy_statistics(
+                    evaluate_heldout(group, num_prompts=self.config.evaluation_duration, temperature=temperature)
+                )
+                for name, temperature in temperatures.items()
+            }
+        self._evaluations["latest"] = evaluation
+        self._run_log().scalars(self._ledger.counts().sampled, heldout_metrics(evaluation))
+        return evaluation
+
+    def get_state(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        state = dict(super().get_state(*args, **kwargs))
+        state["tppo"] = {
+            "ledger": self._ledger.state(),
+            "queue": table_from_fragments(self._queue.fragments()),
+            "accounts": self._accounts.state(),
+            "evaluations": self._evaluations,
+        }
+        return state
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        super().set_state(state)
+        if "tppo" in state:
+            saved = state["tppo"]
+            self._accounts = RunAccounts(**saved["accounts"])
+            self._evaluations = saved["evaluations"]
+            self._pump.abandon()
+            self._start_pipeline(Ledger.from_state(saved["ledger"]), fragments_from_table(saved["queue"]))
+
+    def get_checkpointable_components(self) -> list[tuple[str, Any]]:
+        # Env-runners have no state of their own: weights live in learners, prompts and tokens in the ledger.
+        return [(COMPONENT_LEARNER_GROUP, self.learner_group)]
+
+    def restore_from_path(self, path: Any, *args: Any, **kwargs: Any) -> None:
+        super().restore_from_path(path, *args, **kwargs)
+        self._version = self._weight_sync.push()
+        self._log_values["engine_gap/probe_mean"] = self._weight_sync.verify()
+
+    def cleanup(self) -> None:
+        if hasattr(self, "_executor"):
+            self._executor.shutdown(wait=True)
+        if getattr(self, "_log", None) is not None:
+            self._log.close()
+        super().cleanup()
+
+    # The parts of an iteration
+
+    def _next_batch(self) -> list[Fragment]:
+        if self.config.mode == "sync":
+            return self._pump.one_window(self.config.window_length)
+        return self._pump.batch(self._version)
+
+    def _update(self, fragments: list[Fragment]) -> list[dict[str, Any]]:
+        """Trains the fragments; in async mode sampling goes on meanwhile."""
+        data = self._training_data(fragments)
+        if self.config.mode == "sync":
+            return self.learner_group.update(training_data=data)
+        update: Future[list[dict[str, Any]]] = self._executor.submit(self.learner_group.update, training_data=data)
+        while not update.done():
+            self._weight_sync.deliver()
+            self._pump.turn(self._version, timeout_s=0.02)
+        return update.result()
+
+    def _training_data(self, fragments: list[Fragment]) -> TrainingData:
+        if self.config.num_learners <= 1 and not self.learner_group.is_remote:
+            return TrainingData(batch=table_from_fragments(fragments))
+        return TrainingData(
+            batches=[table_from_fragments(share) for share in shares(fragments, self.config.num_learners)]
+        )
+
+    def _book(self, fragments: list[Fragment], results: list[dict[str, Any]]) -> None:
+        """Books what was trained, and what learners found out about windows and boundaries."""
+        reports = pa.concat_tables([result.pop("fragment_report") for result in results])
+        histogram = np.asarray(results[0]["staleness_histogram"])
+        for result in results:
+            del result["staleness_histogram"]
+        values = self.metrics.peek_results(results[0][DEFAULT_MODULE_ID])
+        self._ledger.book_trained(int(values["trained_tokens"]))
+        counts = self._ledger.check(queue_tokens=self._queue.num_tokens)
+        assert self.config.mode == "sync" or values["staleness_max"] <= self.config.max_staleness
+        self._log_values |= learner_metrics(values)
+        self._log_values |= boundary_metrics(self._close_boundaries(fragments, reports))
+        self._log_values |= {
+            "tokens/sampled": counts.sampled,
+            "tokens/trained": counts.trained,
+            "tokens/queued": counts.queued,
+            "tokens/in_flight": counts.in_flight,
+            "tokens/dropped": sum(counts.dropped.values()),
+        }
+        self._trained_tokens = int(values["trained_tokens"])
+        accounts = self._accounts
+        accounts.largest_staleness = max(accounts.largest_staleness, int(values["staleness_max"]))
+        accounts.largest_ratio_deviation = max(accounts.largest_ratio_deviation, values["first_ratio_max_deviation"])
+        self._watch_log_prob_gap()
+        self._run_log().histogram(counts.sampled, "staleness/histogram", histogram)
+        self.metrics.aggregate(results, key=LEARNER_RESULTS)
+
+    def _close_boundaries(self, fragments: list[Fragment], reports: pa.Table) -> list[ClosedBoundary]:
+        rows = {(row["episode_id"], row["window_index"]): row for row in reports.to_pylist()}
+        closed: list[ClosedBoundary] = []
+        for fragment in sorted(fragments, key=lambda fragment: fragment.window_index):
+            if fragment.finished:
+                closed += self._ledger.close_boundaries(fragment, self.config.gamma)
+            else:
+                row = rows[fragment.episode_id, fragment.window_index]
+                boundary = Boundary(row["held_value"], row["boundary_value"], row["mean_value"])
+                self._ledger.note_boundary(fragment.episode_id, boundary)
+        return closed
+
+    def _watch_log_prob_gap(self) -> None:
+        limit = self.config.log_prob_gap_alarm or LOG_PROB_GAP_ALARM[self.config.dtype]
+        gap = self._log_values.get("engine_gap/fresh_log_prob_mean", 0.0)
+        largest = self._log_values.get("engine_gap/fresh_log_prob_max", 0.0)
+        self._accounts.largest_fresh_log_prob_gap = max(self._accounts.largest_fresh_log_prob_gap, largest)
+        self._log_values["engine_gap/alarm"] = float(gap > limit)
+        if gap > limit:
+            logger.warning(
+                "engine and trainer disagree: mean log-prob gap %.2e nats on tokens of the trainer's own version, alarm at "
+                "%.0e; look at kv_on_update, dtype and sampling",
+                gap,
+                limit,
+            )
+
+    def _prove_weights_once_changed(self) -> None:
+        first_changed = self.config.critic_warmup_updates + 1
+        if self._weights_proven_at < first_changed <= self._version:
+            self._log_values["engine_gap/probe_mean"] = self._weight_sync.verify()
+            self._weights_proven_at = self._version
+
+    def _log_iteration(self, seconds: float) -> None:
+        statistics = self._pump.take_statistics()
+        self._accounts.add_rollouts(statistics)
+        busy = statistics.sampling_seconds + statistics.idle_seconds + statistics.weight_seconds
+        sampled_before = self._log_values.pop("sampled_before", 0.0)
+        values = self._log_values | episode_metrics(statistics.fragments)
+        values |= {
+            "tokens/sampled_per_second": (values["tokens/sampled"] - sampled_before) / seconds,
+            "tokens/trained_per_second": self._trained_tokens / seconds,
+            "rollout/slot_occupancy": statistics.productive_slot_steps / max(1, statistics.slot_steps),
+            "rollout/refills": statistics.refills,
+            "rollout/runner_idle_share": statistics.idle_seconds / max(busy, 1e-9),
+            "rollout/weight_load_share": statistics.weight_seconds / max(busy, 1e-9),
+            "time/iteration": seconds,
+        }
+        step = int(values["tokens/sampled"])
+        self._run_log().scalars(step, values)
+        self._run_log().rollouts(self.iteration + 1, step, statistics.fragments)
+        self.metrics.aggregate(statistics.runner_metrics, key=ENV_RUNNER_RESULTS)
+        self.metrics.log_value(NUM_ENV_STEPS_SAMPLED_LIFETIME, step, reduce="item")
+        for name, value in values.items():
+            self.metrics.log_value(tuple(name.split("/")), float(value), reduce="item")
+        self._log_values = {"sampled_before": float(step)}
+
+    # Construction
+
+    def _start_pipeline(self, ledger: Ledger, queued: list[Fragment]) -> None:
+        config = self.config
+        self._ledger = ledger
+        self._queue = TrainQueue()
+        self._queue.push(queued)
+        self._pump = RolloutPump(
+            self.env_runner_group,
+            ledger,
+            self._queue,
+            batch_tokens=config.batch_tokens(),
+            max_staleness=config.max_staleness,
+            num_slots=config.num_envs_per_env_runner,
+            engine_steps=config.engine_steps_per_sample or min(config.window_length, 32),
+            on_restart=self._revive,
+            restore=lambda: self.restore_env_runners(self.env_runner_group),
+        )
+
+    def _revive(self, env_runner: int) -> None:
+        self._weight_sync.deliver(env_runner)
+        self._log_values["engine_gap/probe_mean"] = self._weight_sync.verify()
+
+    def _run_log(self) -> RunLog:
+        if self._log is None:
+            self._log = RunLog(
+                self._results_folder(),
+                fragments_per_iteration=self.config.rollout_log_fragments,
+                to_text=self._chat.text,
+                seed=self.config.seed,
+            )
+        return self._log
+
+    def _results_folder(self) -> Path:
+        """`results_folder`, else Tune's folder of the trial where it is on this machine, else the trainable's own."""
+        if self.config.results_folder is not None:
+            return Path(self.config.results_folder)
+        storage = getattr(self, "_storage", None)
+        trial_folder = Path(storage.trial_fs_path) if storage is not None else None
+        return trial_folder if trial_folder is not None and trial_folder.is_dir() else Path(self.logdir)
+
+    @contextmanager
+    def _timed(self, part: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        seconds = time.perf_counter() - started
+        self._accounts.add_seconds(part, seconds)
+        self._log_values[f"time/{part}"] = seconds
+
+
+def shares(fragments: list[Fragment], num_learners: int) -> list[list[Fragment]]:
+    """Divides fragments among learners so that all process about as many tokens; a share may be empty."""
+    result: list[list[Fragment]] = [[] for _ in range(num_learners)]
+    loads = [0] * num_learners
+    for fragment in sorted(fragments, key=lambda fragment: fragment.num_positions, reverse=True):
+        lightest = loads.index(min(loads))
+        result[lightest].append(fragment)
+        loads[lightest] += fragment.num_positions
+    return result

@@ -1,0 +1,182 @@
+"""Configuration of T-PPO on RLlib's builder; the siblings inherit it."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig, NotProvided
+from ray.rllib.core.rl_module.rl_module import RLModuleSpec
+
+from tppo_rl.base_models import resolve_model
+from tppo_rl.learner.learner import TPPOLearner
+from tppo_rl.learner.module import LanguageModelModule
+from tppo_rl.options import OptionError, Options, check_environment, check_model, check_options, unknown_key
+from tppo_rl.rollout.env_runner import VLLMEnvRunner
+from tppo_rl.rollout.pump import REQUESTS_IN_FLIGHT
+
+
+class TPPOConfig(AlgorithmConfig):
+    """Configuration of T-PPO; every option with unit, default and meaning is in `tppo_rl.options.Options`.
+
+    An unknown attribute, key, or a bad value raises `OptionError` (a ValueError) before Ray starts anything.
+    """
+
+    def __init__(self, algo_class: type | None = None) -> None:
+        from tppo_rl.algorithms.tppo import TPPO
+
+        super().__init__(algo_class=algo_class or TPPO)
+        for key, value in Options().model_dump().items():
+            setattr(self, key, value)
+        self.env_runner_cls = VLLMEnvRunner
+        self.max_requests_in_flight_per_env_runner = REQUESTS_IN_FLIGHT
+        self.sample_timeout_s = None
+        self.delay_between_env_runner_restarts_s = 1.0
+        # The driver only passes fragments on; with a CPU of its own, a trial would not fit on two.
+        self.num_cpus_for_main_process = 0
+        # Env-runners have no connectors whose state would have to be synchronized.
+        self._dont_auto_sync_env_runner_states = True
+        self._settable = frozenset(vars(self))
+
+    def __setattr__(self, key: str, value: Any) -> None:
+        settable = getattr(self, "_settable", None)
+        if settable is not None and key not in settable and not key.startswith("_") and not hasattr(type(self), key):
+            raise OptionError(unknown_key(key, value, settable))
+        super().__setattr__(key, value)
+
+    def language_model(
+        self, policy_model: str = NotProvided, *, dtype: str = NotProvided, critic: str = NotProvided
+    ) -> Self:
+        """Sets policy and critic: folder or hub id, number format, and where the critic's backbone comes from."""
+        return self._set(policy_model=policy_model, dtype=dtype, critic=critic)
+
+    def env_runners(  # type: ignore[override]
+        self,
+        *,
+        window_length: int = NotProvided,
+        max_response_length: int = NotProvided,
+        max_prompt_length: int = NotProvided,
+        sampling: dict[str, Any] = NotProvided,
+        engine: dict[str, Any] = NotProvided,
+        engine_steps_per_sample: int | None = NotProvided,
+        **kwargs: Any,
+    ) -> Self:
+        """Sets windows, caps, sampling and engine; RLlib's own options go on to RLlib."""
+        super().env_runners(**kwargs)
+        return self._set(
+            window_length=window_length,
+            max_response_length=max_response_length,
+            max_prompt_length=max_prompt_length,
+            sampling=sampling,
+            engine=engine,
+            engine_steps_per_sample=engine_steps_per_sample,
+        )
+
+    def training(  # type: ignore[override]
+        self,
+        *,
+        critic_lr: float = NotProvided,
+        lr_warmup_updates: int = NotProvided,
+        adam_betas: tuple[float, float] = NotProvided,
+        weight_decay: float = NotProvided,
+        lambda_: float = NotProvided,
+        boundary_value: str = NotProvided,
+        clip_low: float = NotProvided,
+        clip_high: float = NotProvided,
+        off_policy_correction: str = NotProvided,
+        micro_batch_tokens: int = NotProvided,
+        critic_num_epochs: int = NotProvided,
+        critic_minibatch_size: int | None = NotProvided,
+        critic_warmup_updates: int = NotProvided,
+        critic_grad_clip: float | None = NotProvided,
+        **kwargs: Any,
+    ) -> Self:
+        """Sets estimator, losses, optimizers and batch sizes; RLlib's own options go on to RLlib."""
+        super().training(**kwargs)
+        return self._set(
+            critic_lr=critic_lr,
+            lr_warmup_updates=lr_warmup_updates,
+            adam_betas=adam_betas,
+            weight_decay=weight_decay,
+            lambda_=lambda_,
+            boundary_value=boundary_value,
+            clip_low=clip_low,
+            clip_high=clip_high,
+            off_policy_correction=off_policy_correction,
+            micro_batch_tokens=micro_batch_tokens,
+            critic_num_epochs=critic_num_epochs,
+            critic_minibatch_size=critic_minibatch_size,
+            critic_warmup_updates=critic_warmup_updates,
+            critic_grad_clip=critic_grad_clip,
+        )
+
+    def pipeline(
+        self,
+        *,
+        mode: str = NotProvided,
+        max_staleness: int = NotProvided,
+        kv_on_update: str = NotProvided,
+        log_prob_gap_alarm: float | None = NotProvided,
+    ) -> Self:
+        """Sets how sampling and training are coupled."""
+        return self._set(
+            mode=mode, max_staleness=max_staleness, kv_on_update=kv_on_update, log_prob_gap_alarm=log_prob_gap_alarm
+        )
+
+    def reporting(self, *, rollout_log_fragments: int = NotProvided, **kwargs: Any) -> Self:  # type: ignore[override]
+        """Sets how many fragments are kept for reading; RLlib's own options go on to RLlib."""
+        super().reporting(**kwargs)
+        return self._set(rollout_log_fragments=rollout_log_fragments)
+
+    def update_from_dict(self, config_dict: dict[str, Any]) -> Self:
+        """Sets options by key, as YAML files and Tune do.
+
+        Raises:
+            OptionError: a key that neither this project nor RLlib knows.
+        """
+        settable = getattr(self, "_settable", frozenset(vars(self)))
+        for key, value in config_dict.items():
+            if not key.startswith("_") and key not in settable and not hasattr(type(self), key):
+                raise OptionError(unknown_key(key, value, settable))
+        return super().update_from_dict(config_dict)
+
+    def options(self) -> Options:
+        """The checked options of `tppo_rl.options`."""
+        return check_options({key: getattr(self, key) for key in Options.model_fields})
+
+    def validate(self) -> None:
+        """Checks everything that can be checked without an engine.
+
+        Raises:
+            OptionError: names key, value and remedy.
+        """
+        # RLlib makes the evaluation config out of this one, with the number of evaluation env-runners put in.
+        if not self.in_evaluation:
+            options = self.options()
+            check_model(options)
+            check_environment(options)
+        if self.evaluation_parallel_to_training:
+            raise OptionError(
+                "evaluation_parallel_to_training=True: evaluation shares engines with training; set it to False"
+            )
+        super().validate()
+
+    def get_default_rl_module_spec(self) -> RLModuleSpec:
+        model_config = {
+            "policy_model": resolve_model(self.policy_model),
+            "critic": self.critic if self.critic == "separate" else resolve_model(self.critic),
+            "dtype": self.dtype,
+        }
+        return RLModuleSpec(module_class=LanguageModelModule, model_config=model_config)
+
+    def get_default_learner_class(self) -> type:
+        return TPPOLearner
+
+    def batch_tokens(self) -> int:
+        """Sampled tokens of one update, over all learners."""
+        return int(self.train_batch_size_per_learner * max(1, self.num_learners))
+
+    def _set(self, **options: Any) -> Self:
+        for key, value in options.items():
+            if value is not NotProvided:
+                setattr(self, key, value)
+        return self

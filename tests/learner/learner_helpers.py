@@ -1,0 +1,176 @@
+"""Tiny models, made-up fragments and a config, shared by the learner's tests."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+from ray.rllib.core.rl_module.rl_module import RLModuleSpec
+
+from tppo_rl.fragments import NO_VERSION, Fragment
+from tppo_rl.learner.learner import TPPOLearner
+from tppo_rl.learner.models import Critic, Policy, load_causal_lm
+from tppo_rl.learner.module import LanguageModelModule
+from tppo_rl.learner.settings import UpdateSettings
+
+VOCABULARY = 50
+
+
+def save_tiny_model(folder: Path, *, seed: int = 0) -> str:
+    """Saves a random Qwen2 (2 layers, 32 wide) and returns the folder."""
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    torch.manual_seed(seed)
+    config = Qwen2Config(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=256,
+        initializer_range=0.2,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=1,
+    )
+    Qwen2ForCausalLM(config).save_pretrained(folder)
+    return str(folder)
+
+
+def load_models(folder: str, dtype: torch.dtype = torch.float32, *, value_head: bool = True) -> tuple[Policy, Critic]:
+    """Loads policy and critic; `value_head` fills the critic's zero head so that its backbone has gradients."""
+    policy, critic = Policy(load_causal_lm(folder, dtype), dtype), Critic(load_causal_lm(folder, dtype), dtype)
+    if value_head:
+        generator = torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            critic.value_head.weight.copy_(torch.randn(critic.value_head.weight.shape, generator=generator) * 0.1)
+            critic.value_head.bias.fill_(0.1)
+    return policy, critic
+
+
+def make_fragment(
+    rng: np.random.Generator,
+    *,
+    episode_id: int = 0,
+    context: int = 5,
+    earlier: int = 0,
+    tokens: int = 6,
+    finished: bool = False,
+    turns: bool = False,
+    version: int = 0,
+    reward: float | None = None,
+) -> Fragment:
+    """Makes a fragment of random tokens.
+
+    Args:
+        rng: Draws tokens, log-probs and the final reward.
+        episode_id: As in `Fragment`.
+        context: Prompt tokens.
+        earlier: Response tokens of earlier windows.
+        tokens: Tokens of the window.
+        finished: Whether the window terminates the episode with a reward.
+        turns: Puts environment text into the earlier windows and into the window.
+        version: Of all sampled tokens.
+        reward: The final reward, drawn where None.
+    """
+    num_context = context + earlier
+    context_sampled = np.r_[np.zeros(context, np.uint8), np.ones(earlier, np.uint8)]
+    sampled = np.ones(tokens, np.uint8)
+    if turns:
+        sampled[tokens // 2 : tokens // 2 + 2] = 0
+        context_sampled[context + earlier // 2 : context + earlier // 2 + 2] = 0
+    rewards = np.zeros(tokens, np.float32)
+    if finished:
+        rewards[np.flatnonzero(sampled)[-1]] = rng.choice([-1.0, 1.0]) if reward is None else reward
+    return Fragment(
+        episode_id=episode_id,
+        prompt_index=episode_id,
+        env_runner=0,
+        window_index=int(earlier > 0),
+        prompt_length=context,
+        context=rng.integers(2, VOCABULARY, num_context).astype(np.int32),
+        context_sampled=context_sampled,
+        context_rewards=np.zeros(num_context, np.float32),
+        tokens=rng.integers(2, VOCABULARY, tokens).astype(np.int32),
+        sampled=sampled,
+        behaviour_log_probs=np.where(sampled, np.log(rng.uniform(0.01, 0.2, tokens)), 0.0).astype(np.float32),
+        versions=np.where(sampled, version, NO_VERSION).astype(np.int32),
+        rewards=rewards,
+        terminated=finished,
+        truncated=False,
+        correct=bool(rewards.sum() > 0) if finished else None,
+    )
+
+
+def make_fragments(seed: int, count: int = 8, **options: Any) -> list[Fragment]:
+    """Makes fragments of different lengths, every second one finished, every third one with turns."""
+    rng = np.random.default_rng(seed)
+    return [
+        make_fragment(
+            rng,
+            **(
+                {
+                    "episode_id": index,
+                    "context": int(rng.integers(1, 9)),
+                    "earlier": int(rng.integers(0, 9)),
+                    "tokens": int(rng.integers(4, 11)),
+                    "finished": index % 2 == 0,
+                    "turns": index % 3 == 0,
+                }
+                | options
+            ),
+        )
+        for index in range(count)
+    ]
+
+
+def parameters_of(*models: torch.nn.Module) -> torch.Tensor:
+    """Returns a copy of all parameters in one vector."""
+    return torch.cat([parameter.detach().reshape(-1).clone() for model in models for parameter in model.parameters()])
+
+
+class LearnerConfig(AlgorithmConfig):
+    """The least config that a `TPPOLearner` runs with: the attributes of `UpdateSettings`."""
+
+    def __init__(self, algo_class: type | None = None) -> None:
+        super().__init__(algo_class=algo_class)
+        defaults = UpdateSettings(lr=1e-3, critic_lr=1e-3)
+        for name, value in vars(defaults).items():
+            if name != "temperature":
+                setattr(self, name, value)
+        self.sampling = {"temperature": 1.0}
+
+    def get_default_rl_module_spec(self) -> RLModuleSpec:
+        return RLModuleSpec(module_class=LanguageModelModule)
+
+
+def learner_config(folder: str, *, num_learners: int = 0, critic: str | None = "separate", **settings: Any) -> Any:
+    """Returns a config whose `build_learner_group()` hosts a `TPPOLearner` on the model in `folder`."""
+    text = gym.spaces.Text(max_length=64)
+    config = (
+        LearnerConfig()
+        .environment(observation_space=text, action_space=text)
+        .learners(num_learners=num_learners, num_cpus_per_learner=1)
+        .training(learner_class=TPPOLearner)
+        .rl_module(
+            rl_module_spec=RLModuleSpec(
+                module_class=LanguageModelModule,
+                model_config={"policy_model": folder, "critic": critic, "dtype": "float32"},
+            )
+        )
+    )
+    for name, value in settings.items():
+        assert name == "learner_connector" or hasattr(config, name), name
+        setattr(config, name, value)
+    return config
+
+
+def split(fragments: Sequence[Fragment], size: int) -> list[list[Fragment]]:
+    """Returns the first `size` fragments and the others."""
+    return [list(fragments[:size]), list(fragments[size:])]

@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from learner_helpers import VOCABULARY, load_models
+from transformers import Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel, PreTrainedModel
+
+from tppo_rl.learner import models
+from tppo_rl.learner.models import Critic, Policy, load_causal_lm, parse_dtype
+
+
+def plain_log_probs(model: PreTrainedModel, sequence: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Log-probs of tokens 1 … n-1 of one unpadded sequence by the model's own forward pass."""
+    logits = model(input_ids=sequence[None]).logits[0, :-1] / temperature
+    return logits.log_softmax(dim=-1).gather(1, sequence[1:, None])[:, 0]
+
+
+def padded_log_probs(policy: Policy, sequences: list[torch.Tensor], temperature: float, padding: int) -> torch.Tensor:
+    width = max(map(len, sequences)) + padding
+    input_ids = torch.stack([torch.nn.functional.pad(s, (0, width - len(s)), value=7) for s in sequences])
+    rows = torch.cat([torch.full((len(s) - 1,), row) for row, s in enumerate(sequences)])
+    positions = torch.cat([torch.arange(len(s) - 1) for s in sequences])
+    return policy(input_ids, rows, positions, torch.cat([s[1:] for s in sequences]), temperature=temperature).log_probs
+
+
+def random_sequences(seed: int) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randint(0, VOCABULARY, (length,), generator=generator) for length in (4, 11, 7)]
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("padding", [0, 13])
+def test_log_probs_equal_a_plain_forward_pass(model_folder: str, temperature: float, padding: int) -> None:
+    policy, _ = load_models(model_folder)
+    sequences = random_sequences(0)
+    expected = torch.cat([plain_log_probs(policy.model, sequence, temperature) for sequence in sequences])
+    torch.testing.assert_close(padded_log_probs(policy, sequences, temperature, padding), expected, atol=1e-5, rtol=0)
+
+
+def test_other_architectures() -> None:
+    """GPT-2 has dropout; Gemma 2 caps its logits after the output layer and has sliding windows."""
+    torch.manual_seed(0)
+    gpt2 = GPT2LMHeadModel(GPT2Config(vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=64))
+    gemma2 = Gemma2ForCausalLM(
+        Gemma2Config(
+            vocab_size=VOCABULARY,
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=8,
+            intermediate_size=64,
+            final_logit_softcapping=0.5,
+            sliding_window=4,
+            initializer_range=0.5,
+        )
+    )
+    sequences = random_sequences(1)
+    for model in (gpt2, gemma2):
+        policy = Policy(model)
+        policy.train()
+        expected = torch.cat([plain_log_probs(model, sequence, 1.0) for sequence in sequences])
+        torch.testing.assert_close(padded_log_probs(policy, sequences, 1.0, 3), expected, atol=1e-5, rtol=0)
+        assert Critic(model)(sequences[0][None]).tolist() == [[0.0] * 4]
+
+
+def test_logits_in_parts_change_nothing(model_folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    policy, _ = load_models(model_folder)
+    gradients = []
+    for limit in (models.MAX_LOGITS, 3 * VOCABULARY):
+        monkeypatch.setattr(models, "MAX_LOGITS", limit)
+        policy.zero_grad()
+        log_probs = padded_log_probs(policy, random_sequences(2), 0.9, 0)
+        log_probs.square().sum().backward()
+        gradients.append(torch.cat([parameter.grad.reshape(-1) for parameter in policy.parameters()]))
+    torch.testing.assert_close(*gradients, atol=1e-4, rtol=1e-5)
+
+
+def test_a_cold_critic_says_zero_and_padding_changes_nothing(model_folder: str) -> None:
+    _, cold = load_models(model_folder, value_head=False)
+    sequence = random_sequences(3)[1]
+    assert not cold(sequence[None]).any()
+    _, critic = load_models(model_folder)
+    padded = torch.nn.functional.pad(sequence, (0, 9), value=5)
+    values = critic(sequence[None])
+    assert values.shape == (1, 11)
+    torch.testing.assert_close(critic(padded[None])[:, :11], values, atol=1e-6, rtol=0)
+
+
+def test_bfloat16_computes_with_float32_weights(model_folder: str) -> None:
+    policy = Policy(load_causal_lm(model_folder, torch.bfloat16), torch.bfloat16)
+    exact, _ = load_models(model_folder)
+    assert {parameter.dtype for parameter in policy.parameters()} == {torch.float32}
+    sequences = random_sequences(4)
+    log_probs = padded_log_probs(policy, sequences, 1.0, 0)
+    assert log_probs.dtype == torch.float32
+    gap = (log_probs - padded_log_probs(exact, sequences, 1.0, 0)).abs()
+    assert 0 < float(gap.max()) < 0.3
+
+
+def test_wrong_names_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="float8"):
+        parse_dtype("float8")
+    with pytest.raises(ValueError, match="no language model"):
+        load_causal_lm(str(tmp_path), torch.float32)

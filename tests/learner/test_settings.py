@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import ast
+import inspect
+from dataclasses import fields
+from typing import Any
+
+import pytest
+from learner_helpers import LearnerConfig
+
+from tppo_rl.learner import settings
+from tppo_rl.learner.settings import UpdateSettings
+
+KEYS = {
+    "gamma",
+    "lambda_",
+    "boundary_value",
+    "clip_low",
+    "clip_high",
+    "temperature",
+    "off_policy_correction",
+    "num_epochs",
+    "minibatch_size",
+    "critic_num_epochs",
+    "critic_minibatch_size",
+    "micro_batch_tokens",
+    "lr",
+    "critic_lr",
+    "lr_warmup_updates",
+    "critic_warmup_updates",
+    "adam_betas",
+    "weight_decay",
+    "grad_clip",
+    "critic_grad_clip",
+    "seed",
+}
+
+
+def test_keys_and_their_documentation() -> None:
+    assert {field.name for field in fields(UpdateSettings)} == KEYS
+    (body,) = (node.body for node in ast.parse(inspect.getsource(settings)).body if isinstance(node, ast.ClassDef))
+    documented = {
+        field.target.id
+        for field, text in zip(body, body[1:], strict=False)
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(text, ast.Expr)
+    }
+    assert documented == KEYS
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("gamma", 0.0),
+        ("gamma", 1.1),
+        ("lambda_", -0.1),
+        ("boundary_value", "last"),
+        ("clip_low", 1.5),
+        ("clip_high", -0.1),
+        ("temperature", 0.0),
+        ("off_policy_correction", "tis"),
+        ("num_epochs", 0),
+        ("critic_num_epochs", 0),
+        ("micro_batch_tokens", 0),
+        ("minibatch_size", 0),
+        ("critic_minibatch_size", -1),
+        ("lr", -1.0),
+        ("lr", [[0, 1e-3], [10, 1e-4]]),
+        ("critic_lr", -1.0),
+        ("weight_decay", -1.0),
+        ("lr_warmup_updates", -1),
+        ("critic_warmup_updates", -1),
+        ("grad_clip", 0.0),
+        ("critic_grad_clip", -1.0),
+        ("adam_betas", (0.9, 1.0)),
+        ("adam_betas", (0.9,)),
+    ],
+)
+def test_bad_values_are_refused_by_name(key: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"^{key}="):
+        UpdateSettings(**{key: value})
+
+
+def test_from_config() -> None:
+    config = LearnerConfig()
+    config.sampling = {"temperature": 0.6}
+    config.clip_high = 0.5
+    config.adam_betas = [0.8, 0.9]
+    read = UpdateSettings.from_config(config)
+    assert (read.temperature, read.clip_high, read.adam_betas) == (0.6, 0.5, (0.8, 0.9))
+    del config.critic_lr
+    with pytest.raises(ValueError, match="critic_lr"):
+        UpdateSettings.from_config(config)

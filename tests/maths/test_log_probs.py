@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from tppo_rl.maths.log_probs import token_log_probs
+
+
+def test_numbers_worked_by_hand() -> None:
+    # Scores log 1, log 3 at temperature 1: 1/4 and 3/4. At temperature 0.5 they square: 1/10 and 9/10.
+    logits = torch.tensor([[0.0, math.log(3.0)]] * 2, dtype=torch.float64)
+    plain = token_log_probs(logits, torch.tensor([0, 1]), temperature=1.0)
+    assert plain.log_probs.exp().tolist() == pytest.approx([0.25, 0.75])
+    assert plain.entropy.tolist() == pytest.approx([-(0.25 * math.log(0.25) + 0.75 * math.log(0.75))] * 2)
+    sharp = token_log_probs(logits, torch.tensor([0, 1]), temperature=0.5)
+    assert sharp.log_probs.exp().tolist() == pytest.approx([0.1, 0.9])
+
+
+@pytest.mark.parametrize("temperature", [0.7, 1.0, 1.3])
+def test_equals_processed_log_probs_of_the_engine(temperature: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(64, 200, generator=generator) * 5
+    tokens = torch.randint(0, 200, (64,), generator=generator)
+    result = token_log_probs(logits, tokens, temperature=temperature)
+    # vLLM: logits to float32, divided by the temperature in place, log_softmax, gather.
+    processed = logits.float().div(temperature).log_softmax(dim=-1, dtype=torch.float32)
+    torch.testing.assert_close(result.log_probs, processed.gather(1, tokens[:, None])[:, 0], atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(result.entropy, -(processed.exp() * processed).sum(dim=-1), atol=1e-5, rtol=1e-5)
+
+
+def test_half_precision_logits_are_raised_first() -> None:
+    logits = (torch.randn(8, 50, generator=torch.Generator().manual_seed(1)) * 8).bfloat16()
+    tokens = torch.arange(8)
+    result = token_log_probs(logits, tokens, temperature=1.0)
+    assert result.log_probs.dtype == torch.float32
+    assert torch.equal(result.log_probs, token_log_probs(logits.float(), tokens, temperature=1.0).log_probs)
+
+
+def test_masked_vocabulary_keeps_the_entropy_finite() -> None:
+    logits = torch.tensor([[0.0, 0.0, float("-inf")]])
+    result = token_log_probs(logits, torch.tensor([1]), temperature=1.0)
+    assert float(result.entropy) == pytest.approx(math.log(2))
+    assert float(result.log_probs) == pytest.approx(-math.log(2))
+
+
+def test_a_constant_added_to_all_logits_changes_nothing() -> None:
+    logits = torch.randn(5, 9, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    tokens = torch.tensor([0, 1, 2, 3, 8])
+    plain = token_log_probs(logits, tokens, temperature=0.8)
+    raised = token_log_probs(logits + 100.0, tokens, temperature=0.8)
+    torch.testing.assert_close(plain, raised)
+
+
+def test_gradcheck_and_detached_entropy() -> None:
+    logits = torch.randn(4, 6, generator=torch.Generator().manual_seed(3), dtype=torch.float64, requires_grad=True)
+    tokens = torch.tensor([0, 5, 2, 2])
+    assert torch.autograd.gradcheck(lambda x: token_log_probs(x, tokens, temperature=0.7).log_probs, [logits])
+    assert not token_log_probs(logits, tokens, temperature=0.7).entropy.requires_grad
+
+
+def test_misfits_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"\[N, V\]"):
+        token_log_probs(torch.zeros(2, 3), torch.zeros(3, dtype=torch.int64), temperature=1.0)
+    with pytest.raises(ValueError, match="temperature"):
+        token_log_probs(torch.zeros(2, 3), torch.zeros(2, dtype=torch.int64), temperature=0.0)

@@ -1,0 +1,123 @@
+"""The command line. Heavy imports stand inside the commands, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tppo_rl import __version__
+
+if TYPE_CHECKING:
+    from tppo_rl.run_files import Experiment
+
+_BAD_INPUT = 2
+
+_results = click.option(
+    "--results", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help="Folder of all runs."
+)
+_set = click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override an option; repeatable.")
+_resume = click.option("--resume", is_flag=True, help="Go on from the newest checkpoint.")
+
+
+def _one_clear_error(command: Callable[..., None]) -> Callable[..., None]:
+    """Turns bad input into one message and exit code 2."""
+
+    @wraps(command)
+    def wrapped(*args: Any, **kwargs: Any) -> None:
+        from tppo_rl.options import OptionError
+
+        try:
+            command(*args, **kwargs)
+        except OptionError as error:
+            click.echo(f"error: {error}", err=True)
+            sys.exit(_BAD_INPUT)
+
+    return wrapped
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__)
+def main() -> None:
+    """Truncated PPO for reasoning language models on Ray RLlib and vLLM."""
+
+
+@main.group(invoke_without_command=True)
+@click.option("--run", "algorithm", help="Algorithm, for example TPPO.")
+@click.option("--env", help="Environment, for example tppo_rl/ArithmeticChain-v0.")
+@click.option("--config", "config_text", default="{}", help="Options as YAML or JSON.")
+@click.option(
+    "--stop", "stop_text", default="{}", help="Limits as YAML or JSON, for example '{training_iteration: 10}'."
+)
+@click.option("--name", default="default", show_default=True, help="Name of the run's folder.")
+@_set
+@_resume
+@_results
+@click.pass_context
+@_one_clear_error
+def train(
+    context: click.Context,
+    algorithm: str | None,
+    env: str | None,
+    config_text: str,
+    stop_text: str,
+    name: str,
+    overrides: tuple[str, ...],
+    resume: bool,
+    results: Path,
+) -> None:
+    """Train: `train file CONFIG`, or `train --run TPPO --env … --config '{…}'`."""
+    if context.invoked_subcommand is not None:
+        return
+    if algorithm is None:
+        click.echo(context.get_help())
+        return
+    from tppo_rl.run_files import make_experiment, parse_yaml
+
+    body = {"run": algorithm, "stop": parse_yaml(stop_text), "config": parse_yaml(config_text)}
+    if env is not None:
+        body["env"] = env
+    _run_all([make_experiment(name, body, overrides)], results, resume)
+
+
+@train.command("file")
+@click.argument("config", type=click.Path(path_type=Path))
+@_set
+@_resume
+@_results
+@_one_clear_error
+def train_file(config: Path, overrides: tuple[str, ...], resume: bool, results: Path) -> None:
+    """Run all experiments of a YAML file, in the schema of `rllib train file`."""
+    from tppo_rl.run_files import load_run_file
+
+    _run_all(load_run_file(config, overrides), results, resume)
+
+
+@main.command()
+def options() -> None:
+    """List every option with its default and meaning."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from tppo_rl.options import Options
+
+    table = Table("option", "default", "meaning")
+    for key, field in Options.model_fields.items():
+        table.add_row(key, repr(field.get_default()), field.description)
+    Console().print(table)
+
+
+def _run_all(experiments: list[Experiment], results: Path, resume: bool) -> None:
+    for experiment in experiments:
+        if experiment.is_sweep:
+            from tppo_rl.tune.trials import run_trials
+
+            run_trials(experiment, results, resume=resume)
+        else:
+            from tppo_rl.run import run_experiment
+
+            run_experiment(experiment, results, resume=resume)

@@ -1,0 +1,189 @@
+"""From fragments to tensors: whole sequences back to back, and tables of the sampled tokens in them.
+
+A fragment's sequence is its context followed by its tokens. Two sets of its sampled tokens matter: those of the window
+(policy loss) and, where the episode is finished, those of the whole response (value loss). Environment text between
+turns is in the sequence but in neither set, so the state after a sampled token is the one before the NEXT sampled
+token, or the end of the sequence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from tppo_rl.fragments import Fragment, fragments_from_table
+
+
+@dataclass(frozen=True, eq=False)
+class SampledTokens:
+    """Sampled tokens of some sequences, one row a sequence, padded on the right with 0."""
+
+    lengths: torch.Tensor
+    """int64 [B]: sampled tokens in the row, at least 1."""
+    positions: torch.Tensor
+    """int64 [B, T]: position in its sequence of the state that predicts the token: the token's own position - 1."""
+    tokens: torch.Tensor
+    """int64 [B, T]: the sampled tokens."""
+    rewards: torch.Tensor
+    """float32 [B, T]: reward received on each token."""
+
+    @property
+    def mask(self) -> torch.Tensor:
+        """bool [B, T]: True on tokens, False on padding."""
+        return torch.arange(self.positions.shape[1]) < self.lengths[:, None]
+
+
+@dataclass(frozen=True, eq=False)
+class TrainBatch:
+    """One learner's share of an update, on the CPU. B fragments, of which F are finished; B and F may be 0."""
+
+    tokens: torch.Tensor
+    """int64 [S]: all sequences back to back."""
+    offsets: torch.Tensor
+    """int64 [B + 1]: sequence b is `tokens[offsets[b] : offsets[b + 1]]`."""
+    window: SampledTokens
+    """[B, T]: the window's sampled tokens, those of the policy loss."""
+    behaviour_log_probs: torch.Tensor
+    """float32 [B, T]: log-prob (nats) of each window token from the engine that sampled it; padding 0."""
+    versions: torch.Tensor
+    """int64 [B, T]: policy version that sampled each window token; padding 0."""
+    finished: torch.Tensor
+    """bool [B]: whether the window's last token ended the episode (terminated or truncated)."""
+    finished_rows: torch.Tensor
+    """int64 [F]: rows of the finished fragments."""
+    response: SampledTokens
+    """[F, R]: all sampled tokens of the finished episodes, those of the value loss. Row f is of sequence
+    `finished_rows[f]`."""
+    episode_ids: np.ndarray
+    """int64 [B]."""
+    window_indices: np.ndarray
+    """int32 [B]."""
+
+    def __len__(self) -> int:
+        return len(self.finished)
+
+    @property
+    def sequence_lengths(self) -> torch.Tensor:
+        """int64 [B]: positions of each sequence."""
+        return self.offsets.diff()
+
+    def at_positions(self, per_position: torch.Tensor, sampled: SampledTokens, rows: torch.Tensor) -> torch.Tensor:
+        """Reads a quantity of the predicting states of sampled tokens.
+
+        Args:
+            per_position: [S], one value for each position of all sequences, ordered as `tokens`.
+            sampled: The B' rows of tokens to read for.
+            rows: int64 [B'], the sequence of each row of `sampled`.
+
+        Returns:
+            [B', T], 0 in the padding.
+        """
+        if not len(rows):
+            return per_position.new_zeros(sampled.positions.shape)
+        values = per_position[self.offsets[rows][:, None] + sampled.positions]
+        return torch.where(sampled.mask, values, 0)
+
+    def padded(self, rows: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        """Returns the first `lengths[i]` tokens of sequence `rows[i]`, int64 [len(rows), max(lengths)].
+
+        Padding on the right holds token 0, which every vocabulary has: under a causal mask it changes nothing.
+        """
+        steps = torch.arange(int(lengths.max()))
+        inside = steps < lengths[:, None]
+        return torch.where(inside, self.tokens[(self.offsets[rows][:, None] + steps) * inside], 0)
+
+
+def batch_from_table(table: pa.Table) -> TrainBatch:
+    """Returns the train batch of a table of fragments (`FRAGMENT_SCHEMA`), which may have no rows."""
+    return batch_from_fragments(fragments_from_table(table))
+
+
+def batch_from_fragments(fragments: Sequence[Fragment]) -> TrainBatch:
+    """Returns the train batch of the fragments, in their order.
+
+    Raises:
+        ValueError: a fragment without a sampled token, without a context to predict its first token from, or with a
+            reward on a token that no policy sampled.
+    """
+    lengths = np.array([fragment.num_positions for fragment in fragments], np.int64)
+    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
+    tokens = _interleave(fragments, "context", "tokens", np.int64)
+    sampled = _interleave(fragments, "context_sampled", "sampled", np.uint8).astype(bool)
+    rewards = _interleave(fragments, "context_rewards", "rewards", np.float32)
+    in_window = np.repeat(
+        np.tile(np.array([False, True]), len(fragments)),
+        [part for fragment in fragments for part in (len(fragment.context), len(fragment.tokens))],
+    )
+    finished = np.array([fragment.finished for fragment in fragments], bool)
+    _check_fragments(fragments, offsets, sampled, rewards)
+
+    window_positions = np.flatnonzero(sampled & in_window)
+    columns = _Columns(window_positions, offsets, np.arange(len(fragments)))
+    finished_rows = np.flatnonzero(finished)
+    response_positions = np.flatnonzero(sampled & np.repeat(finished, lengths))
+    in_table = np.concatenate([f.sampled.astype(bool) for f in fragments]) if fragments else np.zeros(0, bool)
+    return TrainBatch(
+        tokens=torch.from_numpy(tokens),
+        offsets=torch.from_numpy(offsets),
+        window=columns.sampled_tokens(tokens, rewards),
+        behaviour_log_probs=columns.pad(_concatenate(fragments, "behaviour_log_probs", np.float32)[in_table]),
+        versions=columns.pad(_concatenate(fragments, "versions", np.int64)[in_table]),
+        finished=torch.from_numpy(finished),
+        finished_rows=torch.from_numpy(finished_rows),
+        response=_Columns(response_positions, offsets, finished_rows).sampled_tokens(tokens, rewards),
+        episode_ids=np.array([fragment.episode_id for fragment in fragments], np.int64),
+        window_indices=np.array([fragment.window_index for fragment in fragments], np.int32),
+    )
+
+
+class _Columns:
+    """Turns values of chosen flat positions into padded rows, one row for each of `rows`."""
+
+    def __init__(self, flat_positions: np.ndarray, offsets: np.ndarray, rows: np.ndarray) -> None:
+        sequence = np.searchsorted(offsets, flat_positions, side="right") - 1
+        self._flat_positions = flat_positions
+        self._in_sequence = flat_positions - offsets[sequence]
+        self._lengths = np.bincount(sequence, minlength=len(offsets) - 1)[rows].astype(np.int64)
+        self._row = np.repeat(np.arange(len(rows)), self._lengths)
+        starts = np.cumsum(self._lengths) - self._lengths
+        self._column = np.arange(len(flat_positions)) - starts[self._row]
+
+    def pad(self, values: np.ndarray) -> torch.Tensor:
+        padded = np.zeros((len(self._lengths), int(self._lengths.max(initial=0))), values.dtype)
+        padded[self._row, self._column] = values
+        return torch.from_numpy(padded)
+
+    def sampled_tokens(self, tokens: np.ndarray, rewards: np.ndarray) -> SampledTokens:
+        return SampledTokens(
+            lengths=torch.from_numpy(self._lengths),
+            positions=self.pad(self._in_sequence - 1),
+            tokens=self.pad(tokens[self._flat_positions]),
+            rewards=self.pad(rewards[self._flat_positions]),
+        )
+
+
+def _concatenate(fragments: Sequence[Fragment], name: str, dtype: type) -> np.ndarray:
+    arrays = [getattr(fragment, name) for fragment in fragments]
+    return np.concatenate(arrays).astype(dtype, copy=False) if arrays else np.zeros(0, dtype)
+
+
+def _interleave(fragments: Sequence[Fragment], context_name: str, name: str, dtype: type) -> np.ndarray:
+    arrays = [getattr(fragment, part) for fragment in fragments for part in (context_name, name)]
+    return np.concatenate(arrays).astype(dtype) if arrays else np.zeros(0, dtype)
+
+
+def _check_fragments(
+    fragments: Sequence[Fragment], offsets: np.ndarray, sampled: np.ndarray, rewards: np.ndarray
+) -> None:
+    if not all(len(fragment) for fragment in fragments):
+        raise ValueError("a fragment has no sampled token: emit it together with the tokens that follow")
+    if np.any(rewards[~sampled]):
+        raise ValueError(
+            "a fragment has a reward on a token that no policy sampled: put it on the last sampled token before it"
+        )
+    if np.any(sampled[offsets[:-1]]):
+        raise ValueError("a fragment's first token is sampled, but nothing predicts it: its context needs a prompt")

@@ -1,0 +1,75 @@
+"""What learners say to each other: sums, maxima and one broadcast, in an order that all of them keep."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+
+
+class Collective(Protocol):
+    """Operations that every learner calls in the same order with tensors of the same shape and dtype."""
+
+    rank: int
+    """Index of this learner, from 0."""
+    size: int
+    """Number of learners."""
+
+    def sum_(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Replaces `tensor` in place by its sum over all learners and returns it."""
+
+    def max_(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Replaces `tensor` in place by its maximum over all learners and returns it."""
+
+    def broadcast_(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Replaces `tensor` in place by that of learner 0 and returns it."""
+
+
+class SingleLearner:
+    """The collective of one learner: nothing to exchange."""
+
+    rank = 0
+    size = 1
+
+    def sum_(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor
+
+    def max_(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor
+
+    def broadcast_(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor
+
+
+class TorchDistributed:
+    """The collective of a torch.distributed process group that is already set up.
+
+    Tensors are moved to `device` for the exchange, for NCCL takes CUDA tensors only.
+    """
+
+    def __init__(self, device: torch.device | str = "cpu") -> None:
+        self.rank = torch.distributed.get_rank()
+        self.size = torch.distributed.get_world_size()
+        self._device = torch.device(device)
+
+    def sum_(self, tensor: torch.Tensor) -> torch.Tensor:
+        return self._all_reduce(tensor, torch.distributed.ReduceOp.SUM)
+
+    def max_(self, tensor: torch.Tensor) -> torch.Tensor:
+        return self._all_reduce(tensor, torch.distributed.ReduceOp.MAX)
+
+    def broadcast_(self, tensor: torch.Tensor) -> torch.Tensor:
+        exchanged = tensor.to(self._device)
+        torch.distributed.broadcast(exchanged, src=0)
+        return tensor if exchanged is tensor else tensor.copy_(exchanged)
+
+    def _all_reduce(self, tensor: torch.Tensor, op: torch.distributed.ReduceOp.RedOpType) -> torch.Tensor:
+        exchanged = tensor.to(self._device)
+        torch.distributed.all_reduce(exchanged, op=op)
+        return tensor if exchanged is tensor else tensor.copy_(exchanged)
+
+
+def current_collective(device: torch.device | str = "cpu") -> Collective:
+    """Returns the process group that the host has set up, or a single learner where there is none."""
+    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return TorchDistributed(device) if distributed else SingleLearner()

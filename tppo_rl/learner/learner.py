@@ -1,0 +1,210 @@
+"""RLlib's host of the update step: modules, optimizers, checkpoints, metrics and the process group are RLlib's."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pyarrow as pa
+import torch
+from ray.rllib.connectors.learner import LearnerConnectorPipeline
+from ray.rllib.core import COMPONENT_OPTIMIZER, COMPONENT_RL_MODULE, DEFAULT_MODULE_ID
+from ray.rllib.core.learner.torch.torch_learner import TorchLearner
+from ray.rllib.core.learner.training_data import TrainingData
+from ray.rllib.utils.metrics import (
+    ALL_MODULES,
+    NUM_ENV_STEPS_TRAINED_LIFETIME,
+    NUM_MODULE_STEPS_TRAINED,
+    NUM_MODULE_STEPS_TRAINED_LIFETIME,
+    WEIGHTS_SEQ_NO,
+)
+
+from tppo_rl.fragments import concatenate_tables, fragments_from_table
+from tppo_rl.learner.collective import current_collective
+from tppo_rl.learner.connectors import ADVANTAGES, CRITIC_VALUES, VALUE_TARGETS, default_learner_pipeline
+from tppo_rl.learner.module import TRAIN_BATCH, LanguageModelModule
+from tppo_rl.learner.settings import UpdateSettings
+from tppo_rl.learner.targets import Targets
+from tppo_rl.learner.update import UpdateResult, UpdateStep
+
+FRAGMENT_REPORT = "fragment_report"
+"""Key of the Arrow table (`FRAGMENT_REPORT_SCHEMA`) beside the metrics in the result of `update`."""
+STALENESS_HISTOGRAM = "staleness_histogram"
+"""Key of the int64 histogram beside the metrics in the result of `update`."""
+MODULE_STATE = "_rl_module_state_after_update"
+"""Key under which RLlib expects the weights in the result of `update(return_state=True)`."""
+
+_UPDATE_STEP = "update_step"
+
+
+class TPPOLearner(TorchLearner):
+    """Updates a `LanguageModelModule` on Arrow tables of fragments.
+
+    Settings are the config's attributes of the same names (`UpdateSettings.from_config`). There is no DDP wrapper: the
+    update step sums gradients over RLlib's process group itself, so that learners may hold shares of any size.
+    """
+
+    def build(self) -> None:
+        """Builds module, optimizers and the learner pipeline; sets torch's threads to `num_cpus_per_learner`.
+
+        The pipeline is the config's `learner_connector`, if any, followed by `default_learner_pipeline` unless the
+        config says `add_default_connectors_to_learner_pipeline=False`.
+
+        Raises:
+            ValueError: a setting that will not do, or models that cannot be loaded.
+        """
+        if self._is_built:
+            return
+        cpus = self.config.num_cpus_per_learner
+        torch.set_num_threads(1 if cpus == "auto" else max(1, int(cpus)))
+        self._settings = UpdateSettings.from_config(self.config)
+        self._update_step: UpdateStep | None = None
+        super().build()
+        self._learner_connector = self._build_pipeline()
+
+    def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
+        """Registers the optimizers "policy" and "critic"; their learning rates are set by the update step."""
+        module = self.module[module_id]
+        assert isinstance(module, LanguageModelModule)
+        self._update_step = UpdateStep(module.policy, module.critic, self._settings, current_collective(self._device))
+        optimizers = {"policy": (self._update_step.policy_optimizer, module.policy)}
+        if self._update_step.critic_optimizer is not None and module.critic is not None:
+            optimizers["critic"] = (self._update_step.critic_optimizer, module.critic)
+        for name, (optimizer, model) in optimizers.items():
+            self.register_optimizer(
+                module_id=module_id, optimizer_name=name, optimizer=optimizer, params=list(model.parameters())
+            )
+
+    def update(
+        self,
+        batch: pa.Table | None = None,
+        *,
+        training_data: TrainingData | None = None,
+        timesteps: dict[str, Any] | None = None,
+        return_state: bool = False,
+    ) -> dict[str, Any]:
+        """Trains on this learner's share of the fragments and raises the policy version by one.
+
+        Args:
+            batch: Table of fragments, as an alternative to `training_data`.
+            training_data: Holds a table of fragments (`FRAGMENT_SCHEMA`) as `batch`, or references to tables as
+                `batch_refs`. A table may have no rows.
+            timesteps: Passed to `before_gradient_based_update` and `after_gradient_based_update`.
+            return_state: Whether to add the policy's weights after the update under `MODULE_STATE`.
+
+        Returns:
+            Metrics, with the update's under the default module's id, and `FRAGMENT_REPORT` and `STALENESS_HISTOGRAM`
+            beside them, which are not metrics: take them out before aggregating.
+
+        Raises:
+            ValueError: the data are not tables of fragments.
+        """
+        self._check_is_built()
+        assert self._update_step is not None
+        self.before_gradient_based_update(timesteps=timesteps or {})
+        table = _table(training_data or TrainingData(batch=batch))
+        version = self._weights_seq_no
+        train_batch, targets = self._estimate(table)
+        result = self._update_step.run(train_batch, targets, version)
+        self._weights_seq_no += 1
+        self.after_gradient_based_update(timesteps=timesteps or {})
+
+        self._log(result, num_tokens=int(train_batch.window.lengths.sum()))
+        results = self.metrics.reduce()
+        results[FRAGMENT_REPORT] = result.fragment_report
+        results[STALENESS_HISTOGRAM] = result.staleness_histogram
+        if return_state:
+            results[MODULE_STATE] = self.get_state(components=COMPONENT_RL_MODULE, inference_only=True)
+        return results
+
+    def after_gradient_based_update(self, *, timesteps: dict[str, Any]) -> None:
+        """Does nothing: learning rates are the update step's and among its metrics."""
+
+    def compute_loss_for_module(self, **kwargs: Any) -> torch.Tensor:
+        """Not used: the update step has its own losses and loop."""
+        raise NotImplementedError("TPPOLearner trains in update(): change the update step or the learner pipeline")
+
+    def get_state(self, components: Any = None, *, not_components: Any = None, **kwargs: Any) -> dict[str, Any]:
+        """Returns RLlib's learner state with the update step's counters beside the optimizers."""
+        state = super().get_state(components, not_components=not_components, **kwargs)
+        if self._check_component(COMPONENT_OPTIMIZER, components, not_components):
+            assert self._update_step is not None
+            state[_UPDATE_STEP] = self._update_step.get_state()
+        return state
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Loads what `state` holds, also weights of an earlier version than the current ones."""
+        state = dict(state)
+        # RLlib leaves the weights alone where the state's version is not above the learner's: going back to a
+        # checkpoint would load old optimizer moments to new weights.
+        if COMPONENT_RL_MODULE in state:
+            self.module.set_state(state.pop(COMPONENT_RL_MODULE))
+        super().set_state(state)
+        self._weights_seq_no = state.get(WEIGHTS_SEQ_NO, self._weights_seq_no)
+        if _UPDATE_STEP in state:
+            assert self._update_step is not None
+            self._update_step.set_state(state[_UPDATE_STEP])
+
+    def _log_trainable_parameters(self) -> None:
+        """Does nothing: RLlib would log the numbers once, and a metric that is logged once is NaN ever after."""
+
+    def _make_modules_ddp_if_necessary(self) -> None:
+        """Leaves the module as it is."""
+
+    def _build_pipeline(self) -> LearnerConnectorPipeline:
+        pieces: list[Any] = []
+        if self.config._learner_connector is not None:
+            custom = self.config._learner_connector(None, None)
+            pieces += custom if isinstance(custom, list | tuple) else [custom]
+        if self.config.add_default_connectors_to_learner_pipeline:
+            pieces += default_learner_pipeline(self._settings)
+        if not pieces:
+            raise ValueError(
+                "the learner pipeline is empty: give a learner_connector, or leave "
+                "add_default_connectors_to_learner_pipeline=True"
+            )
+        return LearnerConnectorPipeline(connectors=pieces)
+
+    def _estimate(self, table: pa.Table) -> tuple[Any, Targets]:
+        """Runs the learner pipeline on the table's fragments."""
+        start = time.perf_counter()
+        columns = self._learner_connector(
+            rl_module=self.module,
+            batch={},
+            episodes=fragments_from_table(table),
+            shared_data={},
+            metrics=self.metrics,
+        )[DEFAULT_MODULE_ID]
+        if ADVANTAGES not in columns:
+            raise ValueError(
+                f"the learner pipeline gives no {ADVANTAGES!r}: add a piece that does, such as ExtendedGAE"
+            )
+        seconds = time.perf_counter() - start
+        return columns[TRAIN_BATCH], Targets(
+            columns[ADVANTAGES], columns.get(CRITIC_VALUES), columns.get(VALUE_TARGETS), seconds
+        )
+
+    def _log(self, result: UpdateResult, *, num_tokens: int) -> None:
+        for name, value in result.metrics.items():
+            self.metrics.log_value((DEFAULT_MODULE_ID, name), value, window=1)
+        self.metrics.log_value((DEFAULT_MODULE_ID, WEIGHTS_SEQ_NO), self._weights_seq_no, window=1)
+        self.metrics.log_value((DEFAULT_MODULE_ID, NUM_MODULE_STEPS_TRAINED), num_tokens, reduce="sum")
+        for key in (
+            (DEFAULT_MODULE_ID, NUM_MODULE_STEPS_TRAINED_LIFETIME),
+            (ALL_MODULES, NUM_MODULE_STEPS_TRAINED_LIFETIME),
+            (ALL_MODULES, NUM_ENV_STEPS_TRAINED_LIFETIME),
+        ):
+            self.metrics.log_value(key, num_tokens, reduce="lifetime_sum")
+
+
+def _table(data: TrainingData) -> pa.Table:
+    data.validate()
+    data.solve_refs()
+    if data.batches is not None:
+        return concatenate_tables(data.batches)
+    if not isinstance(data.batch, pa.Table):
+        raise ValueError(
+            f"TPPOLearner trains on Arrow tables of fragments, got {type(data.batch).__name__}: "
+            "pass TrainingData(batch=table_from_fragments(...))"
+        )
+    return data.batch

@@ -1,0 +1,199 @@
+"""Scalar metrics of an update: their names, units, and how they follow from global sums and maxima.
+
+| metric | meaning |
+|---|---|
+| policy_loss | clipped surrogate per token, mean over all optimizer steps |
+| entropy | nats per token, at the sampling temperature |
+| clip_fraction_low, clip_fraction_high | share of tokens without gradient below / above the clip bound |
+| approximate_kl | k3 estimate of KL(behaviour ‖ policy), nats per token, as trained |
+| first_ratio_mean, _max, _min, _max_deviation | pi / pi_old on the first minibatch before any step; deviation = \\|ratio - 1\\| |
+| log_prob_gap_mean, log_prob_gap_max | \\|trainer - behaviour log-prob\\|, nats, on the first minibatch |
+| fresh_log_prob_gap_mean, _max | the same on tokens of the current policy version; absent where there are none |
+| importance_weight_mean, _max, _min | pi / behaviour on the first minibatch |
+| effective_sample_size | share of the first minibatch's tokens that the weights are worth, 1 = equal weights |
+| policy_grad_norm, critic_grad_norm | global norm before clipping, mean over optimizer steps; absent without steps |
+| policy_steps, critic_steps | optimizer steps |
+| policy_skipped_steps, critic_skipped_steps | of these left out: gradient not finite |
+| value_loss | 0.5 (V - G)^2 per token, mean over all critic steps; absent without steps |
+| explained_variance | of the returns of finished episodes, by the values before the update; absent where returns are equal |
+| value_mean | V(s_t) over window tokens |
+| finished_value_mean, return_mean | V and G over the value batch; absent where nothing finished |
+| finished_episodes, value_batch_tokens | size of the value batch |
+| fragments, trained_tokens | size of the policy batch (tokens counted once) |
+| tokens_from_unfinished_share | share of trained tokens whose fragment is unfinished |
+| processed_tokens | positions of the policy's forward-backward passes, without padding |
+| processed_per_trained_token | processed positions per trained token and pass |
+| padding_share | share of padding in what the policy's passes compute |
+| advantage_mean, advantage_std | over window tokens |
+| staleness_mean, staleness_max | policy version before the update - version of the token |
+| learning_rate, critic_learning_rate | of this update; 0 while the policy is frozen |
+| values_seconds, policy_seconds, critic_seconds | wall-clock of the slowest learner |
+
+A metric that has no meaning in an update is left out rather than given as NaN.
+"""  # noqa: E501
+
+from __future__ import annotations
+
+import torch
+
+from tppo_rl.learner.batch import TrainBatch
+from tppo_rl.learner.optimizers import StepReport
+from tppo_rl.learner.tally import Tally
+from tppo_rl.learner.targets import Targets
+from tppo_rl.maths.importance import effective_sample_size
+from tppo_rl.maths.reduce import mean, variance
+from tppo_rl.maths.value import explained_variance
+
+STATISTIC_SUMS = (
+    "fragments",
+    "window_tokens",
+    "unfinished_tokens",
+    "finished_episodes",
+    "response_tokens",
+    "advantage_sum",
+    "squared_advantage_sum",
+    "staleness_sum",
+    "window_values",
+    "value_sum",
+    "predicted_tokens",
+    "predicted_value_sum",
+    "return_sum",
+    "squared_return_sum",
+    "error_sum",
+    "squared_error_sum",
+)
+"""Sums that `add_statistics` adds to the tally."""
+
+STATISTIC_MAXIMA = ("staleness_max",)
+"""Maxima that `add_statistics` adds to the tally."""
+
+
+def add_statistics(tally: Tally, batch: TrainBatch, targets: Targets, policy_version: int) -> None:
+    """Collects what can be said of a batch before it is trained on."""
+    mask = batch.window.mask
+    advantages = targets.advantages[mask].double()
+    staleness = policy_version - batch.versions[mask]
+    tally.add("fragments", len(batch))
+    tally.add("window_tokens", batch.window.lengths)
+    tally.add("unfinished_tokens", batch.window.lengths[~batch.finished])
+    tally.add("finished_episodes", len(batch.finished_rows))
+    tally.add("response_tokens", batch.response.lengths)
+    tally.add("advantage_sum", advantages)
+    tally.add("squared_advantage_sum", advantages.square())
+    tally.add("staleness_sum", staleness)
+    tally.largest("staleness_max", staleness)
+    if targets.values is None:
+        return
+    tally.add("window_values", batch.window.lengths)
+    tally.add("value_sum", targets.values.window[mask])
+    if targets.value_targets is None:
+        return
+    finished = batch.response.mask
+    returns = targets.value_targets[finished].double()
+    predicted = targets.values.response[finished].double()
+    tally.add("predicted_tokens", len(returns))
+    tally.add("predicted_value_sum", predicted)
+    tally.add("return_sum", returns)
+    tally.add("squared_return_sum", returns.square())
+    tally.add("error_sum", returns - predicted)
+    tally.add("squared_error_sum", (returns - predicted).square())
+
+
+def scalars(
+    totals: dict[str, float], policy_reports: list[StepReport], critic_reports: list[StepReport]
+) -> dict[str, float]:
+    """Returns the metrics of the module's table, but for the seconds and learning rates."""
+    metrics = {
+        "fragments": totals["fragments"],
+        "trained_tokens": totals["window_tokens"],
+        "processed_tokens": totals["processed_tokens"],
+        "finished_episodes": totals["finished_episodes"],
+        "value_batch_tokens": totals["response_tokens"],
+    }
+    metrics |= _batch_metrics(totals)
+    metrics |= _policy_metrics(totals)
+    metrics |= _first_minibatch_metrics(totals)
+    metrics |= _critic_metrics(totals)
+    metrics |= _step_metrics("policy", policy_reports) | _step_metrics("critic", critic_reports)
+    return metrics
+
+
+def _batch_metrics(totals: dict[str, float]) -> dict[str, float]:
+    count = totals["window_tokens"]
+    if not count:
+        return {}
+    spread = variance(totals["advantage_sum"], totals["squared_advantage_sum"], count)
+    return {
+        "tokens_from_unfinished_share": mean(totals["unfinished_tokens"], count),
+        "advantage_mean": mean(totals["advantage_sum"], count),
+        "advantage_std": spread**0.5,
+        "staleness_mean": mean(totals["staleness_sum"], count),
+        "staleness_max": totals["staleness_max"],
+    }
+
+
+def _policy_metrics(totals: dict[str, float]) -> dict[str, float]:
+    count = totals["trained_passes"]
+    if not count:
+        return {}
+    return {
+        "policy_loss": mean(totals["policy_loss_sum"], count),
+        "entropy": mean(totals["entropy_sum"], count),
+        "clip_fraction_low": mean(totals["clipped_low_sum"], count),
+        "clip_fraction_high": mean(totals["clipped_high_sum"], count),
+        "approximate_kl": mean(totals["kl_sum"], count),
+        "processed_per_trained_token": mean(totals["processed_tokens"], count),
+        "padding_share": 1.0 - mean(totals["processed_tokens"], totals["padded_tokens"]),
+    }
+
+
+def _first_minibatch_metrics(totals: dict[str, float]) -> dict[str, float]:
+    count = totals["first_tokens"]
+    if not count:
+        return {}
+    worth = effective_sample_size(totals["first_weight_sum"], totals["first_squared_weight_sum"])
+    metrics = {
+        "first_ratio_mean": mean(totals["first_ratio_sum"], count),
+        "first_ratio_max": totals["first_ratio_max"],
+        "first_ratio_min": -totals["first_ratio_negated_min"],
+        "first_ratio_max_deviation": totals["first_ratio_deviation_max"],
+        "log_prob_gap_mean": mean(totals["first_gap_sum"], count),
+        "log_prob_gap_max": totals["first_gap_max"],
+        "importance_weight_mean": mean(totals["first_weight_sum"], count),
+        "importance_weight_max": totals["first_weight_max"],
+        "importance_weight_min": -totals["first_weight_negated_min"],
+        "effective_sample_size": mean(worth, count),
+    }
+    if totals["first_fresh_tokens"]:
+        metrics["fresh_log_prob_gap_mean"] = mean(totals["first_fresh_gap_sum"], totals["first_fresh_tokens"])
+        metrics["fresh_log_prob_gap_max"] = totals["first_fresh_gap_max"]
+    return metrics
+
+
+def _critic_metrics(totals: dict[str, float]) -> dict[str, float]:
+    metrics = {}
+    if totals["window_values"]:
+        metrics["value_mean"] = mean(totals["value_sum"], totals["window_values"])
+    if totals["critic_passes"]:
+        metrics["value_loss"] = mean(totals["value_loss_sum"], totals["critic_passes"])
+    count = totals["predicted_tokens"]
+    if count:
+        metrics["finished_value_mean"] = mean(totals["predicted_value_sum"], count)
+        metrics["return_mean"] = mean(totals["return_sum"], count)
+        spread = variance(totals["return_sum"], totals["squared_return_sum"], count)
+        # Equal returns leave a variance of rounding errors only, of which no share can be explained.
+        if spread > 1e-12 * max(1.0, totals["squared_return_sum"] / count):
+            error = variance(totals["error_sum"], totals["squared_error_sum"], count)
+            metrics["explained_variance"] = explained_variance(error, spread)
+    return metrics
+
+
+def _step_metrics(model: str, reports: list[StepReport]) -> dict[str, float]:
+    metrics = {
+        f"{model}_steps": float(len(reports)),
+        f"{model}_skipped_steps": float(sum(not report.applied for report in reports)),
+    }
+    norms = torch.tensor([report.norm for report in reports if report.applied], dtype=torch.float64)
+    if len(norms):
+        metrics[f"{model}_grad_norm"] = float(norms.mean())
+    return metrics

@@ -1,0 +1,107 @@
+"""How a batch is cut: into minibatches (one optimizer step each) and these into micro-batches (one forward pass each).
+
+Sequences of like length go together, so that little of a padded micro-batch is padding: on a CPU that is worth a
+factor of three against micro-batches in random order.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import torch
+
+_FORWARD_OVERHEAD = 1 / 32
+"""Fixed cost of a forward-backward pass as a share of one over the largest micro-batch."""
+
+
+def num_minibatches(global_tokens: int, minibatch_size: int | None, num_learners: int) -> int:
+    """Returns the number of minibatches that brings each close to `minibatch_size` tokens per learner.
+
+    It depends on global numbers only, so every learner arrives at the same one. 0 where there are no tokens.
+    """
+    if global_tokens == 0:
+        return 0
+    if minibatch_size is None:
+        return 1
+    return max(1, round(global_tokens / (minibatch_size * num_learners)))
+
+
+def minibatches(token_counts: torch.Tensor, num_parts: int, generator: np.random.Generator) -> list[torch.Tensor]:
+    """Splits fragments at random into parts of nearly equal tokens.
+
+    Args:
+        token_counts: int64 [B], tokens of each fragment.
+        num_parts: Number of parts. Some are empty where there are fewer fragments.
+        generator: Shuffles the fragments.
+
+    Returns:
+        `num_parts` tensors int64 of fragment indices; together each index of 0 .. B-1 once.
+    """
+    order = generator.permutation(len(token_counts))
+    counts = token_counts.numpy()[order]
+    # A fragment belongs to the part that holds its middle token: no part is off by more than half a fragment at
+    # either end.
+    middles = np.cumsum(counts) - counts / 2
+    parts = np.minimum((middles * num_parts / max(1, counts.sum())).astype(np.int64), num_parts - 1)
+    return [torch.from_numpy(order[parts == part]) for part in range(num_parts)]
+
+
+@dataclass(frozen=True)
+class MicroBatches:
+    """Micro-batches over one set of rows."""
+
+    rows: list[torch.Tensor]
+    """int64 row indices of each micro-batch, longest sequences first."""
+    positions: int
+    """Positions that hold a token, over all micro-batches."""
+    padded_positions: int
+    """Positions that are computed, padding included: sum of rows x longest sequence."""
+
+
+def micro_batches(lengths: torch.Tensor, rows: torch.Tensor, max_padded_tokens: int) -> MicroBatches:
+    """Groups rows by length into micro-batches of at most `max_padded_tokens` padded tokens, with least work.
+
+    Args:
+        lengths: int64 [B], positions of each sequence.
+        rows: int64 [N], the rows of `lengths` to group.
+        max_padded_tokens: Bound on rows x longest sequence. A longer sequence goes alone.
+    """
+    row_lengths, order = lengths[rows].sort(descending=True, stable=True)
+    sorted_rows, sorted_lengths = rows[order], row_lengths.numpy()
+    cuts = _cuts(sorted_lengths, max_padded_tokens)
+    return MicroBatches(
+        rows=[sorted_rows[start:stop] for start, stop in pairwise(cuts)],
+        positions=int(sorted_lengths.sum()),
+        padded_positions=sum(int(sorted_lengths[start]) * (stop - start) for start, stop in pairwise(cuts)),
+    )
+
+
+def _cuts(lengths: np.ndarray, max_padded_tokens: int) -> list[int]:
+    """Returns the bounds 0 = c_0 < c_1 < … = N of groups of consecutive rows that cost least.
+
+    A group costs its padded tokens and a fixed share for the calls that every forward pass makes, whatever its size.
+    Best cuts of the first n rows follow from those of fewer rows (dynamic programming), so filling each group to the
+    bound, which leaves up to a fifth of padding, is not the only choice.
+
+    Args:
+        lengths: int64 [N], falling.
+        max_padded_tokens: Bound on the padded tokens of a group of more than one row.
+    """
+    overhead = max_padded_tokens * _FORWARD_OVERHEAD
+    cost = np.zeros(len(lengths) + 1)
+    last_start = np.zeros(len(lengths) + 1, np.int64)
+    first = 0
+    for stop in range(1, len(lengths) + 1):
+        while first < stop - 1 and lengths[first] * (stop - first) > max_padded_tokens:
+            first += 1
+        starts = np.arange(first, stop)
+        candidates = cost[first:stop] + lengths[first:stop] * (stop - starts)
+        best = int(candidates.argmin())
+        cost[stop] = candidates[best] + overhead
+        last_start[stop] = first + best
+    cuts = [len(lengths)]
+    while cuts[-1] > 0:
+        cuts.append(int(last_start[cuts[-1]]))
+    return cuts[::-1]

@@ -1,0 +1,176 @@
+"""Policy and critic around any causal language model of transformers.
+
+Both stay in evaluation mode while they are trained: dropout would make the trainer's log-probs differ from the
+engine's. Sequences are padded on the right and no attention mask is given: under a causal mask no token sees the
+padding after it, position ids count from 0 in every row, and attention kernels are fastest without a mask.
+
+Weights are float32 whatever the compute dtype: at the learning rates of reinforcement learning a step is smaller than
+the spacing of bfloat16 numbers and would be rounded away.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from typing import Any, cast
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from tppo_rl.maths.log_probs import TokenLogProbs, token_log_probs
+
+MAX_LOGITS = 2**27
+"""Logits (positions x vocabulary) that are held at once; more are computed in parts and again in the backward pass."""
+
+_logger = logging.getLogger(__name__)
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+
+
+def parse_dtype(name: str) -> torch.dtype:
+    """Returns the torch dtype of "float32", "bfloat16", "float16" or "float64".
+
+    Raises:
+        ValueError: another name.
+    """
+    if name not in _DTYPES:
+        raise ValueError(f"dtype={name!r} is unknown: use one of {', '.join(_DTYPES)}")
+    return _DTYPES[name]
+
+
+def load_causal_lm(source: str, dtype: torch.dtype) -> Any:
+    """Loads a causal language model with sdpa attention.
+
+    Args:
+        source: Local folder or hub id.
+        dtype: Compute dtype of the training; the weights are float64 for float64, else float32.
+
+    Raises:
+        ValueError: no model can be loaded from `source`.
+    """
+    from transformers import AutoModelForCausalLM
+
+    weights = torch.float64 if dtype == torch.float64 else torch.float32
+    try:
+        return AutoModelForCausalLM.from_pretrained(source, dtype=weights, attn_implementation="sdpa")
+    except OSError as error:
+        raise ValueError(f"no language model at {source!r}: give a folder that holds one, or a hub id") from error
+
+
+class _EvaluationMode(nn.Module):
+    """A module that cannot be put into training mode."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self._dtype = dtype
+
+    def train(self, mode: bool = True) -> _EvaluationMode:
+        return super().train(False)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
+        if self._dtype in (torch.float32, torch.float64):
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, self._dtype)
+
+
+class Policy(_EvaluationMode):
+    """A causal language model that answers with the log-probs of given tokens."""
+
+    def __init__(self, model: Any, dtype: torch.dtype = torch.float32) -> None:
+        """Wraps a transformers causal language model; `dtype` is that of the computation."""
+        super().__init__(dtype)
+        self.model = model
+        self.train()
+        self._head_suffices = _head_suffices(model)
+        if not self._head_suffices:
+            _logger.warning(
+                "%s does more than lm_head(hidden states): logits are computed at every position, which takes more "
+                "memory and time",
+                type(model).__name__,
+            )
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        rows: torch.Tensor,
+        positions: torch.Tensor,
+        tokens: torch.Tensor,
+        *,
+        temperature: float,
+    ) -> TokenLogProbs:
+        """Returns log-prob and entropy of N given tokens, float32 [N]; only their positions pass the output layer.
+
+        Args:
+            input_ids: int64 [b, n], padded on the right with any token.
+            rows: int64 [N], row of each token.
+            positions: int64 [N], position of the state that predicts it: one before the token's own.
+            tokens: int64 [N], the token taken there.
+            temperature: Sampling temperature.
+        """
+        with self._autocast():
+            if not self._head_suffices:
+                logits = self.model(input_ids=input_ids, use_cache=False).logits[rows, positions]
+                return token_log_probs(logits, tokens, temperature=temperature)
+            hidden = self.model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state[rows, positions]
+            part = max(1, MAX_LOGITS // self.model.get_output_embeddings().weight.shape[0])
+            if len(tokens) <= part:
+                return self._head(hidden, tokens, temperature)
+            parts = [
+                cast(TokenLogProbs, checkpoint(self._head, *pair, temperature, use_reentrant=False))
+                for pair in zip(hidden.split(part), tokens.split(part), strict=True)
+            ]
+            return TokenLogProbs(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+    def _head(self, hidden: torch.Tensor, tokens: torch.Tensor, temperature: float) -> TokenLogProbs:
+        return token_log_probs(self.model.get_output_embeddings()(hidden), tokens, temperature=temperature)
+
+
+class Critic(_EvaluationMode):
+    """A causal language model's backbone with a scalar value at every position.
+
+    The value head starts at zero: a cold critic says 0 everywhere, rather than noise of the backbone's scale.
+    """
+
+    def __init__(self, model: Any, dtype: torch.dtype = torch.float32) -> None:
+        """Takes the backbone of a transformers causal language model; `dtype` is that of the computation.
+
+        Raises:
+            ValueError: the model has no backbone apart from its output layer.
+        """
+        super().__init__(dtype)
+        if model.base_model is model:
+            raise ValueError(f"critic: {type(model).__name__} has no base model: choose another architecture for it")
+        self.backbone = model.base_model
+        width = model.get_output_embeddings().weight.shape[1]
+        self.value_head = nn.Linear(width, 1, dtype=next(model.parameters()).dtype)
+        nn.init.zeros_(self.value_head.weight)
+        nn.init.zeros_(self.value_head.bias)
+        self.train()
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """Returns V(s) of the state after each position, [b, n] in the dtype of the weights.
+
+        Args:
+            input_ids: int64 [b, n], padded on the right with any token; values on padding mean nothing.
+        """
+        with self._autocast():
+            hidden = self.backbone(input_ids=input_ids, use_cache=False).last_hidden_state
+        return self.value_head(hidden.to(self.value_head.weight.dtype))[..., 0]
+
+
+@torch.no_grad()
+def _head_suffices(model: Any) -> bool:
+    """Whether logits are the output layer of the backbone's hidden states.
+
+    Some architectures scale or cap their logits afterwards; a wrong guess would train silently on wrong log-probs.
+    """
+    if model.base_model is model or model.get_output_embeddings() is None:
+        return False
+    input_ids = torch.tensor([[0, 1, 0]], device=next(model.parameters()).device)
+    hidden = model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
+    logits = model(input_ids=input_ids, use_cache=False).logits
+    return torch.allclose(model.get_output_embeddings()(hidden), logits, rtol=1e-4, atol=1e-5)

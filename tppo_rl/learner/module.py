@@ -1,0 +1,119 @@
+"""The RLModule that RLlib keeps, checkpoints and sends to env-runners: a policy and, where there is one, its critic."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+import numpy as np
+import torch
+from ray.rllib.core.columns import Columns
+from ray.rllib.core.rl_module.apis import InferenceOnlyAPI, ValueFunctionAPI
+from ray.rllib.core.rl_module.torch import TorchRLModule
+
+from tppo_rl.learner.models import Critic, Policy, load_causal_lm, parse_dtype
+from tppo_rl.learner.targets import CriticValues, critic_values
+
+TRAIN_BATCH = "train_batch"
+"""Key of the `TrainBatch` in a module's batch."""
+
+_MODEL_CONFIG_KEYS = {"policy_model", "critic", "dtype"}
+
+
+class LanguageModelModule(TorchRLModule, ValueFunctionAPI, InferenceOnlyAPI):
+    """Policy and critic around transformers language models.
+
+    `model_config`:
+        policy_model: Local folder or hub id of a causal language model.
+        critic: "separate" starts the critic's own backbone from `policy_model`; a folder or hub id starts it from
+            there; None is without a critic (group-relative algorithms).
+        dtype: Compute dtype of the training, "float32" by default. The weights are float32 (see `models`).
+
+    With `inference_only` there is no critic. Observation and action spaces are not read; they may be Text spaces.
+    """
+
+    policy: Policy
+    critic: Critic | None
+
+    def setup(self) -> None:
+        """Loads the models.
+
+        Raises:
+            ValueError: an unknown key in `model_config`, no `policy_model`, or a model that cannot be loaded.
+        """
+        config = dict(self.model_config or {})
+        unknown = sorted(config.keys() - _MODEL_CONFIG_KEYS)
+        if unknown:
+            raise ValueError(f"model_config has unknown keys {unknown}: it takes {sorted(_MODEL_CONFIG_KEYS)}")
+        if not config.get("policy_model"):
+            raise ValueError("model_config['policy_model'] is missing: give a folder or hub id of a language model")
+        dtype = parse_dtype(config.get("dtype", "float32"))
+        source = config["policy_model"]
+        critic_source = config.get("critic", "separate")
+        self.policy = Policy(load_causal_lm(source, dtype), dtype)
+        self.critic = None
+        if critic_source is not None and not self.inference_only:
+            self.critic = Critic(load_causal_lm(source if critic_source == "separate" else critic_source, dtype), dtype)
+
+    def compute_values(
+        self, batch: dict[str, Any], embeddings: Any = None, *, micro_batch_tokens: int = 2048
+    ) -> CriticValues:
+        """Returns the critic's values of `batch[TRAIN_BATCH]`.
+
+        Args:
+            batch: Holds a `TrainBatch` under `TRAIN_BATCH`.
+            embeddings: Not used: the critic has its own backbone.
+            micro_batch_tokens: Most padded tokens in one forward pass.
+
+        Raises:
+            ValueError: the module has no critic.
+        """
+        if self.critic is None:
+            raise ValueError("this module has no critic: set critic='separate', or use advantages that need none")
+        return critic_values(self.critic, batch[TRAIN_BATCH], micro_batch_tokens)
+
+    def get_non_inference_attributes(self) -> list[str]:
+        """Returns the parts that sampling does not need."""
+        return ["critic"]
+
+    def get_state(
+        self,
+        components: str | Collection[str] | None = None,
+        *,
+        not_components: str | Collection[str] | None = None,
+        inference_only: bool = False,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """Returns copies of the weights as numpy arrays.
+
+        With `inference_only` they are the policy's under their transformers names, which is what an engine loads;
+        otherwise {"policy": {...}, "critic": {...}}, the latter where there is a critic.
+        """
+        policy = _to_numpy(self.policy.model)
+        if inference_only:
+            return policy
+        return {"policy": policy} | ({} if self.critic is None else {"critic": _to_numpy(self.critic)})
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Loads weights in either form of `get_state`; a part that is not in `state` is left alone.
+
+        Raises:
+            RuntimeError: names or shapes of the weights are not those of the models.
+        """
+        whole = "policy" in state
+        self.policy.model.load_state_dict(_to_torch(state["policy"] if whole else state))
+        if whole and self.critic is not None and "critic" in state:
+            self.critic.load_state_dict(_to_torch(state["critic"]))
+
+    def _forward(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+        """Returns the logits, [b, n, V], of int64 token ids [b, n] under `Columns.OBS`; sampling is the engine's."""
+        return {Columns.ACTION_DIST_INPUTS: self.policy.model(input_ids=batch[Columns.OBS], use_cache=False).logits}
+
+
+def _to_numpy(model: torch.nn.Module) -> dict[str, np.ndarray]:
+    # A view would change under the reader's hands with the next optimizer step.
+    return {name: weight.detach().cpu().numpy().copy() for name, weight in model.state_dict().items()}
+
+
+def _to_torch(weights: dict[str, Any]) -> dict[str, torch.Tensor]:
+    return {name: torch.as_tensor(np.array(weight)) for name, weight in weights.items()}

@@ -1,0 +1,86 @@
+"""One optimizer step: gradients in one flat buffer, summed over learners, clipped, applied with AdamW."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+
+from tppo_rl.learner.collective import Collective
+
+_logger = logging.getLogger(__name__)
+
+
+def make_adamw(
+    parameters: Iterable[torch.nn.Parameter], *, lr: float, betas: tuple[float, float], weight_decay: float
+) -> torch.optim.AdamW:
+    """Returns AdamW with the fused kernel, which updates all parameters in one pass."""
+    return torch.optim.AdamW(list(parameters), lr=lr, betas=betas, weight_decay=weight_decay, fused=True)
+
+
+def ramped_lr(lr: float, num_updates: int, num_warmup_updates: int) -> float:
+    """Returns the learning rate of the update after `num_updates` earlier ones: a linear ramp up to `lr`."""
+    return lr * min(1.0, (num_updates + 1) / num_warmup_updates) if num_warmup_updates else lr
+
+
+class StepReport(NamedTuple):
+    """What one optimizer step did."""
+
+    norm: float
+    """Global gradient norm before clipping."""
+    applied: bool
+    """False where the norm was not finite and the weights were left alone."""
+
+
+class GradientStep:
+    """The gradients of one model as views into one buffer, and the optimizer that they feed.
+
+    With one buffer the exchange between learners is a single call, and the norm and the clipping one pass.
+    """
+
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, *, max_norm: float | None, collective: Collective, name: str
+    ) -> None:
+        """Points the gradients of the optimizer's parameters into the buffer.
+
+        Args:
+            optimizer: Its parameters must share one dtype and device.
+            max_norm: Bound on the global norm; None never clips.
+            collective: Sums the buffer over learners.
+            name: Names the model in warnings.
+        """
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        assert len({(parameter.dtype, parameter.device) for parameter in parameters}) == 1, "one dtype, one device"
+        self.optimizer = optimizer
+        self.buffer = parameters[0].detach().new_zeros(sum(parameter.numel() for parameter in parameters))
+        self._max_norm = max_norm
+        self._collective = collective
+        self._name = name
+        start = 0
+        for parameter in parameters:
+            stop = start + parameter.numel()
+            parameter.grad = self.buffer[start:stop].view_as(parameter)
+            start = stop
+
+    def zero(self) -> None:
+        """Forgets the gradients; call it before the first backward pass of a step."""
+        self.buffer.zero_()
+
+    def apply(self, lr: float) -> StepReport:
+        """Sums the gradients over learners, clips them and steps with learning rate `lr`.
+
+        Every learner must call it, also one whose share was empty.
+        """
+        self._collective.sum_(self.buffer)
+        norm = float(torch.linalg.vector_norm(self.buffer))
+        if not norm < float("inf"):
+            _logger.warning("%s gradient is not finite: this optimizer step is skipped", self._name)
+            return StepReport(norm, applied=False)
+        if self._max_norm is not None and norm > self._max_norm:
+            self.buffer.mul_(self._max_norm / norm)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.step()
+        return StepReport(norm, applied=True)

@@ -1,0 +1,39 @@
+"""Sums and maxima that are collected over micro-batches and then made global across learners in two exchanges."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+
+from tppo_rl.learner.collective import Collective
+
+
+class Tally:
+    """Named sums and maxima. All learners know the same names, so their numbers line up whatever each has seen.
+
+    Numbers stay on the device that they come from until `reduce`, so that collecting them does not wait for a GPU.
+    """
+
+    def __init__(self, sums: Iterable[str], maxima: Iterable[str]) -> None:
+        self._sums: dict[str, list[torch.Tensor | float]] = {name: [] for name in sums}
+        self._maxima: dict[str, list[torch.Tensor | float]] = {name: [] for name in maxima}
+
+    def add(self, name: str, value: torch.Tensor | float) -> None:
+        """Adds a scalar to the sum `name`, or the sum of a tensor's elements."""
+        self._sums[name].append(value.detach().double().sum() if isinstance(value, torch.Tensor) else value)
+
+    def largest(self, name: str, value: torch.Tensor | float) -> None:
+        """Raises the maximum `name` to a scalar, or to a tensor's largest element; empty tensors change nothing."""
+        if not isinstance(value, torch.Tensor):
+            self._maxima[name].append(value)
+        elif value.numel():
+            self._maxima[name].append(value.detach().double().max())
+
+    def reduce(self, collective: Collective) -> dict[str, float]:
+        """Returns the global sums and maxima by name; a maximum that no learner has seen is -inf."""
+        sums = collective.sum_(torch.tensor([sum(map(float, values)) for values in self._sums.values()]).double())
+        maxima = collective.max_(
+            torch.tensor([max(map(float, values), default=float("-inf")) for values in self._maxima.values()]).double()
+        )
+        return dict(zip([*self._sums, *self._maxima], [*sums.tolist(), *maxima.tolist()], strict=True))

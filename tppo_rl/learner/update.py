@@ -1,0 +1,190 @@
+"""One update: a batch of fragments with its targets in, new weights, metrics and a report per fragment out.
+
+    agree on token counts (all-reduce)
+      -> policy: minibatches of window tokens     (frozen while the critic warms up)
+      -> critic: minibatches of finished responses (none where nothing finished anywhere)
+      -> metrics and staleness histogram (all-reduce)
+
+Learners hold shares of different sizes, also empty ones. Everything that decides how many collective calls follow is
+agreed on first, so every learner makes the same ones in the same order and none waits for ever.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from tppo_rl.learner.batch import TrainBatch
+from tppo_rl.learner.collective import Collective, SingleLearner
+from tppo_rl.learner.critic_step import CRITIC_SUMS, CriticStep
+from tppo_rl.learner.metrics import STATISTIC_MAXIMA, STATISTIC_SUMS, add_statistics, scalars
+from tppo_rl.learner.models import Critic, Policy
+from tppo_rl.learner.optimizers import GradientStep, StepReport, make_adamw, ramped_lr
+from tppo_rl.learner.policy_step import POLICY_MAXIMA, POLICY_SUMS, PolicyStep
+from tppo_rl.learner.settings import UpdateSettings
+from tppo_rl.learner.tally import Tally
+from tppo_rl.learner.targets import Targets
+
+FRAGMENT_REPORT_SCHEMA = pa.schema(
+    [
+        pa.field("episode_id", pa.int64(), nullable=False),
+        pa.field("window_index", pa.int32(), nullable=False),
+        pa.field("trained_tokens", pa.int32(), nullable=False),
+        pa.field("boundary_value", pa.float32()),
+        pa.field("held_value", pa.float32()),
+        pa.field("mean_value", pa.float32()),
+    ]
+)
+"""One row per fragment of this learner's share, values of the critic before the update (null without a critic).
+
+`trained_tokens`: sampled tokens that the update consumed, also where the policy was frozen. `boundary_value`: V(s_l)
+after the last token, also where the episode ended. `held_value`: V(s_{l-1}). `mean_value`: mean V(s_t) of the window.
+"""
+
+
+@dataclass(frozen=True, eq=False)
+class UpdateResult:
+    """What an update reports."""
+
+    metrics: dict[str, float]
+    """Global scalars, the same on all learners; names and units in `tppo_rl.learner.metrics`."""
+    staleness_histogram: np.ndarray
+    """int64 [max + 1], global: number of window tokens by staleness (policy version before the update - version)."""
+    fragment_report: pa.Table
+    """`FRAGMENT_REPORT_SCHEMA`, of this learner's share."""
+
+
+class UpdateStep:
+    """Trains a policy and, where there is one, its critic. They share nothing: own weights, optimizer, clipping."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        critic: Critic | None,
+        settings: UpdateSettings,
+        collective: Collective | None = None,
+    ) -> None:
+        """Makes the optimizers and brings all learners to the weights of learner 0.
+
+        Args:
+            policy: On its final device.
+            critic: On its final device; None trains no values, and targets must come without them.
+            settings: See `UpdateSettings`.
+            collective: The other learners; None means that there are none.
+        """
+        self.settings = settings
+        self._collective: Collective = collective or SingleLearner()
+        self._policy_updates = 0
+        for model in (policy, critic):
+            for parameter in model.parameters() if model is not None else ():
+                self._collective.broadcast_(parameter.data)
+        self.policy_optimizer = self._adamw(policy, settings.lr)
+        self.policy_gradients = self._gradients(self.policy_optimizer, settings.grad_clip, "policy")
+        self._policy_step = PolicyStep(policy, self.policy_gradients, settings, self._collective)
+        self.critic_optimizer: torch.optim.Optimizer | None = None
+        self.critic_gradients: GradientStep | None = None
+        self._critic_step: CriticStep | None = None
+        if critic is not None:
+            self.critic_optimizer = self._adamw(critic, settings.critic_lr)
+            self.critic_gradients = self._gradients(self.critic_optimizer, settings.critic_grad_clip, "critic")
+            self._critic_step = CriticStep(critic, self.critic_gradients, settings, self._collective)
+
+    def run(self, batch: TrainBatch, targets: Targets, policy_version: int) -> UpdateResult:
+        """Trains both models on one batch.
+
+        Args:
+            batch: This learner's share of the fragments; may be empty.
+            targets: Advantages and value targets of the same batch.
+            policy_version: Version of the weights before the update; no token may be newer.
+        """
+        settings = self.settings
+        frozen = policy_version < settings.critic_warmup_updates
+        tally = Tally(
+            (*POLICY_SUMS, *CRITIC_SUMS, *STATISTIC_SUMS), (*POLICY_MAXIMA, *STATISTIC_MAXIMA, *_SECONDS.values())
+        )
+        counts = torch.stack([batch.window.lengths.sum(), batch.response.lengths.sum()])
+        window_tokens, response_tokens = self._collective.sum_(counts).tolist()
+        add_statistics(tally, batch, targets, policy_version)
+        generator = np.random.default_rng((settings.seed or 0, policy_version, self._collective.rank))
+
+        start = time.perf_counter()
+        lr = ramped_lr(settings.lr, self._policy_updates, settings.lr_warmup_updates)
+        policy_reports = self._policy_step.run(
+            batch,
+            targets.advantages,
+            version=policy_version,
+            global_tokens=window_tokens,
+            lr=lr,
+            frozen=frozen,
+            generator=generator,
+            tally=tally,
+        )
+        self._policy_updates += bool(policy_reports)
+        middle = time.perf_counter()
+        critic_reports: list[StepReport] = []
+        if self._critic_step is not None and targets.value_targets is not None:
+            critic_reports = self._critic_step.run(
+                batch, targets.value_targets, global_tokens=response_tokens, generator=generator, tally=tally
+            )
+        seconds = (targets.seconds, middle - start, time.perf_counter() - middle)
+        for name, value in zip(_SECONDS.values(), seconds, strict=True):
+            tally.largest(name, value)
+
+        totals = tally.reduce(self._collective)
+        metrics = scalars(totals, policy_reports, critic_reports)
+        metrics |= {name: totals[maximum] for name, maximum in _SECONDS.items()}
+        metrics["learning_rate"] = 0.0 if frozen else lr
+        if self._critic_step is not None:
+            metrics["critic_learning_rate"] = settings.critic_lr
+        histogram = self._staleness_histogram(batch, policy_version, int(max(-1.0, totals["staleness_max"])))
+        return UpdateResult(metrics, histogram, fragment_report(batch, targets))
+
+    def get_state(self) -> dict[str, Any]:
+        """Returns the counters that the next update depends on, beside weights and optimizers.
+
+        The shuffling has no state: it is drawn from seed, policy version and learner.
+        """
+        return {"policy_updates": self._policy_updates}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Goes on from the counters of `get_state`."""
+        self._policy_updates = int(state["policy_updates"])
+
+    def _adamw(self, model: torch.nn.Module, lr: float) -> torch.optim.AdamW:
+        return make_adamw(
+            model.parameters(), lr=lr, betas=self.settings.adam_betas, weight_decay=self.settings.weight_decay
+        )
+
+    def _gradients(self, optimizer: torch.optim.Optimizer, max_norm: float | None, name: str) -> GradientStep:
+        return GradientStep(optimizer, max_norm=max_norm, collective=self._collective, name=name)
+
+    def _staleness_histogram(self, batch: TrainBatch, version: int, largest: int) -> np.ndarray:
+        staleness = version - batch.versions[batch.window.mask]
+        assert not len(staleness) or int(staleness.min()) >= 0, "a token is newer than the trainer's weights"
+        return self._collective.sum_(torch.bincount(staleness, minlength=largest + 1)).numpy()
+
+
+_SECONDS = {
+    "values_seconds": "values_seconds_max",
+    "policy_seconds": "policy_seconds_max",
+    "critic_seconds": "critic_seconds_max",
+}
+
+
+def fragment_report(batch: TrainBatch, targets: Targets) -> pa.Table:
+    """Returns the report of this learner's fragments, in the order of the batch."""
+    lengths = batch.window.lengths
+    columns: list[Any] = [batch.episode_ids, batch.window_indices, lengths.numpy()]
+    if targets.values is None or not len(batch):
+        columns += [pa.nulls(len(batch), pa.float32())] * 3
+    else:
+        held = targets.values.window.gather(1, lengths[:, None] - 1)[:, 0]
+        mean = targets.values.window.sum(dim=1) / lengths
+        columns += [targets.values.after.numpy(), held.numpy(), mean.numpy()]
+    arrays = [pa.array(column).cast(field.type) for column, field in zip(columns, FRAGMENT_REPORT_SCHEMA, strict=True)]
+    return pa.Table.from_arrays(arrays, schema=FRAGMENT_REPORT_SCHEMA)

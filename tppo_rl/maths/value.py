@@ -1,0 +1,37 @@
+"""The critic's loss and the share of the returns' variance that it explains."""
+
+from __future__ import annotations
+
+import torch
+
+
+def value_loss(values: torch.Tensor, returns: torch.Tensor) -> torch.Tensor:
+    """Returns the per-token loss 0.5 * (V(s_t) - G_t)^2, in the shape of the arguments.
+
+    Args:
+        values: [...], V(s_t); gradients flow through it.
+        returns: Same shape, the regression target G_t; taken as a constant.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    if values.shape != returns.shape:
+        raise ValueError(f"values and returns differ in shape: {tuple(values.shape)} and {tuple(returns.shape)}")
+    return 0.5 * (values - returns.detach()).square()
+
+
+def explained_variance(error_variance: float, return_variance: float) -> float:
+    """Returns 1 - Var(G - V) / Var(G): 1 for a perfect critic, 0 for a constant one, negative for a worse one.
+
+    It takes variances (`reduce.variance`) rather than tokens, so that the tokens may lie on several learners.
+
+    Args:
+        error_variance: Variance of G_t - V(s_t) over the tokens.
+        return_variance: Variance of G_t over the same tokens, above 0.
+
+    Raises:
+        ValueError: `return_variance` is not positive: with equal returns nothing is there to explain.
+    """
+    if return_variance <= 0:
+        raise ValueError(f"return_variance={return_variance} must be positive: equal returns leave nothing to explain")
+    return 1.0 - error_variance / return_variance

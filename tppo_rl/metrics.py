@@ -1,0 +1,192 @@
+"""Every metric of a run: name, unit, definition. The names are TensorBoard tags and paths in `result.json`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tppo_rl.fragments import Fragment
+from tppo_rl.ledger import ClosedBoundary
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One row of the table."""
+
+    name: str
+    """`group/name`."""
+    unit: str
+    definition: str
+    learner_key: str | None = None
+    """Name under which the learner logs it, for metrics that the update step makes."""
+
+
+METRICS = (
+    Metric("tokens/sampled", "tokens", "sampled since the run began, as env-runners count"),
+    Metric("tokens/trained", "tokens", "trained since the run began, as learners count"),
+    Metric("tokens/queued", "tokens", "in fragments that wait for an update"),
+    Metric("tokens/in_flight", "tokens", "in windows that are open on env-runners"),
+    Metric("tokens/dropped", "tokens", "that will never be trained, all reasons"),
+    Metric("tokens/sampled_per_second", "tokens/s", "sampled in the iteration, by its wall-clock"),
+    Metric("tokens/trained_per_second", "tokens/s", "trained in the iteration, by its wall-clock"),
+    Metric("rollout/return_mean", "reward", "mean return of the episodes that finished in the iteration"),
+    Metric("rollout/accuracy", "share", "correct among the episodes that finished in the iteration"),
+    Metric("rollout/response_length_mean", "tokens", "mean over the episodes that finished in the iteration"),
+    Metric("rollout/response_length_max", "tokens", "longest of the episodes that finished in the iteration"),
+    Metric("rollout/response_length_min", "tokens", "shortest of the episodes that finished in the iteration"),
+    Metric("rollout/truncated_share", "share", "truncated among the episodes that finished in the iteration"),
+    Metric("rollout/finished_episodes", "episodes", "that finished in the iteration"),
+    Metric("rollout/windows_per_response", "windows", "mean over the episodes that finished in the iteration"),
+    Metric(
+        "rollout/versions_per_response", "versions", "newest minus oldest plus one of a finished episode's last window"
+    ),
+    Metric("rollout/slot_occupancy", "share", "slot-steps of the iteration that produced a token"),
+    Metric("rollout/refills", "episodes", "begun in the iteration"),
+    Metric("rollout/runner_idle_share", "share", "of env-runners' time in which nothing was asked of them"),
+    Metric("rollout/weight_load_share", "share", "of env-runners' time in which the engine stood still for weights"),
+    Metric(
+        "staleness/mean", "versions", "trainer's version minus the token's, mean over trained tokens", "staleness_mean"
+    ),
+    Metric("staleness/max", "versions", "the same, largest", "staleness_max"),
+    Metric("staleness/in_queue", "versions", "trainer's version minus the oldest version that waits in the queue"),
+    Metric("policy/loss", "nats", "clipped surrogate, mean over trained tokens", "policy_loss"),
+    Metric("policy/entropy", "nats", "of the distribution at each trained token, mean", "entropy"),
+    Metric("policy/clip_fraction_low", "share", "of trained tokens clipped below 1 - clip_low", "clip_fraction_low"),
+    Metric("policy/clip_fraction_high", "share", "of trained tokens clipped above 1 + clip_high", "clip_fraction_high"),
+    Metric("policy/approximate_kl", "nats", "k3 of behaviour against current policy, mean", "approximate_kl"),
+    Metric("policy/gradient_norm", "", "global norm before clipping, mean over steps", "policy_grad_norm"),
+    Metric("policy/advantage_mean", "reward", "over trained tokens", "advantage_mean"),
+    Metric("policy/advantage_std", "reward", "over trained tokens", "advantage_std"),
+    Metric(
+        "policy/unfinished_share",
+        "share",
+        "of trained tokens from unfinished fragments",
+        "tokens_from_unfinished_share",
+    ),
+    Metric(
+        "critic/loss",
+        "reward^2",
+        "half squared error to the Monte-Carlo return, mean over response tokens",
+        "value_loss",
+    ),
+    Metric("critic/explained_variance", "share", "of Monte-Carlo returns, finished episodes", "explained_variance"),
+    Metric(
+        "critic/explained_variance_unfinished",
+        "share",
+        "of unfinished fragments' mean values, once their return is known",
+    ),
+    Metric("critic/value_mean", "reward", "mean value of response tokens of finished episodes", "finished_value_mean"),
+    Metric("critic/return_mean", "reward", "mean Monte-Carlo return of the same tokens", "return_mean"),
+    Metric("critic/gradient_norm", "", "global norm before clipping, mean over steps", "critic_grad_norm"),
+    Metric("critic/finished_episodes", "episodes", "in the value batch", "finished_episodes"),
+    Metric("critic/value_tokens", "tokens", "in the value batch", "value_batch_tokens"),
+    Metric("critic/boundary_error_held", "reward", "|V(s_(l-1)) - G_l| at window ends, once the return is known, mean"),
+    Metric("critic/boundary_error_true", "reward", "|V(s_l) - G_l| at window ends, once the return is known, mean"),
+    Metric(
+        "engine_gap/log_prob_mean", "nats", "|trainer - behaviour log-prob| before the first step", "log_prob_gap_mean"
+    ),
+    Metric("engine_gap/log_prob_max", "nats", "the same, largest", "log_prob_gap_max"),
+    Metric(
+        "engine_gap/fresh_log_prob_max",
+        "nats",
+        "largest gap among tokens of the trainer's version",
+        "fresh_log_prob_gap_max",
+    ),
+    Metric(
+        "engine_gap/fresh_log_prob_mean",
+        "nats",
+        "mean gap among tokens of the trainer's version",
+        "fresh_log_prob_gap_mean",
+    ),
+    Metric(
+        "engine_gap/ratio_deviation_max", "", "largest |ratio - 1| before the first step", "first_ratio_max_deviation"
+    ),
+    Metric(
+        "engine_gap/importance_weight_mean", "", "ratio to behaviour before the first step", "importance_weight_mean"
+    ),
+    Metric("engine_gap/importance_weight_max", "", "the same, largest", "importance_weight_max"),
+    Metric("engine_gap/importance_weight_min", "", "the same, smallest", "importance_weight_min"),
+    Metric(
+        "engine_gap/effective_sample_size", "share", "of trained tokens, by importance weights", "effective_sample_size"
+    ),
+    Metric("engine_gap/probe_mean", "nats", "gap of the last weight verification"),
+    Metric("engine_gap/alarm", "0/1", "mean gap of fresh tokens above `log_prob_gap_alarm`"),
+    Metric(
+        "learner/processed_per_trained_token",
+        "",
+        "policy's forward positions for each trained token",
+        "processed_per_trained_token",
+    ),
+    Metric("learner/padding_share", "share", "of padded positions that hold no token", "padding_share"),
+    Metric("time/iteration", "s", "wall-clock of the iteration"),
+    Metric("time/waiting_for_fragments", "s", "the driver waited for a batch; the learner was idle"),
+    Metric("time/update", "s", "values, policy and critic, as the driver saw it"),
+    Metric("time/values", "s", "critic forward for advantages", "values_seconds"),
+    Metric("time/policy", "s", "policy update", "policy_seconds"),
+    Metric("time/critic", "s", "critic update", "critic_seconds"),
+    Metric("time/weights", "s", "fetching weights from the learner and sending them"),
+    Metric("heldout/accuracy_sampled", "share", "held-out prompts right at the training temperature"),
+    Metric("heldout/accuracy_greedy", "share", "held-out prompts right when the likeliest token is taken"),
+    Metric("heldout/response_length_sampled", "tokens", "mean response length at the training temperature"),
+    Metric("heldout/response_length_greedy", "tokens", "mean greedy response length"),
+)
+
+
+def learner_metrics(learner_result: Mapping[str, Any]) -> dict[str, float]:
+    """Picks the table's metrics out of what the learner logged.
+
+    RLlib reports NaN for what was logged in an earlier update and not in this one; that is left out.
+    """
+    logged = {metric.name: learner_result.get(metric.learner_key or "") for metric in METRICS}
+    return {name: float(value) for name, value in logged.items() if value is not None and not math.isnan(value)}
+
+
+def episode_metrics(fragments: Iterable[Fragment]) -> dict[str, float]:
+    """Metrics of the episodes that ended among the given fragments; empty if none did."""
+    finished = [fragment for fragment in fragments if fragment.finished]
+    if not finished:
+        return {"rollout/finished_episodes": 0.0}
+    lengths = [fragment.num_positions - fragment.prompt_length for fragment in finished]
+    returns = [float(fragment.context_rewards.sum() + fragment.rewards.sum()) for fragment in finished]
+    versions = [int(fragment.versions.max()) - fragment.oldest_version + 1 for fragment in finished]
+    return {
+        "rollout/finished_episodes": float(len(finished)),
+        "rollout/return_mean": float(np.mean(returns)),
+        "rollout/accuracy": float(np.mean([bool(fragment.correct) for fragment in finished])),
+        "rollout/response_length_mean": float(np.mean(lengths)),
+        "rollout/response_length_max": float(np.max(lengths)),
+        "rollout/response_length_min": float(np.min(lengths)),
+        "rollout/truncated_share": float(np.mean([fragment.truncated for fragment in finished])),
+        "rollout/windows_per_response": float(np.mean([fragment.window_index + 1 for fragment in finished])),
+        "rollout/versions_per_response": float(np.mean(versions)),
+    }
+
+
+def boundary_metrics(boundaries: Sequence[ClosedBoundary]) -> dict[str, float]:
+    """Errors of the values at window ends whose episode has ended; empty if there are none."""
+    if not boundaries:
+        return {}
+    held = np.array([boundary.values.held for boundary in boundaries])
+    true = np.array([boundary.values.true for boundary in boundaries])
+    means = np.array([boundary.values.window_mean for boundary in boundaries])
+    returns = np.array([boundary.final_return for boundary in boundaries])
+    metrics = {
+        "critic/boundary_error_held": float(np.abs(held - returns).mean()),
+        "critic/boundary_error_true": float(np.abs(true - returns).mean()),
+    }
+    if returns.var() > 0:
+        metrics["critic/explained_variance_unfinished"] = float(1 - (returns - means).var() / returns.var())
+    return metrics
+
+
+def heldout_metrics(evaluation: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """The table's metrics of one evaluation."""
+    return {
+        f"heldout/{name}_{sampling}": float(evaluation[sampling][key])
+        for sampling in ("sampled", "greedy")
+        for name, key in (("accuracy", "accuracy"), ("response_length", "response_length_mean"))
+    }

@@ -1,0 +1,302 @@
+"""RLlib's host of the sampler: one engine, its slots, and the weights that come in between engine steps.
+
+Calls to an env-runner actor are executed one after another, so weights that arrive while it samples are applied
+before the next engine step of the next `sample()`; a `sample()` is some tens of engine steps long.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pyarrow as pa
+import ray
+from ray.rllib.core import COMPONENT_RL_MODULE, DEFAULT_MODULE_ID
+from ray.rllib.env import INPUT_ENV_SPACES
+from ray.rllib.env.env_runner import EnvRunner
+from ray.rllib.utils.metrics import (
+    EPISODE_LEN_MEAN,
+    EPISODE_RETURN_MEAN,
+    NUM_ENV_STEPS_SAMPLED,
+    NUM_ENV_STEPS_SAMPLED_LIFETIME,
+    NUM_EPISODES,
+    WEIGHTS_SEQ_NO,
+)
+
+import tppo_rl.envs  # noqa: F401  (registers the environments in every actor)
+from tppo_rl.base_models import resolve_model
+from tppo_rl.fragments import Fragment, table_from_fragments
+from tppo_rl.rollout.chat import Chat
+from tppo_rl.rollout.engine import Engine, Sampling
+from tppo_rl.rollout.sampler import EpisodeLimits, Sampler, evaluate_prompts
+from tppo_rl.rollout.vllm_engine import VLLMEngine
+from tppo_rl.rollout.window_buffer import Ticket
+
+_EVALUATION_EPISODE_OFFSET = -1
+"""`env_runner` of evaluation episodes, which no ledger counts."""
+
+
+@dataclass(frozen=True)
+class SampleResult:
+    """What one `sample()` call hands to the algorithm, and what the env-runner says of itself at that moment."""
+
+    fragments: pa.Table
+    """Fragments closed since the last call (`FRAGMENT_SCHEMA`)."""
+    incarnation: str
+    """Changes when the actor was restarted."""
+    version: int | None
+    """Policy version of the engine; None: restarted, and it has no weights yet."""
+    num_tokens_sampled: int = 0
+    """All tokens that this incarnation sampled."""
+    num_open_tokens: int = 0
+    """Of those, the ones in windows that are still open."""
+    oldest_open_version: int | None = None
+    num_waiting_tickets: int = 0
+    slot_steps: int = 0
+    """Slots times engine steps of this call."""
+    productive_slot_steps: int = 0
+    """Of those, the ones that produced a token."""
+    refills: int = 0
+    """Episodes that began in this call."""
+    seconds: float = 0.0
+    """Duration of this call."""
+    idle_seconds: float = 0.0
+    """Time between the last call and this one in which nothing was asked of the env-runner."""
+    weight_seconds: float = 0.0
+    """Time spent since the last call on loading weights."""
+    metrics: dict[str, Any] = field(default_factory=dict)
+    """RLlib's env-runner metrics."""
+    error: BaseException | None = None
+    """What went wrong; the algorithm raises it."""
+
+
+class VLLMEnvRunner(EnvRunner):
+    """Env-runner that holds an engine and fixed slots.
+
+    The local env-runner that RLlib creates beside remote ones only knows the spaces; it builds no engine.
+    """
+
+    def __init__(self, *, config: Any, **kwargs: Any) -> None:
+        super().__init__(config=config, **kwargs)
+        self._incarnation = uuid.uuid4().hex
+        self._policy_version: int | None = None
+        self._sampler: Sampler | None = None
+        self._evaluation_samplers: dict[float, Sampler] = {}
+        self._engine: Engine | None = None
+        self._weight_seconds = 0.0
+        self._counted = {"slot_steps": 0, "productive_slot_steps": 0, "refills": 0, "tokens": 0}
+        self._last_call_ended = time.perf_counter()
+        env = self._make_text_env("train")
+        self._spaces = (env.observation_space, env.action_space)
+        env.close()
+        samples_here = self.worker_index or (config.num_env_runners == 0 and not config.in_evaluation)
+        if samples_here:
+            self._build()
+
+    # RLlib's contract
+
+    def sample(  # type: ignore[override]
+        self, *, num_engine_steps: int, tickets: Sequence[Ticket] = (), cut_windows: bool = False, **kwargs: Any
+    ) -> SampleResult:
+        """Takes engine steps and returns the fragments that were closed meanwhile.
+
+        Args:
+            num_engine_steps: engine steps to take.
+            tickets: further episodes that may be started.
+            cut_windows: close all windows at the end, whatever their length (sync mode).
+            **kwargs: not used.
+        """
+        idle = time.perf_counter() - self._last_call_ended
+        try:
+            return self._sample(num_engine_steps, tickets, cut_windows, idle)
+        except Exception as error:
+            # RLlib would restart the actor and try again; an error of ours must be seen.
+            return SampleResult(table_from_fragments([]), self._incarnation, self._policy_version, error=error)
+        finally:
+            self._last_call_ended = time.perf_counter()
+
+    def evaluate(self, tickets: Sequence[Ticket], temperature: float) -> pa.Table:
+        """Generates a whole episode for each ticket on the held-out split, open training episodes untouched.
+
+        Args:
+            tickets: prompts to answer.
+            temperature: of sampling; 0 is greedy.
+
+        Returns:
+            A table of finished fragments (`FRAGMENT_SCHEMA`), one for each ticket, in their order.
+        """
+        sampler = self._evaluation_sampler(temperature)
+        if self._sampler is not None:
+            self._sampler.suspend()
+        try:
+            return table_from_fragments(evaluate_prompts(sampler, tickets))
+        finally:
+            if self._sampler is not None:
+                self._sampler.resume()
+            self._last_call_ended = time.perf_counter()
+
+    def score(self, tokens: Sequence[int]) -> np.ndarray:
+        """Log-probs that the engine's weights give to a probe, float32 [len - 1]; see `Engine.score`."""
+        assert self._engine is not None
+        if self._sampler is not None:
+            self._sampler.suspend()
+        try:
+            return self._engine.score(tokens)
+        finally:
+            if self._sampler is not None:
+                self._sampler.resume()
+
+    def abandon(self) -> None:
+        """Drops open episodes and tickets and counts anew, as after a restart; the engine keeps its weights."""
+        if self._sampler is not None:
+            self._sampler.abandon()
+            self._sampler.num_tokens_sampled = 0
+            self._counted["tokens"] = 0
+        self._incarnation = uuid.uuid4().hex
+
+    def get_spaces(self) -> dict[str, tuple[gymnasium.Space, gymnasium.Space]]:
+        return {INPUT_ENV_SPACES: self._spaces, DEFAULT_MODULE_ID: self._spaces}
+
+    def get_state(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        # Weights live in learners, prompts and tokens in the ledger.
+        return {WEIGHTS_SEQ_NO: self._policy_version or 0}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Takes new weights, if the state holds any."""
+        module_state = state.get(COMPONENT_RL_MODULE)
+        if module_state is None or self._engine is None:
+            return
+        started = time.perf_counter()
+        if isinstance(module_state, ray.ObjectRef):
+            module_state = ray.get(module_state)
+        version = int(state[WEIGHTS_SEQ_NO])
+        self._engine.load_weights(module_state[DEFAULT_MODULE_ID], version)
+        self._policy_version = version
+        self._weight_seconds += time.perf_counter() - started
+        self._last_call_ended = time.perf_counter()
+
+    def get_metrics(self) -> dict[str, Any]:
+        return dict(self.metrics.reduce())
+
+    def assert_healthy(self) -> None:
+        assert self._engine is not None or not self.worker_index, "the engine was not built"
+
+    def ping(self) -> str:
+        """Answers RLlib's health check."""
+        return "pong"
+
+    def stop(self) -> None:
+        for sampler in filter(None, [self._sampler, *self._evaluation_samplers.values()]):
+            sampler.close()
+        if self._engine is not None:
+            self._engine.stop()
+            self._engine = None
+
+    # Construction
+
+    def _build(self) -> None:
+        config = self.config
+        self._chat = Chat.from_pretrained(resolve_model(config.policy_model))
+        self._engine = self._build_engine()
+        # An own evaluation env-runner has no training episodes.
+        if not config.in_evaluation:
+            limits = self._limits(config.window_length)
+            self._sampler = self._make_sampler("train", limits, Sampling(config.sampling["temperature"]))
+
+    def _build_engine(self) -> Engine:
+        config = self.config
+        engine_args = dict(config.engine)
+        device = engine_args.pop("device", "cuda" if config.num_gpus_per_env_runner else "cpu")
+        return VLLMEngine(
+            resolve_model(config.policy_model),
+            dtype=config.dtype,
+            max_model_len=config.max_prompt_length + config.max_response_length,
+            max_num_seqs=config.num_envs_per_env_runner,
+            end_of_turn=self._chat.end_of_turn,
+            kv_on_update=config.kv_on_update,
+            seed=config.seed + 1000 * self.worker_index + (500 if config.in_evaluation else 0),
+            num_threads=max(1, int(config.num_cpus_per_env_runner)),
+            device=device,
+            engine_args=engine_args,
+        )
+
+    def _limits(self, window_length: int | None) -> EpisodeLimits:
+        return EpisodeLimits(self.config.max_prompt_length, self.config.max_response_length, window_length)
+
+    def _make_sampler(self, name: str, limits: EpisodeLimits, sampling: Sampling) -> Sampler:
+        assert self._engine is not None
+        make_env: Callable[[], gymnasium.Env] = partial(self._make_text_env, "train" if name == "train" else "heldout")
+        return Sampler(
+            self._engine,
+            make_env,
+            self._chat,
+            num_slots=self.config.num_envs_per_env_runner,
+            limits=limits,
+            sampling=sampling,
+            env_runner=self.worker_index if name == "train" else _EVALUATION_EPISODE_OFFSET,
+            name=name,
+        )
+
+    def _evaluation_sampler(self, temperature: float) -> Sampler:
+        if temperature not in self._evaluation_samplers:
+            name = f"evaluation-{temperature}"
+            self._evaluation_samplers[temperature] = self._make_sampler(name, self._limits(None), Sampling(temperature))
+        return self._evaluation_samplers[temperature]
+
+    def _make_text_env(self, split: str) -> gymnasium.Env:
+        return gymnasium.make(self.config.env, disable_env_checker=True, split=split, **self.config.env_config)
+
+    # Sampling
+
+    def _sample(self, num_engine_steps: int, tickets: Sequence[Ticket], cut_windows: bool, idle: float) -> SampleResult:
+        assert self._sampler is not None, "this env-runner does not sample for training"
+        if self._policy_version is None:
+            return SampleResult(table_from_fragments([]), self._incarnation, None)
+        started = time.perf_counter()
+        sampler = self._sampler
+        sampler.tickets.extend(tickets)
+        fragments = sampler.run(num_engine_steps)
+        if cut_windows:
+            fragments += sampler.cut_windows()
+        self._log(fragments)
+        weight_seconds, self._weight_seconds = self._weight_seconds, 0.0
+        return SampleResult(
+            fragments=table_from_fragments(fragments),
+            incarnation=self._incarnation,
+            version=self._policy_version,
+            num_tokens_sampled=sampler.num_tokens_sampled,
+            num_open_tokens=sampler.num_open_tokens,
+            oldest_open_version=sampler.oldest_open_version,
+            num_waiting_tickets=len(sampler.tickets),
+            slot_steps=self._since_last("slot_steps", sampler.num_slot_steps),
+            productive_slot_steps=self._since_last("productive_slot_steps", sampler.num_productive_slot_steps),
+            refills=self._since_last("refills", sampler.num_refills),
+            seconds=time.perf_counter() - started,
+            idle_seconds=idle,
+            weight_seconds=weight_seconds,
+            metrics=self.get_metrics(),
+        )
+
+    def _since_last(self, name: str, total: int) -> int:
+        difference = total - self._counted[name]
+        self._counted[name] = total
+        return difference
+
+    def _log(self, fragments: Sequence[Fragment]) -> None:
+        assert self._sampler is not None
+        tokens = self._since_last("tokens", self._sampler.num_tokens_sampled)
+        self.metrics.log_value(NUM_ENV_STEPS_SAMPLED, tokens, reduce="sum")
+        self.metrics.log_value(NUM_ENV_STEPS_SAMPLED_LIFETIME, tokens, reduce="lifetime_sum")
+        finished = [fragment for fragment in fragments if fragment.finished]
+        self.metrics.log_value(NUM_EPISODES, len(finished), reduce="sum")
+        for fragment in finished:
+            response_length = len(fragment.context) + len(fragment.tokens) - fragment.prompt_length
+            episode_return = float(fragment.context_rewards.sum() + fragment.rewards.sum())
+            self.metrics.log_value(EPISODE_LEN_MEAN, response_length, window=512)
+            self.metrics.log_value(EPISODE_RETURN_MEAN, episode_return, window=512)

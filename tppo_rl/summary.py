@@ -1,0 +1,84 @@
+"""The summary of a run: one dictionary, `summary.json`, and the table at the end."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+
+def summarize(result: Mapping[str, Any], evaluation: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
+    """Builds the summary from the last result of a run and its last evaluation.
+
+    Accuracies are shares of `heldout_n` fixed prompts; those without `greedy` in their name are sampled at the training
+    temperature. Tokens are counted over the whole run, seconds are wall-clock.
+    """
+    before = result["heldout_before"]
+    accounts = result["run"]
+    tokens = result["tokens"]
+    summary: dict[str, Any] = {"mode": result["mode"], "seed": result["seed"]}
+    for sampling, suffix in (("sampled", ""), ("greedy", "_greedy")):
+        for moment, values in (("before", before.get(sampling, {})), ("after", evaluation.get(sampling, {}))):
+            for name, key in (
+                ("heldout_accuracy", "accuracy"),
+                ("heldout_standard_error", "standard_error"),
+                ("heldout_response_length", "response_length_mean"),
+                ("heldout_truncated_share", "truncated_share"),
+            ):
+                summary[f"{name}_{moment}{suffix}"] = values.get(key)
+    summary |= {
+        "heldout_n": evaluation.get("sampled", {}).get("n", 0),
+        "tokens": {key: int(tokens[key]) for key in ("sampled", "trained", "queued", "in_flight", "dropped")},
+        "tokens_dropped_by_reason": tokens["dropped_by_reason"],
+        "updates": result["training_iteration"],
+        "slot_occupancy": accounts["slot_occupancy_lifetime"],
+        "wall_s": accounts["wall_s"],
+        "seconds": {part: round(seconds, 3) for part, seconds in sorted(accounts["seconds"].items())},
+        "largest_staleness": accounts["largest_staleness"],
+        "largest_fresh_log_prob_gap": accounts["largest_fresh_log_prob_gap"],
+        "largest_ratio_deviation": accounts["largest_ratio_deviation"],
+    }
+    return summary
+
+
+def write_summary(folder: Path, summary: Mapping[str, Any]) -> Path:
+    """Writes `summary.json` into the run's folder."""
+    path = folder / "summary.json"
+    path.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    return path
+
+
+def summary_table(summary: Mapping[str, Any], folder: Path) -> Table:
+    """The table that a run ends with."""
+    table = Table(title=f"{folder.name}: {summary['mode']}, seed {summary['seed']}", show_header=False)
+    table.add_column(style="bold")
+    table.add_column(justify="right")
+    for label, suffix in (("sampled", ""), ("greedy", "_greedy")):
+        table.add_row(f"held-out accuracy, {label}", _before_after(summary, "heldout_accuracy", suffix, 100, "%"))
+        table.add_row(
+            f"response length, {label}", _before_after(summary, "heldout_response_length", suffix, 1, " tokens")
+        )
+    table.add_row("held-out prompts", str(summary["heldout_n"]))
+    for name, count in summary["tokens"].items():
+        table.add_row(f"tokens {name.replace('_', ' ')}", f"{count:,}")
+    table.add_row("slot occupancy", f"{summary['slot_occupancy']:.3f}")
+    table.add_row("largest staleness", f"{summary['largest_staleness']} versions")
+    table.add_row("largest log-prob gap, fresh tokens", f"{summary['largest_fresh_log_prob_gap']:.1e} nats")
+    table.add_row("wall-clock", f"{summary['wall_s']:.0f} s")
+    for part, seconds in summary["seconds"].items():
+        table.add_row(f"  {part.replace('_', ' ')}", f"{seconds:.1f} s")
+    table.add_row("folder", str(folder))
+    table.add_row("look at it", f"tensorboard --logdir {folder}")
+    return table
+
+
+def _before_after(summary: Mapping[str, Any], name: str, suffix: str, scale: float, unit: str) -> str:
+    before, after = (summary[f"{name}_{moment}{suffix}"] for moment in ("before", "after"))
+    if before is None or after is None:
+        return "not evaluated"
+    error = summary.get(f"heldout_standard_error_after{suffix}")
+    spread = f" ± {scale * error:.1f}" if name == "heldout_accuracy" and error is not None else ""
+    return f"{scale * before:.1f} → {scale * after:.1f}{spread}{unit}"

@@ -1,0 +1,506 @@
+"""A small base model, made from nothing in minutes, that reinforcement learning can improve.
+
+    tokenizer + random weights → practice: full worked solutions → lazy: demonstrations that stop too soon
+                                   (the skill, with long chains)    (what is left to reinforcement learning)
+
+After practice the model solves chains of any length. The lazy demonstrations then teach it to state the sum so far
+as final after the first steps, so that the base is right on a third of the prompts; all that reinforcement
+learning has to find out is that going on until the operands are used up pays. Environments without step by step
+solutions get practice only.
+"""
+
+import json
+import logging
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, cast
+
+import gymnasium
+import numpy as np
+import torch
+import transformers
+from torch.nn import functional
+from transformers import DynamicCache, GenerationConfig, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+
+from tppo_rl.envs.arithmetic_chain import ArithmeticChain
+from tppo_rl.envs.text_env import TextEnv
+
+logger = logging.getLogger(__name__)
+
+PAD, END, USER, ASSISTANT, UNKNOWN = "<pad>", "<eos>", "<user>", "<assistant>", "<unk>"
+CHARACTERS = [chr(code) for code in range(32, 127)] + ["\n", "\t"]
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if message['role'] == 'assistant' %}<assistant>{{ message['content'] }}<eos>"
+    "{% else %}<user>{{ message['content'] }}{% endif %}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+MAX_POSITIONS = 1024
+IGNORED = -100
+SKILL_BUCKETS = ((2, 4), (5, 9), (10, 19), (20, 52))
+TARGET_ACCURACY = (0.10, 0.60)
+TARGET_SKILL = 0.92
+TARGET_LONG_SKILL = 0.70
+
+
+@dataclass(frozen=True)
+class WarmstartOptions:
+    """What `warmstart` may be told; the defaults are for ``tppo_rl/ArithmeticChain-v0``."""
+
+    practice_steps: int = 1200
+    """Optimizer steps on full worked solutions."""
+    lazy_steps: int = 150
+    """Optimizer steps on demonstrations that stop early."""
+    batch_tokens: int = 2048
+    """Padded tokens (prompt and response) of an optimizer step."""
+    practice_lr: float = 2e-3
+    """Highest learning rate of practice; linear warm-up, cosine decay to a twentieth."""
+    lazy_lr: float = 5e-4
+    """Highest learning rate of the lazy phase."""
+    practice_tail_exponent: float = 1.0
+    """Tail exponent of the chains practised; 1 gives every length about the same share of the tokens."""
+    lazy_hazard: float = 0.7
+    """Probability to stop after each of the first steps where the operand just added is 4 or more."""
+    diligent_hazard: float = 0.25
+    """The same where it is less than 4."""
+    first_steps: int = 2
+    """Number of first steps with these two hazards."""
+    late_hazard: float = 0.06
+    """Probability to stop after each later step."""
+    evaluation_prompts: int = 512
+    """Held-out prompts of each evaluation."""
+
+
+LAZY_FROM = 4
+"""Least operand after which a lazy demonstration likes to stop. Laziness that depends on something in the text makes
+greedy decoding stop on some prompts and not on others; the same hazard everywhere would give all or nothing."""
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """A tokenizer with one token per printable ASCII character, newline and tab, and five special tokens."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+
+    vocabulary = {token: index for index, token in enumerate([PAD, END, USER, ASSISTANT, UNKNOWN, *CHARACTERS])}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
+    backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    backend.decoder = decoders.Fuse()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        pad_token=PAD,
+        eos_token=END,
+        unk_token=UNKNOWN,
+        additional_special_tokens=[USER, ASSISTANT],
+        clean_up_tokenization_spaces=False,
+        model_max_length=MAX_POSITIONS,
+        padding_side="left",
+    )
+    tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer
+
+
+def build_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen2ForCausalLM:
+    """A Qwen2 of 0.6 million float32 parameters with random weights."""
+    config = Qwen2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=MAX_POSITIONS,
+        tie_word_embeddings=True,
+        initializer_range=0.08,  # at this width the usual 0.02 learns far worse
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        dtype="float32",
+    )
+    torch.manual_seed(seed)
+    model = Qwen2ForCausalLM(config)
+    model.generation_config = GenerationConfig(
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, do_sample=True
+    )
+    return model
+
+
+@dataclass(frozen=True)
+class Example:
+    """A prompt with its special tokens, and the response that is learnt; token ids."""
+
+    prompt: list[int]
+    response: list[int]
+
+    def __len__(self) -> int:
+        return len(self.prompt) + len(self.response)
+
+
+def encode_prompts(tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str]) -> list[list[int]]:
+    """Token ids of one user turn each and of the beginning of the answer, as the chat template writes them."""
+    return cast(list[list[int]], tokenizer([f"{USER}{prompt}{ASSISTANT}" for prompt in prompts])["input_ids"])
+
+
+def encode(tokenizer: PreTrainedTokenizerFast, pairs: Sequence[tuple[str, str]]) -> list[Example]:
+    """Token ids of (prompt, response) pairs."""
+    prompts = encode_prompts(tokenizer, [prompt for prompt, _ in pairs])
+    responses = cast(list[list[int]], tokenizer([response + END for _, response in pairs])["input_ids"])
+    return [Example(prompt, response) for prompt, response in zip(prompts, responses, strict=True)]
+
+
+def stopping_step(operands: Sequence[int], options: WarmstartOptions, rng: np.random.Generator) -> int:
+    """The step after which a lazy demonstration stops: the last one, or an earlier one drawn with the hazards."""
+    for step, operand in enumerate(operands[:-1], start=1):
+        first = options.lazy_hazard if operand >= LAZY_FROM else options.diligent_hazard
+        if rng.random() < (first if step <= options.first_steps else options.late_hazard):
+            return step
+    return len(operands)
+
+
+def make_env(env_id: str, env_config: Mapping[str, Any]) -> TextEnv[Any]:
+    """The environment without Gymnasium's wrappers.
+
+    Raises:
+        ValueError: If it is not a `TextEnv`.
+    """
+    env = gymnasium.make(env_id, **env_config).unwrapped
+    if not isinstance(env, TextEnv):
+        raise ValueError(f"env_id={env_id!r}: not a TextEnv; a base model is made for environments of text only")
+    return env
+
+
+def demonstrations(env: TextEnv[Any], seed: int, options: WarmstartOptions | None = None) -> Iterator[tuple[str, str]]:
+    """Prompts and worked solutions without end; lazy ones where ``options`` are given.
+
+    Raises:
+        ValueError: If the environment has no worked solutions.
+    """
+    rng = np.random.default_rng([seed, options is not None])
+    while True:
+        prompt, info = env.reset(seed=int(rng.integers(2**62)))
+        if "worked_solution" not in info:
+            raise ValueError(f"env={type(env).__name__}: it has no worked solutions to learn from; choose one that has")
+        if options is None:
+            yield prompt, info["worked_solution"]
+        else:
+            assert isinstance(env, ArithmeticChain)
+            yield prompt, env.worked_solution(stopping_step(info["operands"], options, rng))
+
+
+def micro_batches(
+    pairs: Iterator[tuple[str, str]], tokenizer: PreTrainedTokenizerFast, batch_tokens: int, rng: np.random.Generator
+) -> Iterator[list[Example]]:
+    """Batches of about ``batch_tokens`` padded tokens each, of examples of similar length, in random order.
+
+    Examples longer than the model's positions are left out.
+    """
+    while True:
+        pool = encode(tokenizer, [next(pairs) for _ in range(1024)])
+        pool = sorted((example for example in pool if len(example) <= MAX_POSITIONS), key=len)
+        batches: list[list[Example]] = [[]]
+        for example in pool:
+            if batches[-1] and len(example) * (len(batches[-1]) + 1) > batch_tokens:
+                batches.append([])
+            batches[-1].append(example)
+        for index in rng.permutation(len(batches)):
+            yield batches[index]
+
+
+def response_loss(model: Qwen2ForCausalLM, batch: Sequence[Example], pad: int) -> torch.Tensor:
+    """Mean cross-entropy (nats a token) of the responses. Padding stands on the right, where causal attention keeps it
+    from everything that counts, so no mask is needed.
+    """
+    longest = max(len(example) for example in batch)
+    ids = torch.full((len(batch), longest), pad)
+    targets = torch.full((len(batch), longest), IGNORED)
+    for row, example in enumerate(batch):
+        start, end = len(example.prompt), len(example)
+        ids[row, :end] = torch.tensor(example.prompt + example.response)
+        targets[row, start:end] = ids[row, start:end]
+    logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
+    return functional.cross_entropy(logits.reshape(-1, logits.shape[-1]), targets[:, 1:].reshape(-1))
+
+
+def learning_rate(step: int, steps: int, highest: float) -> float:
+    """Linear warm-up over the first twentieth of the steps, then a cosine down to a twentieth of ``highest``."""
+    warmup = max(1, steps // 20)
+    if step < warmup:
+        return highest * (step + 1) / warmup
+    progress = (step - warmup) / max(1, steps - warmup)
+    return highest * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+def train(
+    model: Qwen2ForCausalLM, batches: Iterator[list[Example]], steps: int, highest_lr: float, name: str
+) -> dict[str, float]:
+    """Train with AdamW, one batch a step. Returns seconds, tokens (without padding) and the last losses' mean."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=highest_lr, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
+    began = time.perf_counter()
+    tokens = 0
+    losses: list[float] = []
+    model.train()
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, steps, highest_lr)
+        batch = next(batches)
+        loss = response_loss(model, batch, cast(int, model.config.pad_token_id))
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        tokens += sum(len(example) for example in batch)
+        losses.append(loss.item())
+        if (step + 1) % 100 == 0 or step + 1 == steps:
+            seconds = time.perf_counter() - began
+            logger.info(
+                "%s step %d of %d, loss %.3f, %.0f s", name, step + 1, steps, float(np.mean(losses[-100:])), seconds
+            )
+    model.eval()
+    return {
+        "steps": steps,
+        "tokens": tokens,
+        "seconds": round(time.perf_counter() - began, 1),
+        "loss": round(float(np.mean(losses[-100:])), 4) if losses else math.nan,
+    }
+
+
+@torch.no_grad()
+def generate(
+    model: Qwen2ForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    prompts: Sequence[str],
+    *,
+    greedy: bool,
+    seed: int = 0,
+    least_steps: Sequence[int] | None = None,
+    max_tokens: int = 330,
+    batch_size: int = 128,
+) -> list[list[int]]:
+    """Responses to prompts, sampled at temperature 1 or greedy.
+
+    Args:
+        least_steps: Per prompt the number of ``;`` before which ``#`` must not be written; None: no such rule.
+        max_tokens: Cap on the tokens of a response.
+        batch_size: Prompts generated together; prompts of similar length are put together.
+
+    Returns:
+        Token ids of each response, the end token included if it was written.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    encoded = encode_prompts(tokenizer, prompts)
+    order = sorted(range(len(prompts)), key=lambda index: len(encoded[index]))
+    responses: list[list[int]] = [[] for _ in prompts]
+    for start in range(0, len(order), batch_size):
+        indices = order[start : start + batch_size]
+        rules = None if least_steps is None else [least_steps[index] for index in indices]
+        batch = [encoded[index] for index in indices]
+        for index, response in zip(
+            indices, _generate_batch(model, tokenizer, batch, greedy, generator, rules, max_tokens), strict=True
+        ):
+            responses[index] = response
+    return responses
+
+
+def _generate_batch(
+    model: Qwen2ForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    prompts: list[list[int]],
+    greedy: bool,
+    generator: torch.Generator,
+    least_steps: list[int] | None,
+    max_tokens: int,
+) -> list[list[int]]:
+    pad, end = cast(int, tokenizer.pad_token_id), cast(int, tokenizer.eos_token_id)
+    step_mark, answer_mark = tokenizer.convert_tokens_to_ids(";"), tokenizer.convert_tokens_to_ids("#")
+    longest = max(len(prompt) for prompt in prompts)
+    ids = torch.tensor([[pad] * (longest - len(prompt)) + prompt for prompt in prompts])
+    mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    missing = torch.tensor(least_steps) if least_steps is not None else torch.zeros(len(prompts), dtype=torch.long)
+    cache = DynamicCache(config=model.config)
+    rows = torch.arange(len(prompts))
+    responses: list[list[int]] = [[] for _ in prompts]
+    for _ in range(max_tokens):
+        output = model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        logits = output.logits[:, -1].clone()
+        logits[missing > 0, answer_mark] = -torch.inf
+        if greedy:
+            tokens = logits.argmax(-1)
+        else:
+            tokens = torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0]
+        for row, token in zip(rows.tolist(), tokens.tolist(), strict=True):
+            responses[row].append(token)
+        going = tokens != end
+        if not bool(going.any()):
+            break
+        positions = positions[:, -1:] + 1
+        mask = functional.pad(mask, (0, 1), value=1)
+        missing = missing - (tokens == step_mark).long()
+        # Rows that ended are dropped now and then: each time costs a copy of the cache.
+        if int(going.sum()) <= 0.75 * len(going):
+            keep = going.nonzero()[:, 0]
+            rows, tokens, positions, mask, missing = (
+                rows[keep],
+                tokens[keep],
+                positions[keep],
+                mask[keep],
+                missing[keep],
+            )
+            cache.batch_select_indices(keep)
+        ids = tokens[:, None]
+    return [response[: response.index(end) + 1] if end in response else response for response in responses]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Share of correct answers (0 to 1) and mean response length in tokens, the end token included."""
+
+    accuracy: float
+    mean_response_tokens: float
+    prompts: int
+
+
+def evaluate(
+    model: Qwen2ForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    env: TextEnv[Any],
+    seeds: Sequence[int],
+    *,
+    greedy: bool,
+    hold_back: bool = False,
+) -> Evaluation:
+    """Accuracy on the problems of these seeds. ``hold_back`` keeps a chain's ``#`` back until all operands are used
+    up: the skill of a model that stops early.
+    """
+    prompts, least_steps = [], []
+    for seed in seeds:
+        prompt, info = env.reset(seed=seed)
+        prompts.append(prompt)
+        least_steps.append(len(info["operands"]) if hold_back else 0)
+    responses = generate(model, tokenizer, prompts, greedy=greedy, least_steps=least_steps)
+    correct = 0
+    for seed, response in zip(seeds, responses, strict=True):
+        env.reset(seed=seed)
+        correct += env.step(tokenizer.decode(response, skip_special_tokens=True))[4]["correct"]
+    lengths = [len(response) for response in responses]
+    return Evaluation(round(correct / len(seeds), 4), round(float(np.mean(lengths)), 2), len(seeds))
+
+
+def chain_skill(
+    model: Qwen2ForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    env_id: str,
+    env_config: Mapping[str, Any],
+    prompts: int,
+) -> dict[str, float]:
+    """Greedy accuracy with ``#`` held back, on the environment's own lengths ("all") and by number of operands."""
+    heldout = {**env_config, "split": "heldout"}
+    env = make_env(env_id, heldout)
+    skill = {"all": evaluate(model, tokenizer, env, range(prompts), greedy=True, hold_back=True).accuracy}
+    uniform = make_env(env_id, {**heldout, "tail_exponent": 0.0})
+    counts = {seed: len(uniform.reset(seed=seed)[1]["operands"]) for seed in range(40 * 64)}
+    for low, high in SKILL_BUCKETS:
+        seeds = [seed for seed, count in counts.items() if low <= count <= high][:96]
+        if seeds:
+            found = evaluate(model, tokenizer, uniform, seeds, greedy=True, hold_back=True)
+            skill[f"{low}-{high}"] = found.accuracy
+    return skill
+
+
+def parse_options(options: Mapping[str, Any]) -> WarmstartOptions:
+    """Options with their defaults filled in.
+
+    Raises:
+        ValueError: On an unknown key or a bad value; names it and what is allowed.
+    """
+    known = {field.name: field.type for field in fields(WarmstartOptions)}
+    for key, value in options.items():
+        if key not in known:
+            raise ValueError(f"{key}={value!r}: no such option of warmstart; there are {', '.join(known)}")
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or (known[key] is int and not isinstance(value, int)):
+            raise ValueError(f"{key}={value!r}: give {'an integer' if known[key] is int else 'a number'}")
+        if value < 0 or (key.endswith("_hazard") and value > 1):
+            raise ValueError(f"{key}={value!r}: give {'0 to 1' if key.endswith('_hazard') else '0 or more'}")
+    return WarmstartOptions(**options)
+
+
+def warmstart(
+    *, env_id: str, output_dir: str | Path, env_config: Mapping[str, Any] | None = None, seed: int = 0, **options: Any
+) -> dict[str, Any]:
+    """Make a small base model for an environment and save it as a Hugging Face folder.
+
+    Args:
+        env_id: Gymnasium id of a `TextEnv` with worked solutions, for example "tppo_rl/ArithmeticChain-v0".
+        output_dir: Folder for model, tokenizer and ``warmstart.json``; made if missing, files are overwritten.
+        env_config: Options of the environment; its split is set here (train to learn, held-out to evaluate).
+        seed: Seed of weights, demonstrations and sampling, 0 or more.
+        **options: Fields of `WarmstartOptions`.
+
+    Returns:
+        The report that ``warmstart.json`` holds: options, seconds, held-out accuracy (0 to 1) and mean
+        response length in tokens (``sampled`` at temperature 1 and ``greedy``), for chains the ``skill`` after
+        each phase, and ``within_target``, whether there is something left to learn and the skill to learn it.
+
+    Raises:
+        ValueError: On a bad option or an environment that does not fit; names what is allowed.
+    """
+    settings = parse_options(options)
+    config = {key: value for key, value in (env_config or {}).items() if key != "split"}
+    began = time.perf_counter()
+    tokenizer = build_tokenizer()
+    model = build_model(tokenizer, seed)
+    rng = np.random.default_rng(seed)
+    is_chain = isinstance(make_env(env_id, config), ArithmeticChain)
+    practice_config = {**config, "tail_exponent": settings.practice_tail_exponent} if is_chain else config
+
+    pairs = demonstrations(make_env(env_id, practice_config), seed)
+    batches = micro_batches(pairs, tokenizer, settings.batch_tokens, rng)
+    report: dict[str, Any] = {"env_id": env_id, "env_config": dict(config), "seed": seed, "options": asdict(settings)}
+    report["practice"] = train(model, batches, settings.practice_steps, settings.practice_lr, "practice")
+    if is_chain:
+        report["skill_after_practice"] = chain_skill(model, tokenizer, env_id, config, settings.evaluation_prompts)
+        pairs = demonstrations(make_env(env_id, config), seed, settings)
+        batches = micro_batches(pairs, tokenizer, settings.batch_tokens, rng)
+        report["lazy"] = train(model, batches, settings.lazy_steps, settings.lazy_lr, "lazy")
+        report["skill"] = chain_skill(model, tokenizer, env_id, config, settings.evaluation_prompts)
+    env = make_env(env_id, {**config, "split": "heldout"})
+    seeds = range(settings.evaluation_prompts)
+    report["sampled"] = asdict(evaluate(model, tokenizer, env, seeds, greedy=False))
+    report["greedy"] = asdict(evaluate(model, tokenizer, env, seeds, greedy=True))
+    report["within_target"] = _within_target(report)
+    report["seconds"] = round(time.perf_counter() - began, 1)
+    report["threads"] = torch.get_num_threads()
+    report["versions"] = {
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "gymnasium": gymnasium.__version__,
+    }
+    _save(model, tokenizer, report, Path(output_dir))
+    return report
+
+
+def _within_target(report: Mapping[str, Any]) -> bool:
+    low, high = TARGET_ACCURACY
+    room = all(low <= report[how]["accuracy"] <= high for how in ("sampled", "greedy"))
+    skill = report.get("skill")
+    if skill is None:
+        return room
+    longest = list(skill)[-1]
+    return room and skill["all"] >= TARGET_SKILL and skill[longest] >= TARGET_LONG_SKILL
+
+
+def _save(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, report: Mapping[str, Any], folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    (folder / "warmstart.json").write_text(json.dumps(report, indent=2) + "\n")

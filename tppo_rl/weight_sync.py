@@ -1,0 +1,102 @@
+"""Weights from the learner group to the engines, and the proof that they arrived.
+
+A push never waits: env-runners take the weights between two requests. Proof: the log-probs that engine and trainer give
+to a fixed probe must agree. It is asked for after the first push, after the first push of changed weights, and after a
+restart of an env-runner. (Engines repack weights for their kernels, so a checksum over the engine's copy does not exist.)
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from ray.rllib.core import COMPONENT_LEARNER, COMPONENT_RL_MODULE, DEFAULT_MODULE_ID
+from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
+
+logger = logging.getLogger(__name__)
+
+WEIGHTS_TAG = "tppo_weights"
+PROBE_LENGTH = 32
+LARGEST_PROBE_GAP = {"float32": 1e-4, "bfloat16": 0.05}
+"""Mean absolute log-prob gap on the probe, nats, above which the engine does not hold the trainer's weights."""
+
+
+class WeightSync:
+    """Sends weights to env-runners.
+
+    Args:
+        learner_group: RLlib's LearnerGroup, where the weights come from.
+        group: RLlib's EnvRunnerGroup.
+        dtype: of the models; decides how large a probe gap is a fault.
+        vocabulary_size: probe tokens are below it.
+    """
+
+    def __init__(self, learner_group: Any, group: Any, *, dtype: str, vocabulary_size: int) -> None:
+        self._learner_group = learner_group
+        self._group = group
+        self._largest_gap = LARGEST_PROBE_GAP[dtype]
+        generator = np.random.default_rng(0)
+        self._probe = generator.integers(0, vocabulary_size, PROBE_LENGTH).tolist()
+        self._undelivered: set[int] = set()
+        self._state: dict[str, Any] = {}
+
+    def push(self) -> int:
+        """Sends the learners' weights to all env-runners and returns their policy version."""
+        state = self._learner_group.get_state(
+            components=f"{COMPONENT_LEARNER}/{COMPONENT_RL_MODULE}", inference_only=True
+        )[COMPONENT_LEARNER]
+        version = int(state[WEIGHTS_SEQ_NO])
+        remote = self._group.healthy_env_runner_ids()
+        if remote:
+            self._state = {COMPONENT_RL_MODULE: ray.put(state[COMPONENT_RL_MODULE]), WEIGHTS_SEQ_NO: version}
+            self._undelivered = set(remote)
+            self.deliver()
+        elif self._group.local_env_runner is not None:
+            self._group.local_env_runner.set_state(state)
+        return version
+
+    def deliver(self, env_runner: int | None = None) -> None:
+        """Sends the newest weights to env-runners that had no room for a further request, or to the one given."""
+        if env_runner is not None:
+            self._undelivered.add(env_runner)
+        self._group.fetch_ready_async_reqs(tags=WEIGHTS_TAG, timeout_seconds=0.0)
+        for target in sorted(self._undelivered & set(self._group.healthy_env_runner_ids())):
+            if self._group.foreach_env_runner_async(
+                "set_state", tag=WEIGHTS_TAG, kwargs={"state": self._state}, remote_worker_ids=[target]
+            ):
+                self._undelivered.discard(target)
+
+    def verify(self) -> float:
+        """Compares the probe's log-probs of every engine with the trainer's and returns the largest mean gap, nats.
+
+        Raises:
+            RuntimeError: an engine does not hold the trainer's weights.
+        """
+        score = partial(_score_on_learner, tokens=self._probe)
+        expected = self._learner_group.foreach_learner(score).result_or_errors[0].get()
+        if self._group.healthy_env_runner_ids():
+            scores = self._group.foreach_env_runner(
+                "score", kwargs={"tokens": self._probe}, local_env_runner=False, timeout_seconds=None
+            )
+        else:
+            scores = [self._group.local_env_runner.score(self._probe)]
+        gap = max((float(np.abs(score - expected).mean()) for score in scores), default=0.0)
+        if not gap <= self._largest_gap:
+            raise RuntimeError(
+                f"weight sync failed: engine and trainer differ by {gap:.2e} nats on average over a probe of {PROBE_LENGTH} "
+                f"tokens (largest allowed: {self._largest_gap:.0e}); the engine samples from other weights than are trained"
+            )
+        return gap
+
+
+def _score_on_learner(learner: Any, *, tokens: Sequence[int]) -> np.ndarray:
+    policy = learner.module[DEFAULT_MODULE_ID].policy.model
+    ids = torch.tensor([tokens], device=next(policy.parameters()).device)
+    with torch.no_grad():
+        log_probs = policy(input_ids=ids).logits[0, :-1].float().log_softmax(-1)
+    return log_probs.gather(-1, ids[0, 1:, None]).squeeze(-1).cpu().numpy()
