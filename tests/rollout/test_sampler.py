@@ -1,0 +1,231 @@
+from collections import defaultdict
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from helpers import CountingEnv, IntegerChat
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tppo_rl.fragments import NO_VERSION, Fragment
+from tppo_rl.rollout.engine import Sampling
+from tppo_rl.rollout.sampler import EpisodeLimits, Sampler, evaluate_prompts
+from tppo_rl.rollout.simulated_engine import SimulatedEngine, StepCost, draw_lognormal_length
+from tppo_rl.rollout.window_buffer import Ticket
+
+
+def make_sampler(
+    *, slots: int = 4, window: int | None = 8, cap: int = 64, mean: float = 15.0, turns: int = 1, seed: int = 0
+) -> tuple[Sampler, SimulatedEngine]:
+    engine = SimulatedEngine(draw_lognormal_length(mean, 1.0), seed=seed)
+    sampler = Sampler(
+        engine,
+        lambda: CountingEnv(turns),
+        IntegerChat(),  # type: ignore[arg-type]
+        num_slots=slots,
+        limits=EpisodeLimits(8, cap, window),
+        sampling=Sampling(),
+    )
+    return sampler, engine
+
+
+def tickets(count: int, first: int = 0) -> list[Ticket]:
+    return [Ticket(index, index, index) for index in range(first, first + count)]
+
+
+def by_episode(fragments: list[Fragment]) -> dict[int, list[Fragment]]:
+    episodes: dict[int, list[Fragment]] = defaultdict(list)
+    for fragment in fragments:
+        episodes[fragment.episode_id].append(fragment)
+    return episodes
+
+
+def assert_glued(windows: list[Fragment], window_length: int | None) -> None:
+    """Context and windows of an episode fit together token by token, and only the last one is finished."""
+    assert [fragment.window_index for fragment in windows] == list(range(len(windows)))
+    for before, after in pairwise(windows):
+        np.testing.assert_array_equal(after.context, np.concatenate([before.context, before.tokens]))
+        np.testing.assert_array_equal(after.context_sampled, np.concatenate([before.context_sampled, before.sampled]))
+        np.testing.assert_array_equal(after.context_rewards, np.concatenate([before.context_rewards, before.rewards]))
+        assert not before.finished
+        assert before.correct is None
+        assert window_length is None or len(before) == window_length
+        assert after.oldest_version >= before.oldest_version
+    assert windows[-1].finished
+    assert windows[-1].correct is not None
+
+
+@given(
+    slots=st.integers(1, 9),
+    window=st.one_of(st.none(), st.integers(1, 20)),
+    cap=st.integers(20, 80),
+    turns=st.integers(1, 3),
+    chunk=st.integers(1, 40),
+    seed=st.integers(0, 1000),
+)
+@settings(max_examples=60, deadline=None)
+def test_every_token_lands_in_exactly_one_fragment(
+    slots: int, window: int | None, cap: int, turns: int, chunk: int, seed: int
+) -> None:
+    sampler, engine = make_sampler(slots=slots, window=window, cap=cap, turns=turns, seed=seed)
+    sampler.tickets.extend(tickets(30))
+    fragments: list[Fragment] = []
+    while sampler.tickets or sampler.num_open_tokens or len(by_episode([f for f in fragments if f.finished])) < 30:
+        fragments += sampler.run(chunk)
+        engine.load_weights({}, engine.version + 1)
+        assert sum(map(len, fragments)) + sampler.num_open_tokens == sampler.num_tokens_sampled
+    episodes = by_episode(fragments)
+    assert sorted(episodes) == list(range(30))
+    for windows in episodes.values():
+        assert_glued(windows, window)
+        last = windows[-1]
+        response = np.concatenate([last.context, last.tokens])[last.prompt_length :]
+        assert len(response) <= cap
+        if last.terminated:
+            assert last.tokens[-1] == 0
+
+
+def test_simulated_tokens_prove_whose_they_are() -> None:
+    sampler, _ = make_sampler(slots=5, window=7)
+    sampler.tickets.extend(tickets(40))
+    for windows in by_episode(sampler.run_until_empty()).values():
+        last = windows[-1]
+        tokens = np.concatenate([last.context, last.tokens])
+        assert tokens[1] == last.prompt_index % 50 + 1
+        positions = np.arange(len(tokens))[last.prompt_length : len(tokens) - last.terminated]
+        np.testing.assert_array_equal(tokens[positions], 1 + (positions + 1) % 63)
+
+
+def test_a_finished_slot_is_refilled_at_the_next_engine_step() -> None:
+    sampler, engine = make_sampler(slots=6)
+    sampler.tickets.extend(tickets(1000))
+    sampler.run(200)
+    assert sampler.num_productive_slot_steps == sampler.num_slot_steps == 6 * engine.num_steps
+    assert sampler.num_refills > 30
+
+
+def test_slots_without_tickets_count_as_idle() -> None:
+    sampler, _ = make_sampler(slots=4)
+    sampler.tickets.extend(tickets(1))
+    sampler.run_until_empty()
+    assert sampler.num_productive_slot_steps * 4 == sampler.num_slot_steps
+
+
+def test_the_cap_truncates_and_the_verifier_still_scores() -> None:
+    sampler, _ = make_sampler(slots=2, window=8, cap=12, mean=500.0)
+    sampler.tickets.extend(tickets(4))
+    finished = [fragment for fragment in sampler.run_until_empty() if fragment.finished]
+    assert len(finished) == 4
+    for fragment in finished:
+        assert fragment.truncated
+        assert not fragment.terminated
+        assert fragment.correct is True
+        assert fragment.rewards.tolist() == [0.0] * (len(fragment.tokens) - 1) + [1.0]
+        assert len(fragment.context) + len(fragment.tokens) - fragment.prompt_length == 12
+
+
+def test_an_episode_that_ends_with_its_window_is_one_finished_fragment() -> None:
+    engine = SimulatedEngine(lambda _: 8)
+    sampler = Sampler(
+        engine,
+        CountingEnv,
+        IntegerChat(),  # type: ignore[arg-type]
+        num_slots=1,
+        limits=EpisodeLimits(8, 64, 8),
+        sampling=Sampling(),
+    )
+    sampler.tickets.extend(tickets(1))
+    (fragment,) = sampler.run_until_empty()
+    assert fragment.terminated
+    assert len(fragment) == 8
+
+
+def test_environment_text_between_turns_is_never_sampled() -> None:
+    sampler, _ = make_sampler(slots=2, window=6, turns=3, cap=500)
+    sampler.tickets.extend(tickets(10))
+    for windows in by_episode(sampler.run_until_empty()).values():
+        assert_glued(windows, 6)
+        last = windows[-1]
+        tokens = np.concatenate([last.context, last.tokens])
+        sampled = np.concatenate([last.context_sampled, last.sampled]).astype(bool)
+        assert tokens[~sampled].tolist() == [*tokens[:3], 62, 63, 62, 63]
+        for fragment in windows:
+            np.testing.assert_array_equal(fragment.versions == NO_VERSION, fragment.sampled == 0)
+
+
+def test_cut_windows_closes_what_is_open_and_episodes_go_on() -> None:
+    sampler, _ = make_sampler(slots=3, window=50, mean=40.0)
+    sampler.tickets.extend(tickets(6))
+    fragments = sampler.run(10) + sampler.cut_windows()
+    assert sampler.num_open_tokens == 0
+    assert sum(map(len, fragments)) == 30
+    fragments += sampler.run_until_empty()
+    for windows in by_episode(fragments).values():
+        assert_glued(windows, None)
+
+
+def test_evaluation_leaves_open_episodes_untouched() -> None:
+    sampler, _ = make_sampler(slots=3, window=9)
+    undisturbed, _ = make_sampler(slots=3, window=9)
+    for each in (sampler, undisturbed):
+        each.tickets.extend(tickets(12))
+    fragments = sampler.run(5)
+    before = undisturbed.run(5)
+    sampler.suspend()
+    lengths = SimulatedEngine(draw_lognormal_length(15.0, 1.0), seed=9)
+    evaluation = Sampler(
+        lengths,
+        CountingEnv,
+        IntegerChat(),  # type: ignore[arg-type]
+        num_slots=3,
+        limits=EpisodeLimits(8, 64, None),
+        sampling=Sampling(0.0),
+        name="evaluation",
+    )
+    episodes = evaluate_prompts(evaluation, tickets(7))
+    assert [episode.prompt_index for episode in episodes] == list(range(7))
+    assert all(episode.finished and episode.window_index == 0 for episode in episodes)
+    sampler.resume()
+    fragments += sampler.run_until_empty()
+    before += undisturbed.run_until_empty()
+    assert [f.tokens.tolist() for f in fragments] == [f.tokens.tolist() for f in before]
+
+
+def test_abandoned_episodes_are_named_and_slots_are_free_again() -> None:
+    sampler, _ = make_sampler(slots=2)
+    sampler.tickets.extend(tickets(5))
+    fragments = sampler.run(3)
+    finished = {fragment.episode_id for fragment in fragments if fragment.finished}
+    assert set(sampler.abandon()) | finished == set(range(5))
+    sampler.tickets.extend(tickets(3, first=10))
+    assert {fragment.episode_id for fragment in sampler.run_until_empty()} == {10, 11, 12}
+
+
+def test_a_prompt_beyond_the_limit_is_an_error_that_names_the_key() -> None:
+    sampler = Sampler(
+        SimulatedEngine(lambda _: 3),
+        CountingEnv,
+        IntegerChat(),  # type: ignore[arg-type]
+        num_slots=1,
+        limits=EpisodeLimits(2, 64, 8),
+        sampling=Sampling(),
+    )
+    sampler.tickets.extend(tickets(1))
+    with pytest.raises(ValueError, match="max_prompt_length=2: the prompt with index 0 has 3 tokens"):
+        sampler.run(1)
+
+
+def test_the_simulated_engine_charges_time() -> None:
+    engine = SimulatedEngine(lambda _: 4, cost=StepCost(base=1.0, per_sequence=0.5, weight_update=10.0))
+    sampler = Sampler(
+        engine,
+        CountingEnv,
+        IntegerChat(),  # type: ignore[arg-type]
+        num_slots=2,
+        limits=EpisodeLimits(8, 64, 8),
+        sampling=Sampling(),
+    )
+    sampler.tickets.extend(tickets(2))
+    sampler.run(4)
+    engine.load_weights({}, 1)
+    assert engine.seconds == pytest.approx(4 * (1.0 + 2 * 0.5) + 10.0)
