@@ -52,6 +52,8 @@ logger = logging.getLogger(__name__)
 
 LOG_PROB_GAP_ALARM = {"float32": 1e-3, "bfloat16": 0.05}
 """Default of `log_prob_gap_alarm`, nats."""
+_GAP_EPISODES = 32
+"""Held-out episodes on which engine and trainer are compared at each evaluation."""
 
 
 class TPPO(Algorithm):
@@ -126,15 +128,18 @@ class TPPO(Algorithm):
             if self.config.evaluation_num_env_runners > 0:
                 group = self.eval_env_runner_group
                 group.sync_weights(from_worker_or_learner_group=self.learner_group, inference_only=True)
-            temperatures = {"sampled": self.config.sampling["temperature"], "greedy": 0.0}
-            evaluation = {
-                name: accuracy_statistics(
-                    evaluate_heldout(group, num_prompts=self.config.evaluation_duration, temperature=temperature)
-                )
-                for name, temperature in temperatures.items()
-            }
+            temperature = self.config.sampling["temperature"]
+            num_prompts = self.config.evaluation_duration
+            sampled = evaluate_heldout(group, num_prompts=num_prompts, temperature=temperature)
+            greedy = evaluate_heldout(group, num_prompts=num_prompts, temperature=0.0)
+            evaluation = {"sampled": accuracy_statistics(sampled), "greedy": accuracy_statistics(greedy)}
+            # Every token of these episodes comes from the newest weights, so trainer and engine must agree on them.
+            mean_gap, largest_gap = self._weight_sync.gap_of_episodes(sampled[:_GAP_EPISODES], temperature)
         self._evaluations["latest"] = evaluation
-        self._run_log().scalars(self._ledger.counts().sampled, heldout_metrics(evaluation))
+        self._watch_log_prob_gap(mean_gap, largest_gap)
+        gaps = {"engine_gap/heldout_log_prob_mean": mean_gap, "engine_gap/heldout_log_prob_max": largest_gap}
+        self._log_values |= gaps
+        self._run_log().scalars(self._ledger.counts().sampled, heldout_metrics(evaluation) | gaps)
         return evaluation
 
     def get_state(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
@@ -168,8 +173,9 @@ class TPPO(Algorithm):
     def cleanup(self) -> None:
         if hasattr(self, "_executor"):
             self._executor.shutdown(wait=True)
-        if getattr(self, "_log", None) is not None:
-            self._log.close()
+        log = getattr(self, "_log", None)
+        if log is not None:
+            log.close()
         super().cleanup()
 
     # The parts of an iteration
@@ -220,7 +226,10 @@ class TPPO(Algorithm):
         accounts = self._accounts
         accounts.largest_staleness = max(accounts.largest_staleness, int(values["staleness_max"]))
         accounts.largest_ratio_deviation = max(accounts.largest_ratio_deviation, values["first_ratio_max_deviation"])
-        self._watch_log_prob_gap()
+        if "engine_gap/fresh_log_prob_mean" in self._log_values:
+            self._watch_log_prob_gap(
+                self._log_values["engine_gap/fresh_log_prob_mean"], self._log_values["engine_gap/fresh_log_prob_max"]
+            )
         self._run_log().histogram(counts.sampled, "staleness/histogram", histogram)
         self.metrics.aggregate(results, key=LEARNER_RESULTS)
 
@@ -236,17 +245,16 @@ class TPPO(Algorithm):
                 self._ledger.note_boundary(fragment.episode_id, boundary)
         return closed
 
-    def _watch_log_prob_gap(self) -> None:
+    def _watch_log_prob_gap(self, mean_gap: float, largest_gap: float) -> None:
+        """Raises the alarm if trainer and engine disagree on tokens that the trainer's own weights sampled."""
         limit = self.config.log_prob_gap_alarm or LOG_PROB_GAP_ALARM[self.config.dtype]
-        gap = self._log_values.get("engine_gap/fresh_log_prob_mean", 0.0)
-        largest = self._log_values.get("engine_gap/fresh_log_prob_max", 0.0)
-        self._accounts.largest_fresh_log_prob_gap = max(self._accounts.largest_fresh_log_prob_gap, largest)
-        self._log_values["engine_gap/alarm"] = float(gap > limit)
-        if gap > limit:
+        self._accounts.largest_fresh_log_prob_gap = max(self._accounts.largest_fresh_log_prob_gap, largest_gap)
+        self._log_values["engine_gap/alarm"] = float(mean_gap > limit)
+        if mean_gap > limit:
             logger.warning(
                 "engine and trainer disagree: mean log-prob gap %.2e nats on tokens of the trainer's own version, alarm at "
                 "%.0e; look at kv_on_update, dtype and sampling",
-                gap,
+                mean_gap,
                 limit,
             )
 
@@ -265,12 +273,13 @@ class TPPO(Algorithm):
         values |= {
             "tokens/sampled_per_second": (values["tokens/sampled"] - sampled_before) / seconds,
             "tokens/trained_per_second": self._trained_tokens / seconds,
-            "rollout/slot_occupancy": statistics.productive_slot_steps / max(1, statistics.slot_steps),
             "rollout/refills": statistics.refills,
             "rollout/runner_idle_share": statistics.idle_seconds / max(busy, 1e-9),
             "rollout/weight_load_share": statistics.weight_seconds / max(busy, 1e-9),
             "time/iteration": seconds,
         }
+        if statistics.slot_steps:
+            values["rollout/slot_occupancy"] = statistics.productive_slot_steps / statistics.slot_steps
         step = int(values["tokens/sampled"])
         self._run_log().scalars(step, values)
         self._run_log().rollouts(self.iteration + 1, step, statistics.fragments)

@@ -113,6 +113,8 @@ METRICS = (
     Metric(
         "engine_gap/effective_sample_size", "share", "of trained tokens, by importance weights", "effective_sample_size"
     ),
+    Metric("engine_gap/heldout_log_prob_mean", "nats", "mean gap on held-out episodes of the newest weights"),
+    Metric("engine_gap/heldout_log_prob_max", "nats", "largest gap on held-out episodes of the newest weights"),
     Metric("engine_gap/probe_mean", "nats", "gap of the last weight verification"),
     Metric("engine_gap/alarm", "0/1", "mean gap of fresh tokens above `log_prob_gap_alarm`"),
     Metric(

@@ -19,6 +19,8 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
 from tppo_rl.base_models import resolve_model
 
+_HUB_TIMEOUT_S = 5.0
+
 
 class Options(BaseModel):
     """Options by YAML key. Keys that RLlib defines keep RLlib's meaning; the rest is documented here."""
@@ -210,7 +212,7 @@ def check_environment(options: Options) -> None:
     try:
         gymnasium.make(options.env, disable_env_checker=True, split="heldout", **options.env_config).close()
     except (TypeError, ValueError) as error:
-        raise OptionError(f"env_config={options.env_config!r}: {error}") from None
+        raise OptionError(f"env_config={options.env_config!r}: {error}; correct or remove that key") from None
 
 
 def unknown_key(key: str, value: Any, known: Iterable[str]) -> str:
@@ -291,18 +293,27 @@ def _check_engine(engine: Mapping[str, Any]) -> None:
 @lru_cache
 def vllm_engine_args() -> frozenset[str]:
     """Names of vLLM's engine arguments, read from its source: importing vLLM takes many seconds."""
-    spec = importlib.util.find_spec("vllm")
+    body = _class_body("vllm", "engine/arg_utils.py", "EngineArgs")
+    targets = [node.target for node in body if isinstance(node, ast.AnnAssign)]
+    return frozenset(target.id for target in targets if isinstance(target, ast.Name))
+
+
+@lru_cache
+def rllib_keys() -> frozenset[str]:
+    """Names of RLlib's options, read from its source: importing RLlib takes many seconds."""
+    body = _class_body("ray", "rllib/algorithms/algorithm_config.py", "AlgorithmConfig")
+    (constructor,) = [node for node in body if isinstance(node, ast.FunctionDef) and node.name == "__init__"]
+    attributes = [node for node in ast.walk(constructor) if isinstance(node, ast.Attribute)]
+    return frozenset(node.attr for node in attributes if isinstance(node.ctx, ast.Store))
+
+
+def _class_body(package: str, file: str, name: str) -> list[ast.stmt]:
+    spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
-        return frozenset()
-    source = Path(spec.submodule_search_locations[0], "engine", "arg_utils.py").read_text(encoding="utf-8")
-    (engine_args,) = [
-        node for node in ast.parse(source).body if isinstance(node, ast.ClassDef) and node.name == "EngineArgs"
-    ]
-    return frozenset(
-        node.target.id
-        for node in engine_args.body
-        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
-    )
+        return []
+    source = Path(spec.submodule_search_locations[0], file).read_text(encoding="utf-8")
+    (found,) = [node for node in ast.parse(source).body if isinstance(node, ast.ClassDef) and node.name == name]
+    return found.body
 
 
 def _load_model_config(key: str, name: str) -> dict[str, Any]:
@@ -315,13 +326,25 @@ def _load_model_config(key: str, name: str) -> dict[str, Any]:
         return dict(json.loads(config.read_text(encoding="utf-8")))
     if folder.is_absolute() or name.startswith("."):
         raise OptionError(f"{key}={name!r}: no such folder; `tppo-rl warmstart` makes a small model")
-    from transformers import AutoConfig
+    return _load_hub_config(key, name)
+
+
+def _load_hub_config(key: str, name: str) -> dict[str, Any]:
+    from huggingface_hub import hf_hub_url, try_to_load_from_cache
+    from huggingface_hub.utils import get_session, validate_repo_id
 
     try:
-        return dict(AutoConfig.from_pretrained(model).to_dict())
+        validate_repo_id(name)
+        cached = try_to_load_from_cache(name, "config.json")
+        if isinstance(cached, str):
+            return dict(json.loads(Path(cached).read_text(encoding="utf-8")))
+        # Asked once: the library's own download would try for half a minute before it says that there is no network.
+        reply = get_session().get(hf_hub_url(name, "config.json"), timeout=_HUB_TIMEOUT_S, follow_redirects=True)
+        reply.raise_for_status()
+        return dict(reply.json())
     except Exception as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise OptionError(
-            f"{key}={name!r}: neither a folder nor a model that can be loaded from the hub ({reason}); give a folder, a hub "
-            "id that this machine can reach or has cached, or tppo_rl/arithmetic-chain"
+            f"{key}={name!r}: neither a folder nor a model that the hub gives ({reason}); give a folder, a hub id that this "
+            "machine can reach or has cached, or tppo_rl/arithmetic-chain"
         ) from None

@@ -7,7 +7,7 @@
       checkpoint_config: {checkpoint_frequency: 10}
       config: {window_length: {grid_search: [64, 128]}, lr: 1e-4}
 
-Nothing heavy is imported here, unless a key is not ours: then RLlib is asked whether it knows it.
+Nothing heavy is imported here.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from tppo_rl.options import (
     check_environment,
     check_model,
     check_options,
+    rllib_keys,
     unknown_key,
     unknown_value,
 )
@@ -145,7 +146,7 @@ def check_experiment(experiment: Experiment) -> None:
         if not isinstance(choices, list) or not choices:
             raise OptionError(f"{'.'.join(path)}.{GRID}={choices!r}: must be a list of at least one value")
     unknown = set(experiment.options()) - set(Options.model_fields)
-    other_keys = _rllib_keys() if unknown else frozenset()
+    other_keys = rllib_keys() if unknown else frozenset()
     for point in experiment.points():
         options = check_options(point, other_keys=other_keys)
         check_model(options)
@@ -193,12 +194,6 @@ def parse_yaml(text: str) -> Any:
         return yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         raise OptionError(f"{text!r}: not valid YAML or JSON: {' '.join(str(error).split())}") from None
-
-
-def _rllib_keys() -> frozenset[str]:
-    from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
-
-    return frozenset(vars(AlgorithmConfig()))
 
 
 def _grids(options: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:

@@ -18,6 +18,8 @@ import torch
 from ray.rllib.core import COMPONENT_LEARNER, COMPONENT_RL_MODULE, DEFAULT_MODULE_ID
 from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
 
+from tppo_rl.fragments import Fragment
+
 logger = logging.getLogger(__name__)
 
 WEIGHTS_TAG = "tppo_weights"
@@ -77,8 +79,7 @@ class WeightSync:
         Raises:
             RuntimeError: an engine does not hold the trainer's weights.
         """
-        score = partial(_score_on_learner, tokens=self._probe)
-        expected = self._learner_group.foreach_learner(score).result_or_errors[0].get()
+        (expected,) = self._log_probs_of_trainer([self._probe], temperature=1.0)
         if self._group.healthy_env_runner_ids():
             scores = self._group.foreach_env_runner(
                 "score", kwargs={"tokens": self._probe}, local_env_runner=False, timeout_seconds=None
@@ -93,10 +94,28 @@ class WeightSync:
             )
         return gap
 
+    def gap_of_episodes(self, episodes: Sequence[Fragment], temperature: float) -> tuple[float, float]:
+        """Mean and largest |trainer - behaviour log-prob|, nats, over whole episodes that the newest weights sampled."""
+        sequences = [np.concatenate([episode.context, episode.tokens]).tolist() for episode in episodes]
+        gaps = []
+        for episode, log_probs in zip(episodes, self._log_probs_of_trainer(sequences, temperature), strict=True):
+            sampled = episode.sampled.astype(bool)
+            gaps.append(np.abs(log_probs[-len(episode.tokens) :] - episode.behaviour_log_probs)[sampled])
+        every = np.concatenate(gaps)
+        return float(every.mean()), float(every.max())
 
-def _score_on_learner(learner: Any, *, tokens: Sequence[int]) -> np.ndarray:
+    def _log_probs_of_trainer(self, sequences: Sequence[Sequence[int]], temperature: float) -> list[np.ndarray]:
+        score = partial(_log_probs_on_learner, sequences=sequences, temperature=temperature)
+        return list(self._learner_group.foreach_learner(score).result_or_errors[0].get())
+
+
+def _log_probs_on_learner(learner: Any, *, sequences: Sequence[Sequence[int]], temperature: float) -> list[np.ndarray]:
+    """Log-prob of every token but the first of each sequence, by a plain forward pass: nothing that trains is used."""
     policy = learner.module[DEFAULT_MODULE_ID].policy.model
-    ids = torch.tensor([tokens], device=next(policy.parameters()).device)
-    with torch.no_grad():
-        log_probs = policy(input_ids=ids).logits[0, :-1].float().log_softmax(-1)
-    return log_probs.gather(-1, ids[0, 1:, None]).squeeze(-1).cpu().numpy()
+    results = []
+    for tokens in sequences:
+        ids = torch.tensor([tokens], device=policy.device)
+        with torch.no_grad():
+            logits = policy(input_ids=ids, use_cache=False).logits[0, :-1].float() / temperature
+        results.append(logits.log_softmax(-1).gather(-1, ids[0, 1:, None]).squeeze(-1).cpu().numpy())
+    return results
