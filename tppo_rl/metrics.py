@@ -131,6 +131,7 @@ METRICS = (
     Metric("time/policy", "s", "policy update", "policy_seconds"),
     Metric("time/critic", "s", "critic update", "critic_seconds"),
     Metric("time/weights", "s", "fetching weights from the learner and sending them"),
+    Metric("time/evaluation", "s", "held-out evaluation, if there was one since the last iteration"),
     Metric("heldout/accuracy_sampled", "share", "held-out prompts right at the training temperature"),
     Metric("heldout/accuracy_greedy", "share", "held-out prompts right when the likeliest token is taken"),
     Metric("heldout/response_length_sampled", "tokens", "mean response length at the training temperature"),

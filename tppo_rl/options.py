@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import importlib
 import importlib.util
 import json
 from collections.abc import Iterable, Mapping
@@ -203,12 +204,17 @@ def check_environment(options: Options) -> None:
             f"env_config.split={options.env_config['split']!r}: training takes the train split and evaluation the held-out "
             "one; remove the key"
         )
+    module, separator, name = options.env.rpartition(":")
     try:
-        gymnasium.spec(options.env)
+        if separator:
+            importlib.import_module(module)
+        gymnasium.spec(name)
+    except ImportError as error:
+        raise OptionError(
+            f"env={options.env!r}: {error}; what stands before the colon must be an importable module"
+        ) from None
     except gymnasium.error.Error:
         raise OptionError(unknown_value("env", options.env, list(gymnasium.registry))) from None
-    except ModuleNotFoundError as error:
-        raise OptionError(f"env={options.env!r}: {error}; the part before `:` must be an importable module") from None
     try:
         gymnasium.make(options.env, disable_env_checker=True, split="heldout", **options.env_config).close()
     except (TypeError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""Tiny models, made-up fragments and a config, shared by the learner's tests."""
+"""Tiny models and made-up fragments, shared by the learner's tests. No Ray here: spawned processes import it."""
 
 from __future__ import annotations
 
@@ -6,17 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import torch
-from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
-from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 
 from tppo_rl.fragments import NO_VERSION, Fragment
-from tppo_rl.learner.learner import TPPOLearner
 from tppo_rl.learner.models import Critic, Policy, load_causal_lm
-from tppo_rl.learner.module import LanguageModelModule
-from tppo_rl.learner.settings import UpdateSettings
 
 VOCABULARY = 50
 
@@ -133,42 +127,6 @@ def make_fragments(seed: int, count: int = 8, **options: Any) -> list[Fragment]:
 def parameters_of(*models: torch.nn.Module) -> torch.Tensor:
     """Returns a copy of all parameters in one vector."""
     return torch.cat([parameter.detach().reshape(-1).clone() for model in models for parameter in model.parameters()])
-
-
-class LearnerConfig(AlgorithmConfig):
-    """The least config that a `TPPOLearner` runs with: the attributes of `UpdateSettings`."""
-
-    def __init__(self, algo_class: type | None = None) -> None:
-        super().__init__(algo_class=algo_class)
-        defaults = UpdateSettings(lr=1e-3, critic_lr=1e-3)
-        for name, value in vars(defaults).items():
-            if name != "temperature":
-                setattr(self, name, value)
-        self.sampling = {"temperature": 1.0}
-
-    def get_default_rl_module_spec(self) -> RLModuleSpec:
-        return RLModuleSpec(module_class=LanguageModelModule)
-
-
-def learner_config(folder: str, *, num_learners: int = 0, critic: str | None = "separate", **settings: Any) -> Any:
-    """Returns a config whose `build_learner_group()` hosts a `TPPOLearner` on the model in `folder`."""
-    text = gym.spaces.Text(max_length=64)
-    config = (
-        LearnerConfig()
-        .environment(observation_space=text, action_space=text)
-        .learners(num_learners=num_learners, num_cpus_per_learner=1)
-        .training(learner_class=TPPOLearner)
-        .rl_module(
-            rl_module_spec=RLModuleSpec(
-                module_class=LanguageModelModule,
-                model_config={"policy_model": folder, "critic": critic, "dtype": "float32"},
-            )
-        )
-    )
-    for name, value in settings.items():
-        assert name == "learner_connector" or hasattr(config, name), name
-        setattr(config, name, value)
-    return config
 
 
 def split(fragments: Sequence[Fragment], size: int) -> list[list[Fragment]]:

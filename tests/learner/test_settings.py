@@ -3,10 +3,11 @@ from __future__ import annotations
 import ast
 import inspect
 from dataclasses import fields
+from itertools import pairwise
 from typing import Any
 
 import pytest
-from learner_helpers import LearnerConfig
+from host_config import LearnerConfig
 
 from tppo_rl.learner import settings
 from tppo_rl.learner.settings import UpdateSettings
@@ -41,7 +42,7 @@ def test_keys_and_their_documentation() -> None:
     (body,) = (node.body for node in ast.parse(inspect.getsource(settings)).body if isinstance(node, ast.ClassDef))
     documented = {
         field.target.id
-        for field, text in zip(body, body[1:], strict=False)
+        for field, text in pairwise(body)
         if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(text, ast.Expr)
     }
     assert documented == KEYS

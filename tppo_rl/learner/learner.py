@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from typing import Any
 
@@ -44,6 +45,8 @@ class TPPOLearner(TorchLearner):
     update step sums gradients over RLlib's process group itself, so that learners may hold shares of any size.
     """
 
+    _weights_seq_no: int
+
     def build(self) -> None:
         """Builds module, optimizers and the learner pipeline; sets torch's threads to `num_cpus_per_learner`.
 
@@ -67,6 +70,7 @@ class TPPOLearner(TorchLearner):
         module = self.module[module_id]
         assert isinstance(module, LanguageModelModule)
         self._update_step = UpdateStep(module.policy, module.critic, self._settings, current_collective(self._device))
+        optimizers: dict[str, tuple[torch.optim.Optimizer, torch.nn.Module]]
         optimizers = {"policy": (self._update_step.policy_optimizer, module.policy)}
         if self._update_step.critic_optimizer is not None and module.critic is not None:
             optimizers["critic"] = (self._update_step.critic_optimizer, module.critic)
@@ -139,6 +143,10 @@ class TPPOLearner(TorchLearner):
         # checkpoint would load old optimizer moments to new weights.
         if COMPONENT_RL_MODULE in state:
             self.module.set_state(state.pop(COMPONENT_RL_MODULE))
+        # RLlib makes tensors of the arrays in place: steps would write into the caller's state, or into the read-only
+        # object store that the other learners have theirs from.
+        if COMPONENT_OPTIMIZER in state:
+            state[COMPONENT_OPTIMIZER] = copy.deepcopy(state[COMPONENT_OPTIMIZER])
         super().set_state(state)
         self._weights_seq_no = state.get(WEIGHTS_SEQ_NO, self._weights_seq_no)
         if _UPDATE_STEP in state:

@@ -6,8 +6,8 @@
 | entropy | nats per token, at the sampling temperature |
 | clip_fraction_low, clip_fraction_high | share of tokens without gradient below / above the clip bound |
 | approximate_kl | k3 estimate of KL(behaviour ‖ policy), nats per token, as trained |
-| first_ratio_mean, _max, _min, _max_deviation | pi / pi_old on the first minibatch before any step; deviation = \\|ratio - 1\\| |
-| log_prob_gap_mean, log_prob_gap_max | \\|trainer - behaviour log-prob\\|, nats, on the first minibatch |
+| first_ratio_mean, _max, _min, _max_deviation | pi / pi_old on the first minibatch before any step; deviation = abs(ratio - 1) |
+| log_prob_gap_mean, log_prob_gap_max | abs(trainer - behaviour log-prob), nats, on the first minibatch |
 | fresh_log_prob_gap_mean, _max | the same on tokens of the current policy version; absent where there are none |
 | importance_weight_mean, _max, _min | pi / behaviour on the first minibatch |
 | effective_sample_size | share of the first minibatch's tokens that the weights are worth, 1 = equal weights |
@@ -30,7 +30,7 @@
 | values_seconds, policy_seconds, critic_seconds | wall-clock of the slowest learner |
 
 A metric that has no meaning in an update is left out rather than given as NaN.
-"""  # noqa: E501
+"""
 
 from __future__ import annotations
 

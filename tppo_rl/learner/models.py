@@ -53,7 +53,7 @@ def load_causal_lm(source: str, dtype: torch.dtype) -> Any:
     weights = torch.float64 if dtype == torch.float64 else torch.float32
     try:
         return AutoModelForCausalLM.from_pretrained(source, dtype=weights, attn_implementation="sdpa")
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise ValueError(f"no language model at {source!r}: give a folder that holds one, or a hub id") from error
 
 

@@ -73,6 +73,9 @@ class GradientStep:
 
         Every learner must call it, also one whose share was empty.
         """
+        gradient = self.optimizer.param_groups[0]["params"][0].grad
+        assert gradient is not None, "gradients were set to None: they would be collected outside of the buffer"
+        assert gradient.data_ptr() == self.buffer.data_ptr(), "gradients were replaced: the buffer has not seen them"
         self._collective.sum_(self.buffer)
         norm = float(torch.linalg.vector_norm(self.buffer))
         if not norm < float("inf"):

@@ -1,0 +1,184 @@
+"""The pipeline on real vLLM and real Ray."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import ray
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from tppo_rl.algorithms.tppo import TPPO, shares
+from tppo_rl.algorithms.tppo_config import TPPOConfig
+from tppo_rl.fragments import FRAGMENT_SCHEMA
+from tppo_rl.metrics import METRICS
+from tppo_rl.options import OptionError
+
+from helpers import make_fragment  # isort: skip
+
+KNOWN_METRICS = {metric.name for metric in METRICS}
+
+
+def assert_accounts_add_up(algorithm: TPPO, result: dict[str, Any]) -> None:
+    tokens = result["tokens"]
+    dropped = sum(tokens["dropped_by_reason"].values())
+    assert tokens["sampled"] == tokens["trained"] + tokens["queued"] + tokens["in_flight"] + dropped
+    assert algorithm._ledger.check(queue_tokens=algorithm._queue.num_tokens).unaccounted == 0
+
+
+def test_async_run_survives_a_lost_env_runner_and_a_restore(small_config: TPPOConfig, tmp_path: Path) -> None:
+    algorithm = small_config.build_algo()
+    for _ in range(4):
+        result = algorithm.train()
+        assert_accounts_add_up(algorithm, result)
+        assert result["staleness"]["max"] <= small_config.max_staleness
+    assert result["run"]["slot_occupancy_lifetime"] >= 0.95
+    assert result["heldout_before"]["sampled"]["n"] == 40
+    assert result["tokens"]["dropped"] == 0
+    assert result["num_env_steps_sampled_lifetime"] == result["tokens"]["sampled"] >= 4 * 400
+    assert result["run"]["largest_fresh_log_prob_gap"] < 1e-4
+    _check_files(Path(small_config.results_folder))
+
+    open_before = algorithm.env_runner_group.foreach_env_runner(
+        lambda runner: [episode.all_tokens() for episode in runner._sampler._open.values()], local_env_runner=False
+    )
+    algorithm.evaluate()
+    open_after = algorithm.env_runner_group.foreach_env_runner(
+        lambda runner: [episode.all_tokens() for episode in runner._sampler._open.values()], local_env_runner=False
+    )
+    assert len(open_before[0]) == 16
+    for before, after in zip(open_before[0], open_after[0], strict=True):
+        assert after[: len(before)] == before
+
+    _kill_env_runner(algorithm)
+    result = _train_until_restarted(algorithm)
+    assert_accounts_add_up(algorithm, result)
+    assert result["staleness"]["max"] <= small_config.max_staleness
+    assert set(result["tokens"]["dropped_by_reason"]) == {"env_runner_lost"}
+    assert result["engine_gap"]["probe_mean"] < 1e-4
+
+    checkpoint = algorithm.save_to_path(str(tmp_path / "checkpoint"))
+    saved = algorithm.get_state()
+    algorithm.stop()
+    _restore_and_go_on(small_config, checkpoint, saved, result)
+
+
+def _check_files(folder: Path) -> None:
+    events = EventAccumulator(str(folder / "tensorboard"))
+    events.Reload()
+    tags = set(events.Tags()["scalars"])
+    assert tags <= KNOWN_METRICS
+    assert {"rollout/slot_occupancy", "policy/entropy", "critic/loss", "heldout/accuracy_sampled"} <= tags
+    assert any(tag.startswith("rollouts") for tag in events.Tags()["tensors"])
+    parquet = sorted((folder / "rollouts").glob("*.parquet"))
+    assert len(parquet) == 4
+    assert pq.read_schema(parquet[0]).equals(FRAGMENT_SCHEMA)
+
+
+def _kill_env_runner(algorithm: TPPO) -> None:
+    manager = algorithm.env_runner_group._worker_manager
+    ray.kill(manager.actors()[1], no_restart=False)
+
+
+def _train_until_restarted(algorithm: TPPO) -> dict[str, Any]:
+    deadline = time.monotonic() + 180
+    while time.monotonic() < deadline:
+        result = algorithm.train()
+        if result["tokens"]["dropped_by_reason"]:
+            return algorithm.train()
+    raise AssertionError("the env-runner was not restarted")
+
+
+def _restore_and_go_on(config: TPPOConfig, checkpoint: str, saved: dict[str, Any], last_result: dict[str, Any]) -> None:
+    restored = config.copy(copy_frozen=False).build_algo()
+    restored.restore_from_path(checkpoint)
+    state = restored.get_state()
+    for part in ("policy", "critic"):
+        before = saved["learner_group"]["learner"]["rl_module"]["default_policy"][part]
+        after = state["learner_group"]["learner"]["rl_module"]["default_policy"][part]
+        for name, weight in before.items():
+            np.testing.assert_array_equal(weight, after[name])
+    ledger = saved["tppo"]["ledger"]
+    counts = restored._ledger.counts()
+    assert counts.sampled == ledger["sampled"]
+    assert counts.trained == ledger["trained"]
+    assert restored._queue.num_tokens == ledger["queued"]
+    result = restored.train()
+    assert_accounts_add_up(restored, result)
+    assert result["training_iteration"] == last_result["training_iteration"] + 1
+    assert result["heldout_before"] == last_result["heldout_before"]
+    assert result["tokens"]["sampled"] > ledger["sampled"]
+    assert result["staleness"]["max"] <= config.max_staleness
+    # No prompt is skipped: those that were open or unused at the checkpoint go out again before any new one.
+    leased = restored._ledger._runners[1].leased
+    finished = set(ledger["returned"]) - leased
+    assert set(ledger["returned"]) <= leased | finished
+    assert min(leased | {10**9}) <= max(ledger["returned"])
+    restored.stop()
+
+
+def test_sync_trains_fragments_of_one_version_with_ratios_of_one(small_config: TPPOConfig) -> None:
+    config = small_config.pipeline(mode="sync").env_runners(num_env_runners=0)
+    algorithm = config.build_algo()
+    for iteration in range(3):
+        result = algorithm.train()
+        assert_accounts_add_up(algorithm, result)
+        assert result["staleness"]["max"] == 0
+        assert result["engine_gap"]["ratio_deviation_max"] <= 1e-4
+        assert result["tokens"]["queued"] == result["tokens"]["in_flight"] == 0
+        assert result["tokens"]["trained"] == (iteration + 1) * 16 * 12
+        assert result["rollout"]["slot_occupancy"] == 1.0
+    algorithm.stop()
+
+
+def test_two_learners_and_own_evaluation_env_runners(small_config: TPPOConfig) -> None:
+    config = (
+        small_config.pipeline(mode="sync")
+        .learners(num_learners=2, num_cpus_per_learner=0.5)
+        .evaluation(evaluation_num_env_runners=1)
+    )
+    algorithm = config.build_algo()
+    for _ in range(2):
+        result = algorithm.train()
+        assert_accounts_add_up(algorithm, result)
+        assert result["engine_gap"]["ratio_deviation_max"] <= 1e-4
+    evaluation = algorithm.evaluate()
+    assert evaluation["greedy"]["n"] == 40
+    again = algorithm.evaluate()
+    assert evaluation["greedy"] == again["greedy"], "greedy answers to fixed prompts depend on the weights alone"
+    weights = [
+        result.get() for result in algorithm.learner_group.foreach_learner(lambda learner: learner.module.get_state())
+    ]
+    for name, weight in weights[0]["default_policy"]["policy"].items():
+        np.testing.assert_array_equal(weight, weights[1]["default_policy"]["policy"][name])
+    algorithm.stop()
+
+
+def test_shares_balance_positions_and_may_be_empty() -> None:
+    fragments = [make_fragment(tokens=[1] * size, context=[1] * 3) for size in (9, 1, 1, 5, 7, 3)]
+    divided = shares(fragments, 2)
+    assert sorted(map(id, divided[0] + divided[1])) == sorted(map(id, fragments))
+    loads = [sum(fragment.num_positions for fragment in share) for share in divided]
+    assert abs(loads[0] - loads[1]) <= 3
+    assert [len(share) for share in shares(fragments[:1], 3)] == [1, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: setattr(c, "windw_length", 3), "windw_length=3: unknown option, did you mean window_length"),
+        (lambda c: c.update_from_dict({"lamda_": 1.0}), "lamda_=1.0: unknown option, did you mean lambda_"),
+        (lambda c: c.env_runners(window_length=97).validate(), "window_length=97: longer than max_response_length=96"),
+        (lambda c: c.pipeline(max_staleness=0).validate(), "max_staleness=0"),
+        (lambda c: c.training(off_policy_correction="none").validate(), "off_policy_correction='none'"),
+        (lambda c: c.evaluation(evaluation_parallel_to_training=True).validate(), "evaluation_parallel_to_training"),
+        (lambda c: c.environment("tppo_rl/Nothing-v0").validate(), "env='tppo_rl/Nothing-v0': unknown name"),
+    ],
+)
+def test_the_builder_refuses_what_would_go_wrong(small_config: TPPOConfig, change: Any, message: str) -> None:
+    with pytest.raises(OptionError, match=message.replace("(", r"\(")):
+        change(small_config)

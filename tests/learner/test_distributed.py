@@ -1,0 +1,118 @@
+"""Two learners in two processes against one learner on the same fragments."""
+
+from __future__ import annotations
+
+import sys
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from learner_helpers import load_models, make_fragments, parameters_of, split
+
+from tppo_rl.fragments import Fragment
+from tppo_rl.learner.batch import batch_from_fragments
+from tppo_rl.learner.collective import Collective, SingleLearner, current_collective
+from tppo_rl.learner.settings import UpdateSettings
+from tppo_rl.learner.targets import estimate_targets
+from tppo_rl.learner.update import UpdateStep
+
+ONE_STEP = {"lr": 1e-4, "critic_lr": 1e-4, "grad_clip": None, "critic_grad_clip": None}
+MANY_STEPS = ONE_STEP | {"minibatch_size": 8, "critic_minibatch_size": 10, "num_epochs": 2, "critic_num_epochs": 3}
+
+
+def finished_first(seed: int) -> list[Fragment]:
+    return sorted(make_fragments(seed), key=lambda fragment: not fragment.finished)
+
+
+SCENARIOS: dict[str, tuple[list[list[Fragment]], dict[str, Any]]] = {
+    "even": (split(make_fragments(0), 4), ONE_STEP),
+    "uneven": (split(make_fragments(1), 7), ONE_STEP),
+    "one share without a finished episode": (split(finished_first(2), 4), ONE_STEP),
+    "one empty share": (split(make_fragments(3), 8), ONE_STEP),
+    "nothing finished": (split(make_fragments(4, finished=False), 3), ONE_STEP),
+    "no fragments": ([[], []], ONE_STEP),
+    "warm-up": (split(make_fragments(5), 5), ONE_STEP | {"critic_warmup_updates": 1}),
+    "many steps, one share without a finished episode": (split(finished_first(6), 4), MANY_STEPS),
+    "many steps, one empty share": (split(make_fragments(7), 0), MANY_STEPS),
+    "recomputed log-probs": (split(make_fragments(8), 2), MANY_STEPS | {"off_policy_correction": "none"}),
+}
+
+
+def update(folder: str, fragments: list[Fragment], settings: dict[str, Any], collective: Collective) -> dict[str, Any]:
+    """Makes one update from fresh models and returns gradients, weights and reports."""
+    policy, critic = load_models(folder)
+    if collective.rank == 1:
+        # A learner that starts elsewhere must be brought to the weights of the first.
+        with torch.no_grad():
+            next(policy.parameters()).add_(1.0)
+    step = UpdateStep(policy, critic, UpdateSettings(**settings), collective)
+    batch = batch_from_fragments(fragments)
+    result = step.run(batch, estimate_targets(critic, batch, step.settings), policy_version=0)
+    assert step.critic_gradients is not None
+    return {
+        "gradient": torch.cat([step.policy_gradients.buffer, step.critic_gradients.buffer]),
+        "weights": parameters_of(policy, critic),
+        "metrics": {name: value for name, value in result.metrics.items() if not name.endswith("seconds")},
+        "histogram": result.staleness_histogram.tolist(),
+        "rows": result.fragment_report.num_rows,
+    }
+
+
+def learner(rank: int, folder: str, meeting_point: str, results: str) -> None:
+    assert "ray" not in sys.modules, "the update step is plain torch"
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{meeting_point}", rank=rank, world_size=2, timeout=timedelta(seconds=60)
+    )
+    collective = current_collective()
+    assert (collective.rank, collective.size) == (rank, 2)
+    outcomes = {
+        name: update(folder, shares[rank], settings, collective) for name, (shares, settings) in SCENARIOS.items()
+    }
+    torch.save(outcomes, f"{results}.{rank}")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def two_learners(model_folder: str, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    folder: Path = tmp_path_factory.mktemp("two_learners")
+    context = torch.multiprocessing.spawn(
+        learner, args=(model_folder, str(folder / "meeting"), str(folder / "result")), nprocs=2, join=False
+    )
+    assert context is not None
+    if not context.join(timeout=120) and not context.join(timeout=5):
+        for process in context.processes:
+            process.kill()
+        pytest.fail("the learners wait for each other")
+    return [torch.load(folder / f"result.{rank}", weights_only=False) for rank in (0, 1)]
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_learners_agree(two_learners: list[dict[str, Any]], scenario: str) -> None:
+    first, second = (outcomes[scenario] for outcomes in two_learners)
+    assert torch.equal(first["gradient"], second["gradient"])
+    assert torch.equal(first["weights"], second["weights"])
+    assert first["metrics"] == second["metrics"]
+    assert first["histogram"] == second["histogram"]
+    assert [first["rows"], second["rows"]] == [len(share) for share in SCENARIOS[scenario][0]]
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize(
+    "scenario", [name for name, (_, settings) in SCENARIOS.items() if "minibatch_size" not in settings]
+)
+def test_two_learners_equal_one(two_learners: list[dict[str, Any]], model_folder: str, scenario: str) -> None:
+    """In one step, that is: shares are cut into other minibatches than the whole."""
+    shares, settings = SCENARIOS[scenario]
+    alone = update(model_folder, shares[0] + shares[1], settings, SingleLearner())
+    together = two_learners[0][scenario]
+    torch.testing.assert_close(together["gradient"], alone["gradient"], atol=1e-5, rtol=1e-5)
+    # AdamW's first step has the size of the learning rate whatever the gradient's: rounding of tiny gradients shows.
+    torch.testing.assert_close(together["weights"], alone["weights"], atol=1e-5, rtol=0)
+    assert together["histogram"] == alone["histogram"]
+    assert together["metrics"].keys() == alone["metrics"].keys()
+    for name, value in alone["metrics"].items():
+        assert together["metrics"][name] == pytest.approx(value, rel=1e-3, abs=1e-5) or name == "padding_share", name

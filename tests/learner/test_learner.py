@@ -1,0 +1,229 @@
+"""`TPPOLearner` in RLlib's LearnerGroup: in this process, and as two actors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import host_config
+import numpy as np
+import pytest
+import ray
+import torch
+from host_config import learner_config
+from learner_helpers import load_models, make_fragments, parameters_of, split
+from ray.rllib.connectors.connector_v2 import ConnectorV2
+from ray.rllib.core import DEFAULT_MODULE_ID
+from ray.rllib.core.learner.training_data import TrainingData
+from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
+from ray.rllib.utils.metrics.metrics_logger import MetricsLogger
+
+from tppo_rl.fragments import Fragment, table_from_fragments
+from tppo_rl.learner.batch import batch_from_fragments
+from tppo_rl.learner.connectors import ADVANTAGES, FragmentsToTrainBatch, default_learner_pipeline
+from tppo_rl.learner.learner import FRAGMENT_REPORT, MODULE_STATE, STALENESS_HISTOGRAM
+from tppo_rl.learner.module import TRAIN_BATCH
+from tppo_rl.learner.settings import UpdateSettings
+from tppo_rl.learner.targets import estimate_targets
+from tppo_rl.learner.update import UpdateStep
+
+NO_CLIPPING = {"grad_clip": None, "critic_grad_clip": None, "lr": 1e-4, "critic_lr": 1e-4}
+
+
+def local_group(folder: str, **settings: Any) -> Any:
+    return learner_config(folder, **settings).build_learner_group()
+
+
+def train(group: Any, fragments: list[Fragment], **options: Any) -> dict[str, Any]:
+    (result,) = group.update(training_data=TrainingData(batch=table_from_fragments(fragments)), **options)
+    return result
+
+
+def aggregate(results: list[dict[str, Any]]) -> dict[str, Any]:
+    """Does with the results what an Algorithm does: takes the extras out, merges the metrics."""
+    for result in results:
+        del result[FRAGMENT_REPORT], result[STALENESS_HISTOGRAM]
+    logger = MetricsLogger(root=True)
+    logger.aggregate(results)
+    return logger.reduce(compile=True)
+
+
+def weights_of(group: Any) -> np.ndarray:
+    state = group.get_weights()[DEFAULT_MODULE_ID]
+    return np.concatenate([weight.ravel() for part in state.values() for weight in part.values()])
+
+
+def test_equals_the_plain_update_step(model_folder: str) -> None:
+    fragments = make_fragments(0)
+    group = local_group(model_folder, minibatch_size=20, seed=3, lambda_=0.8)
+    result = train(group, fragments)
+    policy, critic = load_models(model_folder, value_head=False)
+    settings = UpdateSettings(lr=1e-3, critic_lr=1e-3, minibatch_size=20, seed=3, lambda_=0.8)
+    batch = batch_from_fragments(fragments)
+    plain = UpdateStep(policy, critic, settings).run(batch, estimate_targets(critic, batch, settings), 0)
+    module = group._learner.module[DEFAULT_MODULE_ID]
+    assert torch.equal(parameters_of(module.policy, module.critic), parameters_of(policy, critic))
+    assert result[FRAGMENT_REPORT].equals(plain.fragment_report)
+    assert result[STALENESS_HISTOGRAM].tolist() == plain.staleness_histogram.tolist()
+    metrics = aggregate([result])[DEFAULT_MODULE_ID]
+    for name, value in plain.metrics.items():
+        assert metrics[name] == pytest.approx(value) or name.endswith("seconds"), name
+    assert metrics[WEIGHTS_SEQ_NO] == 1
+
+
+def test_versions_rise_and_state_comes_back_on_request(model_folder: str) -> None:
+    group = local_group(model_folder)
+    first = train(group, make_fragments(0))
+    assert MODULE_STATE not in first
+    result = train(group, make_fragments(1, version=1), return_state=True)
+    state = result.pop(MODULE_STATE)
+    assert state[WEIGHTS_SEQ_NO] == 2
+    policy = group._learner.module[DEFAULT_MODULE_ID].policy
+    weights = state["rl_module"][DEFAULT_MODULE_ID]
+    assert all(np.array_equal(weights[name], weight.numpy()) for name, weight in policy.model.state_dict().items())
+    trained = sum(len(fragment) for seed in (0, 1) for fragment in make_fragments(seed))
+    assert aggregate([first, result])[DEFAULT_MODULE_ID]["num_module_steps_trained_lifetime"] == trained
+
+
+def test_threads_follow_the_config(model_folder: str) -> None:
+    config = learner_config(model_folder)
+    config.num_cpus_per_learner = 2
+    config.build_learner_group()
+    assert torch.get_num_threads() == 2
+    config = learner_config(model_folder)
+    config.num_cpus_per_learner = "auto"
+    config.build_learner_group()
+    assert torch.get_num_threads() == 1
+
+
+@pytest.mark.parametrize("through", ["state", "path"])
+def test_checkpoints_go_on_bit_for_bit(model_folder: str, tmp_path: Path, through: str) -> None:
+    settings = {"minibatch_size": 20, "lr_warmup_updates": 5, "critic_warmup_updates": 1, "weight_decay": 0.1}
+    group = local_group(model_folder, **settings)
+    for version in range(3):
+        train(group, make_fragments(version, version=version))
+    state, path = group.get_state(), group.save_to_path(tmp_path / "checkpoint")
+    expected = [train(group, make_fragments(version, version=version)) for version in (3, 4)][-1]
+
+    # One that is new, and one that has gone on and is taken back.
+    for other in (local_group(model_folder, **settings), group):
+        if through == "state":
+            other.set_state(state)
+        else:
+            other.restore_from_path(path)
+        again = [train(other, make_fragments(version, version=version)) for version in (3, 4)][-1]
+        assert other._learner._weights_seq_no == 5
+        assert again[FRAGMENT_REPORT].equals(expected[FRAGMENT_REPORT])
+        for name in ("policy_loss", "learning_rate", "policy_grad_norm", "critic_grad_norm"):
+            assert again[DEFAULT_MODULE_ID][name].peek() == expected[DEFAULT_MODULE_ID][name].peek(), name
+        if other is not group:
+            np.testing.assert_array_equal(weights_of(other), weights_of(group))
+
+
+class ConstantAdvantages(ConnectorV2):
+    """Says 1 for every token."""
+
+    def __call__(self, *, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+        columns = batch[DEFAULT_MODULE_ID]
+        columns[ADVANTAGES] = columns[TRAIN_BATCH].window.mask.float()
+        return batch
+
+
+def test_advantages_are_exchanged_in_the_config(model_folder: str) -> None:
+    pieces = default_learner_pipeline(UpdateSettings(), advantages=ConstantAdvantages())
+    group = local_group(
+        model_folder,
+        _learner_connector=lambda observations, actions: pieces,
+        add_default_connectors_to_learner_pipeline=False,
+    )
+    metrics = train(group, make_fragments(0))[DEFAULT_MODULE_ID]
+    assert (metrics["advantage_mean"].peek(), metrics["advantage_std"].peek()) == (1.0, 0.0)
+    assert metrics["critic_steps"].peek() == 1
+
+
+def test_without_a_critic(model_folder: str) -> None:
+    group = local_group(
+        model_folder,
+        critic=None,
+        _learner_connector=lambda observations, actions: [FragmentsToTrainBatch(), ConstantAdvantages()],
+        add_default_connectors_to_learner_pipeline=False,
+    )
+    result = train(group, make_fragments(0))
+    assert result[FRAGMENT_REPORT]["boundary_value"].null_count == 8
+    group.set_state(group.get_state())
+    assert list(group.get_state()["learner"]["optimizer"]) == [f"{DEFAULT_MODULE_ID}_policy"]
+
+
+def test_mistakes_are_refused(model_folder: str) -> None:
+    with pytest.raises(ValueError, match="pipeline is empty"):
+        local_group(model_folder, add_default_connectors_to_learner_pipeline=False)
+    with pytest.raises(ValueError, match="clip_low"):
+        local_group(model_folder, clip_low=2.0)
+    group = local_group(
+        model_folder,
+        _learner_connector=lambda observations, actions: FragmentsToTrainBatch(),
+        add_default_connectors_to_learner_pipeline=False,
+    )
+    with pytest.raises(ValueError, match="advantages"):
+        train(group, make_fragments(0))
+    with pytest.raises(ValueError, match="Arrow tables"):
+        group.update(training_data=TrainingData(batch=[1, 2, 3]))  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def ray_cluster() -> Iterator[None]:
+    # The actors cannot import from the tests' folder.
+    ray.cloudpickle.register_pickle_by_value(host_config)
+    ray.init(num_cpus=2, include_dashboard=False, ignore_reinit_error=True)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def two_learners(ray_cluster: None, model_folder: str) -> Iterator[Any]:
+    group = learner_config(model_folder, num_learners=2, **NO_CLIPPING).build_learner_group()
+    yield group
+    group.shutdown()
+
+
+SHARES = {
+    "even": split(make_fragments(0), 4),
+    "one without a finished episode": split(sorted(make_fragments(1), key=lambda fragment: not fragment.finished), 4),
+    "one empty": split(make_fragments(2), 8),
+    "both empty": [[], []],
+}
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("shares", SHARES)
+def test_two_actors_equal_one_learner(two_learners: Any, model_folder: str, shares: str) -> None:
+    alone = local_group(model_folder, **NO_CLIPPING)
+    two_learners.set_state(alone.get_state())
+    first, second = SHARES[shares]
+    tables = [table_from_fragments(first), table_from_fragments(second)]
+    results = two_learners.update(training_data=TrainingData(batches=tables))
+    expected = train(alone, first + second)
+    assert [result[FRAGMENT_REPORT].num_rows for result in results] == [len(first), len(second)]
+    assert results[0][STALENESS_HISTOGRAM].tolist() == expected[STALENESS_HISTOGRAM].tolist()
+    states = [result.get() for result in two_learners.foreach_learner(lambda learner: learner.get_state("rl_module"))]
+    weights = [
+        np.concatenate([w.ravel() for part in state["rl_module"][DEFAULT_MODULE_ID].values() for w in part.values()])
+        for state in states
+    ]
+    np.testing.assert_array_equal(weights[0], weights[1])
+    np.testing.assert_allclose(weights[0], weights_of(alone), atol=1e-5)
+    together, single = aggregate(results)[DEFAULT_MODULE_ID], aggregate([expected])[DEFAULT_MODULE_ID]
+    for name in ("trained_tokens", "policy_loss", "value_loss", "policy_grad_norm", "num_module_steps_trained"):
+        assert (name in together) == (name in single)
+        if name in single:
+            assert together[name] == pytest.approx(single[name], rel=1e-4, abs=1e-6), name
+
+
+@pytest.mark.timeout(240)
+def test_tables_may_come_by_reference(two_learners: Any) -> None:
+    refs = [ray.put(table_from_fragments(share)) for share in SHARES["even"]]
+    version = two_learners.get_state()["learner"][WEIGHTS_SEQ_NO]
+    results = two_learners.update(training_data=TrainingData(batch_refs=refs), return_state=True)
+    assert [result[FRAGMENT_REPORT].num_rows for result in results] == [4, 4]
+    assert [result[MODULE_STATE][WEIGHTS_SEQ_NO] for result in results if MODULE_STATE in result] == [version + 1]

@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from learner_helpers import load_models, make_fragments, parameters_of, save_tiny_model
+from ray.rllib.core.columns import Columns
+from ray.rllib.core.rl_module.rl_module import RLModuleSpec
+
+from tppo_rl.learner.batch import batch_from_fragments
+from tppo_rl.learner.module import TRAIN_BATCH, LanguageModelModule
+
+
+def build(folder: str, *, inference_only: bool = False, **config: Any) -> LanguageModelModule:
+    text = gym.spaces.Text(max_length=64)
+    spec = RLModuleSpec(
+        module_class=LanguageModelModule,
+        observation_space=text,
+        action_space=text,
+        inference_only=inference_only,
+        model_config={"policy_model": folder, "critic": "separate", "dtype": "float32"} | config,
+    )
+    return spec.build()
+
+
+def test_inference_state_is_the_policy_under_its_own_names(model_folder: str) -> None:
+    module = build(model_folder)
+    weights = module.get_state(inference_only=True)
+    plain, _ = load_models(model_folder)
+    assert weights.keys() == plain.model.state_dict().keys()
+    for name, weight in plain.model.state_dict().items():
+        np.testing.assert_array_equal(weights[name], weight.numpy())
+
+
+def test_states_are_copies(model_folder: str) -> None:
+    module = build(model_folder)
+    weights = module.get_state(inference_only=True)
+    before = {name: weight.copy() for name, weight in weights.items()}
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(1.0)
+    assert all(np.array_equal(weights[name], before[name]) for name in before)
+
+
+def test_both_forms_of_state_are_accepted(model_folder: str, tmp_path) -> None:
+    source = build(save_tiny_model(tmp_path, seed=1))
+    assert source.critic is not None
+    with torch.no_grad():
+        source.critic.value_head.bias.fill_(3.0)
+    whole, policy_only = build(model_folder), build(model_folder)
+    whole.set_state(source.get_state())
+    assert torch.equal(parameters_of(whole), parameters_of(source))
+    assert policy_only.critic is not None
+    critic_before = parameters_of(policy_only.critic)
+    policy_only.set_state(source.get_state(inference_only=True))
+    assert torch.equal(parameters_of(policy_only.policy), parameters_of(source.policy))
+    assert torch.equal(parameters_of(policy_only.critic), critic_before)
+    light = build(model_folder, inference_only=True)
+    light.set_state(source.get_state())
+    assert light.critic is None
+    assert torch.equal(parameters_of(light.policy), parameters_of(source.policy))
+
+
+def test_weights_of_another_model_are_refused(model_folder: str) -> None:
+    with pytest.raises(RuntimeError, match=r"lm_head\.weight"):
+        build(model_folder).set_state({"unknown.weight": np.zeros(3)})
+
+
+def test_critic_may_start_elsewhere_or_not_at_all(model_folder: str, tmp_path) -> None:
+    other = save_tiny_model(tmp_path, seed=2)
+    module = build(model_folder, critic=other)
+    assert module.critic is not None
+    expected = load_models(other)[0].model.base_model
+    assert torch.equal(parameters_of(module.critic.backbone), parameters_of(expected))
+    without = build(model_folder, critic=None)
+    assert without.get_state().keys() == {"policy"}
+    with pytest.raises(ValueError, match="no critic"):
+        without.compute_values({TRAIN_BATCH: None})
+
+
+def test_values_and_logits(model_folder: str) -> None:
+    module = build(model_folder)
+    batch = batch_from_fragments(make_fragments(0, 3))
+    assert not module.compute_values({TRAIN_BATCH: batch}).window.any()
+    ids = torch.tensor([[1, 2, 3]])
+    logits = module.forward_inference({Columns.OBS: ids})[Columns.ACTION_DIST_INPUTS]
+    assert torch.equal(logits, module.policy.model(input_ids=ids).logits.detach())
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [({"policy": "x"}, "unknown keys"), ({"policy_model": ""}, "policy_model"), ({"dtype": "int4"}, "dtype")],
+)
+def test_bad_model_config_is_refused(model_folder: str, config: dict[str, str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build(model_folder, **config)

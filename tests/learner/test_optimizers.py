@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tppo_rl.learner.collective import SingleLearner, current_collective
+from tppo_rl.learner.optimizers import GradientStep, make_adamw, ramped_lr
+from tppo_rl.learner.tally import Tally
+
+
+def make_step(max_norm: float | None) -> tuple[torch.nn.Linear, GradientStep]:
+    torch.manual_seed(0)
+    model = torch.nn.Linear(3, 2)
+    optimizer = make_adamw(model.parameters(), lr=0.1, betas=(0.9, 0.99), weight_decay=0.01)
+    return model, GradientStep(optimizer, max_norm=max_norm, collective=SingleLearner(), name="linear")
+
+
+def test_equals_plain_adamw_with_clipping() -> None:
+    model, step = make_step(max_norm=0.5)
+    plain, _ = make_step(max_norm=None)
+    optimizer = torch.optim.AdamW(plain.parameters(), lr=0.05, betas=(0.9, 0.99), weight_decay=0.01)
+    inputs = torch.randn(3, 5, 3, generator=torch.Generator().manual_seed(1))
+    for batch in inputs:
+        step.zero()
+        for part in batch.split(2):
+            model(part).square().sum().backward()
+        report = step.apply(lr=0.05)
+        optimizer.zero_grad()
+        plain(batch).square().sum().backward()
+        norm = torch.nn.utils.clip_grad_norm_(plain.parameters(), 0.5)
+        optimizer.step()
+        assert report == (pytest.approx(float(norm)), True)
+    for left, right in zip(model.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(left, right)
+
+
+def test_gradients_outside_of_the_buffer_are_noticed() -> None:
+    model, step = make_step(max_norm=None)
+    step.optimizer.zero_grad(set_to_none=True)
+    with pytest.raises(AssertionError, match="set to None"):
+        step.apply(lr=0.1)
+    model(torch.ones(1, 3)).sum().backward()
+    with pytest.raises(AssertionError, match="replaced"):
+        step.apply(lr=0.1)
+
+
+def test_ramp() -> None:
+    assert [ramped_lr(1.0, count, 4) for count in range(6)] == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
+    assert ramped_lr(1.0, 0, 0) == 1.0
+
+
+def test_tally() -> None:
+    tally = Tally(["tokens", "nothing"], ["largest", "unseen"])
+    tally.add("tokens", 2)
+    tally.add("tokens", torch.tensor([1.5, 2.5]))
+    tally.largest("largest", -3.0)
+    tally.largest("largest", torch.tensor([-7.0, -2.0]))
+    tally.largest("unseen", torch.zeros(0))
+    assert tally.reduce(SingleLearner()) == {
+        "tokens": 6.0,
+        "nothing": 0.0,
+        "largest": -2.0,
+        "unseen": float("-inf"),
+    }
+    with pytest.raises(KeyError):
+        tally.add("other", 1.0)
+
+
+def test_alone_there_is_nothing_to_exchange() -> None:
+    assert isinstance(current_collective(), SingleLearner)

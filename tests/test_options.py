@@ -1,0 +1,115 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tppo_rl.options import (
+    OptionError,
+    Options,
+    check_environment,
+    check_model,
+    check_options,
+    rllib_keys,
+    vllm_engine_args,
+)
+
+OPTION_NAMES = {
+    "env", "env_config", "policy_model", "critic", "dtype", "num_env_runners", "num_envs_per_env_runner",
+    "window_length", "max_response_length", "max_prompt_length", "sampling", "engine", "engine_steps_per_sample",
+    "num_learners", "lr", "critic_lr", "lr_warmup_updates", "adam_betas", "weight_decay", "gamma", "lambda_",
+    "boundary_value", "clip_low", "clip_high", "off_policy_correction", "train_batch_size_per_learner",
+    "minibatch_size", "micro_batch_tokens", "num_epochs", "critic_num_epochs", "critic_minibatch_size",
+    "critic_warmup_updates", "grad_clip", "critic_grad_clip", "mode", "max_staleness", "kv_on_update",
+    "log_prob_gap_alarm", "evaluation_interval", "evaluation_duration", "evaluation_num_env_runners", "seed",
+    "rollout_log_fragments", "results_folder",
+}  # fmt: skip
+
+MODEL = {"policy_model": "tppo_rl/arithmetic-chain"}
+
+
+def test_the_options_are_these_and_all_are_described() -> None:
+    assert set(Options.model_fields) == OPTION_NAMES
+    assert all(field.description for field in Options.model_fields.values())
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"windw_length": 3}, ["windw_length=3", "did you mean window_length"]),
+        ({"window_length": "abc"}, ["window_length='abc'", "integer"]),
+        ({"window_length": 0}, ["window_length=0", "greater than 0"]),
+        ({"window_length": True}, ["window_length=True", "integer"]),
+        (
+            {"window_length": 300, "max_response_length": 256},
+            ["window_length=300", "max_response_length=256", "or less"],
+        ),
+        ({"lr": "1e-4x"}, ["lr='1e-4x'", "number"]),
+        ({"lr": -1.0}, ["lr=-1.0", "greater than 0"]),
+        ({"mode": "asink"}, ["mode='asink'", "'async' or 'sync'"]),
+        ({"boundary_value": "holt"}, ["boundary_value='holt'", "'hold' or 'bootstrap'"]),
+        ({"max_staleness": 0}, ["max_staleness=0", "set max_staleness to 1"]),
+        ({"num_env_runners": 0}, ["num_env_runners=0", "mode to 'sync'"]),
+        ({"off_policy_correction": "none"}, ["off_policy_correction='none'", "set it to 'behaviour'"]),
+        ({"sampling": {"top_p": 0.9}}, ["sampling.top_p=0.9", "remove the key"]),
+        ({"sampling": {"temperature": 0}}, ["sampling.temperature=0", "above 0"]),
+        ({"engine": {"device": "tpu"}}, ["engine.device='tpu'", "'cpu' or 'cuda'"]),
+        ({"engine": {"max_num_batched_token": 1}}, ["engine.max_num_batched_token=1", "max_num_batched_tokens"]),
+    ],
+)
+def test_a_bad_option_is_named_with_its_value_and_remedy(values: dict[str, Any], words: list[str]) -> None:
+    with pytest.raises(OptionError) as error:
+        check_options(values)
+    assert all(word in str(error.value) for word in words), str(error.value)
+
+
+def test_good_options_pass_and_get_their_defaults() -> None:
+    options = check_options(
+        {"lr": 1, "engine": {"max_num_batched_tokens": 64}, "framework": "torch"}, other_keys=["framework"]
+    )
+    assert options.window_length == Options.model_fields["window_length"].default
+    assert check_options({"mode": "sync", "num_env_runners": 0, "off_policy_correction": "none"}).mode == "sync"
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({}, ["policy_model=None", "tppo_rl/arithmetic-chain"]),
+        ({"policy_model": "./nowhere"}, ["policy_model='./nowhere'", "no such folder"]),
+        (MODEL | {"critic": "/nowhere/at/all"}, ["critic='/nowhere/at/all'", "no such folder"]),
+        (MODEL | {"max_response_length": 5000}, ["max_response_length=5000", "holds 1024", "or less"]),
+    ],
+)
+def test_a_model_that_will_not_do_is_refused(values: dict[str, Any], words: list[str]) -> None:
+    with pytest.raises(OptionError) as error:
+        check_model(check_options(values))
+    assert all(word in str(error.value) for word in words), str(error.value)
+
+
+def test_a_folder_without_a_config_is_no_model(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match=r"has no config\.json"):
+        check_model(check_options({"policy_model": str(tmp_path)}))
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({}, ["env=None"]),
+        ({"env": "tppo_rl/ArithmeticChian-v0"}, ["ArithmeticChian", "did you mean tppo_rl/ArithmeticChain-v0"]),
+        ({"env": "no_such_module:Env-v0"}, ["no_such_module", "importable"]),
+        ({"env": "tppo_rl/ArithmeticChain-v0", "env_config": {"max_operand": 3}}, ["env_config", "max_operand"]),
+        ({"env": "tppo_rl/ArithmeticChain-v0", "env_config": {"max_operands": -3}}, ["max_operands=-3"]),
+        ({"env": "tppo_rl/ArithmeticChain-v0", "env_config": {"split": "train"}}, ["env_config.split", "remove"]),
+        ({"env": "tppo_rl/ReasoningGym-v0", "env_config": {"task": "chain_summ"}}, ["chain_summ", "chain_sum"]),
+    ],
+)
+def test_an_environment_that_will_not_do_is_refused(values: dict[str, Any], words: list[str]) -> None:
+    with pytest.raises(OptionError) as error:
+        check_environment(check_options(values))
+    assert all(word in str(error.value) for word in words), str(error.value)
+
+
+def test_keys_read_from_sources_are_those_of_the_classes() -> None:
+    from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+
+    assert rllib_keys() == set(vars(AlgorithmConfig()))
+    assert {"max_num_batched_tokens", "enforce_eager", "gpu_memory_utilization"} <= vllm_engine_args()
