@@ -111,6 +111,31 @@ def options() -> None:
     Console().print(table)
 
 
+@main.command()
+@click.option("--env", required=True, help="Environment with worked solutions, for example tppo_rl/ArithmeticChain-v0.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the model.")
+@click.option("--env-config", "env_config_text", default="{}", help="Options of the environment as YAML or JSON.")
+@click.option("--seed", default=0, show_default=True, help="Of weights, demonstrations and sampling.")
+@_set
+@_one_clear_error
+def warmstart(env: str, out: Path, env_config_text: str, seed: int, overrides: tuple[str, ...]) -> None:
+    """Make a small base model: tokenizer and Qwen2 from scratch, trained on worked solutions."""
+    from tppo_rl.options import OptionError
+    from tppo_rl.run_files import parse_override, parse_yaml
+
+    options = dict(parse_override(override) for override in overrides)
+    env_config = parse_yaml(env_config_text)
+    from tppo_rl.warmstart import warmstart as make_model
+
+    try:
+        report = make_model(env_id=env, env_config=env_config, output_dir=out, seed=seed, **options)
+    except ValueError as error:
+        raise OptionError(str(error)) from None
+    for how in ("sampled", "greedy"):
+        click.echo(f"held-out accuracy, {how}: {report[how]['accuracy']:.1%} of {report[how]['prompts']} prompts")
+    click.echo(f"{report['seconds']:.0f} s; model in {out}")
+
+
 def _run_all(experiments: list[Experiment], results: Path, resume: bool) -> None:
     for experiment in experiments:
         if experiment.is_sweep:

@@ -24,6 +24,7 @@ from tppo_rl.run_files import Experiment
 from tppo_rl.summary import summarize, summary_table, write_summary
 
 CHECKPOINTS = "checkpoints"
+FIGURE = "accuracy.png"
 
 
 def run_experiment(
@@ -124,10 +125,17 @@ def _train(algorithm: Any, experiment: Experiment, folder: Path, console: Consol
     evaluation = result.get("evaluation") or algorithm.evaluate()
     summary = summarize(result | {"run": algorithm.run_state()}, evaluation)
     write_summary(folder, summary)
+    _plot(folder)
     console.print(summary_table(summary, folder))
     if saved is not None:
         console.print(f"checkpoint: {saved} (go on with --resume)", soft_wrap=True, highlight=False)
     return summary
+
+
+def _plot(folder: Path) -> None:
+    from tppo_rl.figure import plot_runs
+
+    plot_runs([folder], folder / FIGURE)
 
 
 def _save(algorithm: Any, experiment: Experiment, folder: Path, iteration: int, *, forced: bool) -> Path | None:

@@ -162,17 +162,24 @@ def apply_override(body: dict[str, Any], override: str) -> None:
     Raises:
         OptionError: not of that form.
     """
+    key, value = parse_override(override)
+    path = key.split(".")
+    if path[0] in set(Experiment.model_fields) - {"name", "config"}:
+        _put(body, path, value)
+    else:
+        _put(body.setdefault("config", {}), path[1:] if path[0] == "config" else path, value)
+
+
+def parse_override(override: str) -> tuple[str, Any]:
+    """Splits `key=value`; the value is YAML.
+
+    Raises:
+        OptionError: not of that form.
+    """
     key, separator, text = override.partition("=")
     if not separator or not key:
         raise OptionError(f"--set {override!r}: must be key=value, for example --set seed=1")
-    try:
-        value = yaml.load(text, _Loader)
-    except yaml.YAMLError:
-        raise OptionError(f"--set {override!r}: the value is not valid YAML") from None
-    path = key.split(".")
-    top_level = set(Experiment.model_fields) - {"name", "config"}
-    target = body if path[0] in top_level else body.setdefault("config", {})
-    _put(target, [part for part in path if part != "config" or target is not body], value)
+    return key, parse_yaml(text)
 
 
 class _Loader(yaml.SafeLoader):

@@ -51,6 +51,11 @@ def write_summary(folder: Path, summary: Mapping[str, Any]) -> Path:
     return path
 
 
+def read_summary(folder: Path) -> dict[str, Any]:
+    """The `summary.json` of a run's folder."""
+    return dict(json.loads((folder / "summary.json").read_text(encoding="utf-8")))
+
+
 def summary_table(summary: Mapping[str, Any], folder: Path) -> Table:
     """The table that a run ends with."""
     table = Table(title=f"{folder.name}: {summary['mode']}, seed {summary['seed']}", show_header=False)

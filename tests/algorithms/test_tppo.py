@@ -50,9 +50,8 @@ def test_async_run_survives_a_lost_env_runner_and_a_restore(small_config: TPPOCo
     open_after = algorithm.env_runner_group.foreach_env_runner(
         lambda runner: [episode.all_tokens() for episode in runner._sampler._open.values()], local_env_runner=False
     )
-    assert len(open_before[0]) == 16
-    for before, after in zip(open_before[0], open_after[0], strict=True):
-        assert after[: len(before)] == before
+    assert len(open_before[0]) > 8
+    assert open_after == open_before
 
     _kill_env_runner(algorithm)
     result = _train_until_restarted(algorithm)
@@ -88,9 +87,9 @@ def _train_until_restarted(algorithm: TPPO) -> dict[str, Any]:
     deadline = time.monotonic() + 180
     while time.monotonic() < deadline:
         result = algorithm.train()
-        if result["tokens"]["dropped_by_reason"]:
-            return algorithm.train()
-    raise AssertionError("the env-runner was not restarted")
+        if result["tokens"]["dropped_by_reason"] and result["engine_gap"].get("probe_mean") is not None:
+            return result
+    raise AssertionError("no restarted env-runner was given weights and proven to hold them")
 
 
 def _restore_and_go_on(config: TPPOConfig, checkpoint: str, saved: dict[str, Any], last_result: dict[str, Any]) -> None:
