@@ -1,7 +1,10 @@
 if __name__ != "tppo_rl.algorithms":
     raise ImportError("import this package as 'tppo_rl.algorithms'")
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tppo_rl.algorithms.tppo_config import TPPOConfig
 
 
 def algorithm_class(name: str) -> Any:
@@ -19,3 +22,13 @@ def register_algorithms() -> None:
 
     for name in ALGORITHMS:
         register_trainable(name, algorithm_class(name))
+
+
+def __getattr__(name: str) -> Any:
+    if name == "TPPOConfig":
+        from tppo_rl.algorithms.tppo_config import TPPOConfig
+
+        return TPPOConfig
+    if name == "TPPO":
+        return algorithm_class(name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -74,7 +74,7 @@ def _check_files(folder: Path) -> None:
     assert {"rollout/slot_occupancy", "policy/entropy", "critic/loss", "heldout/accuracy_sampled"} <= tags
     assert any(tag.startswith("rollouts") for tag in events.Tags()["tensors"])
     parquet = sorted((folder / "rollouts").glob("*.parquet"))
-    assert len(parquet) == 4
+    assert 1 <= len(parquet) <= 4, "an iteration whose fragments all waited in the queue has none of its own"
     assert pq.read_schema(parquet[0]).equals(FRAGMENT_SCHEMA)
 
 
