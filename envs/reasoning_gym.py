@@ -40,7 +40,7 @@ class ReasoningGym(TextEnv[Item]):
     `reset`'s info adds ``task`` (str) and, where the task has a single gold answer, ``answer`` (str).
 
     Args:
-        task: Name of a task, for example "spell_backward" (``reasoning_gym.factory.DATASETS`` holds all).
+        task: Name of a task, for example "chain_sum" (``reasoning_gym.factory.DATASETS`` holds all).
         task_config: Options of that task, as its configuration class names them, without seed and size.
         **common: Options of every environment, see `TextEnv`.
 
@@ -48,9 +48,7 @@ class ReasoningGym(TextEnv[Item]):
         ValueError: On a bad option; names the option, its value and what is allowed.
     """
 
-    def __init__(
-        self, *, task: str = "spell_backward", task_config: dict[str, Any] | None = None, **common: Any
-    ) -> None:
+    def __init__(self, *, task: str = "chain_sum", task_config: dict[str, Any] | None = None, **common: Any) -> None:
         super().__init__(**common)
         _check_task(task)
         config = {} if task_config is None else dict(task_config)

@@ -27,7 +27,7 @@ ALLOWED = {
     "tppo_rl.base_models": set(),
 }
 # Modules at the top of the package that host whole runs and so may know all parts.
-HOSTS = {"tppo_rl.cli", "tppo_rl.run"}
+HOSTS = {"tppo_rl.__main__", "tppo_rl.cli", "tppo_rl.run"}
 
 
 def packages_in_tree() -> set[str]:

@@ -1,0 +1,164 @@
+"""What every environment promises, checked on all registered ones."""
+
+from typing import Any
+
+import gymnasium
+import pytest
+from gymnasium.error import ResetNeeded
+from gymnasium.utils.env_checker import check_env
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tppo_rl.envs import ENTRY_POINTS, register_envs
+from tppo_rl.envs.text_env import HELDOUT_FRACTION, AnyText, TextEnv, split_of
+
+ENVS = sorted(ENTRY_POINTS)
+
+
+def make(env_id: str, **config: Any) -> TextEnv[Any]:
+    env = gymnasium.make(env_id, **config).unwrapped
+    assert isinstance(env, TextEnv)
+    return env
+
+
+def gold_answer(env: TextEnv[Any], info: dict[str, Any]) -> str:
+    return str(info["secret"]) if "secret" in info else info["worked_solution"]
+
+
+@pytest.mark.parametrize("split", ["train", "heldout"])
+@pytest.mark.parametrize("env_id", ENVS)
+@pytest.mark.filterwarnings("error")
+def test_gymnasium_checker(env_id: str, split: str) -> None:
+    check_env(make(env_id, split=split))
+
+
+@pytest.mark.parametrize("env_id", ENVS)
+def test_make_imports_the_package_by_itself(env_id: str) -> None:
+    assert isinstance(gymnasium.make(f"tppo_rl.envs:{env_id}").unwrapped, TextEnv)
+
+
+@pytest.mark.filterwarnings("error")
+def test_registering_twice_changes_nothing() -> None:
+    before = dict(gymnasium.registry)
+    register_envs()
+    assert gymnasium.registry == before
+
+
+@pytest.mark.parametrize("env_id", ENVS)
+def test_a_problem_is_a_function_of_its_seed(env_id: str) -> None:
+    first, second = make(env_id), make(env_id)
+    first.reset(seed=5)
+    first.step("some answer")
+    resets = [first.reset(seed=seed) for seed in range(20)]
+    assert resets == [second.reset(seed=seed) for seed in range(20)]
+    assert len({prompt for prompt, _ in resets}) > 10
+
+
+@pytest.mark.parametrize("env_id", ENVS)
+def test_a_reset_without_seed_goes_on_and_names_its_problem(env_id: str) -> None:
+    env = make(env_id)
+    env.reset(seed=5)
+    following = [env.reset() for _ in range(5)]
+    env.reset(seed=5)
+    assert [env.reset() for _ in range(5)] == following
+    for prompt, info in following:
+        assert env.reset(seed=info["problem_seed"]) == (prompt, info)
+
+
+@pytest.mark.parametrize("split", ["train", "heldout"])
+@pytest.mark.parametrize("env_id", ENVS)
+def test_gold_answer_is_correct(env_id: str, split: str) -> None:
+    env = make(env_id, split=split, correct_reward=2.0, wrong_reward=-1.0)
+    for seed in range(20):
+        _, info = env.reset(seed=seed)
+        _, reward, terminated, truncated, info = env.step(gold_answer(env, info))
+        assert (reward, terminated, truncated, info["correct"], info["score"]) == (2.0, True, False, True, 1.0)
+
+
+@pytest.mark.parametrize("response", ["", "#", "no idea", "<answer></answer>", "#¾", "<answer>\x00</answer>"])
+@pytest.mark.parametrize("env_id", ENVS)
+def test_wrong_answer_gets_the_wrong_reward(env_id: str, response: str) -> None:
+    env = make(env_id, correct_reward=2.0, wrong_reward=-1.0)
+    env.reset(seed=0)
+    terminated = False
+    while not terminated:
+        _, reward, terminated, truncated, info = env.step(response)
+        assert not truncated
+        assert reward == (-1.0 if terminated else 0.0)
+    assert info["correct"] is False
+
+
+@pytest.mark.parametrize("env_id", ENVS)
+def test_splits_share_no_prompt(env_id: str) -> None:
+    draws = 800 if "ReasoningGym" in env_id else 3000
+    env, heldout = make(env_id), make(env_id, split="heldout")
+    train_prompts = {env.reset(seed=seed)[0] for seed in range(draws)}
+    heldout_prompts = {heldout.reset(seed=seed)[0] for seed in range(draws // 4)}
+    assert not train_prompts & heldout_prompts
+    assert all(split_of(prompt, 0) == "train" for prompt in train_prompts)
+    assert len(heldout_prompts) > 30
+
+
+def test_split_seed_moves_prompts_between_the_splits() -> None:
+    prompts = {make("tppo_rl/ArithmeticChain-v0", split="heldout").reset(seed=seed)[0] for seed in range(200)}
+    kept = sum(split_of(prompt, 1) == "heldout" for prompt in prompts)
+    assert 0 < kept < 50
+
+
+def test_share_of_heldout_prompts() -> None:
+    share = sum(split_of(f"prompt {number}", 7) == "heldout" for number in range(20_000)) / 20_000
+    assert share == pytest.approx(HELDOUT_FRACTION, abs=0.01)
+
+
+def test_split_is_the_same_on_every_machine() -> None:
+    heldout = [digit for digit in range(10) if split_of(f"a{digit}=", 3) == "heldout"]
+    assert heldout == [0, 2, 7]
+
+
+@pytest.mark.parametrize("env_id", ENVS)
+def test_step_needs_a_reset(env_id: str) -> None:
+    env = make(env_id)
+    with pytest.raises(ResetNeeded, match=r"reset\(\)"):
+        env.step("")
+    _, info = env.reset(seed=0)
+    env.step(gold_answer(env, info))
+    with pytest.raises(ResetNeeded, match="end"):
+        env.step("")
+
+
+def test_an_action_must_be_text() -> None:
+    env = make("tppo_rl/ArithmeticChain-v0")
+    env.reset(seed=0)
+    with pytest.raises(TypeError, match="bytes"):
+        env.step(b"#1")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("split", "test"),
+        ("split_seed", -1),
+        ("split_seed", 1.5),
+        ("split_seed", True),
+        ("correct_reward", float("nan")),
+        ("correct_reward", -0.5),
+        ("wrong_reward", "0"),
+        ("wrong_reward", 1.0),
+    ],
+)
+@pytest.mark.parametrize("env_id", ENVS)
+def test_bad_common_options(env_id: str, key: str, value: object) -> None:
+    with pytest.raises(ValueError, match=rf"(?s)({key}={value!r}|wrong_reward, which is {value!r}).*"):
+        make(env_id, **{key: value})
+
+
+@settings(deadline=None)
+@given(st.text())
+def test_space_holds_any_text(text: str) -> None:
+    assert text in AnyText(len(text))
+    assert text + "x" not in AnyText(len(text))
+
+
+def test_space_holds_only_text() -> None:
+    assert 3 not in AnyText()
+    assert AnyText(5).sample() in AnyText(5)
