@@ -192,7 +192,6 @@ class TPPO(Algorithm):
             return self.learner_group.update(training_data=data)
         update: Future[list[dict[str, Any]]] = self._executor.submit(self.learner_group.update, training_data=data)
         while not update.done():
-            self._weight_sync.deliver()
             self._pump.turn(self._version, timeout_s=0.02)
         return update.result()
 
@@ -305,6 +304,7 @@ class TPPO(Algorithm):
             num_slots=config.num_envs_per_env_runner,
             engine_steps=config.engine_steps_per_sample or min(config.window_length, 32),
             on_restart=self._revive,
+            deliver_weights=self._weight_sync.deliver,
             restore=lambda: self.restore_env_runners(self.env_runner_group),
         )
 

@@ -69,6 +69,8 @@ class RolloutPump:
         num_slots: slots of one env-runner.
         engine_steps: engine steps of one request.
         on_restart: called with an env-runner's index when it was found restarted; sends it weights.
+        deliver_weights: sends weights again to env-runners that could not take them; an env-runner that keeps old
+            weights would hold up every update.
         restore: tries to bring lost env-runners back (RLlib's `restore_env_runners`).
         patience_s: seconds without any healthy env-runner after which the run gives up.
     """
@@ -84,6 +86,7 @@ class RolloutPump:
         num_slots: int,
         engine_steps: int,
         on_restart: Callable[[int], None],
+        deliver_weights: Callable[[], None],
         restore: Callable[[], None],
         patience_s: float = 300.0,
     ) -> None:
@@ -95,6 +98,7 @@ class RolloutPump:
         self._num_slots = num_slots
         self._engine_steps = engine_steps
         self._on_restart = on_restart
+        self._deliver_weights = deliver_weights
         self._restore = restore
         self._patience_s = patience_s
         self._runners: defaultdict[int, _Runner] = defaultdict(_Runner)
@@ -103,6 +107,7 @@ class RolloutPump:
     def turn(self, version: int, timeout_s: float) -> None:
         """Sends the requests that are due and takes the results that are ready, waiting for at most `timeout_s`."""
         self._forget_lost_env_runners()
+        self._deliver_weights()
         self._send_requests(version)
         ready = self._group.fetch_ready_async_reqs(tags=SAMPLE_TAG, timeout_seconds=timeout_s)
         for env_runner, result in ready:
@@ -226,6 +231,7 @@ class RolloutPump:
         else:
             self._ledger.give_back(env_runner, tickets)
             self._runners[env_runner].waiting_tickets -= len(tickets)
+            self._runners[env_runner].requests = REQUESTS_IN_FLIGHT
         return int(sent)
 
     def _tickets_for(self, env_runner: int, engine_steps: int) -> list[Any]:
@@ -237,8 +243,11 @@ class RolloutPump:
         runner.waiting_tickets += missing
         return self._ledger.lease(env_runner, missing)
 
+    def _num_requests(self) -> int:
+        return sum(runner.requests for runner in self._runners.values())
+
     def _requested_tokens(self) -> int:
-        return sum(runner.requests for runner in self._runners.values()) * self._num_slots * self._engine_steps
+        return self._num_requests() * self._num_slots * self._engine_steps
 
     def _blocking(self, version: int) -> list[int]:
         """Env-runners whose open windows must close before an update at `version`."""
@@ -257,6 +266,10 @@ class RolloutPump:
                 )
             self._ledger.lose_env_runner(env_runner)
             del self._runners[env_runner]
+        # An env-runner can be lost and back between two turns; its requests are then gone without an answer.
+        if self._group.num_in_flight_async_reqs(SAMPLE_TAG) < self._num_requests():
+            for runner in self._runners.values():
+                runner.requests = 0
 
     def _wait_for_health(self, last_healthy: float) -> None:
         waited = time.monotonic() - last_healthy

@@ -1,0 +1,224 @@
+"""The driver's side of sampling against many simulated env-runners of random speed, some of which are lost."""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict, deque
+from typing import Any
+
+import pytest
+from helpers import CountingEnv, IntegerChat
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tppo_rl.fragments import table_from_fragments
+from tppo_rl.ledger import Ledger
+from tppo_rl.rollout.engine import Sampling
+from tppo_rl.rollout.env_runner import SampleResult
+from tppo_rl.rollout.pump import RolloutPump
+from tppo_rl.rollout.sampler import EpisodeLimits, Sampler
+from tppo_rl.rollout.simulated_engine import SimulatedEngine, draw_lognormal_length
+from tppo_rl.train_queue import TrainQueue
+
+SLOTS = 4
+WINDOW = 8
+STEPS = 6
+
+
+class SimulatedRunner:
+    """An env-runner without Ray: the real sampler on a simulated engine."""
+
+    def __init__(self, index: int, incarnation: int, version: int | None) -> None:
+        self.incarnation = f"{index}-{incarnation}"
+        self.version = version
+        self.engine = SimulatedEngine(draw_lognormal_length(12.0, 1.0), seed=100 * index + incarnation)
+        self.sampler = Sampler(
+            self.engine,
+            CountingEnv,
+            IntegerChat(),  # type: ignore[arg-type]
+            num_slots=SLOTS,
+            limits=EpisodeLimits(8, 48, WINDOW),
+            sampling=Sampling(),
+            env_runner=index,
+        )
+
+    def take_weights(self, version: int) -> None:
+        self.version = version
+        self.engine.load_weights({}, version)
+
+    def sample(self, *, num_engine_steps: int, tickets: Any, cut_windows: bool) -> SampleResult:
+        if self.version is None:
+            return SampleResult(table_from_fragments([]), self.incarnation, None)
+        self.sampler.tickets.extend(tickets)
+        fragments = self.sampler.run(num_engine_steps)
+        if cut_windows:
+            fragments += self.sampler.cut_windows()
+        return SampleResult(
+            fragments=table_from_fragments(fragments),
+            incarnation=self.incarnation,
+            version=self.version,
+            num_tokens_sampled=self.sampler.num_tokens_sampled,
+            num_open_tokens=self.sampler.num_open_tokens,
+            oldest_open_version=self.sampler.oldest_open_version,
+            num_waiting_tickets=len(self.sampler.tickets),
+        )
+
+
+class SimulatedGroup:
+    """RLlib's EnvRunnerGroup as far as the pump calls it; requests are answered in order, some turns late."""
+
+    def __init__(self, count: int, seed: int) -> None:
+        self.random = random.Random(seed)
+        self.runners: dict[int, SimulatedRunner | None] = {k + 1: SimulatedRunner(k + 1, 0, 0) for k in range(count)}
+        self.pending: dict[int, deque[dict[str, Any]]] = defaultdict(deque)
+        self.incarnations = 0
+
+    def healthy_env_runner_ids(self) -> list[int]:
+        return [index for index, runner in self.runners.items() if runner is not None]
+
+    def num_healthy_remote_workers(self) -> int:
+        return len(self.healthy_env_runner_ids())
+
+    def num_in_flight_async_reqs(self, tag: str) -> int:
+        return sum(map(len, self.pending.values()))
+
+    def num_remote_env_runners(self) -> int:
+        return len(self.runners)
+
+    def foreach_env_runner_async(self, name: str, *, tag: str, kwargs: Any, remote_worker_ids: list[int]) -> int:
+        (index,) = remote_worker_ids
+        if len(self.pending[index]) >= 2:
+            return 0
+        self.pending[index].append(kwargs)
+        return 1
+
+    def fetch_ready_async_reqs(self, *, tags: str, timeout_seconds: float) -> list[tuple[int, SampleResult]]:
+        results = []
+        for index in self.healthy_env_runner_ids():
+            while self.pending[index] and self.random.random() < 0.6:
+                runner = self.runners[index]
+                assert runner is not None
+                results.append((index, runner.sample(**self.pending[index].popleft())))
+        return results
+
+    def lose(self, index: int) -> None:
+        self.runners[index] = None
+        self.pending[index].clear()
+
+    def revive_all(self) -> None:
+        for index, runner in self.runners.items():
+            if runner is None:
+                self.incarnations += 1
+                self.runners[index] = SimulatedRunner(index, self.incarnations, None)
+
+    def deliver(self, version: int) -> None:
+        """Weights reach each env-runner at some later turn."""
+        for runner in self.runners.values():
+            late = runner is None or runner.version in (None, version) or self.random.random() < 0.7
+            if runner is not None and not late:
+                runner.take_weights(version)
+
+
+def make_pump(group: SimulatedGroup, *, batch: int, max_staleness: int, patience_s: float = 60.0) -> Any:
+    ledger, queue = Ledger(seed=0), TrainQueue()
+    state = {"version": 0}
+
+    def give_weights(index: int) -> None:
+        runner = group.runners[index]
+        if runner is not None:
+            runner.take_weights(state["version"])
+
+    pump = RolloutPump(
+        group,
+        ledger,
+        queue,
+        batch_tokens=batch,
+        max_staleness=max_staleness,
+        num_slots=SLOTS,
+        engine_steps=STEPS,
+        on_restart=give_weights,
+        deliver_weights=lambda: group.deliver(state["version"]),
+        restore=group.revive_all,
+        patience_s=patience_s,
+    )
+    return pump, ledger, queue, state
+
+
+@given(
+    runners=st.integers(1, 4),
+    batch=st.integers(10, 200),
+    max_staleness=st.integers(1, 3),
+    losses=st.integers(0, 3),
+    seed=st.integers(0, 10**6),
+)
+@settings(max_examples=40, deadline=None)
+def test_batches_keep_the_bound_and_the_ledger_adds_up(
+    runners: int, batch: int, max_staleness: int, losses: int, seed: int
+) -> None:
+    group = SimulatedGroup(runners, seed)
+    pump, ledger, queue, state = make_pump(group, batch=batch, max_staleness=max_staleness)
+    for update in range(25):
+        version = state["version"]
+        fragments = pump.batch(version)
+        tokens = sum(map(len, fragments))
+        assert tokens >= batch
+        assert all(version - fragment.oldest_version <= max_staleness for fragment in fragments)
+        for _ in range(group.random.randint(0, 3)):
+            pump.turn(version, timeout_s=0.0)
+        ledger.book_trained(tokens)
+        assert ledger.check(queue_tokens=queue.num_tokens).unaccounted == 0
+        state["version"] = version + 1
+        if update % 8 == 7 and losses:
+            losses -= 1
+            group.lose(group.random.randint(1, runners))
+            group.revive_all()
+
+
+def test_requests_stop_at_the_limit_and_begin_again_after_an_update() -> None:
+    group = SimulatedGroup(2, seed=1)
+    pump, _, queue, _ = make_pump(group, batch=100, max_staleness=2)
+    for _ in range(200):
+        pump.turn(0, timeout_s=0.0)
+    full = queue.num_tokens
+    assert 200 <= full <= 200 + 2 * 2 * SLOTS * STEPS + 2 * SLOTS * WINDOW
+    assert not any(group.pending.values())
+    pump.batch(0)
+    for _ in range(5):
+        pump.turn(1, timeout_s=0.0)
+    assert queue.num_tokens > full - 100 - WINDOW
+
+
+def test_prompts_of_a_lost_env_runner_are_answered_by_others() -> None:
+    group = SimulatedGroup(2, seed=2)
+    pump, ledger, _, _ = make_pump(group, batch=300, max_staleness=1)
+    pump.batch(0)
+    lost = set(ledger._runners[1].leased)
+    group.lose(1)
+    pump.turn(0, timeout_s=0.0)
+    assert lost <= set(ledger._returned) | ledger._runners[2].leased
+
+
+def test_without_any_env_runner_the_run_gives_up() -> None:
+    group = SimulatedGroup(1, seed=3)
+    pump, *_ = make_pump(group, batch=50, max_staleness=1, patience_s=0.0)
+    group.lose(1)
+    with pytest.raises(RuntimeError, match="no env-runner was healthy"):
+        pump.batch(0)
+
+
+def test_an_error_of_an_env_runner_is_raised_here() -> None:
+    group = SimulatedGroup(1, seed=4)
+    pump, *_ = make_pump(group, batch=50, max_staleness=1)
+    failed = SampleResult(table_from_fragments([]), "1-0", 0, error=ValueError("max_prompt_length=2: too short"))
+    with pytest.raises(ValueError, match="max_prompt_length=2"):
+        pump.take(1, failed)
+
+
+def test_one_window_of_every_slot_is_one_sync_batch() -> None:
+    group = SimulatedGroup(3, seed=5)
+    pump, ledger, queue, _ = make_pump(group, batch=1, max_staleness=1)
+    for _ in range(3):
+        fragments = pump.one_window(WINDOW)
+        assert sum(map(len, fragments)) == 3 * SLOTS * WINDOW
+        ledger.book_trained(3 * SLOTS * WINDOW)
+        assert ledger.check(queue_tokens=queue.num_tokens).in_flight == 0
