@@ -76,6 +76,7 @@ def quiet_libraries() -> None:
     """Keeps Ray and RLlib from drowning a run's own lines; warnings and errors of ours still come through."""
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     warnings.filterwarnings("ignore", category=UserWarning, module="ray")
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
