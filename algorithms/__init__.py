@@ -4,7 +4,7 @@ if __name__ != "tppo_rl.algorithms":
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tppo_rl.algorithms.tppo_config import TPPOConfig
+    from tppo_rl.algorithms.tppo_config import TPPOConfig as TPPOConfig
 
 
 def algorithm_class(name: str) -> Any:
