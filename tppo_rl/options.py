@@ -66,7 +66,11 @@ class Options(BaseModel):
     # .training()
     lr: float = Field(1e-6, gt=0, description="Learning rate of the policy.")
     critic_lr: float = Field(2e-6, gt=0, description="Learning rate of the critic (VAPO: twice the policy's).")
-    lr_warmup_updates: int = Field(0, ge=0, description="Updates over which the policy's learning rate rises linearly, counted after the critic's warm-up.")
+    lr_warmup_updates: int = Field(
+        0,
+        ge=0,
+        description="Updates over which the policy's learning rate rises linearly, counted after the critic's warm-up.",
+    )
     adam_betas: tuple[float, float] | list[float] = Field((0.9, 0.99), description="AdamW's betas, both models.")
     weight_decay: float = Field(0.0, ge=0, description="AdamW's weight decay, both models.")
     gamma: float = Field(1.0, ge=0, le=1, description="Discount for each token (T-PPO: 1).")
