@@ -15,6 +15,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,14 +24,22 @@ import numpy as np
 import torch
 import transformers
 from torch.nn import functional
-from transformers import DynamicCache, GenerationConfig, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen2Tokenizer,
+)
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from tppo_rl.envs.arithmetic_chain import ArithmeticChain
-from tppo_rl.envs.text_env import TextEnv
+from tppo_rl.envs.arithmetic_chain import MAX_OPERANDS, ArithmeticChain
+from tppo_rl.envs.text_env import TextEnv, is_finite, is_integer, require
 
 logger = logging.getLogger(__name__)
 
-PAD, END, USER, ASSISTANT, UNKNOWN = "<pad>", "<eos>", "<user>", "<assistant>", "<unk>"
+PAD, END, USER, ASSISTANT = "<pad>", "<eos>", "<user>", "<assistant>"
 CHARACTERS = [chr(code) for code in range(32, 127)] + ["\n", "\t"]
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
@@ -41,6 +50,8 @@ CHAT_TEMPLATE = (
 )
 MAX_POSITIONS = 1024
 IGNORED = -100
+POOL = 1024
+"""Demonstrations that are sorted by length together."""
 SKILL_BUCKETS = ((2, 4), (5, 9), (10, 19), (20, 52))
 TARGET_ACCURACY = (0.10, 0.60)
 TARGET_SKILL = 0.92
@@ -51,18 +62,18 @@ TARGET_LONG_SKILL = 0.70
 class WarmstartOptions:
     """What `warmstart` may be told; the defaults are for ``tppo_rl/ArithmeticChain-v0``."""
 
-    practice_steps: int = 1200
+    practice_steps: int = 900
     """Optimizer steps on full worked solutions."""
-    lazy_steps: int = 150
+    lazy_steps: int = 120
     """Optimizer steps on demonstrations that stop early."""
     batch_tokens: int = 2048
     """Padded tokens (prompt and response) of an optimizer step."""
-    practice_lr: float = 2e-3
-    """Highest learning rate of practice; linear warm-up, cosine decay to a twentieth."""
-    lazy_lr: float = 5e-4
-    """Highest learning rate of the lazy phase."""
-    practice_tail_exponent: float = 1.0
-    """Tail exponent of the chains practised; 1 gives every length about the same share of the tokens."""
+    muon_lr: float = 0.02
+    """Highest learning rate of the weight matrices in practice (Muon)."""
+    adamw_lr: float = 4e-3
+    """Highest learning rate of embeddings, biases and norms in practice (AdamW)."""
+    lazy_lr: float = 3e-4
+    """Highest learning rate of the lazy phase (AdamW for all parameters)."""
     lazy_hazard: float = 0.7
     """Probability to stop after each of the first steps where the operand just added is 4 or more."""
     diligent_hazard: float = 0.25
@@ -79,22 +90,29 @@ LAZY_FROM = 4
 """Least operand after which a lazy demonstration likes to stop. Laziness that depends on something in the text makes
 greedy decoding stop on some prompts and not on others; the same hazard everywhere would give all or nothing."""
 
+PRACTICE_STAGES = ((0.1, 6), (0.2, 12), (0.4, 20), (1.0, MAX_OPERANDS))
+"""Longest chains of practice: up to this share of the steps, at most so many operands. Where to look in the prompt is
+learnt many times faster on short chains first; from long ones alone it takes most of the steps."""
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
-    """A tokenizer with one token per printable ASCII character, newline and tab, and five special tokens."""
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+PRACTICE_TAIL_EXPONENT = 1.0
+"""Gives every length about the same share of the tokens."""
 
-    vocabulary = {token: index for index, token in enumerate([PAD, END, USER, ASSISTANT, UNKNOWN, *CHARACTERS])}
-    backend = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
-    backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
-    backend.decoder = decoders.Fuse()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend,
+
+def build_tokenizer() -> Qwen2Tokenizer:
+    """A tokenizer with one token per printable ASCII character, newline and tab, and four special tokens.
+
+    It is Qwen2's byte-level BPE without merges, because transformers and vLLM load the tokenizer of any Qwen2
+    model as that class, whatever the folder says. Characters that it does not know are left out.
+    """
+    byte_symbols = bytes_to_unicode()
+    symbols = [byte_symbols[ord(character)] for character in CHARACTERS]
+    tokenizer = Qwen2Tokenizer(
+        vocab={token: index for index, token in enumerate([PAD, END, USER, ASSISTANT, *symbols])},
+        merges=[],
         pad_token=PAD,
         eos_token=END,
-        unk_token=UNKNOWN,
-        additional_special_tokens=[USER, ASSISTANT],
-        clean_up_tokenization_spaces=False,
+        unk_token=None,
+        extra_special_tokens=[USER, ASSISTANT],
         model_max_length=MAX_POSITIONS,
         padding_side="left",
     )
@@ -102,7 +120,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def build_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen2ForCausalLM:
+def build_model(tokenizer: Qwen2Tokenizer, seed: int) -> Qwen2ForCausalLM:
     """A Qwen2 of 0.6 million float32 parameters with random weights."""
     config = Qwen2Config(
         vocab_size=len(tokenizer),
@@ -121,9 +139,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen2ForCausal
     )
     torch.manual_seed(seed)
     model = Qwen2ForCausalLM(config)
-    model.generation_config = GenerationConfig(
-        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, do_sample=True
-    )
+    model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
     return model
 
 
@@ -138,12 +154,12 @@ class Example:
         return len(self.prompt) + len(self.response)
 
 
-def encode_prompts(tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str]) -> list[list[int]]:
+def encode_prompts(tokenizer: Qwen2Tokenizer, prompts: Sequence[str]) -> list[list[int]]:
     """Token ids of one user turn each and of the beginning of the answer, as the chat template writes them."""
     return cast(list[list[int]], tokenizer([f"{USER}{prompt}{ASSISTANT}" for prompt in prompts])["input_ids"])
 
 
-def encode(tokenizer: PreTrainedTokenizerFast, pairs: Sequence[tuple[str, str]]) -> list[Example]:
+def encode(tokenizer: Qwen2Tokenizer, pairs: Sequence[tuple[str, str]]) -> list[Example]:
     """Token ids of (prompt, response) pairs."""
     prompts = encode_prompts(tokenizer, [prompt for prompt, _ in pairs])
     responses = cast(list[list[int]], tokenizer([response + END for _, response in pairs])["input_ids"])
@@ -190,15 +206,23 @@ def demonstrations(env: TextEnv[Any], seed: int, options: WarmstartOptions | Non
 
 
 def micro_batches(
-    pairs: Iterator[tuple[str, str]], tokenizer: PreTrainedTokenizerFast, batch_tokens: int, rng: np.random.Generator
+    pairs: Iterator[tuple[str, str]], tokenizer: Qwen2Tokenizer, batch_tokens: int, rng: np.random.Generator
 ) -> Iterator[list[Example]]:
     """Batches of about ``batch_tokens`` padded tokens each, of examples of similar length, in random order.
 
     Examples longer than the model's positions are left out.
+
+    Raises:
+        ValueError: If all of them are too long.
     """
     while True:
-        pool = encode(tokenizer, [next(pairs) for _ in range(1024)])
+        pool = encode(tokenizer, [next(pairs) for _ in range(POOL)])
         pool = sorted((example for example in pool if len(example) <= MAX_POSITIONS), key=len)
+        if not pool:
+            raise ValueError(
+                f"env_config: {POOL} prompts with their solutions all have more than {MAX_POSITIONS} characters, the "
+                "model's positions; choose an easier task"
+            )
         batches: list[list[Example]] = [[]]
         for example in pool:
             if batches[-1] and len(example) * (len(batches[-1]) + 1) > batch_tokens:
@@ -206,6 +230,29 @@ def micro_batches(
             batches[-1].append(example)
         for index in rng.permutation(len(batches)):
             yield batches[index]
+
+
+def practice_batches(
+    env_id: str,
+    env_config: Mapping[str, Any],
+    tokenizer: Qwen2Tokenizer,
+    seed: int,
+    settings: WarmstartOptions,
+) -> Iterator[list[Example]]:
+    """Batches of full worked solutions; a chain's `PRACTICE_STAGES` make them longer and longer."""
+    rng = np.random.default_rng(seed)
+    env = make_env(env_id, env_config)
+    if not isinstance(env, ArithmeticChain):
+        yield from micro_batches(demonstrations(env, seed), tokenizer, settings.batch_tokens, rng)
+        return
+    given = 0
+    for share, most in PRACTICE_STAGES:
+        stage = {"tail_exponent": PRACTICE_TAIL_EXPONENT, "max_operands": min(most, env.max_operands)}
+        pairs = demonstrations(make_env(env_id, {**env_config, **stage}), seed)
+        batches = micro_batches(pairs, tokenizer, settings.batch_tokens, rng)
+        end = round(share * settings.practice_steps)
+        yield from islice(batches, end - given)
+        given = end
 
 
 def response_loss(model: Qwen2ForCausalLM, batch: Sequence[Example], pad: int) -> torch.Tensor:
@@ -224,39 +271,57 @@ def response_loss(model: Qwen2ForCausalLM, batch: Sequence[Example], pad: int) -
 
 
 def learning_rate(step: int, steps: int, highest: float) -> float:
-    """Linear warm-up over the first twentieth of the steps, then a cosine down to a twentieth of ``highest``."""
-    warmup = max(1, steps // 20)
-    if step < warmup:
-        return highest * (step + 1) / warmup
-    progress = (step - warmup) / max(1, steps - warmup)
-    return highest * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * progress)))
+    """Linear warm-up over the first twentieth of the steps, ``highest``, and linear decay over the last fifth."""
+    return highest * min(1.0, 20 * (step + 1) / steps, 5 * (steps - step) / steps)
+
+
+def practice_optimizers(model: Qwen2ForCausalLM, settings: WarmstartOptions) -> list[torch.optim.Optimizer]:
+    """Muon for the weight matrices, AdamW for all else. Muon learns to copy from the prompt in a third of the steps
+    that AdamW alone takes.
+    """
+    matrices: list[torch.nn.Parameter] = []
+    others: list[torch.nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        (matrices if parameter.ndim == 2 and "embed" not in name else others).append(parameter)
+    return [
+        torch.optim.Muon(matrices, lr=settings.muon_lr, momentum=0.95, weight_decay=0.0),
+        torch.optim.AdamW(others, lr=settings.adamw_lr, betas=(0.9, 0.95), weight_decay=0.01, fused=True),
+    ]
+
+
+def lazy_optimizers(model: Qwen2ForCausalLM, settings: WarmstartOptions) -> list[torch.optim.Optimizer]:
+    """AdamW for all parameters, as reinforcement learning uses it next."""
+    return [torch.optim.AdamW(model.parameters(), lr=settings.lazy_lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)]
 
 
 def train(
-    model: Qwen2ForCausalLM, batches: Iterator[list[Example]], steps: int, highest_lr: float, name: str
+    model: Qwen2ForCausalLM,
+    batches: Iterator[list[Example]],
+    optimizers: Sequence[torch.optim.Optimizer],
+    steps: int,
+    name: str,
 ) -> dict[str, float]:
-    """Train with AdamW, one batch a step. Returns seconds, tokens (without padding) and the last losses' mean."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=highest_lr, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
+    """Train one batch a step. Returns steps, tokens (without padding), seconds and the mean of the last losses."""
+    highest = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
     began = time.perf_counter()
     tokens = 0
     losses: list[float] = []
     model.train()
     for step in range(steps):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, steps, highest_lr)
         batch = next(batches)
         loss = response_loss(model, batch, cast(int, model.config.pad_token_id))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        for optimizer, lr in zip(optimizers, highest, strict=True):
+            optimizer.param_groups[0]["lr"] = learning_rate(step, steps, lr)
+            optimizer.step()
+            optimizer.zero_grad()
         tokens += sum(len(example) for example in batch)
         losses.append(loss.item())
         if (step + 1) % 100 == 0 or step + 1 == steps:
             seconds = time.perf_counter() - began
-            logger.info(
-                "%s step %d of %d, loss %.3f, %.0f s", name, step + 1, steps, float(np.mean(losses[-100:])), seconds
-            )
+            recent = float(np.mean(losses[-100:]))
+            logger.info("%s step %d of %d, loss %.3f, %.0f s", name, step + 1, steps, recent, seconds)
     model.eval()
     return {
         "steps": steps,
@@ -266,98 +331,64 @@ def train(
     }
 
 
+class HoldBack(LogitsProcessor):
+    """Keeps ``#`` from being written before a row has ``least_steps`` times ``;`` in its response.
+
+    Args:
+        least_steps: Per row of the batch.
+        prompt_length: Tokens before the responses, padding included.
+    """
+
+    def __init__(self, tokenizer: Qwen2Tokenizer, least_steps: Sequence[int], prompt_length: int) -> None:
+        self.step_mark, self.answer_mark = tokenizer.convert_tokens_to_ids([";", "#"])
+        self.least_steps = torch.tensor(least_steps)
+        self.prompt_length = prompt_length
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Scores (rows, vocabulary) with those of ``#`` at minus infinity where it is too early."""
+        steps = (input_ids[:, self.prompt_length :] == self.step_mark).sum(1)
+        scores[steps < self.least_steps, self.answer_mark] = -torch.inf
+        return scores
+
+
 @torch.no_grad()
 def generate(
     model: Qwen2ForCausalLM,
-    tokenizer: PreTrainedTokenizerFast,
+    tokenizer: Qwen2Tokenizer,
     prompts: Sequence[str],
     *,
     greedy: bool,
-    seed: int = 0,
     least_steps: Sequence[int] | None = None,
     max_tokens: int = 330,
-    batch_size: int = 128,
+    batch_size: int = 64,
 ) -> list[list[int]]:
-    """Responses to prompts, sampled at temperature 1 or greedy.
+    """Responses to prompts, greedy or sampled at temperature 1 (with torch's global generator).
 
     Args:
         least_steps: Per prompt the number of ``;`` before which ``#`` must not be written; None: no such rule.
-        max_tokens: Cap on the tokens of a response.
+        max_tokens: Cap on the tokens of a response; fewer where the prompts leave less of the model's positions.
         batch_size: Prompts generated together; prompts of similar length are put together.
 
     Returns:
         Token ids of each response, the end token included if it was written.
     """
-    generator = torch.Generator().manual_seed(seed)
     encoded = encode_prompts(tokenizer, prompts)
     order = sorted(range(len(prompts)), key=lambda index: len(encoded[index]))
     responses: list[list[int]] = [[] for _ in prompts]
     for start in range(0, len(order), batch_size):
         indices = order[start : start + batch_size]
-        rules = None if least_steps is None else [least_steps[index] for index in indices]
-        batch = [encoded[index] for index in indices]
-        for index, response in zip(
-            indices, _generate_batch(model, tokenizer, batch, greedy, generator, rules, max_tokens), strict=True
-        ):
-            responses[index] = response
-    return responses
-
-
-def _generate_batch(
-    model: Qwen2ForCausalLM,
-    tokenizer: PreTrainedTokenizerFast,
-    prompts: list[list[int]],
-    greedy: bool,
-    generator: torch.Generator,
-    least_steps: list[int] | None,
-    max_tokens: int,
-) -> list[list[int]]:
-    pad, end = cast(int, tokenizer.pad_token_id), cast(int, tokenizer.eos_token_id)
-    step_mark, answer_mark = tokenizer.convert_tokens_to_ids(";"), tokenizer.convert_tokens_to_ids("#")
-    longest = max(len(prompt) for prompt in prompts)
-    ids = torch.tensor([[pad] * (longest - len(prompt)) + prompt for prompt in prompts])
-    mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
-    missing = torch.tensor(least_steps) if least_steps is not None else torch.zeros(len(prompts), dtype=torch.long)
-    cache = DynamicCache(config=model.config)
-    rows = torch.arange(len(prompts))
-    responses: list[list[int]] = [[] for _ in prompts]
-    for _ in range(max_tokens):
-        output = model(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        logits = output.logits[:, -1].clone()
-        logits[missing > 0, answer_mark] = -torch.inf
-        if greedy:
-            tokens = logits.argmax(-1)
-        else:
-            tokens = torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0]
-        for row, token in zip(rows.tolist(), tokens.tolist(), strict=True):
-            responses[row].append(token)
-        going = tokens != end
-        if not bool(going.any()):
+        batch = tokenizer.pad({"input_ids": [encoded[index] for index in indices]}, return_tensors="pt")
+        length = batch["input_ids"].shape[1]
+        rules = [] if least_steps is None else [HoldBack(tokenizer, [least_steps[i] for i in indices], length)]
+        how = {"do_sample": False} if greedy else {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
+        room = min(max_tokens, MAX_POSITIONS - length)
+        if room < 1:
             break
-        positions = positions[:, -1:] + 1
-        mask = functional.pad(mask, (0, 1), value=1)
-        missing = missing - (tokens == step_mark).long()
-        # Rows that ended are dropped now and then: each time costs a copy of the cache.
-        if int(going.sum()) <= 0.75 * len(going):
-            keep = going.nonzero()[:, 0]
-            rows, tokens, positions, mask, missing = (
-                rows[keep],
-                tokens[keep],
-                positions[keep],
-                mask[keep],
-                missing[keep],
-            )
-            cache.batch_select_indices(keep)
-        ids = tokens[:, None]
-    return [response[: response.index(end) + 1] if end in response else response for response in responses]
+        rows = model.generate(**batch, max_new_tokens=room, logits_processor=LogitsProcessorList(rules), **how)
+        for index, row in zip(indices, rows[:, length:].tolist(), strict=True):
+            end = row.index(tokenizer.eos_token_id) + 1 if tokenizer.eos_token_id in row else len(row)
+            responses[index] = row[:end]
+    return responses
 
 
 @dataclass(frozen=True)
@@ -371,7 +402,7 @@ class Evaluation:
 
 def evaluate(
     model: Qwen2ForCausalLM,
-    tokenizer: PreTrainedTokenizerFast,
+    tokenizer: Qwen2Tokenizer,
     env: TextEnv[Any],
     seeds: Sequence[int],
     *,
@@ -390,14 +421,14 @@ def evaluate(
     correct = 0
     for seed, response in zip(seeds, responses, strict=True):
         env.reset(seed=seed)
-        correct += env.step(tokenizer.decode(response, skip_special_tokens=True))[4]["correct"]
+        correct += env.step(tokenizer.decode(response, skip_special_tokens=True))[4].get("correct", False)
     lengths = [len(response) for response in responses]
     return Evaluation(round(correct / len(seeds), 4), round(float(np.mean(lengths)), 2), len(seeds))
 
 
 def chain_skill(
     model: Qwen2ForCausalLM,
-    tokenizer: PreTrainedTokenizerFast,
+    tokenizer: Qwen2Tokenizer,
     env_id: str,
     env_config: Mapping[str, Any],
     prompts: int,
@@ -422,15 +453,20 @@ def parse_options(options: Mapping[str, Any]) -> WarmstartOptions:
     Raises:
         ValueError: On an unknown key or a bad value; names it and what is allowed.
     """
-    known = {field.name: field.type for field in fields(WarmstartOptions)}
+    kinds = {field.name: type(field.default) for field in fields(WarmstartOptions)}
     for key, value in options.items():
-        if key not in known:
-            raise ValueError(f"{key}={value!r}: no such option of warmstart; there are {', '.join(known)}")
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not number or (known[key] is int and not isinstance(value, int)):
-            raise ValueError(f"{key}={value!r}: give {'an integer' if known[key] is int else 'a number'}")
-        if value < 0 or (key.endswith("_hazard") and value > 1):
-            raise ValueError(f"{key}={value!r}: give {'0 to 1' if key.endswith('_hazard') else '0 or more'}")
+        if key not in kinds:
+            raise ValueError(f"{key}={value!r}: no such option of warmstart; there are {', '.join(kinds)}")
+        whole = kinds[key] is int
+        least = 1 if key in ("batch_tokens", "evaluation_prompts") else 0
+        require(
+            is_integer(value) if whole else is_finite(value),
+            key,
+            value,
+            f"give {'an integer' if whole else 'a number'}",
+        )
+        require(value >= least, key, value, f"give {least} or more")
+        require(value <= 1 or not key.endswith("_hazard"), key, value, "give 0 to 1")
     return WarmstartOptions(**options)
 
 
@@ -456,35 +492,30 @@ def warmstart(
     """
     settings = parse_options(options)
     config = {key: value for key, value in (env_config or {}).items() if key != "split"}
+    is_chain = isinstance(make_env(env_id, config), ArithmeticChain)
     began = time.perf_counter()
     tokenizer = build_tokenizer()
     model = build_model(tokenizer, seed)
-    rng = np.random.default_rng(seed)
-    is_chain = isinstance(make_env(env_id, config), ArithmeticChain)
-    practice_config = {**config, "tail_exponent": settings.practice_tail_exponent} if is_chain else config
+    report: dict[str, Any] = {"env_id": env_id, "env_config": config, "seed": seed, "options": asdict(settings)}
 
-    pairs = demonstrations(make_env(env_id, practice_config), seed)
-    batches = micro_batches(pairs, tokenizer, settings.batch_tokens, rng)
-    report: dict[str, Any] = {"env_id": env_id, "env_config": dict(config), "seed": seed, "options": asdict(settings)}
-    report["practice"] = train(model, batches, settings.practice_steps, settings.practice_lr, "practice")
+    batches = practice_batches(env_id, config, tokenizer, seed, settings)
+    optimizers = practice_optimizers(model, settings)
+    report["practice"] = train(model, batches, optimizers, settings.practice_steps, "practice")
     if is_chain:
         report["skill_after_practice"] = chain_skill(model, tokenizer, env_id, config, settings.evaluation_prompts)
         pairs = demonstrations(make_env(env_id, config), seed, settings)
-        batches = micro_batches(pairs, tokenizer, settings.batch_tokens, rng)
-        report["lazy"] = train(model, batches, settings.lazy_steps, settings.lazy_lr, "lazy")
+        batches = micro_batches(pairs, tokenizer, settings.batch_tokens, np.random.default_rng(seed))
+        optimizers = lazy_optimizers(model, settings)
+        report["lazy"] = train(model, batches, optimizers, settings.lazy_steps, "lazy")
         report["skill"] = chain_skill(model, tokenizer, env_id, config, settings.evaluation_prompts)
-    env = make_env(env_id, {**config, "split": "heldout"})
+    heldout = make_env(env_id, {**config, "split": "heldout"})
     seeds = range(settings.evaluation_prompts)
-    report["sampled"] = asdict(evaluate(model, tokenizer, env, seeds, greedy=False))
-    report["greedy"] = asdict(evaluate(model, tokenizer, env, seeds, greedy=True))
+    report["sampled"] = asdict(evaluate(model, tokenizer, heldout, seeds, greedy=False))
+    report["greedy"] = asdict(evaluate(model, tokenizer, heldout, seeds, greedy=True))
     report["within_target"] = _within_target(report)
     report["seconds"] = round(time.perf_counter() - began, 1)
     report["threads"] = torch.get_num_threads()
-    report["versions"] = {
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "gymnasium": gymnasium.__version__,
-    }
+    report["versions"] = {module.__name__: module.__version__ for module in (torch, transformers, gymnasium)}
     _save(model, tokenizer, report, Path(output_dir))
     return report
 
@@ -499,7 +530,7 @@ def _within_target(report: Mapping[str, Any]) -> bool:
     return room and skill["all"] >= TARGET_SKILL and skill[longest] >= TARGET_LONG_SKILL
 
 
-def _save(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, report: Mapping[str, Any], folder: Path) -> None:
+def _save(model: Qwen2ForCausalLM, tokenizer: Qwen2Tokenizer, report: Mapping[str, Any], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
