@@ -82,7 +82,7 @@ class TPPO(Algorithm):
         self._start_pipeline(Ledger(seed=self.config.seed), [])
         self._version = self._weight_sync.push()
         self._log_values["engine_gap/probe_mean"] = self._weight_sync.verify()
-        self._weights_proven_at = self._version
+        self._proof_is_due = False
         self._accounts.add_seconds("setup", time.perf_counter() - started)
 
     def step(self) -> dict[str, Any]:
@@ -113,7 +113,7 @@ class TPPO(Algorithm):
         self._book(fragments, results)
         with self._timed("weights"):
             self._version = self._weight_sync.push()
-            self._prove_weights_once_changed()
+            self._prove_weights_if_due()
         self._log_iteration(time.perf_counter() - started)
 
     def evaluate(self, parallel_train_future: Any = None) -> dict[str, Any]:
@@ -257,11 +257,12 @@ class TPPO(Algorithm):
                 limit,
             )
 
-    def _prove_weights_once_changed(self) -> None:
-        first_changed = self.config.critic_warmup_updates + 1
-        if self._weights_proven_at < first_changed <= self._version:
+    def _prove_weights_if_due(self) -> None:
+        """After the first update that changed the policy, and after an env-runner's restart."""
+        self._proof_is_due |= self._version == self.config.critic_warmup_updates + 1
+        if self._proof_is_due:
             self._log_values["engine_gap/probe_mean"] = self._weight_sync.verify()
-            self._weights_proven_at = self._version
+            self._proof_is_due = False
 
     def _log_iteration(self, seconds: float) -> None:
         statistics = self._pump.take_statistics()
@@ -310,7 +311,8 @@ class TPPO(Algorithm):
 
     def _revive(self, env_runner: int) -> None:
         self._weight_sync.deliver(env_runner)
-        self._log_values["engine_gap/probe_mean"] = self._weight_sync.verify()
+        # An update may be under way, and it changes the trainer's weights: the proof has to wait for the next push.
+        self._proof_is_due = True
 
     def _run_log(self) -> RunLog:
         if self._log is None:

@@ -8,6 +8,7 @@ restart of an env-runner. (Engines repack weights for their kernels, so a checks
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -24,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 WEIGHTS_TAG = "tppo_weights"
 PROBE_LENGTH = 32
+DELIVERY_TIMEOUT_S = 300.0
 LARGEST_PROBE_GAP = {"float32": 1e-4, "bfloat16": 0.05}
 """Mean absolute log-prob gap on the probe, nats, above which the engine does not hold the trainer's weights."""
 
@@ -76,9 +78,12 @@ class WeightSync:
     def verify(self) -> float:
         """Compares the probe's log-probs of every engine with the trainer's and returns the largest mean gap, nats.
 
+        Call it after a push and before the next update begins: an update changes the trainer's weights under way.
+
         Raises:
-            RuntimeError: an engine does not hold the trainer's weights.
+            RuntimeError: an engine does not hold the trainer's weights, or did not take them in time.
         """
+        self._wait_until_delivered()
         (expected,) = self._log_probs_of_trainer([self._probe], temperature=1.0)
         if self._group.healthy_env_runner_ids():
             scores = self._group.foreach_env_runner(
@@ -93,6 +98,16 @@ class WeightSync:
                 f"tokens (largest allowed: {self._largest_gap:.0e}); the engine samples from other weights than are trained"
             )
         return gap
+
+    def _wait_until_delivered(self) -> None:
+        deadline = time.monotonic() + DELIVERY_TIMEOUT_S
+        while self._undelivered & set(self._group.healthy_env_runner_ids()):
+            if time.monotonic() > deadline:
+                raise RuntimeError(
+                    f"env-runners {sorted(self._undelivered)} took no weights for {DELIVERY_TIMEOUT_S:.0f} s"
+                )
+            self.deliver()
+            time.sleep(0.01)
 
     def gap_of_episodes(self, episodes: Sequence[Fragment], temperature: float) -> tuple[float, float]:
         """Mean and largest |trainer - behaviour log-prob|, nats, over whole episodes that the newest weights sampled."""

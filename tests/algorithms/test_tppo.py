@@ -132,7 +132,8 @@ def test_sync_trains_fragments_of_one_version_with_ratios_of_one(small_config: T
         assert result["tokens"]["trained"] == (iteration + 1) * 16 * 12
         assert result["rollout"]["slot_occupancy"] == 1.0
     engine = algorithm.env_runner._engine
-    weights = algorithm.learner_group.get_weights(inference_only=True)["default_policy"]
+    state = algorithm.learner_group.get_state(components="learner/rl_module", inference_only=True)
+    weights = state["learner"]["rl_module"]["default_policy"]
     engine.load_weights({name: weight * 1.01 for name, weight in weights.items()}, engine.version)
     with pytest.raises(RuntimeError, match="weight sync failed"):
         algorithm._weight_sync.verify()

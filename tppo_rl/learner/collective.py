@@ -70,6 +70,9 @@ class TorchDistributed:
 
 
 def current_collective(device: torch.device | str = "cpu") -> Collective:
-    """Returns the process group that the host has set up, or a single learner where there is none."""
-    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return TorchDistributed(device) if distributed else SingleLearner()
+    """Returns the process group that the host has set up, or a single learner where there is none.
+
+    A group of one counts as none: an engine in the same process makes such a group for itself.
+    """
+    available = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return TorchDistributed(device) if available and torch.distributed.get_world_size() > 1 else SingleLearner()
