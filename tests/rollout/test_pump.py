@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections import defaultdict, deque
 from typing import Any
 
@@ -186,6 +187,17 @@ def test_requests_stop_at_the_limit_and_begin_again_after_an_update() -> None:
     for _ in range(5):
         pump.turn(1, timeout_s=0.0)
     assert queue.num_tokens > full - 100 - WINDOW
+
+
+def test_a_turn_without_requests_pauses() -> None:
+    group = SimulatedGroup(1, seed=6)
+    pump, *_ = make_pump(group, batch=20, max_staleness=1)
+    for _ in range(100):
+        pump.turn(0, timeout_s=0.0)
+    assert not group.pending[1], "the queue must be full"
+    began = time.monotonic()
+    pump.turn(0, timeout_s=0.05)
+    assert time.monotonic() - began >= 0.05
 
 
 def test_prompts_of_a_lost_env_runner_are_answered_by_others() -> None:

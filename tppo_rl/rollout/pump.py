@@ -109,8 +109,11 @@ class RolloutPump:
         self._forget_lost_env_runners()
         self._deliver_weights()
         self._send_requests(version)
-        ready = self._group.fetch_ready_async_reqs(tags=SAMPLE_TAG, timeout_seconds=timeout_s)
-        for env_runner, result in ready:
+        if self._num_requests() == 0:
+            # Nothing to wait for, and a loop without a pause would keep a learner in this process from its work.
+            time.sleep(timeout_s)
+            return
+        for env_runner, result in self._group.fetch_ready_async_reqs(tags=SAMPLE_TAG, timeout_seconds=timeout_s):
             self.take(env_runner, result)
 
     def batch(self, version: int) -> list[Fragment]:
