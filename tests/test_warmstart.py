@@ -19,7 +19,6 @@ from tppo_rl.envs.text_env import split_of
 from tppo_rl.warmstart import (
     CHARACTERS,
     PRACTICE_STAGES,
-    Example,
     HoldBack,
     WarmstartOptions,
     build_model,
@@ -61,12 +60,12 @@ def shipped() -> tuple[Any, Any]:
 
 @settings(deadline=None)
 @given(text=st.text(st.sampled_from(CHARACTERS)))
-def test_tokens_are_characters_and_decode_to_the_same_text(text: str) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(SHIPPED)
-    ids = tokenizer.encode(text)
-    assert len(ids) == len(text)
-    assert tokenizer.decode(ids) == text
-    assert ids == build_tokenizer().encode(text)
+def test_text_survives_encoding_and_decoding(text: str, shipped: tuple[Any, Any], tokenizer: Any) -> None:
+    ids = shipped[1].encode(text)
+    assert shipped[1].decode(ids) == text
+    assert ids == tokenizer.encode(text)
+    if "<" not in text:  # the text of a special token is that token
+        assert len(ids) == len(text)
 
 
 def test_vocabulary(tokenizer: Any) -> None:
@@ -136,7 +135,7 @@ class TestSchedule:
         assert len(batches) == 40
         longest = [max((len(example.prompt) - 3) // 2 for example in batch) for batch in batches]
         start = 0
-        for share, most in PRACTICE_STAGES:
+        for share, most, _ in PRACTICE_STAGES:
             stage = longest[start : round(share * 40)]
             assert max(stage) <= most
             start += len(stage)
@@ -186,9 +185,9 @@ def test_loss_is_of_response_tokens_only_and_padding_changes_nothing(model: Any,
 def test_learning_rate() -> None:
     rates = [learning_rate(step, 100, 2.0) for step in range(100)]
     assert rates[:5] == pytest.approx([0.4, 0.8, 1.2, 1.6, 2.0])
-    assert rates[5:81] == pytest.approx([2.0] * 76)
-    assert rates[90] == pytest.approx(1.0)
-    assert rates[99] == pytest.approx(0.1)
+    assert rates[5:71] == pytest.approx([2.0] * 66)
+    assert rates[85] == pytest.approx(1.0)
+    assert rates[97] == pytest.approx(0.2)
 
 
 def test_hold_back(tokenizer: Any) -> None:
@@ -287,23 +286,23 @@ class TestShippedModel:
     def test_it_stops_too_soon_on_heldout_prompts(self, shipped: tuple[Any, Any], greedy: bool) -> None:
         torch.manual_seed(0)
         env = make_env(CHAIN, {"split": "heldout"})
-        found = evaluate(*shipped, env, range(1000, 1192), greedy=greedy)
+        found = evaluate(*shipped, env, range(1000, 1128), greedy=greedy)
         assert 0.20 <= found.accuracy <= 0.55
         assert found.mean_response_tokens < 24
 
     def test_it_is_right_where_it_goes_on(self, shipped: tuple[Any, Any]) -> None:
         env = make_env(CHAIN, {"split": "heldout"})
-        assert evaluate(*shipped, env, range(1000, 1128), greedy=True, hold_back=True).accuracy >= 0.92
+        assert evaluate(*shipped, env, range(1000, 1096), greedy=True, hold_back=True).accuracy >= 0.92
 
     def test_every_prompt_leaves_something_to_explore(self, shipped: tuple[Any, Any]) -> None:
         """Chance of the full solution when sampling: 15 to 55 % for 2 to 4 operands, 5 % or more for 10."""
         model, tokenizer = shipped
         env = make_env(CHAIN, {"split": "heldout", "tail_exponent": 0.0})
         chances: dict[int, list[float]] = {2: [], 3: [], 4: [], 10: []}
-        for seed in range(1500):
+        for seed in range(4000):
             prompt, info = env.reset(seed=seed)
             count = len(info["operands"])
-            if count in chances and len(chances[count]) < 24:
+            if count in chances and len(chances[count]) < 64:
                 (example,) = encode(tokenizer, [(prompt, info["worked_solution"])])
                 with torch.no_grad():
                     log_prob = -response_loss(model, [example], 0) * len(example.response)

@@ -62,7 +62,7 @@ TARGET_LONG_SKILL = 0.70
 class WarmstartOptions:
     """What `warmstart` may be told; the defaults are for ``tppo_rl/ArithmeticChain-v0``."""
 
-    practice_steps: int = 900
+    practice_steps: int = 1050
     """Optimizer steps on full worked solutions."""
     lazy_steps: int = 120
     """Optimizer steps on demonstrations that stop early."""
@@ -90,12 +90,10 @@ LAZY_FROM = 4
 """Least operand after which a lazy demonstration likes to stop. Laziness that depends on something in the text makes
 greedy decoding stop on some prompts and not on others; the same hazard everywhere would give all or nothing."""
 
-PRACTICE_STAGES = ((0.1, 6), (0.2, 12), (0.4, 20), (1.0, MAX_OPERANDS))
-"""Longest chains of practice: up to this share of the steps, at most so many operands. Where to look in the prompt is
-learnt many times faster on short chains first; from long ones alone it takes most of the steps."""
-
-PRACTICE_TAIL_EXPONENT = 1.0
-"""Gives every length about the same share of the tokens."""
+PRACTICE_STAGES = ((0.1, 6, 1.0), (0.2, 12, 1.0), (0.4, 20, 1.0), (0.65, MAX_OPERANDS, 1.0), (1.0, MAX_OPERANDS, 0.0))
+"""Chains of practice: up to this share of the steps, at most so many operands, with this tail exponent. Where to look
+in the prompt is learnt many times faster on short chains first; from long ones alone it takes most of the steps.
+Exponent 1 gives every length about the same share of the tokens, exponent 0 makes most of them long."""
 
 
 def build_tokenizer() -> Qwen2Tokenizer:
@@ -246,8 +244,8 @@ def practice_batches(
         yield from micro_batches(demonstrations(env, seed), tokenizer, settings.batch_tokens, rng)
         return
     given = 0
-    for share, most in PRACTICE_STAGES:
-        stage = {"tail_exponent": PRACTICE_TAIL_EXPONENT, "max_operands": min(most, env.max_operands)}
+    for share, most, tail_exponent in PRACTICE_STAGES:
+        stage = {"tail_exponent": tail_exponent, "max_operands": min(most, env.max_operands)}
         pairs = demonstrations(make_env(env_id, {**env_config, **stage}), seed)
         batches = micro_batches(pairs, tokenizer, settings.batch_tokens, rng)
         end = round(share * settings.practice_steps)
@@ -271,8 +269,8 @@ def response_loss(model: Qwen2ForCausalLM, batch: Sequence[Example], pad: int) -
 
 
 def learning_rate(step: int, steps: int, highest: float) -> float:
-    """Linear warm-up over the first twentieth of the steps, ``highest``, and linear decay over the last fifth."""
-    return highest * min(1.0, 20 * (step + 1) / steps, 5 * (steps - step) / steps)
+    """Linear warm-up over the first twentieth of the steps, ``highest``, and linear decay over the last three tenths."""
+    return highest * min(1.0, 20 * (step + 1) / steps, (steps - step) / (0.3 * steps))
 
 
 def practice_optimizers(model: Qwen2ForCausalLM, settings: WarmstartOptions) -> list[torch.optim.Optimizer]:
@@ -440,7 +438,7 @@ def chain_skill(
     uniform = make_env(env_id, {**heldout, "tail_exponent": 0.0})
     counts = {seed: len(uniform.reset(seed=seed)[1]["operands"]) for seed in range(40 * 64)}
     for low, high in SKILL_BUCKETS:
-        seeds = [seed for seed, count in counts.items() if low <= count <= high][:96]
+        seeds = [seed for seed, count in counts.items() if low <= count <= high][: min(prompts, 96)]
         if seeds:
             found = evaluate(model, tokenizer, uniform, seeds, greedy=True, hold_back=True)
             skill[f"{low}-{high}"] = found.accuracy
