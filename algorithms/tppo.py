@@ -64,7 +64,7 @@ class TPPO(Algorithm):
         return TPPOConfig()
 
     def setup(self, config: AlgorithmConfig) -> None:
-        started = time.perf_counter()
+        self._started = time.perf_counter()
         super().setup(config)
         self._chat = Chat.from_pretrained(resolve_model(self.config.policy_model))
         self._accounts = RunAccounts()
@@ -83,14 +83,12 @@ class TPPO(Algorithm):
         self._version = self._weight_sync.push()
         self._log_values["engine_gap/probe_mean"] = self._weight_sync.verify()
         self._proof_is_due = False
-        self._accounts.add_seconds("setup", time.perf_counter() - started)
+        self._accounts.add_seconds("setup", time.perf_counter() - self._started)
 
     def step(self) -> dict[str, Any]:
-        started = time.perf_counter()
         if self.config.evaluation_interval and "before" not in self._evaluations:
             self._evaluations["before"] = self.evaluate()
         results = super().step()
-        self._accounts.wall_s += time.perf_counter() - started
         results["heldout_before"] = self._evaluations.get("before", {})
         results["heldout_latest"] = self._evaluations.get("latest", {})
         results["run"] = self.run_state()
@@ -101,7 +99,11 @@ class TPPO(Algorithm):
 
     def run_state(self) -> dict[str, Any]:
         """Sums over the whole run, for its summary."""
-        return self._accounts.state() | {"slot_occupancy_lifetime": self._accounts.slot_occupancy}
+        wall_s = self._accounts.wall_s + time.perf_counter() - self._started
+        return self._accounts.state() | {
+            "wall_s": wall_s,
+            "slot_occupancy_lifetime": self._accounts.slot_occupancy,
+        }
 
     def training_step(self) -> None:
         """One batch of fragments, one update, new weights."""
@@ -124,6 +126,7 @@ class TPPO(Algorithm):
         """
         assert parallel_train_future is None
         with self._timed("evaluation"):
+            self._weight_sync.wait_until_delivered()
             group = self.env_runner_group
             if self.config.evaluation_num_env_runners > 0:
                 group = self.eval_env_runner_group
@@ -147,7 +150,7 @@ class TPPO(Algorithm):
         state["tppo"] = {
             "ledger": self._ledger.state(),
             "queue": table_from_fragments(self._queue.fragments()),
-            "accounts": self._accounts.state(),
+            "accounts": self._accounts.state() | {"wall_s": self.run_state()["wall_s"]},
             "evaluations": self._evaluations,
         }
         return state

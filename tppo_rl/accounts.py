@@ -16,6 +16,7 @@ class RunAccounts:
     productive_slot_steps: int = 0
     refills: int = 0
     wall_s: float = 0.0
+    """Of the processes before this one, where the run was resumed."""
     seconds: dict[str, float] = field(default_factory=dict)
     largest_staleness: int = 0
     largest_ratio_deviation: float = 0.0

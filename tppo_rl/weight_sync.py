@@ -83,7 +83,7 @@ class WeightSync:
         Raises:
             RuntimeError: an engine does not hold the trainer's weights, or did not take them in time.
         """
-        self._wait_until_delivered()
+        self.wait_until_delivered()
         (expected,) = self._log_probs_of_trainer([self._probe], temperature=1.0)
         if self._group.healthy_env_runner_ids():
             scores = self._group.foreach_env_runner(
@@ -99,7 +99,12 @@ class WeightSync:
             )
         return gap
 
-    def _wait_until_delivered(self) -> None:
+    def wait_until_delivered(self) -> None:
+        """Waits until every healthy env-runner has been sent the newest weights; what is asked of it next uses them.
+
+        Raises:
+            RuntimeError: an env-runner took none for `DELIVERY_TIMEOUT_S`.
+        """
         deadline = time.monotonic() + DELIVERY_TIMEOUT_S
         while self._undelivered & set(self._group.healthy_env_runner_ids()):
             if time.monotonic() > deadline:
