@@ -16,20 +16,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import tppo_rl
 from tppo_rl.envs.text_env import split_of
+from tppo_rl.small_model import CHARACTERS, build_model, build_tokenizer, encode_prompts
+from tppo_rl.small_model_evaluation import HoldBack, evaluate, generate, make_env
 from tppo_rl.warmstart import (
-    CHARACTERS,
     PRACTICE_STAGES,
-    HoldBack,
     WarmstartOptions,
-    build_model,
-    build_tokenizer,
     demonstrations,
     encode,
-    encode_prompts,
-    evaluate,
-    generate,
     learning_rate,
-    make_env,
     micro_batches,
     parse_options,
     practice_batches,

@@ -116,17 +116,21 @@ def options() -> None:
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the model.")
 @click.option("--env-config", "env_config_text", default="{}", help="Options of the environment as YAML or JSON.")
 @click.option("--seed", default=0, show_default=True, help="Of weights, demonstrations and sampling.")
+@click.option("--threads", default=1, show_default=True, help="Torch threads; the result depends on their number.")
 @_set
 @_one_clear_error
-def warmstart(env: str, out: Path, env_config_text: str, seed: int, overrides: tuple[str, ...]) -> None:
+def warmstart(env: str, out: Path, env_config_text: str, seed: int, threads: int, overrides: tuple[str, ...]) -> None:
     """Make a small base model: tokenizer and Qwen2 from scratch, trained on worked solutions."""
     from tppo_rl.options import OptionError
     from tppo_rl.run_files import parse_override, parse_yaml
 
     options = dict(parse_override(override) for override in overrides)
     env_config = parse_yaml(env_config_text)
+    import torch
+
     from tppo_rl.warmstart import warmstart as make_model
 
+    torch.set_num_threads(threads)
     try:
         report = make_model(env_id=env, env_config=env_config, output_dir=out, seed=seed, **options)
     except ValueError as error:

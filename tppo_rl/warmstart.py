@@ -24,35 +24,18 @@ import numpy as np
 import torch
 import transformers
 from torch.nn import functional
-from transformers import (
-    GenerationConfig,
-    LogitsProcessor,
-    LogitsProcessorList,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-    Qwen2Tokenizer,
-)
-from transformers.convert_slow_tokenizer import bytes_to_unicode
+from transformers import Qwen2ForCausalLM, Qwen2Tokenizer
 
 from tppo_rl.envs.arithmetic_chain import MAX_OPERANDS, ArithmeticChain
 from tppo_rl.envs.text_env import TextEnv, is_finite, is_integer, require
+from tppo_rl.small_model import END, MAX_POSITIONS, build_model, build_tokenizer, encode_prompts
+from tppo_rl.small_model_evaluation import chain_skill, evaluate, make_env
 
 logger = logging.getLogger(__name__)
 
-PAD, END, USER, ASSISTANT = "<pad>", "<eos>", "<user>", "<assistant>"
-CHARACTERS = [chr(code) for code in range(32, 127)] + ["\n", "\t"]
-CHAT_TEMPLATE = (
-    "{% for message in messages %}"
-    "{% if message['role'] == 'assistant' %}<assistant>{{ message['content'] }}<eos>"
-    "{% else %}<user>{{ message['content'] }}{% endif %}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}<assistant>{% endif %}"
-)
-MAX_POSITIONS = 1024
 IGNORED = -100
 POOL = 1024
 """Demonstrations that are sorted by length together."""
-SKILL_BUCKETS = ((2, 4), (5, 9), (10, 19), (20, 52))
 TARGET_ACCURACY = (0.10, 0.60)
 TARGET_SKILL = 0.92
 TARGET_LONG_SKILL = 0.70
@@ -96,51 +79,6 @@ in the prompt is learnt many times faster on short chains first; from long ones 
 Exponent 1 gives every length about the same share of the tokens, exponent 0 makes most of them long."""
 
 
-def build_tokenizer() -> Qwen2Tokenizer:
-    """A tokenizer with one token per printable ASCII character, newline and tab, and four special tokens.
-
-    It is Qwen2's byte-level BPE without merges, because transformers and vLLM load the tokenizer of any Qwen2
-    model as that class, whatever the folder says. Characters that it does not know are left out.
-    """
-    byte_symbols = bytes_to_unicode()
-    symbols = [byte_symbols[ord(character)] for character in CHARACTERS]
-    tokenizer = Qwen2Tokenizer(
-        vocab={token: index for index, token in enumerate([PAD, END, USER, ASSISTANT, *symbols])},
-        merges=[],
-        pad_token=PAD,
-        eos_token=END,
-        unk_token=None,
-        extra_special_tokens=[USER, ASSISTANT],
-        model_max_length=MAX_POSITIONS,
-        padding_side="left",
-    )
-    tokenizer.chat_template = CHAT_TEMPLATE
-    return tokenizer
-
-
-def build_model(tokenizer: Qwen2Tokenizer, seed: int) -> Qwen2ForCausalLM:
-    """A Qwen2 of 0.6 million float32 parameters with random weights."""
-    config = Qwen2Config(
-        vocab_size=len(tokenizer),
-        hidden_size=128,
-        intermediate_size=256,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=MAX_POSITIONS,
-        tie_word_embeddings=True,
-        initializer_range=0.08,  # at this width the usual 0.02 learns far worse
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        dtype="float32",
-    )
-    torch.manual_seed(seed)
-    model = Qwen2ForCausalLM(config)
-    model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
-    return model
-
-
 @dataclass(frozen=True)
 class Example:
     """A prompt with its special tokens, and the response that is learnt; token ids."""
@@ -150,11 +88,6 @@ class Example:
 
     def __len__(self) -> int:
         return len(self.prompt) + len(self.response)
-
-
-def encode_prompts(tokenizer: Qwen2Tokenizer, prompts: Sequence[str]) -> list[list[int]]:
-    """Token ids of one user turn each and of the beginning of the answer, as the chat template writes them."""
-    return cast(list[list[int]], tokenizer([f"{USER}{prompt}{ASSISTANT}" for prompt in prompts])["input_ids"])
 
 
 def encode(tokenizer: Qwen2Tokenizer, pairs: Sequence[tuple[str, str]]) -> list[Example]:
@@ -171,18 +104,6 @@ def stopping_step(operands: Sequence[int], options: WarmstartOptions, rng: np.ra
         if rng.random() < (first if step <= options.first_steps else options.late_hazard):
             return step
     return len(operands)
-
-
-def make_env(env_id: str, env_config: Mapping[str, Any]) -> TextEnv[Any]:
-    """The environment without Gymnasium's wrappers.
-
-    Raises:
-        ValueError: If it is not a `TextEnv`.
-    """
-    env = gymnasium.make(env_id, **env_config).unwrapped
-    if not isinstance(env, TextEnv):
-        raise ValueError(f"env_id={env_id!r}: not a TextEnv; a base model is made for environments of text only")
-    return env
 
 
 def demonstrations(env: TextEnv[Any], seed: int, options: WarmstartOptions | None = None) -> Iterator[tuple[str, str]]:
@@ -327,122 +248,6 @@ def train(
         "seconds": round(time.perf_counter() - began, 1),
         "loss": round(float(np.mean(losses[-100:])), 4) if losses else math.nan,
     }
-
-
-class HoldBack(LogitsProcessor):
-    """Keeps ``#`` from being written before a row has ``least_steps`` times ``;`` in its response.
-
-    Args:
-        least_steps: Per row of the batch.
-        prompt_length: Tokens before the responses, padding included.
-    """
-
-    def __init__(self, tokenizer: Qwen2Tokenizer, least_steps: Sequence[int], prompt_length: int) -> None:
-        self.step_mark, self.answer_mark = tokenizer.convert_tokens_to_ids([";", "#"])
-        self.least_steps = torch.tensor(least_steps)
-        self.prompt_length = prompt_length
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """Scores (rows, vocabulary) with those of ``#`` at minus infinity where it is too early."""
-        steps = (input_ids[:, self.prompt_length :] == self.step_mark).sum(1)
-        scores[steps < self.least_steps, self.answer_mark] = -torch.inf
-        return scores
-
-
-@torch.no_grad()
-def generate(
-    model: Qwen2ForCausalLM,
-    tokenizer: Qwen2Tokenizer,
-    prompts: Sequence[str],
-    *,
-    greedy: bool,
-    least_steps: Sequence[int] | None = None,
-    max_tokens: int = 330,
-    batch_size: int = 64,
-) -> list[list[int]]:
-    """Responses to prompts, greedy or sampled at temperature 1 (with torch's global generator).
-
-    Args:
-        least_steps: Per prompt the number of ``;`` before which ``#`` must not be written; None: no such rule.
-        max_tokens: Cap on the tokens of a response; fewer where the prompts leave less of the model's positions.
-        batch_size: Prompts generated together; prompts of similar length are put together.
-
-    Returns:
-        Token ids of each response, the end token included if it was written.
-    """
-    encoded = encode_prompts(tokenizer, prompts)
-    order = sorted(range(len(prompts)), key=lambda index: len(encoded[index]))
-    responses: list[list[int]] = [[] for _ in prompts]
-    for start in range(0, len(order), batch_size):
-        indices = order[start : start + batch_size]
-        batch = tokenizer.pad({"input_ids": [encoded[index] for index in indices]}, return_tensors="pt")
-        length = batch["input_ids"].shape[1]
-        rules = [] if least_steps is None else [HoldBack(tokenizer, [least_steps[i] for i in indices], length)]
-        how = {"do_sample": False} if greedy else {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
-        room = min(max_tokens, MAX_POSITIONS - length)
-        if room < 1:
-            break
-        rows = model.generate(**batch, max_new_tokens=room, logits_processor=LogitsProcessorList(rules), **how)
-        for index, row in zip(indices, rows[:, length:].tolist(), strict=True):
-            end = row.index(tokenizer.eos_token_id) + 1 if tokenizer.eos_token_id in row else len(row)
-            responses[index] = row[:end]
-    return responses
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Share of correct answers (0 to 1) and mean response length in tokens, the end token included."""
-
-    accuracy: float
-    mean_response_tokens: float
-    prompts: int
-
-
-def evaluate(
-    model: Qwen2ForCausalLM,
-    tokenizer: Qwen2Tokenizer,
-    env: TextEnv[Any],
-    seeds: Sequence[int],
-    *,
-    greedy: bool,
-    hold_back: bool = False,
-) -> Evaluation:
-    """Accuracy on the problems of these seeds. ``hold_back`` keeps a chain's ``#`` back until all operands are used
-    up: the skill of a model that stops early.
-    """
-    prompts, least_steps = [], []
-    for seed in seeds:
-        prompt, info = env.reset(seed=seed)
-        prompts.append(prompt)
-        least_steps.append(len(info["operands"]) if hold_back else 0)
-    responses = generate(model, tokenizer, prompts, greedy=greedy, least_steps=least_steps)
-    correct = 0
-    for seed, response in zip(seeds, responses, strict=True):
-        env.reset(seed=seed)
-        correct += env.step(tokenizer.decode(response, skip_special_tokens=True))[4].get("correct", False)
-    lengths = [len(response) for response in responses]
-    return Evaluation(round(correct / len(seeds), 4), round(float(np.mean(lengths)), 2), len(seeds))
-
-
-def chain_skill(
-    model: Qwen2ForCausalLM,
-    tokenizer: Qwen2Tokenizer,
-    env_id: str,
-    env_config: Mapping[str, Any],
-    prompts: int,
-) -> dict[str, float]:
-    """Greedy accuracy with ``#`` held back, on the environment's own lengths ("all") and by number of operands."""
-    heldout = {**env_config, "split": "heldout"}
-    env = make_env(env_id, heldout)
-    skill = {"all": evaluate(model, tokenizer, env, range(prompts), greedy=True, hold_back=True).accuracy}
-    uniform = make_env(env_id, {**heldout, "tail_exponent": 0.0})
-    counts = {seed: len(uniform.reset(seed=seed)[1]["operands"]) for seed in range(40 * 64)}
-    for low, high in SKILL_BUCKETS:
-        seeds = [seed for seed, count in counts.items() if low <= count <= high][: min(prompts, 96)]
-        if seeds:
-            found = evaluate(model, tokenizer, uniform, seeds, greedy=True, hold_back=True)
-            skill[f"{low}-{high}"] = found.accuracy
-    return skill
 
 
 def parse_options(options: Mapping[str, Any]) -> WarmstartOptions:
