@@ -185,6 +185,7 @@ class TPPO(Algorithm):
 
     def _next_batch(self) -> list[Fragment]:
         if self.config.mode == "sync":
+            self._weight_sync.wait_until_delivered()
             return self._pump.one_window(self.config.window_length)
         return self._pump.batch(self._version)
 
