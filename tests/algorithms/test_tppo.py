@@ -71,6 +71,8 @@ def _check_files(folder: Path) -> None:
     events.Reload()
     tags = set(events.Tags()["scalars"])
     assert tags <= KNOWN_METRICS
+    of_learner = {metric.name for metric in METRICS if metric.learner_key is not None}
+    assert of_learner <= tags, "every metric of the table must be found in what the learner logs"
     assert {"rollout/slot_occupancy", "policy/entropy", "critic/loss", "heldout/accuracy_sampled"} <= tags
     assert any(tag.startswith("rollouts") for tag in events.Tags()["tensors"])
     parquet = sorted((folder / "rollouts").glob("*.parquet"))
