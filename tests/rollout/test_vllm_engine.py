@@ -169,9 +169,9 @@ def test_recompute_leaves_no_log_prob_gap(
     gaps = log_prob_gaps(updated_run[0], policy, weights_of, temperature=1.0)
     print(f"recompute: {len(gaps)} tokens, mean {gaps.mean():.1e}, max {gaps.max():.1e} nats")
     assert gaps.mean() <= 1e-6
-    # float32 log-probs of unlikely tokens are themselves off by up to 2e-5 from those computed in float64.
+    # A rare token beyond 1e-5 is float32 itself: log-probs in float32 and float64 are as far apart there.
     assert np.mean(gaps <= 1e-5) > 0.998
-    assert gaps.max() <= 5e-5
+    assert gaps.max() <= 2e-5
 
 
 def test_log_probs_are_those_of_the_temperature(engine: VLLMEngine, chat: Chat, policy: Any, weights_of: Any) -> None:
