@@ -14,16 +14,6 @@ def algorithm_class(name: str) -> Any:
     return {"TPPO": TPPO}[name]
 
 
-def register_algorithms() -> None:
-    """Makes the algorithms known to Tune by name."""
-    from ray.tune.registry import register_trainable
-
-    from tppo_rl.run_files import ALGORITHMS
-
-    for name in ALGORITHMS:
-        register_trainable(name, algorithm_class(name))
-
-
 def __getattr__(name: str) -> Any:
     if name == "TPPOConfig":
         from tppo_rl.algorithms.tppo_config import TPPOConfig

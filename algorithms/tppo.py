@@ -31,6 +31,7 @@ from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.core import COMPONENT_LEARNER_GROUP, DEFAULT_MODULE_ID
 from ray.rllib.core.learner.training_data import TrainingData
 from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, LEARNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME
+from ray.tune.registry import register_trainable
 
 from tppo_rl.accounts import RunAccounts
 from tppo_rl.algorithms.tppo_config import TPPOConfig
@@ -354,3 +355,6 @@ def shares(fragments: list[Fragment], num_learners: int) -> list[list[Fragment]]
         result[lightest].append(fragment)
         loads[lightest] += fragment.num_positions
     return result
+
+
+register_trainable("TPPO", TPPO)

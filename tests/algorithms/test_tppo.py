@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import ray
+from ray.tune.registry import get_trainable_cls
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tppo_rl.algorithms.tppo import TPPO, shares
@@ -163,6 +164,10 @@ def test_two_learners_and_own_evaluation_env_runners(small_config: TPPOConfig) -
     for name, weight in weights[0]["default_policy"]["policy"].items():
         np.testing.assert_array_equal(weight, weights[1]["default_policy"]["policy"][name])
     algorithm.stop()
+
+
+def test_tune_knows_the_algorithm_by_name() -> None:
+    assert get_trainable_cls("TPPO") is TPPO
 
 
 def test_shares_balance_positions_and_may_be_empty() -> None:

@@ -28,10 +28,6 @@ class Sampling:
     temperature: float = 1.0
     """0 means greedy."""
 
-    @property
-    def greedy(self) -> bool:
-        return self.temperature == 0.0
-
 
 @dataclass(frozen=True)
 class Request:
