@@ -1,5 +1,6 @@
 from collections import defaultdict
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,19 +15,31 @@ from tppo_rl.rollout.simulated_engine import SimulatedEngine, StepCost, draw_log
 from tppo_rl.rollout.window_buffer import Ticket
 
 
-def make_sampler(
-    *, slots: int = 4, window: int | None = 8, cap: int = 64, mean: float = 15.0, turns: int = 1, seed: int = 0
-) -> tuple[Sampler, SimulatedEngine]:
-    engine = SimulatedEngine(draw_lognormal_length(mean, 1.0), seed=seed)
-    sampler = Sampler(
+def sampler_on(
+    engine: SimulatedEngine,
+    *,
+    slots: int = 4,
+    window: int | None = 8,
+    cap: int = 64,
+    turns: int = 1,
+    max_prompt_length: int = 8,
+    temperature: float = 1.0,
+    name: str = "train",
+) -> Sampler:
+    return Sampler(
         engine,
         lambda: CountingEnv(turns),
         IntegerChat(),  # type: ignore[arg-type]
         num_slots=slots,
-        limits=EpisodeLimits(8, cap, window),
-        sampling=Sampling(),
+        limits=EpisodeLimits(max_prompt_length, cap, window),
+        sampling=Sampling(temperature),
+        name=name,
     )
-    return sampler, engine
+
+
+def make_sampler(*, mean: float = 15.0, seed: int = 0, **options: Any) -> tuple[Sampler, SimulatedEngine]:
+    engine = SimulatedEngine(draw_lognormal_length(mean, 1.0), seed=seed)
+    return sampler_on(engine, **options), engine
 
 
 def tickets(count: int, first: int = 0) -> list[Ticket]:
@@ -126,14 +139,7 @@ def test_the_cap_truncates_and_the_verifier_still_scores() -> None:
 
 def test_an_episode_that_ends_with_its_window_is_one_finished_fragment() -> None:
     engine = SimulatedEngine(lambda _: 8)
-    sampler = Sampler(
-        engine,
-        CountingEnv,
-        IntegerChat(),  # type: ignore[arg-type]
-        num_slots=1,
-        limits=EpisodeLimits(8, 64, 8),
-        sampling=Sampling(),
-    )
+    sampler = sampler_on(engine, slots=1)
     sampler.tickets.extend(tickets(1))
     (fragment,) = sampler.run_until_empty()
     assert fragment.terminated
@@ -173,15 +179,7 @@ def test_evaluation_leaves_open_episodes_untouched() -> None:
     before = undisturbed.run(5)
     sampler.suspend()
     lengths = SimulatedEngine(draw_lognormal_length(15.0, 1.0), seed=9)
-    evaluation = Sampler(
-        lengths,
-        CountingEnv,
-        IntegerChat(),  # type: ignore[arg-type]
-        num_slots=3,
-        limits=EpisodeLimits(8, 64, None),
-        sampling=Sampling(0.0),
-        name="evaluation",
-    )
+    evaluation = sampler_on(lengths, slots=3, window=None, temperature=0.0, name="evaluation")
     episodes = evaluate_prompts(evaluation, tickets(7))
     assert [episode.prompt_index for episode in episodes] == list(range(7))
     assert all(episode.finished and episode.window_index == 0 for episode in episodes)
@@ -202,14 +200,7 @@ def test_abandoned_episodes_are_named_and_slots_are_free_again() -> None:
 
 
 def test_a_prompt_beyond_the_limit_is_an_error_that_names_the_key() -> None:
-    sampler = Sampler(
-        SimulatedEngine(lambda _: 3),
-        CountingEnv,
-        IntegerChat(),  # type: ignore[arg-type]
-        num_slots=1,
-        limits=EpisodeLimits(2, 64, 8),
-        sampling=Sampling(),
-    )
+    sampler = sampler_on(SimulatedEngine(lambda _: 3), slots=1, max_prompt_length=2)
     sampler.tickets.extend(tickets(1))
     with pytest.raises(ValueError, match="max_prompt_length=2: the prompt with index 0 has 3 tokens"):
         sampler.run(1)
@@ -217,14 +208,7 @@ def test_a_prompt_beyond_the_limit_is_an_error_that_names_the_key() -> None:
 
 def test_the_simulated_engine_charges_time() -> None:
     engine = SimulatedEngine(lambda _: 4, cost=StepCost(base=1.0, per_sequence=0.5, weight_update=10.0))
-    sampler = Sampler(
-        engine,
-        CountingEnv,
-        IntegerChat(),  # type: ignore[arg-type]
-        num_slots=2,
-        limits=EpisodeLimits(8, 64, 8),
-        sampling=Sampling(),
-    )
+    sampler = sampler_on(engine, slots=2)
     sampler.tickets.extend(tickets(2))
     sampler.run(4)
     engine.load_weights({}, 1)
