@@ -11,6 +11,20 @@ An episode that reached the response cap is over as well: its reward has been gi
 
 Where we differ: the value put at the boundary is an argument. `boundary_values` chooses it: the paper's "hold", or
 "bootstrap", the critic's own V(s_l), which a causal critic gives for nothing with the state after the last token.
+
+A_t is the geometric mean (1 - lambda) * sum_{k>=1} lambda^(k-1) * A^(k)_t of the k-step estimators
+A^(k)_t = sum_{i<k} gamma^i * delta_{t+i}. A window cut K = l - t tokens after t has only K of them, and EGAE puts the
+whole rest of the weight, lambda^(K-1), on the longest. The tail correction (arXiv 2602.03386) shares it out among
+those that exist:
+
+    A_t = (1 - lambda) / (1 - lambda^K) * sum_{k=1}^{K} lambda^(k-1) * A^(k)_t
+
+computed, also at lambda = 1, by the recursion
+
+    W_K = 1 + lambda * W_{K-1},  W_0 = 0;    M_t = W_K * delta_t + gamma * lambda * M_{t+1};    A_t = M_t / W_K
+
+It is for unfinished windows. After the end of an episode all deltas are 0, so every longer estimator equals the
+longest that exists, and ordinary GAE has the weights right.
 """
 
 from __future__ import annotations
@@ -19,7 +33,7 @@ from typing import Literal
 
 import torch
 
-BoundaryValue = Literal["hold", "bootstrap"]
+BoundaryValue = Literal["hold", "bootstrap", "tail_corrected"]
 
 
 def extended_gae(
@@ -30,8 +44,9 @@ def extended_gae(
     *,
     gamma: float,
     lambda_: float | torch.Tensor,
+    tail_corrected: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Returns the advantages A_t of the module's equation, [B, T] in the dtype of `values`; padding is exactly 0.
+    """Returns the advantages A_t of the module's equations, [B, T] in the dtype of `values`; padding is exactly 0.
 
     Args:
         rewards: [B, T], r_t of each sampled token. Padding may hold anything, NaN included.
@@ -40,6 +55,8 @@ def extended_gae(
         lengths: int64 [B], number l of tokens in each row, between 1 and T.
         gamma: Discount of each sampled token.
         lambda_: Decay of the estimator; a tensor [B] gives each row its own (length-adaptive lambda).
+        tail_corrected: bool [B], rows that get the tail correction; None for none. Callers pass `~finished`: in a
+            finished episode ordinary GAE is right.
 
     Raises:
         ValueError: shapes that do not fit together, or a length outside 1 .. T.
@@ -47,6 +64,8 @@ def extended_gae(
     valid = _check_rows(values, lengths, rewards=rewards)
     if boundary_values.shape != lengths.shape:
         raise ValueError(f"boundary_values must have shape {tuple(lengths.shape)}, got {tuple(boundary_values.shape)}")
+    if tail_corrected is not None and tail_corrected.shape != lengths.shape:
+        raise ValueError(f"tail_corrected must have shape {tuple(lengths.shape)}, got {tuple(tail_corrected.shape)}")
     num_steps = values.shape[1]
     if num_steps == 0:
         return torch.zeros_like(values)
@@ -58,12 +77,97 @@ def extended_gae(
     # Rows of the transposed tensor are contiguous, and 0 in the padding leaves the running sum at 0 until the last
     # token, so rows of different lengths need no special case.
     decay = gamma * lambda_
+    if tail_corrected is not None:
+        weights = _tail_weights(lengths, lambda_, tail_corrected, like=deltas)
+        deltas = weights * deltas
     running = torch.zeros_like(deltas[:, 0])
     advantages = []
     for delta in reversed(deltas.T.contiguous().unbind(0)):
         running = delta + decay * running
         advantages.append(running)
-    return torch.stack(advantages[::-1], dim=1)
+    result = torch.stack(advantages[::-1], dim=1)
+    return result if tail_corrected is None else result / weights
+
+
+def generalised_advantages(
+    rewards: torch.Tensor,
+    values: torch.Tensor,
+    lengths: torch.Tensor,
+    *,
+    gamma: float,
+    lambda_: float | torch.Tensor,
+) -> torch.Tensor:
+    """Returns ordinary GAE of whole episodes (arXiv 1506.02438, eq. 16), [B, T] in the dtype of `values`; padding is 0.
+
+    Arguments and errors are those of `extended_gae`, whose boundary value is 0 here: after an episode nothing follows.
+    """
+    return extended_gae(rewards, values, values.new_zeros(lengths.shape), lengths, gamma=gamma, lambda_=lambda_)
+
+
+def length_adaptive_lambda(response_lengths: torch.Tensor, *, alpha: float) -> torch.Tensor:
+    """Returns lambda = max(0, 1 - 1 / (alpha * l)) for each response, float32 [B] (VAPO, arXiv 2504.05118).
+
+    The weights lambda^k then sum to alpha * l, so the horizon of GAE is a fixed share of the response whatever its
+    length.
+
+    Args:
+        response_lengths: int64 [B], number l of tokens of each response, at least 1. For a window of an unfinished
+            response it is the length so far, for the final one is not known.
+        alpha: Horizon as a share of the response, above 0.
+
+    Raises:
+        ValueError: `alpha` is not positive, or a length is below 1.
+    """
+    if alpha <= 0:
+        raise ValueError(f"alpha={alpha} must be positive")
+    if len(response_lengths) and int(response_lengths.min()) < 1:
+        raise ValueError(f"response_lengths must be at least 1, got {int(response_lengths.min())}")
+    return (1.0 - 1.0 / (alpha * response_lengths.double())).clamp(min=0.0).float()
+
+
+def hindsight_advantages(
+    returns_after: torch.Tensor,
+    used_boundary_values: torch.Tensor,
+    lengths: torch.Tensor,
+    num_steps: int,
+    *,
+    gamma: float,
+    lambda_: float | torch.Tensor,
+    tail_corrected: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Returns what EGAE of each window changes by once its true return is known, [B, num_steps]; padding is exactly 0.
+
+    EGAE is linear in the boundary value, so with V for the value that was used and G for the return after the window
+
+        A_t(G) - A_t(V) = EGAE_t of zero rewards, zero values and the boundary value G - V
+
+    Args:
+        returns_after: [B], G, the discounted return of the state after the window's last token.
+        used_boundary_values: [B], V(s_l) that the advantages of the window were computed with.
+        lengths: int64 [B], number of tokens in each window, between 1 and `num_steps`.
+        num_steps: T, number of columns of the result.
+        gamma: As it was when the window's advantages were computed, like the two below.
+        lambda_: A float or a tensor [B].
+        tail_corrected: bool [B] or None.
+
+    Raises:
+        ValueError: shapes that do not fit together, or a length outside 1 .. num_steps.
+    """
+    if returns_after.shape != used_boundary_values.shape:
+        raise ValueError(
+            "returns_after and used_boundary_values differ in shape: "
+            f"{tuple(returns_after.shape)} and {tuple(used_boundary_values.shape)}"
+        )
+    nothing = returns_after.new_zeros(len(returns_after), num_steps)
+    return extended_gae(
+        nothing,
+        nothing,
+        returns_after - used_boundary_values,
+        lengths,
+        gamma=gamma,
+        lambda_=lambda_,
+        tail_corrected=tail_corrected,
+    )
 
 
 def boundary_values(
@@ -76,14 +180,15 @@ def boundary_values(
     """Returns V(s_l) for `extended_gae`, [B] in the dtype of `values`.
 
     It is 0 where the window finished its episode, whether terminated or truncated; elsewhere V(s_{l-1}) for "hold"
-    (arXiv 2506.15050) and `next_values` for "bootstrap".
+    (arXiv 2506.15050) and `next_values` for "bootstrap" and for "tail_corrected", which differs from "bootstrap" in the
+    weights that `extended_gae` is then asked for.
 
     Args:
         values: [B, T], V(s_t). Padding may hold anything.
-        next_values: [B], the critic's V(s_l) of the state after the last token. Read by "bootstrap" only.
+        next_values: [B], the critic's V(s_l) of the state after the last token. Not read by "hold".
         lengths: int64 [B], number of tokens in each row, between 1 and T.
         finished: bool [B], whether the last token of the row ended its episode.
-        mode: "hold" or "bootstrap".
+        mode: "hold", "bootstrap" or "tail_corrected".
 
     Raises:
         ValueError: an unknown mode, shapes that do not fit together, or a length outside 1 .. T.
@@ -96,11 +201,28 @@ def boundary_values(
         )
     if mode == "hold":
         open_values = values.gather(1, lengths[:, None] - 1)[:, 0] if len(lengths) else next_values
-    elif mode == "bootstrap":
+    elif mode in ("bootstrap", "tail_corrected"):
         open_values = next_values
     else:
-        raise ValueError(f"boundary_value={mode!r} is unknown: use 'hold' or 'bootstrap'")
+        raise ValueError(f"boundary_value={mode!r} is unknown: use 'hold' or 'bootstrap' or 'tail_corrected'")
     return torch.where(finished, 0.0, open_values)
+
+
+def _tail_weights(
+    lengths: torch.Tensor, lambda_: float | torch.Tensor, tail_corrected: torch.Tensor, *, like: torch.Tensor
+) -> torch.Tensor:
+    """Returns W_K of the module's recursion, [B, T] as `like`: 1 in padding and in rows without correction."""
+    num_steps = like.shape[1]
+    # A tensor of lambdas may be float32 beside float64 values, or the reverse: the weights are `like`'s.
+    rates = torch.as_tensor(lambda_, dtype=like.dtype, device=like.device)
+    weight = torch.zeros_like(like[:, 0])
+    by_length = []
+    for _ in range(num_steps):
+        weight = 1.0 + rates * weight
+        by_length.append(weight)
+    left = lengths[:, None] - torch.arange(num_steps, device=like.device)
+    weights = torch.stack(by_length, dim=1).gather(1, (left - 1).clamp(min=0))
+    return torch.where(tail_corrected[:, None], weights, 1.0)
 
 
 def _check_rows(values: torch.Tensor, lengths: torch.Tensor, **others: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,14 @@
-"""Importance weights of sampled tokens, and how many tokens they are worth."""
+"""Importance weights of sampled tokens, which of them to keep, and how many tokens they are worth.
+
+    w_t = pi(a_t | s_t) / mu(a_t | s_t)
+
+As constant weights of a loss they correct it for the policy mu that sampled. Decoupled PPO (AReaL, arXiv 2505.24298)
+clips the ratio pi / pi_prox and weights each token with w = pi_prox / mu; truncated importance sampling (IMPALA,
+arXiv 1802.01561, section 4.1) holds w at a cap. The geometric mean of a response's weights tells how far the response
+as a whole has drifted:
+
+    g = exp( (1 / l) * sum_t log w_t )
+"""
 
 from __future__ import annotations
 
@@ -23,6 +33,67 @@ def importance_weights(log_probs: torch.Tensor, behaviour_log_probs: torch.Tenso
             f"{tuple(log_probs.shape)} and {tuple(behaviour_log_probs.shape)}"
         )
     return (log_probs - behaviour_log_probs).clamp(-_MAX_LOG_WEIGHT, _MAX_LOG_WEIGHT).exp()
+
+
+def truncated_importance_weights(
+    log_probs: torch.Tensor, behaviour_log_probs: torch.Tensor, *, cap: float | None
+) -> torch.Tensor:
+    """Returns min(w_t, cap) per token, detached, in the shape of the arguments.
+
+    Args:
+        log_probs: [...], log of w's numerator in nats: pi_prox for decoupled PPO, else the policy that is trained.
+        behaviour_log_probs: Same shape, log mu in nats, of the policy that sampled the token.
+        cap: Largest weight, above 0; None leaves the weights as `importance_weights` gives them.
+
+    Raises:
+        ValueError: the shapes differ, or `cap` is not positive.
+    """
+    if cap is not None and not cap > 0:
+        raise ValueError(f"cap={cap} must be positive: every weight would be 0 or below")
+    weights = importance_weights(log_probs, behaviour_log_probs).detach()
+    return weights if cap is None else weights.clamp(max=cap)
+
+
+def sequence_mask(
+    log_probs: torch.Tensor,
+    behaviour_log_probs: torch.Tensor,
+    rows: torch.Tensor,
+    num_rows: int,
+    *,
+    low: float,
+    high: float,
+) -> torch.Tensor:
+    """Returns bool [num_rows]: whether the geometric mean g of the row's importance weights lies in [low, high].
+
+    Rows without tokens are True. Log-weights are not held within ±20 here: one token far outside is a reason to drop
+    its row.
+
+    Args:
+        log_probs: [N], log pi in nats, of the policy that is trained; taken as a constant.
+        behaviour_log_probs: [N], log mu in nats, of the policy that sampled the token; taken as a constant.
+        rows: int64 [N], the row that each token belongs to, between 0 and `num_rows` - 1.
+        num_rows: Number of rows.
+        low: Smallest mean that is kept, at least 0.
+        high: Largest mean that is kept, at least `low`.
+
+    Raises:
+        ValueError: shapes that do not fit together, a row outside 0 .. num_rows - 1, or not 0 <= low <= high.
+    """
+    if log_probs.ndim != 1 or not log_probs.shape == behaviour_log_probs.shape == rows.shape:
+        raise ValueError(
+            "log_probs, behaviour_log_probs and rows must be [N], got "
+            f"{tuple(log_probs.shape)}, {tuple(behaviour_log_probs.shape)} and {tuple(rows.shape)}"
+        )
+    if not 0 <= low <= high:
+        raise ValueError(f"low={low} and high={high} must satisfy 0 <= low <= high")
+    if len(rows) and not (int(rows.min()) >= 0 and int(rows.max()) < num_rows):
+        raise ValueError(f"rows must lie in 0 .. {num_rows - 1}, got {int(rows.min())} .. {int(rows.max())}")
+    # float64 sums, so that the order of the tokens does not decide about a row.
+    log_weights = (log_probs - behaviour_log_probs).detach().double()
+    sums = torch.zeros(num_rows, dtype=torch.float64, device=rows.device).index_add_(0, rows, log_weights)
+    counts = torch.bincount(rows, minlength=num_rows)
+    means = (sums / counts.clamp(min=1)).exp()
+    return (counts == 0) | ((means >= low) & (means <= high))
 
 
 def effective_sample_size(weight_sum: float, squared_weight_sum: float) -> float:

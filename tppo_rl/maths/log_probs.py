@@ -20,16 +20,19 @@ class TokenLogProbs(NamedTuple):
     log_probs: torch.Tensor
     """[N], nats; carries the gradient."""
     entropy: torch.Tensor
-    """[N], nats; detached."""
+    """[N], nats; detached unless its gradient was asked for."""
 
 
-def token_log_probs(logits: torch.Tensor, tokens: torch.Tensor, *, temperature: float) -> TokenLogProbs:
+def token_log_probs(
+    logits: torch.Tensor, tokens: torch.Tensor, *, temperature: float, entropy_gradient: bool = False
+) -> TokenLogProbs:
     """Returns log-probs and entropies by the module's equations, float32 (float64 for float64 logits).
 
     Args:
-        logits: [N, V], unscaled scores of the vocabulary at N positions.
+        logits: [N, V], unscaled scores of the vocabulary at N positions. -inf masks an entry; its gradient is 0.
         tokens: int64 [N], the token taken at each position.
         temperature: tau, above 0.
+        entropy_gradient: Whether the entropy carries the gradient; it keeps further [N, V] tensors for the backward pass.
 
     Raises:
         ValueError: shapes that do not fit together, or a temperature that is not positive.
@@ -43,6 +46,12 @@ def token_log_probs(logits: torch.Tensor, tokens: torch.Tensor, *, temperature: 
         scaled = scaled / temperature
     normaliser = scaled.logsumexp(dim=-1)
     log_probs = scaled.gather(1, tokens[:, None])[:, 0] - normaliser
+    if entropy_gradient:
+        # An entry masked with -inf has p = 0, where entr has an infinite slope and 0 * log 0 is NaN: its log p is
+        # replaced before the product, which makes value and gradient 0.
+        all_log_probs = scaled - normaliser[:, None]
+        finite = torch.where(all_log_probs == -torch.inf, 0.0, all_log_probs)
+        return TokenLogProbs(log_probs, -(all_log_probs.exp() * finite).sum(dim=-1))
     with torch.no_grad():
         # entr(p) = -p log p is 0 at p = 0, where a vocabulary entry masked with -inf would give 0 * inf.
         entropy = torch.special.entr((scaled - normaliser[:, None]).exp_()).sum(dim=-1)

@@ -5,6 +5,9 @@ minibatch is spread over micro-batches and learners, so its mean is the sum of t
 count of the whole:
 
     mean = sum_parts ( sum_{t in part} x_t / n ),     n = number of tokens in all parts
+
+A mean over responses of their token means (GRPO, arXiv 2402.03300, eq. 3) is such a sum too, of tokens weighted with
+1 / length of their response and divided by the number of responses.
 """
 
 from __future__ import annotations
@@ -43,6 +46,20 @@ def token_mean(per_token: torch.Tensor, global_count: float, mask: torch.Tensor 
     if global_count <= 0:
         raise ValueError(f"global_count={global_count} must be positive: there is no mean over no tokens")
     return token_sum(per_token, mask) / global_count
+
+
+def response_weights(lengths: torch.Tensor) -> torch.Tensor:
+    """Returns the weight 1 / length of each response's tokens, float32 [B]: a token sum becomes a sum of token means.
+
+    Args:
+        lengths: int64 [B], number of tokens of each whole response; a response without tokens gets weight 0.
+
+    Raises:
+        ValueError: lengths that are not [B], or a negative one.
+    """
+    if lengths.ndim != 1 or (len(lengths) and int(lengths.min()) < 0):
+        raise ValueError(f"lengths must be [B] and not negative, got {lengths}")
+    return torch.where(lengths > 0, 1.0 / lengths.clamp(min=1).float(), 0.0)
 
 
 def mean(total: float, count: float) -> float:

@@ -1,13 +1,17 @@
-"""Monte-Carlo returns: what the critic of Truncated PPO regresses.
+"""Returns: what a critic regresses.
 
-    G_t = sum_{k=0}^{l-1-t} gamma^k * r_{t+k}
+    G_t         = sum_{k=0}^{l-1-t} gamma^k * r_{t+k}     Monte-Carlo, the targets of Truncated PPO
+    G^lambda_t  = V(s_t) + A_t                            lambda-return; A is GAE (arXiv 1506.02438, eq. 16)
 
-There is no bootstrapping (lambda = 1 for the critic: VC-PPO, arXiv 2503.01491), so it is for whole episodes only.
+The first does not bootstrap (lambda = 1 for the critic: VC-PPO, arXiv 2503.01491), so it is for whole episodes only.
+The second is for windows as well: it puts a given value at the boundary, as `advantages.extended_gae` does.
 """
 
 from __future__ import annotations
 
 import torch
+
+from tppo_rl.maths.advantages import extended_gae
 
 
 def monte_carlo_returns(rewards: torch.Tensor, lengths: torch.Tensor, *, gamma: float) -> torch.Tensor:
@@ -40,3 +44,21 @@ def monte_carlo_returns(rewards: torch.Tensor, lengths: torch.Tensor, *, gamma: 
         running = reward + gamma * running
         returns.append(running)
     return torch.stack(returns[::-1], dim=1)
+
+
+def lambda_returns(
+    rewards: torch.Tensor,
+    values: torch.Tensor,
+    boundary_values: torch.Tensor,
+    lengths: torch.Tensor,
+    *,
+    gamma: float,
+    lambda_: float | torch.Tensor,
+) -> torch.Tensor:
+    """Returns G^lambda_t of the module's equation, [B, T] in the dtype of `values`; padding is exactly 0.
+
+    Arguments and errors are those of `advantages.extended_gae`; B may be 0.
+    """
+    advantages = extended_gae(rewards, values, boundary_values, lengths, gamma=gamma, lambda_=lambda_)
+    valid = torch.arange(values.shape[1], device=values.device) < lengths[:, None]
+    return torch.where(valid, advantages + values, 0.0)

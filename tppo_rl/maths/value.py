@@ -1,4 +1,4 @@
-"""The critic's loss and the share of the returns' variance that it explains."""
+"""The critic's losses and the share of the returns' variance that it explains."""
 
 from __future__ import annotations
 
@@ -18,6 +18,33 @@ def value_loss(values: torch.Tensor, returns: torch.Tensor) -> torch.Tensor:
     if values.shape != returns.shape:
         raise ValueError(f"values and returns differ in shape: {tuple(values.shape)} and {tuple(returns.shape)}")
     return 0.5 * (values - returns.detach()).square()
+
+
+def clipped_value_loss(
+    values: torch.Tensor, old_values: torch.Tensor, returns: torch.Tensor, *, clip: float
+) -> torch.Tensor:
+    """Returns the per-token loss of PPO2 (OpenAI Baselines) that holds V near its old value, in the shape of `values`.
+
+        loss_t = max( 0.5 * (V - G)^2, 0.5 * (V_old + clip(V - V_old, -clip, clip) - G)^2 )
+
+    Args:
+        values: [...], V(s_t); gradients flow through it.
+        old_values: Same shape, V(s_t) of the critic before the update; taken as a constant.
+        returns: Same shape, the regression target G_t; taken as a constant.
+        clip: Distance from the old value at which the gradient towards G ends, above 0.
+
+    Raises:
+        ValueError: the shapes differ, or `clip` is not positive.
+    """
+    if not values.shape == old_values.shape == returns.shape:
+        raise ValueError(
+            "values, old_values and returns must have one shape, got "
+            f"{tuple(values.shape)}, {tuple(old_values.shape)} and {tuple(returns.shape)}"
+        )
+    if not clip > 0:
+        raise ValueError(f"clip={clip} must be positive: the critic could not move")
+    held = old_values.detach() + (values - old_values.detach()).clamp(-clip, clip)
+    return torch.maximum(value_loss(values, returns), value_loss(held, returns))
 
 
 def explained_variance(error_variance: float, return_variance: float) -> float:
