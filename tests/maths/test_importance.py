@@ -4,8 +4,15 @@ import math
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from tppo_rl.maths.importance import effective_sample_size, importance_weights
+from tppo_rl.maths.importance import (
+    effective_sample_size,
+    importance_weights,
+    sequence_mask,
+    truncated_importance_weights,
+)
 
 
 def test_numbers_worked_by_hand() -> None:
@@ -31,3 +38,90 @@ def test_finite_and_differentiable() -> None:
     assert torch.autograd.gradcheck(lambda x: importance_weights(x, torch.zeros(5)), [log_probs])
     with pytest.raises(ValueError, match="shape"):
         importance_weights(torch.zeros(2), torch.zeros(3))
+
+
+def test_truncated_weights_worked_by_hand() -> None:
+    log_probs = torch.tensor([0.5, 0.25], dtype=torch.float64).log()
+    behaviour = torch.tensor([0.125, 0.5], dtype=torch.float64).log()
+    assert truncated_importance_weights(log_probs, behaviour, cap=2.0).tolist() == pytest.approx([2.0, 0.5])
+    assert truncated_importance_weights(log_probs, behaviour, cap=None).tolist() == pytest.approx([4.0, 0.5])
+
+
+@settings(deadline=None, max_examples=40, derandomize=True)
+@given(seed=st.integers(0, 10**6), cap=st.none() | st.floats(0.01, 5.0))
+def test_truncated_weights_equal_the_definition_in_any_order(seed: int, cap: float | None) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    log_probs, behaviour = torch.randn(2, 9, generator=generator, dtype=torch.float64)
+    weights = truncated_importance_weights(log_probs, behaviour, cap=cap)
+    bound = math.inf if cap is None else cap
+    expected = [min(math.exp(p - q), bound) for p, q in zip(log_probs.tolist(), behaviour.tolist(), strict=True)]
+    assert weights.tolist() == pytest.approx(expected, rel=1e-12)
+    order = torch.randperm(9, generator=generator)
+    assert torch.equal(truncated_importance_weights(log_probs[order], behaviour[order], cap=cap), weights[order])
+
+
+def test_truncated_weights_are_constants_and_finite() -> None:
+    log_probs = torch.tensor([900.0, -900.0], requires_grad=True)
+    weights = truncated_importance_weights(log_probs, torch.zeros(2, requires_grad=True), cap=None)
+    assert not weights.requires_grad
+    assert torch.isfinite(weights).all()
+    for cap in (0.0, -1.0, float("nan")):
+        with pytest.raises(ValueError, match="cap"):
+            truncated_importance_weights(torch.zeros(2), torch.zeros(2), cap=cap)
+    with pytest.raises(ValueError, match="shape"):
+        truncated_importance_weights(torch.zeros(2), torch.zeros(3), cap=1.0)
+
+
+def test_sequence_mask_worked_by_hand() -> None:
+    # Weights 4 and 1/4 have the mean 1; 2 and 8 have 4; row 1 has no token; 1/8 stands alone.
+    weights = torch.tensor([4.0, 2.0, 0.25, 8.0, 0.125], dtype=torch.float64)
+    rows = torch.tensor([0, 2, 0, 2, 3])
+    arguments = weights.log(), torch.zeros(5, dtype=torch.float64), rows, 4
+    assert sequence_mask(*arguments, low=0.5, high=2.0).tolist() == [True, True, False, False]
+    assert sequence_mask(*arguments, low=0.1, high=4.1).tolist() == [True, True, True, True]
+    assert sequence_mask(*arguments, low=2.0, high=5.0).tolist() == [False, True, True, False]
+
+
+@settings(deadline=None, max_examples=60, derandomize=True)
+@given(seed=st.integers(0, 10**6), low=st.floats(0.0, 1.0), width=st.floats(0.0, 2.0))
+def test_sequence_mask_equals_the_definition_in_any_order(seed: int, low: float, width: float) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    log_probs, behaviour = 0.7 * torch.randn(2, 15, generator=generator, dtype=torch.float64)
+    rows = torch.randint(0, 6, (15,), generator=generator)
+    kept = sequence_mask(log_probs, behaviour, rows, 6, low=low, high=low + width)
+    for row in range(6):
+        weights = [
+            math.exp(p - q)
+            for p, q, r in zip(log_probs.tolist(), behaviour.tolist(), rows.tolist(), strict=True)
+            if r == row
+        ]
+        expected = not weights or low <= math.prod(weights) ** (1 / len(weights)) <= low + width
+        assert bool(kept[row]) == expected
+    order = torch.randperm(15, generator=generator)
+    assert torch.equal(
+        sequence_mask(log_probs[order], behaviour[order], rows[order], 6, low=low, high=low + width), kept
+    )
+    renamed = torch.randperm(6, generator=generator)
+    again = sequence_mask(log_probs, behaviour, renamed[rows], 6, low=low, high=low + width)
+    assert torch.equal(again[renamed], kept)
+
+
+def test_sequence_mask_of_extreme_weights_and_no_tokens() -> None:
+    log_probs = torch.tensor([900.0, 0.0, -900.0, 0.0], requires_grad=True)
+    kept = sequence_mask(log_probs, torch.zeros(4), torch.tensor([0, 0, 1, 1]), 2, low=0.5, high=2.0)
+    assert kept.tolist() == [False, False]
+    assert not kept.requires_grad
+    none = torch.zeros(0)
+    assert sequence_mask(none, none, torch.zeros(0, dtype=torch.int64), 3, low=1.0, high=1.0).tolist() == [True] * 3
+    assert sequence_mask(none, none, torch.zeros(0, dtype=torch.int64), 0, low=1.0, high=1.0).shape == (0,)
+
+
+def test_sequence_mask_refuses_misfits() -> None:
+    zeros, rows = torch.zeros(2), torch.tensor([0, 1])
+    with pytest.raises(ValueError, match=r"\[N\]"):
+        sequence_mask(zeros, torch.zeros(3), rows, 2, low=0.5, high=2.0)
+    with pytest.raises(ValueError, match=r"0 \.\. 0"):
+        sequence_mask(zeros, zeros, rows, 1, low=0.5, high=2.0)
+    for low, high in ((2.0, 1.0), (-0.1, 1.0), (float("nan"), 1.0)):
+        with pytest.raises(ValueError, match="low <= high"):
+            sequence_mask(zeros, zeros, rows, 2, low=low, high=high)

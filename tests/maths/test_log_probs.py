@@ -60,6 +60,66 @@ def test_gradcheck_and_detached_entropy() -> None:
     assert not token_log_probs(logits, tokens, temperature=0.7).entropy.requires_grad
 
 
+def test_entropy_gradient_worked_by_hand() -> None:
+    # p = 1/4, 3/4: dH/dz_v = -p_v (log p_v + H); a temperature of 0.5 on half the logits doubles it.
+    entropy = -(0.25 * math.log(0.25) + 0.75 * math.log(0.75))
+    expected = [-0.25 * (math.log(0.25) + entropy), -0.75 * (math.log(0.75) + entropy)]
+    for temperature in (1.0, 0.5):
+        logits = (temperature * torch.tensor([[0.0, math.log(3.0)]], dtype=torch.float64)).requires_grad_()
+        result = token_log_probs(logits, torch.tensor([0]), temperature=temperature, entropy_gradient=True)
+        assert float(result.entropy.detach()) == pytest.approx(entropy)
+        (gradient,) = torch.autograd.grad(result.entropy.sum(), logits)
+        assert gradient[0].tolist() == pytest.approx([value / temperature for value in expected])
+
+
+@pytest.mark.parametrize("temperature", [0.7, 1.0])
+def test_entropy_gradient_changes_no_value(temperature: float) -> None:
+    logits = 5 * torch.randn(16, 40, generator=torch.Generator().manual_seed(5))
+    logits[:, 7] = -torch.inf
+    tokens = torch.arange(16) % 7
+    plain = token_log_probs(logits, tokens, temperature=temperature)
+    with_gradient = token_log_probs(logits, tokens, temperature=temperature, entropy_gradient=True)
+    assert torch.equal(with_gradient.log_probs, plain.log_probs)
+    torch.testing.assert_close(with_gradient.entropy, plain.entropy, atol=1e-6, rtol=1e-6)
+    for row in range(16):
+        scores = [score / temperature for score in logits[row].double().tolist() if score > -math.inf]
+        norm = math.log(sum(map(math.exp, scores)))
+        expected = -sum(math.exp(score - norm) * (score - norm) for score in scores)
+        assert float(with_gradient.entropy[row]) == pytest.approx(expected, abs=1e-5)
+
+
+def test_entropy_gradcheck() -> None:
+    logits = torch.randn(4, 6, generator=torch.Generator().manual_seed(6), dtype=torch.float64, requires_grad=True)
+    tokens = torch.tensor([0, 5, 2, 2])
+    assert torch.autograd.gradcheck(
+        lambda x: tuple(token_log_probs(x, tokens, temperature=0.7, entropy_gradient=True)), [logits]
+    )
+
+
+def test_masked_vocabulary_keeps_the_entropy_gradient_finite() -> None:
+    """With -inf in two columns, value and gradient are those of the vocabulary without them."""
+    generator = torch.Generator().manual_seed(7)
+    small = torch.randn(3, 4, generator=generator, dtype=torch.float64, requires_grad=True)
+    hole = torch.full((3, 1), -torch.inf, dtype=torch.float64)
+    large = torch.cat([small.detach()[:, :2], hole, small.detach()[:, 2:], hole], dim=1).requires_grad_()
+    results = [
+        token_log_probs(logits, torch.tensor([0, 1, 1]), temperature=0.8, entropy_gradient=True)
+        for logits in (small, large)
+    ]
+    torch.testing.assert_close(results[0].entropy, results[1].entropy)
+    for result in results:
+        (result.entropy.sum() + result.log_probs.sum()).backward()
+    assert small.grad is not None
+    assert large.grad is not None
+    torch.testing.assert_close(large.grad[:, [0, 1, 3, 4]], small.grad)
+    assert not large.grad[:, [2, 5]].any()
+    # A single entry that is left has no entropy and no gradient.
+    alone = torch.tensor([[3.0, -torch.inf]], requires_grad=True)
+    token_log_probs(alone, torch.tensor([0]), temperature=1.0, entropy_gradient=True).entropy.sum().backward()
+    assert alone.grad is not None
+    assert alone.grad.tolist() == [[0.0, 0.0]]
+
+
 def test_misfits_are_refused() -> None:
     with pytest.raises(ValueError, match=r"\[N, V\]"):
         token_log_probs(torch.zeros(2, 3), torch.zeros(3, dtype=torch.int64), temperature=1.0)

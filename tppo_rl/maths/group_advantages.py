@@ -17,7 +17,7 @@ def group_relative_advantages(returns: torch.Tensor, groups: torch.Tensor, *, sc
     """Returns A_i of the module's equations, [B] in the dtype of `returns`; 0 in a group of one response.
 
     Args:
-        returns: [B], R_i of each response.
+        returns: [B], R_i of each response; taken as constants.
         groups: int64 [B], which group, 0 .. G-1, each response belongs to: those of one prompt. Any order; a label
             may have no response.
         scale: Whether to divide by the group's standard deviation.
@@ -33,7 +33,7 @@ def group_relative_advantages(returns: torch.Tensor, groups: torch.Tensor, *, sc
         raise ValueError(f"groups must not be negative, got {int(groups.min())}")
     counts = torch.bincount(groups)
     # float64 sums: equal returns must give a difference of exactly 0 or far below the guard, in any order.
-    wide = returns.double()
+    wide = returns.detach().double()
     sums = wide.new_zeros(len(counts)).index_add(0, groups, wide)
     centred = wide - (sums / counts.clamp(min=1))[groups]
     if scale:

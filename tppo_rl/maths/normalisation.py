@@ -19,7 +19,7 @@ def group_moments(values: torch.Tensor, mask: torch.Tensor, groups: torch.Tensor
     """Returns count, sum and sum of squares over the tokens of each group's rows, float64 [num_groups, 3].
 
     Args:
-        values: [B, T]. Padding may hold anything, NaN included.
+        values: [B, T]; taken as constants. Padding may hold anything, NaN included.
         mask: bool [B, T], True on tokens that count.
         groups: int64 [B], the group of each row, between 0 and `num_groups` - 1.
         num_groups: Number of groups; one without tokens has three zeros.
@@ -28,7 +28,7 @@ def group_moments(values: torch.Tensor, mask: torch.Tensor, groups: torch.Tensor
         ValueError: shapes that do not fit together, or a group outside 0 .. num_groups - 1.
     """
     _check(values, mask, groups, num_groups)
-    wide = torch.where(mask, values, 0.0).double()
+    wide = torch.where(mask, values.detach(), 0.0).double()
     rows = torch.stack([mask.sum(dim=1).double(), wide.sum(dim=1), wide.square().sum(dim=1)], dim=1)
     return rows.new_zeros(num_groups, 3).index_add(0, groups, rows)
 
@@ -42,10 +42,10 @@ def normalise(
     what the difference of two float64 sums and float32 values leave of equal values far from 0.
 
     Args:
-        values: [B, T]. Padding may hold anything, NaN included.
+        values: [B, T]; gradients flow through it. Padding may hold anything, NaN included.
         mask: bool [B, T], True on tokens that count.
         groups: int64 [B], the group of each row.
-        moments: float64 [G, 3], sum of `group_moments` over all parts of the batch.
+        moments: float64 [G, 3], sum of `group_moments` over all parts of the batch; taken as a constant.
         centre: Whether to subtract the mean.
 
     Raises:
@@ -54,7 +54,7 @@ def normalise(
     if moments.ndim != 2 or moments.shape[1] != 3:
         raise ValueError(f"moments must be [G, 3], got {tuple(moments.shape)}")
     _check(values, mask, groups, len(moments))
-    counts, sums, squares = moments.double().unbind(dim=1)
+    counts, sums, squares = moments.detach().double().unbind(dim=1)
     means = sums / counts.clamp(min=1.0)
     mean_squares = squares / counts.clamp(min=1.0)
     stds = (mean_squares - means.square()).clamp(min=0.0).sqrt()
