@@ -32,7 +32,8 @@ def token_log_probs(
         logits: [N, V], unscaled scores of the vocabulary at N positions. -inf masks an entry; its gradient is 0.
         tokens: int64 [N], the token taken at each position.
         temperature: tau, above 0.
-        entropy_gradient: Whether the entropy carries the gradient; it keeps further [N, V] tensors for the backward pass.
+        entropy_gradient: Whether the entropy carries the gradient. It keeps further [N, V] tensors for the backward
+            pass.
 
     Raises:
         ValueError: shapes that do not fit together, or a temperature that is not positive.
