@@ -9,7 +9,8 @@
 
     mode="async"  env-runners generate all the time; while one batch is trained the next ones are sampled. Staleness is
                   bounded as `tppo_rl/train_queue.py` derives; what waits for what is in `tppo_rl/rollout/pump.py`.
-    mode="sync"   the paper: every slot generates one window, then one update, then new weights.
+    mode="sync"   the paper: every slot generates one window, then one update, then new weights. With a window as long as
+                  the response cap every slot generates one whole response, and the step waits for the longest: PPO.
 
 An iteration is one update. Differences from the paper: log-probs of the behaviour policy come from the engine, and in
 async mode a response may span several policy versions, each token keeping its own.
@@ -21,6 +22,7 @@ import logging
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,9 +39,12 @@ from tppo_rl.accounts import RunAccounts
 from tppo_rl.algorithms.tppo_config import TPPOConfig
 from tppo_rl.base_models import resolve_model
 from tppo_rl.evaluation import accuracy_statistics, evaluate_heldout
-from tppo_rl.fragments import Fragment, fragments_from_table, table_from_fragments
+from tppo_rl.fragments import Fragment, concatenate_tables, fragments_from_table, table_from_fragments
+from tppo_rl.groups import GroupBuffer, sample_groups
+from tppo_rl.hindsight import HindsightBuffer
+from tppo_rl.learner.learner import TPPOLearner
 from tppo_rl.ledger import Boundary, ClosedBoundary, Ledger
-from tppo_rl.metrics import boundary_metrics, episode_metrics, heldout_metrics, learner_metrics
+from tppo_rl.metrics import boundary_metrics, episode_metrics, group_metrics, heldout_metrics, learner_metrics
 from tppo_rl.rollout.chat import Chat
 from tppo_rl.rollout.pump import RolloutPump
 from tppo_rl.run_log import RunLog
@@ -47,7 +52,7 @@ from tppo_rl.train_queue import TrainQueue
 from tppo_rl.weight_sync import WeightSync
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +85,7 @@ class TPPO(Algorithm):
         self._evaluations: dict[str, dict[str, Any]] = {}
         self._log_values: dict[str, float] = {}
         self._log: RunLog | None = None
-        self._start_pipeline(Ledger(seed=self.config.seed), [])
+        self._start_pipeline(Ledger(seed=self.config.seed, group_size=self.config.group_size), [])
         self._version = self._weight_sync.push()
         self._log_values["engine_gap/probe_mean"] = self._weight_sync.verify()
         self._proof_is_due = False
@@ -150,7 +155,9 @@ class TPPO(Algorithm):
         state = dict(super().get_state(*args, **kwargs))
         state["tppo"] = {
             "ledger": self._ledger.state(),
-            "queue": table_from_fragments(self._queue.fragments()),
+            "queue": table_from_fragments(self._queue.fragments() + self._groups.fragments()),
+            "hindsight": table_from_fragments(self._hindsight.due),
+            "held": concatenate_tables(self._ask_learners(TPPOLearner.held_episodes)),
             "accounts": self._accounts.state() | {"wall_s": self.run_state()["wall_s"]},
             "evaluations": self._evaluations,
         }
@@ -163,7 +170,12 @@ class TPPO(Algorithm):
             self._accounts = RunAccounts(**saved["accounts"])
             self._evaluations = saved["evaluations"]
             self._pump.abandon()
-            self._start_pipeline(Ledger.from_state(saved["ledger"]), fragments_from_table(saved["queue"]))
+            self._start_pipeline(
+                Ledger.from_state(saved["ledger"]),
+                fragments_from_table(saved["queue"]),
+                fragments_from_table(saved["hindsight"]),
+            )
+            self._ask_learners(partial(TPPOLearner.hold_episodes, table=saved["held"]))
 
     def get_checkpointable_components(self) -> list[tuple[str, Any]]:
         # Env-runners have no state of their own: weights live in learners, prompts and tokens in the ledger.
@@ -185,14 +197,32 @@ class TPPO(Algorithm):
     # The parts of an iteration
 
     def _next_batch(self) -> list[Fragment]:
-        if self.config.mode == "sync":
-            self._weight_sync.wait_until_delivered()
-            return self._pump.one_window(self.config.window_length)
-        return self._pump.batch(self._version)
+        if self.config.mode == "async":
+            return self._pump.batch(self._version)
+        self._weight_sync.wait_until_delivered()
+        if self.config.whole_responses:
+            return self._groups_to_train()
+        return self._pump.one_window(self.config.window)
+
+    def _groups_to_train(self) -> list[Fragment]:
+        """One whole response of every slot, in groups; those without variance replaced where the config says so."""
+        config = self.config
+        sample = sample_groups(
+            self._pump.whole_responses,
+            self._groups,
+            num_groups=config.num_slots() // config.group_size,
+            group_size=config.group_size,
+            replace=config.dynamic_sampling,
+            max_rounds=config.dynamic_sampling_max_rounds,
+        )
+        for group in sample.dropped:
+            self._ledger.book_dropped("no_variance", sum(map(len, group)))
+        self._log_values |= group_metrics(sample) if config.group_size > 1 else {}
+        return sample.fragments
 
     def _update(self, fragments: list[Fragment]) -> list[dict[str, Any]]:
-        """Trains the fragments; in async mode sampling goes on meanwhile."""
-        data = self._training_data(fragments)
+        """Trains the fragments and what is due in hindsight; in async mode sampling goes on meanwhile."""
+        data = self._training_data(fragments + self._hindsight.take())
         if self.config.mode == "sync":
             return self.learner_group.update(training_data=data)
         update: Future[list[dict[str, Any]]] = self._executor.submit(self.learner_group.update, training_data=data)
@@ -204,8 +234,14 @@ class TPPO(Algorithm):
         if self.config.num_learners <= 1 and not self.learner_group.is_remote:
             return TrainingData(batch=table_from_fragments(fragments))
         return TrainingData(
-            batches=[table_from_fragments(share) for share in shares(fragments, self.config.num_learners)]
+            batches=[
+                table_from_fragments(share)
+                for share in shares(fragments, self.config.num_learners, whole_groups=self.config.group_size > 1)
+            ]
         )
+
+    def _ask_learners(self, question: Callable[[Any], Any]) -> list[Any]:
+        return [result.get() for result in self.learner_group.foreach_learner(question)]
 
     def _book(self, fragments: list[Fragment], results: list[dict[str, Any]]) -> None:
         """Books what was trained, and what learners found out about windows and boundaries."""
@@ -215,7 +251,7 @@ class TPPO(Algorithm):
             del result["staleness_histogram"]
         values = self.metrics.peek_results(results[0][DEFAULT_MODULE_ID])
         self._ledger.book_trained(int(values["trained_tokens"]))
-        counts = self._ledger.check(queue_tokens=self._queue.num_tokens)
+        counts = self._ledger.check(queue_tokens=self._queue.num_tokens + self._groups.num_tokens)
         assert self.config.mode == "sync" or values["staleness_max"] <= self.config.max_staleness
         self._log_values |= learner_metrics(values)
         self._log_values |= boundary_metrics(self._close_boundaries(fragments, reports))
@@ -243,10 +279,14 @@ class TPPO(Algorithm):
         for fragment in sorted(fragments, key=lambda fragment: fragment.window_index):
             if fragment.finished:
                 closed += self._ledger.close_boundaries(fragment, self.config.gamma)
+                self._hindsight.close(fragment)
             else:
                 row = rows[fragment.episode_id, fragment.window_index]
                 boundary = Boundary(row["held_value"], row["boundary_value"], row["mean_value"])
-                self._ledger.note_boundary(fragment.episode_id, boundary)
+                self._ledger.note_boundary(fragment, boundary)
+                if self.config.hindsight:
+                    used = boundary.held if self.config.boundary_value == "hold" else boundary.true
+                    self._hindsight.add(fragment, used)
         return closed
 
     def _watch_log_prob_gap(self, mean_gap: float, largest_gap: float) -> None:
@@ -296,9 +336,13 @@ class TPPO(Algorithm):
 
     # Construction
 
-    def _start_pipeline(self, ledger: Ledger, queued: list[Fragment]) -> None:
+    def _start_pipeline(
+        self, ledger: Ledger, queued: list[Fragment], due_in_hindsight: Sequence[Fragment] = ()
+    ) -> None:
         config = self.config
         self._ledger = ledger
+        self._hindsight = HindsightBuffer(config.gamma, due_in_hindsight)
+        self._groups = GroupBuffer(config.group_size)
         self._queue = TrainQueue()
         self._queue.push(queued)
         self._pump = RolloutPump(
@@ -308,7 +352,7 @@ class TPPO(Algorithm):
             batch_tokens=config.batch_tokens(),
             max_staleness=config.max_staleness,
             num_slots=config.num_envs_per_env_runner,
-            engine_steps=config.engine_steps_per_sample or min(config.window_length, 32),
+            engine_steps=config.engine_steps_per_sample or min(config.window, 32),
             on_restart=self._revive,
             deliver_weights=self._weight_sync.deliver,
             restore=lambda: self.restore_env_runners(self.env_runner_group),
@@ -346,14 +390,21 @@ class TPPO(Algorithm):
         self._log_values[f"time/{part}"] = seconds
 
 
-def shares(fragments: list[Fragment], num_learners: int) -> list[list[Fragment]]:
-    """Divides fragments among learners so that all process about as many tokens; a share may be empty."""
+def shares(fragments: list[Fragment], num_learners: int, *, whole_groups: bool = False) -> list[list[Fragment]]:
+    """Divides fragments among learners so that all process about as many tokens; a share may be empty.
+
+    With `whole_groups` all fragments of one prompt go to one learner.
+    """
+    units: dict[Any, list[Fragment]] = {}
+    for index, fragment in enumerate(fragments):
+        units.setdefault(fragment.prompt_index if whole_groups else index, []).append(fragment)
     result: list[list[Fragment]] = [[] for _ in range(num_learners)]
     loads = [0] * num_learners
-    for fragment in sorted(fragments, key=lambda fragment: fragment.num_positions, reverse=True):
+    sizes = {key: sum(fragment.num_positions for fragment in unit) for key, unit in units.items()}
+    for key in sorted(units, key=sizes.__getitem__, reverse=True):
         lightest = loads.index(min(loads))
-        result[lightest].append(fragment)
-        loads[lightest] += fragment.num_positions
+        result[lightest] += units[key]
+        loads[lightest] += sizes[key]
     return result
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig, NotProvided
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 
+from tppo_rl.algorithms import algorithm_class
 from tppo_rl.base_models import resolve_model
+from tppo_rl.checks import check_environment, check_model, check_options, unknown_key
 from tppo_rl.learner.learner import TPPOLearner
 from tppo_rl.learner.module import LanguageModelModule
-from tppo_rl.options import OptionError, Options, check_environment, check_model, check_options, unknown_key
+from tppo_rl.options import OptionError, Options
+from tppo_rl.presets import PRESETS
 from tppo_rl.rollout.env_runner import VLLMEnvRunner
 from tppo_rl.rollout.pump import REQUESTS_IN_FLIGHT
 
@@ -21,11 +24,12 @@ class TPPOConfig(AlgorithmConfig):
     An unknown attribute, key, or a bad value raises `OptionError` (a ValueError) before Ray starts anything.
     """
 
-    def __init__(self, algo_class: type | None = None) -> None:
-        from tppo_rl.algorithms.tppo import TPPO
+    algorithm: ClassVar[str] = "TPPO"
+    """Name of the preset (`tppo_rl.presets`) and of the algorithm class."""
 
-        super().__init__(algo_class=algo_class or TPPO)
-        for key, value in Options().model_dump().items():
+    def __init__(self, algo_class: type | None = None) -> None:
+        super().__init__(algo_class=algo_class or algorithm_class(self.algorithm))
+        for key, value in (Options().model_dump() | dict(PRESETS[self.algorithm].options)).items():
             setattr(self, key, value)
         self.env_runner_cls = VLLMEnvRunner
         self.max_requests_in_flight_per_env_runner = REQUESTS_IN_FLIGHT
@@ -44,23 +48,33 @@ class TPPOConfig(AlgorithmConfig):
         super().__setattr__(key, value)
 
     def language_model(
-        self, policy_model: str = NotProvided, *, dtype: str = NotProvided, critic: str = NotProvided
+        self,
+        policy_model: str = NotProvided,
+        *,
+        dtype: str = NotProvided,
+        critic: str | None = NotProvided,
+        reference_model: str = NotProvided,
     ) -> Self:
-        """Sets policy and critic: folder or hub id, number format, and where the critic's backbone comes from."""
-        return self._set(policy_model=policy_model, dtype=dtype, critic=critic)
+        """Sets the models: folder or hub id, number format, where the critic's backbone and the reference come from."""
+        return self._set(policy_model=policy_model, dtype=dtype, critic=critic, reference_model=reference_model)
 
     def env_runners(  # type: ignore[override]
         self,
         *,
-        window_length: int = NotProvided,
+        window_length: int | None = NotProvided,
         max_response_length: int = NotProvided,
         max_prompt_length: int = NotProvided,
         sampling: dict[str, Any] = NotProvided,
         engine: dict[str, Any] = NotProvided,
         engine_steps_per_sample: int | None = NotProvided,
+        group_size: int = NotProvided,
+        dynamic_sampling: bool = NotProvided,
+        dynamic_sampling_max_rounds: int = NotProvided,
+        rewards: str = NotProvided,
+        overlong_share: float | None = NotProvided,
         **kwargs: Any,
     ) -> Self:
-        """Sets windows, caps, sampling and engine; RLlib's own options go on to RLlib."""
+        """Sets windows, caps, sampling, groups, rewards and engine; RLlib's own options go on to RLlib."""
         super().env_runners(**kwargs)
         return self._set(
             window_length=window_length,
@@ -69,6 +83,11 @@ class TPPOConfig(AlgorithmConfig):
             sampling=sampling,
             engine=engine,
             engine_steps_per_sample=engine_steps_per_sample,
+            group_size=group_size,
+            dynamic_sampling=dynamic_sampling,
+            dynamic_sampling_max_rounds=dynamic_sampling_max_rounds,
+            rewards=rewards,
+            overlong_share=overlong_share,
         )
 
     def training(  # type: ignore[override]
@@ -78,11 +97,30 @@ class TPPOConfig(AlgorithmConfig):
         lr_warmup_updates: int = NotProvided,
         adam_betas: tuple[float, float] = NotProvided,
         weight_decay: float = NotProvided,
-        lambda_: float = NotProvided,
+        advantage_estimator: str = NotProvided,
+        lambda_: float | str = NotProvided,
+        lambda_alpha: float = NotProvided,
         boundary_value: str = NotProvided,
+        hindsight: bool = NotProvided,
+        advantage_normalisation: str = NotProvided,
+        advantage_normalisation_scope: str = NotProvided,
+        group_scale: bool = NotProvided,
+        critic_targets: str = NotProvided,
+        critic_lambda: float = NotProvided,
+        value_batch_tokens: int | None = NotProvided,
         clip_low: float = NotProvided,
         clip_high: float = NotProvided,
+        dual_clip: float | None = NotProvided,
+        loss_mean: str = NotProvided,
+        value_clip: float | None = NotProvided,
+        entropy_coef: float = NotProvided,
+        kl_coef: float = NotProvided,
+        kl_estimator: str = NotProvided,
+        kl_in: str = NotProvided,
+        positive_lm_coef: float = NotProvided,
         off_policy_correction: str = NotProvided,
+        importance_cap: float = NotProvided,
+        sequence_mask: tuple[float, float] | None = NotProvided,
         micro_batch_tokens: int = NotProvided,
         critic_num_epochs: int = NotProvided,
         critic_minibatch_size: int | None = NotProvided,
@@ -97,11 +135,30 @@ class TPPOConfig(AlgorithmConfig):
             lr_warmup_updates=lr_warmup_updates,
             adam_betas=adam_betas,
             weight_decay=weight_decay,
+            advantage_estimator=advantage_estimator,
             lambda_=lambda_,
+            lambda_alpha=lambda_alpha,
             boundary_value=boundary_value,
+            hindsight=hindsight,
+            advantage_normalisation=advantage_normalisation,
+            advantage_normalisation_scope=advantage_normalisation_scope,
+            group_scale=group_scale,
+            critic_targets=critic_targets,
+            critic_lambda=critic_lambda,
+            value_batch_tokens=value_batch_tokens,
             clip_low=clip_low,
             clip_high=clip_high,
+            dual_clip=dual_clip,
+            loss_mean=loss_mean,
+            value_clip=value_clip,
+            entropy_coef=entropy_coef,
+            kl_coef=kl_coef,
+            kl_estimator=kl_estimator,
+            kl_in=kl_in,
+            positive_lm_coef=positive_lm_coef,
             off_policy_correction=off_policy_correction,
+            importance_cap=importance_cap,
+            sequence_mask=sequence_mask,
             micro_batch_tokens=micro_batch_tokens,
             critic_num_epochs=critic_num_epochs,
             critic_minibatch_size=critic_minibatch_size,
@@ -141,7 +198,21 @@ class TPPOConfig(AlgorithmConfig):
 
     def options(self) -> Options:
         """The checked options of `tppo_rl.options`."""
-        return check_options({key: getattr(self, key) for key in Options.model_fields})
+        return check_options({key: getattr(self, key) for key in Options.model_fields}, algorithm=self.algorithm)
+
+    @property
+    def window(self) -> int:
+        """Most sampled tokens of a fragment."""
+        return int(self.max_response_length if self.window_length is None else self.window_length)
+
+    @property
+    def whole_responses(self) -> bool:
+        """Whether every step of a slot is one whole response (see `Options.whole_responses`)."""
+        return bool(self.mode == "sync" and self.window == self.max_response_length)
+
+    def num_slots(self) -> int:
+        """Slots of all env-runners."""
+        return int(self.num_envs_per_env_runner * max(1, self.num_env_runners))
 
     def validate(self) -> None:
         """Checks everything that can be checked without an engine.
@@ -163,9 +234,12 @@ class TPPOConfig(AlgorithmConfig):
     def get_default_rl_module_spec(self) -> RLModuleSpec:
         model_config = {
             "policy_model": resolve_model(self.policy_model),
-            "critic": self.critic if self.critic == "separate" else resolve_model(self.critic),
+            "critic": self.critic if self.critic in ("separate", None) else resolve_model(self.critic),
             "dtype": self.dtype,
         }
+        if self.kl_coef:
+            reference = self.policy_model if self.reference_model == "initial" else self.reference_model
+            model_config["reference_model"] = resolve_model(reference)
         return RLModuleSpec(module_class=LanguageModelModule, model_config=model_config)
 
     def get_default_learner_class(self) -> type:

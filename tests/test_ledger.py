@@ -88,10 +88,23 @@ def test_runs_with_different_seeds_see_different_prompts() -> None:
 
 def test_boundaries_are_closed_with_the_return_that_followed() -> None:
     ledger = Ledger(seed=0)
-    ledger.note_boundary(4, Boundary(held=0.25, true=0.5, window_mean=0.1))
-    ledger.note_boundary(4, Boundary(held=0.75, true=1.0, window_mean=0.2))
-    end = make_fragment(episode_id=4, rewards=[0.0, 0.0, 1.0], terminated=True)
-    closed = ledger.close_boundaries(end, gamma=1.0)
-    assert [(boundary.window_index, boundary.final_return) for boundary in closed] == [(0, 1.0), (1, 1.0)]
-    assert closed[1].values.held == 0.75
+    # Two windows of two tokens after a prompt of one; the environment spoke at position 3.
+    first = make_fragment(episode_id=4, context=[9], tokens=[1, 2])
+    second = make_fragment(episode_id=4, context=[9, 1, 2], tokens=[7, 3], sampled=[0, 1], window_index=1)
+    ledger.note_boundary(first, Boundary(held=0.1, true=0.2, window_mean=0.3))
+    ledger.note_boundary(first, Boundary(held=0.25, true=0.5, window_mean=0.1))
+    ledger.note_boundary(second, Boundary(held=0.75, true=1.0, window_mean=0.2))
+    end = make_fragment(
+        episode_id=4,
+        context=[9, 1, 2, 7, 3],
+        context_sampled=np.array([0, 1, 1, 0, 1], np.uint8),
+        context_rewards=np.array([0, 0, 0, 0, 0.5], np.float32),
+        tokens=[4, 5],
+        rewards=[0.0, 1.0],
+        terminated=True,
+    )
+    closed = ledger.close_boundaries(end, gamma=0.5)
+    # After the first window: reward 0.5 at once, then 1 two sampled tokens later.
+    assert [(boundary.window_index, boundary.return_after) for boundary in closed] == [(0, 0.5 + 0.25), (1, 0.5)]
+    assert closed[0].values.held == 0.25, "a window that was sampled again replaces the lost one"
     assert ledger.close_boundaries(end, gamma=1.0) == []

@@ -3,15 +3,8 @@ from typing import Any
 
 import pytest
 
-from tppo_rl.options import (
-    OptionError,
-    Options,
-    check_environment,
-    check_model,
-    check_options,
-    rllib_keys,
-    vllm_engine_args,
-)
+from tppo_rl.checks import check_environment, check_model, check_options, rllib_keys, vllm_engine_args
+from tppo_rl.options import OptionError, Options
 
 OPTION_NAMES = {
     "env", "env_config", "policy_model", "critic", "dtype", "num_env_runners", "num_envs_per_env_runner",
@@ -22,6 +15,10 @@ OPTION_NAMES = {
     "critic_warmup_updates", "grad_clip", "critic_grad_clip", "mode", "max_staleness", "kv_on_update",
     "log_prob_gap_alarm", "evaluation_interval", "evaluation_duration", "evaluation_num_env_runners", "seed",
     "rollout_log_fragments", "results_folder",
+    "reference_model", "group_size", "dynamic_sampling", "dynamic_sampling_max_rounds", "rewards", "overlong_share",
+    "advantage_estimator", "lambda_alpha", "hindsight", "advantage_normalisation", "advantage_normalisation_scope",
+    "group_scale", "critic_targets", "critic_lambda", "value_batch_tokens", "dual_clip", "loss_mean", "value_clip",
+    "entropy_coef", "kl_coef", "kl_estimator", "kl_in", "positive_lm_coef", "importance_cap", "sequence_mask",
 }  # fmt: skip
 
 MODEL = {"policy_model": "tppo_rl/arithmetic-chain"}
@@ -46,7 +43,7 @@ def test_the_options_are_these_and_all_are_described() -> None:
         ({"lr": "1e-4x"}, ["lr='1e-4x'", "number"]),
         ({"lr": -1.0}, ["lr=-1.0", "greater than 0"]),
         ({"mode": "asink"}, ["mode='asink'", "'async' or 'sync'"]),
-        ({"boundary_value": "holt"}, ["boundary_value='holt'", "'hold' or 'bootstrap'"]),
+        ({"boundary_value": "holt"}, ["boundary_value='holt'", "'hold', 'bootstrap' or 'tail_corrected'"]),
         ({"max_staleness": 0}, ["max_staleness=0", "set max_staleness to 1"]),
         ({"num_env_runners": 0}, ["num_env_runners=0", "mode to 'sync'"]),
         ({"off_policy_correction": "none"}, ["off_policy_correction='none'", "set it to 'behaviour'"]),

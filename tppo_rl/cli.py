@@ -98,16 +98,24 @@ def train_file(config: Path, overrides: tuple[str, ...], resume: bool, results: 
 
 
 @main.command()
-def options() -> None:
+@click.option("--run", "algorithm", default="TPPO", show_default=True, help="Algorithm whose defaults are shown.")
+@_one_clear_error
+def options(algorithm: str) -> None:
     """List every option with its default and meaning."""
     from rich.console import Console
     from rich.table import Table
 
-    from tppo_rl.options import Options
+    from tppo_rl.checks import unknown_value
+    from tppo_rl.options import OptionError, Options
+    from tppo_rl.presets import PRESETS
 
-    table = Table("option", "default", "meaning")
+    if algorithm not in PRESETS:
+        raise OptionError(unknown_value("--run", algorithm, PRESETS))
+    preset = PRESETS[algorithm]
+    table = Table("option", "default", "meaning", title=f"{algorithm}: {preset.title}")
     for key, field in Options.model_fields.items():
-        table.add_row(key, repr(field.get_default()), field.description)
+        default = repr(preset.options.get(key, field.get_default()))
+        table.add_row(key, f"{default} (fixed)" if key in preset.fixed else default, field.description)
     Console().print(table)
 
 

@@ -18,16 +18,14 @@ def sizes_table(options: Options) -> Table:
     """The batch sizes of a run in their one vocabulary, all in tokens."""
     learners = max(1, options.num_learners)
     slots = options.num_envs_per_env_runner * max(1, options.num_env_runners)
-    batch = (
-        options.train_batch_size_per_learner * learners if options.mode == "async" else slots * options.window_length
-    )
+    batch = options.train_batch_size_per_learner * learners if options.mode == "async" else slots * options.window
     table = Table(title="batch sizes", show_header=False)
     table.add_column(style="bold")
     table.add_column(justify="right")
     table.add_column()
     rows = (
         ("slots", slots, "episodes in generation at a time"),
-        ("window_length", options.window_length, "most sampled tokens of a fragment"),
+        ("window_length", options.window, "most sampled tokens of a fragment"),
         ("max_response_length", options.max_response_length, "cap of a response"),
         (
             "train batch",

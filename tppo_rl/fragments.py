@@ -38,8 +38,9 @@ FRAGMENT_SCHEMA = pa.schema(
         pa.field("terminated", pa.bool_(), nullable=False),
         pa.field("truncated", pa.bool_(), nullable=False),
         pa.field("correct", pa.bool_(), nullable=True),
+        pa.field("hindsight_residual", pa.float32(), nullable=True),
     ],
-    metadata={"tppo_rl.fragment": "1"},
+    metadata={"tppo_rl.fragment": "2"},
 )
 
 
@@ -83,6 +84,9 @@ class Fragment:
     """The episode ended at the last token because `max_response_length` (or the environment's limit) was reached."""
     correct: bool | None = None
     """Verdict of the environment where the episode ended; None on unfinished fragments."""
+    hindsight_residual: float | None = None
+    """Set on a fragment that is trained once more, after its episode has ended: the return that followed the fragment
+    minus the boundary value that its advantages were made with."""
 
     def __len__(self) -> int:
         return int(np.count_nonzero(self.sampled))
@@ -101,6 +105,19 @@ class Fragment:
     def oldest_version(self) -> int:
         """Smallest policy version among the sampled tokens."""
         return int(self.versions[self.sampled.astype(bool)].min())
+
+
+def return_after(finished: Fragment, position: int, gamma: float) -> float:
+    """Discounted return of an episode after its first `position` tokens, prompt included.
+
+    Args:
+        finished: The episode's last fragment, whose context is all that came before.
+        position: Tokens, between the prompt's length and the episode's.
+        gamma: Discount of each sampled token; text of the environment is no step.
+    """
+    rewards = np.concatenate([finished.context_rewards, finished.rewards])[position:]
+    sampled = np.concatenate([finished.context_sampled, finished.sampled])[position:].astype(bool)
+    return float(np.dot(rewards[sampled], gamma ** np.arange(np.count_nonzero(sampled), dtype=np.float64)))
 
 
 _COLUMNS = [field.name for field in fields(Fragment)]

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from tppo_rl.fragments import Fragment
+from tppo_rl.fragments import Fragment, return_after
 from tppo_rl.rollout.window_buffer import Ticket
 
 
@@ -58,7 +58,8 @@ class ClosedBoundary:
 
     window_index: int
     values: Boundary
-    final_return: float
+    return_after: float
+    """Discounted rewards that followed the window."""
 
 
 class LedgerError(AssertionError):
@@ -91,7 +92,7 @@ class Ledger:
         self._queued = 0
         self._dropped: Counter[str] = Counter()
         self._last_fragment: dict[int, Fragment] = {}
-        self._boundaries: dict[int, list[Boundary]] = {}
+        self._boundaries: dict[int, dict[int, tuple[int, Boundary]]] = {}
         self.num_finished_episodes = 0
 
     # Prompts
@@ -195,19 +196,17 @@ class Ledger:
 
     # What is known of a boundary only when the episode ends
 
-    def note_boundary(self, episode_id: int, boundary: Boundary) -> None:
+    def note_boundary(self, fragment: Fragment, values: Boundary) -> None:
         """Keeps the critic's values at the end of an unfinished fragment until the episode ends."""
-        self._boundaries.setdefault(episode_id, []).append(boundary)
+        # By window: those of an episode that is generated anew after the loss of an env-runner replace the old ones.
+        self._boundaries.setdefault(fragment.episode_id, {})[fragment.window_index] = (fragment.num_positions, values)
 
-    def close_boundaries(self, fragment: Fragment, gamma: float) -> list[ClosedBoundary]:
-        """Returns the earlier boundaries of a finished episode beside the return that followed them.
-
-        Only the rewards of the last window count into the return: exact for a reward at the end with gamma = 1.
-        """
-        boundaries = self._boundaries.pop(fragment.episode_id, [])
-        discounts = gamma ** np.arange(len(fragment.rewards), dtype=np.float64)
-        final_return = float(np.dot(fragment.rewards, discounts))
-        return [ClosedBoundary(index, boundary, final_return) for index, boundary in enumerate(boundaries)]
+    def close_boundaries(self, finished: Fragment, gamma: float) -> list[ClosedBoundary]:
+        """Returns the earlier boundaries of an episode beside the returns that followed them, given its last fragment."""
+        return [
+            ClosedBoundary(window_index, values, return_after(finished, end, gamma))
+            for window_index, (end, values) in self._boundaries.pop(finished.episode_id, {}).items()
+        ]
 
     # Checkpoints
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from tppo_rl.fragments import Fragment
+from tppo_rl.groups import GroupSample
 from tppo_rl.ledger import ClosedBoundary
 
 
@@ -48,12 +49,23 @@ METRICS = (
     Metric("rollout/refills", "episodes", "begun in the iteration"),
     Metric("rollout/runner_idle_share", "share", "of env-runners' time in which nothing was asked of them"),
     Metric("rollout/weight_load_share", "share", "of env-runners' time in which the engine stood still for weights"),
+    Metric("rollout/complete_groups", "groups", "whose responses all ended in the iteration"),
+    Metric("rollout/zero_variance_share", "share", "of these, whose returns were all equal"),
+    Metric("rollout/sampling_rounds", "", "rounds of dynamic sampling"),
     Metric(
         "staleness/mean", "versions", "trainer's version minus the token's, mean over trained tokens", "staleness_mean"
     ),
     Metric("staleness/max", "versions", "the same, largest", "staleness_max"),
     Metric("staleness/in_queue", "versions", "trainer's version minus the oldest version that waits in the queue"),
-    Metric("policy/loss", "nats", "clipped surrogate, mean over trained tokens", "policy_loss"),
+    Metric("policy/loss", "nats", "surrogate, KL and entropy terms, mean over trained tokens", "policy_loss"),
+    Metric("policy/positive_lm_loss", "nats", "-log pi per token of imitated responses", "positive_lm_loss"),
+    Metric("policy/reference_kl", "nats", "estimate of KL(policy || reference), mean, as in the loss", "reference_kl"),
+    Metric("policy/dual_clip_fraction", "share", "of trained tokens bounded by dual_clip", "dual_clip_fraction"),
+    Metric(
+        "policy/sequence_masked_share", "share", "of trained tokens left out by sequence_mask", "sequence_masked_share"
+    ),
+    Metric("hindsight/tokens", "tokens", "trained a second time, not among the trained ones", "hindsight_tokens"),
+    Metric("hindsight/advantage_mean", "reward", "mean size of their advantages", "hindsight_advantage_mean"),
     Metric("policy/entropy", "nats", "of the distribution at each trained token, mean", "entropy"),
     Metric("policy/clip_fraction_low", "share", "of trained tokens clipped below 1 - clip_low", "clip_fraction_low"),
     Metric("policy/clip_fraction_high", "share", "of trained tokens clipped above 1 + clip_high", "clip_fraction_high"),
@@ -70,7 +82,7 @@ METRICS = (
     Metric(
         "critic/loss",
         "reward^2",
-        "half squared error to the Monte-Carlo return, mean over response tokens",
+        "half squared error to the target, mean over the value batch",
         "value_loss",
     ),
     Metric("critic/explained_variance", "share", "of Monte-Carlo returns, finished episodes", "explained_variance"),
@@ -82,7 +94,7 @@ METRICS = (
     Metric("critic/value_mean", "reward", "mean value of response tokens of finished episodes", "finished_value_mean"),
     Metric("critic/return_mean", "reward", "mean Monte-Carlo return of the same tokens", "return_mean"),
     Metric("critic/gradient_norm", "", "global norm before clipping, mean over steps", "critic_grad_norm"),
-    Metric("critic/finished_episodes", "episodes", "in the value batch", "finished_episodes"),
+    Metric("critic/finished_episodes", "episodes", "among the trained fragments", "finished_episodes"),
     Metric("critic/value_tokens", "tokens", "in the value batch", "value_batch_tokens"),
     Metric("critic/boundary_error_held", "reward", "|V(s_(l-1)) - G_l| at window ends, once the return is known, mean"),
     Metric("critic/boundary_error_true", "reward", "|V(s_l) - G_l| at window ends, once the return is known, mean"),
@@ -169,6 +181,15 @@ def episode_metrics(fragments: Iterable[Fragment]) -> dict[str, float]:
     }
 
 
+def group_metrics(sample: GroupSample) -> dict[str, float]:
+    """Metrics of the groups that were sampled for one update."""
+    return {
+        "rollout/complete_groups": float(sample.num_complete),
+        "rollout/zero_variance_share": sample.num_without_variance / max(1, sample.num_complete),
+        "rollout/sampling_rounds": float(sample.rounds),
+    }
+
+
 def boundary_metrics(boundaries: Sequence[ClosedBoundary]) -> dict[str, float]:
     """Errors of the values at window ends whose episode has ended; empty if there are none."""
     if not boundaries:
@@ -176,7 +197,7 @@ def boundary_metrics(boundaries: Sequence[ClosedBoundary]) -> dict[str, float]:
     held = np.array([boundary.values.held for boundary in boundaries])
     true = np.array([boundary.values.true for boundary in boundaries])
     means = np.array([boundary.values.window_mean for boundary in boundaries])
-    returns = np.array([boundary.final_return for boundary in boundaries])
+    returns = np.array([boundary.return_after for boundary in boundaries])
     metrics = {
         "critic/boundary_error_held": float(np.abs(held - returns).mean()),
         "critic/boundary_error_true": float(np.abs(true - returns).mean()),

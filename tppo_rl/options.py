@@ -1,26 +1,18 @@
-"""Every option of a run that is ours or that we rely on: type, unit, default, bounds, and rules between them.
+"""Every option of a run that is ours or that we rely on: type, unit, default, bounds; rules between them are in `rules`.
 
-One schema serves the builder, YAML files, the command line and Tune. It imports neither torch nor Ray, so a mistake
+The defaults here are T-PPO's; what other algorithms change is in `presets`. One schema serves the builder, YAML files, the command line and Tune. It imports neither torch nor Ray, so a mistake
 is reported before anything heavy is loaded.
 """
 
 from __future__ import annotations
 
-import ast
-import difflib
-import importlib
-import importlib.util
-import json
-from collections.abc import Iterable, Mapping
-from functools import lru_cache
-from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
-from tppo_rl.base_models import resolve_model
 
-_HUB_TIMEOUT_S = 5.0
+class OptionError(ValueError):
+    """A bad option: the message names key, value and remedy."""
 
 
 class Options(BaseModel):
@@ -38,16 +30,23 @@ class Options(BaseModel):
     policy_model: str | None = Field(
         None, description="Folder or hub id of the policy: any transformers causal language model with a chat template."
     )
-    critic: str = Field(
+    critic: str | None = Field(
         "separate",
-        description="`separate`: own backbone started from the policy's folder; else folder or hub id of its backbone.",
+        description="`separate`: own backbone started from the policy's folder; a folder or hub id: its backbone; None: no "
+        "critic (group-relative advantages).",
+    )
+    reference_model: str = Field(
+        "initial",
+        description="Model that `kl_coef` keeps the policy close to: `initial` is `policy_model`; else folder or hub id.",
     )
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="Of policy, critic and engine.")
 
     # .env_runners()
     num_env_runners: int = Field(1, ge=0, description="Env-runner actors; 0 samples in the main process (sync only).")
     num_envs_per_env_runner: PositiveInt = Field(32, description="Slots of an env-runner.")
-    window_length: PositiveInt = Field(64, description="Most sampled tokens of a fragment.")
+    window_length: PositiveInt | None = Field(
+        64, description="Most sampled tokens of a fragment; None: the whole response (PPO)."
+    )
     max_response_length: PositiveInt = Field(256, description="Cap on all tokens after the prompt.")
     max_prompt_length: PositiveInt = Field(256, description="Longest prompt, in tokens; a longer one is an error.")
     sampling: dict[str, Any] = Field(
@@ -58,6 +57,29 @@ class Options(BaseModel):
     )
     engine_steps_per_sample: PositiveInt | None = Field(
         None, description="Engine steps of one request to an env-runner in async mode; None is min(window_length, 32)."
+    )
+
+    group_size: PositiveInt = Field(
+        1, description="Responses to each prompt (GRPO 64, DAPO and VAPO 16); 1: no groups."
+    )
+    dynamic_sampling: bool = Field(
+        False,
+        description="Groups whose returns are all equal teach nothing: they are dropped, counted, and replaced (DAPO).",
+    )
+    dynamic_sampling_max_rounds: PositiveInt = Field(
+        10, description="Rounds of sampling after which an update takes the groups that there are."
+    )
+    rewards: Literal["environment", "zero_one", "plus_minus_one"] = Field(
+        "environment",
+        description="`environment`: what it returns; else its verdict at the episode's end, right or wrong: 1 or 0, or 1 or "
+        "-1 (DAPO).",
+    )
+    overlong_share: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="Last share of `max_response_length` over which a penalty grows linearly to -1, added to the reward "
+        "(DAPO: 0.2); None: no penalty.",
     )
 
     # .learners()
@@ -74,17 +96,83 @@ class Options(BaseModel):
     adam_betas: tuple[float, float] | list[float] = Field((0.9, 0.99), description="AdamW's betas, both models.")
     weight_decay: float = Field(0.0, ge=0, description="AdamW's weight decay, both models.")
     gamma: float = Field(1.0, ge=0, le=1, description="Discount for each token (T-PPO: 1).")
-    lambda_: float = Field(0.95, ge=0, le=1, description="EGAE's lambda; the critic's targets always use 1.")
-    boundary_value: Literal["hold", "bootstrap"] = Field(
+    advantage_estimator: Literal["egae", "gae", "group_relative"] = Field(
+        "egae",
+        description="`egae` (T-PPO); `gae`: whole episodes only (PPO); `group_relative`: returns against those of the other "
+        "responses to the prompt (GRPO), without a critic.",
+    )
+    lambda_: Annotated[float, Field(ge=0, le=1)] | Literal["length_adaptive"] = Field(
+        0.95,
+        description="Decay of the policy's advantages; `length_adaptive`: 1 - 1 / (lambda_alpha * l) for a response of l "
+        "tokens so far (VAPO).",
+    )
+    lambda_alpha: float = Field(0.05, gt=0, description="alpha of the length-adaptive lambda (VAPO: 0.05).")
+    boundary_value: Literal["hold", "bootstrap", "tail_corrected"] = Field(
         "hold",
-        description="V(s_l) of an unfinished fragment: `hold` takes V(s_(l-1)) (T-PPO), `bootstrap` the critic's.",
+        description="V(s_l) of an unfinished fragment: `hold` takes V(s_(l-1)) (T-PPO), `bootstrap` the critic's, "
+        "`tail_corrected` the critic's with renormalised weights (arXiv 2602.03386).",
+    )
+    hindsight: bool = Field(
+        False,
+        description="When an episode has ended, its earlier windows are trained once more on the return minus the boundary "
+        "value that was used, with truncated importance weights.",
+    )
+    advantage_normalisation: Literal["none", "whiten", "scale"] = Field(
+        "none", description="`whiten`: mean 0 and standard deviation 1; `scale`: the latter alone."
+    )
+    advantage_normalisation_scope: Literal["batch", "group"] = Field(
+        "batch", description="Normalise over the batch of all learners, or over the responses to each prompt in it."
+    )
+    group_scale: bool = Field(
+        True, description="Divide group-relative advantages by the group's standard deviation; False is Dr. GRPO."
+    )
+    critic_targets: Literal["monte_carlo", "lambda_returns", "also_truncated"] = Field(
+        "monte_carlo",
+        description="`monte_carlo` returns of finished episodes (T-PPO, VAPO); their `lambda_returns`; `also_truncated`: "
+        "A_t + V(s_t) on unfinished windows as well (what T-PPO argues against).",
+    )
+    critic_lambda: float = Field(1.0, ge=0, le=1, description="Decay of the critic's lambda-returns (VC-PPO: 1).")
+    value_batch_tokens: PositiveInt | None = Field(
+        None,
+        description="Finished episodes are held until they have that many response tokens per learner; None: trained at once.",
     )
     clip_low: float = Field(0.2, ge=0, lt=1, description="Ratios below 1 - clip_low are clipped.")
     clip_high: float = Field(0.28, ge=0, description="Ratios above 1 + clip_high are clipped (DAPO: clip-higher).")
-    off_policy_correction: Literal["behaviour", "none"] = Field(
+    dual_clip: float | None = Field(
+        None, gt=1, description="With a negative advantage the loss is at most -dual_clip * A (arXiv 1912.09729: 3)."
+    )
+    loss_mean: Literal["token", "response"] = Field(
+        "token", description="Over all tokens of a minibatch (DAPO), or over responses, each its tokens' mean (GRPO)."
+    )
+    value_clip: float | None = Field(
+        None,
+        gt=0,
+        description="Most that a value may move from the one before the update, in units of reward (PPO2: 0.2).",
+    )
+    entropy_coef: float = Field(0.0, ge=0, description="Weight of the entropy bonus, per nat.")
+    kl_coef: float = Field(
+        0.0, ge=0, description="Weight of KL(policy || reference), per nat (GRPO: 0.04); 0 loads no reference."
+    )
+    kl_estimator: Literal["k1", "k2", "k3"] = Field("k3", description="Estimator of that divergence (GRPO: k3).")
+    kl_in: Literal["loss", "reward"] = Field(
+        "loss", description="KL as a term of the loss (GRPO), or off the rewards (PPO)."
+    )
+    positive_lm_coef: float = Field(
+        0.0, ge=0, description="Weight of -log pi on responses that were right, as far as they ended (VAPO: 0.1)."
+    )
+    off_policy_correction: Literal["behaviour", "none", "truncated_importance", "decoupled"] = Field(
         "behaviour",
-        description="Denominator of the ratio: `behaviour` log-probs of the engine, or `none`: recomputed by the "
-        "trainer before the update, which leaves staleness uncorrected.",
+        description="Denominator of the ratio: `behaviour` log-probs of the engine; else those of the trainer before the "
+        "update: `none` leaves staleness uncorrected, `decoupled` weighs tokens by trainer / engine (arXiv 2505.24298), "
+        "`truncated_importance` by at most `importance_cap` of it.",
+    )
+    importance_cap: float = Field(
+        2.0, gt=0, description="Largest importance weight of a token (truncated importance sampling, hindsight)."
+    )
+    sequence_mask: tuple[float, float] | list[float] | None = Field(
+        None,
+        description="Bounds on the geometric mean of a fragment's importance weights, outside of which its surrogate is left "
+        "out, such as [0.5, 2].",
     )
     train_batch_size_per_learner: PositiveInt = Field(
         4096, description="Sampled tokens of an update, per learner (async; in sync one step of all slots)."
@@ -133,228 +221,12 @@ class Options(BaseModel):
         None, description="Folder of TensorBoard events and `rollouts/`; None: Tune's folder of the trial."
     )
 
+    @property
+    def window(self) -> int:
+        """Most sampled tokens of a fragment."""
+        return self.max_response_length if self.window_length is None else self.window_length
 
-class OptionError(ValueError):
-    """A bad option: the message names key, value and remedy."""
-
-
-def check_options(values: Mapping[str, Any], *, other_keys: Iterable[str] = ()) -> Options:
-    """Checks the options of one run and returns them with defaults filled in.
-
-    Args:
-        values: options by key.
-        other_keys: further keys that are known elsewhere (RLlib's); they are not checked here.
-
-    Raises:
-        OptionError: unknown key, wrong type, value out of bounds, or values that do not go together.
-    """
-    other = set(other_keys)
-    known = {key: value for key, value in values.items() if key in Options.model_fields}
-    for key in values:
-        if key not in known and key not in other:
-            raise OptionError(unknown_key(key, values[key], [*Options.model_fields, *other]))
-    try:
-        options = Options(**known)
-    except ValidationError as error:
-        raise OptionError("\n".join(_explain(problem) for problem in error.errors())) from None
-    _check_lengths(options)
-    _check_pipeline(options)
-    _check_sampling(options.sampling)
-    _check_engine(options.engine)
-    return options
-
-
-def check_model(options: Options) -> None:
-    """Checks that the policy model exists and has room for prompt and response.
-
-    Raises:
-        OptionError: no such model, or too short a context.
-    """
-    if options.policy_model is None:
-        raise OptionError(
-            "policy_model=None: which model to train is not given; set policy_model to a folder or hub id, for example "
-            "tppo_rl/arithmetic-chain"
-        )
-    for key in ("policy_model", "critic"):
-        value = getattr(options, key)
-        if value != "separate":
-            _load_model_config(key, value)
-    context = _load_model_config("policy_model", options.policy_model).get("max_position_embeddings")
-    needed = options.max_prompt_length + options.max_response_length
-    if context is not None and needed > context:
-        raise OptionError(
-            f"max_response_length={options.max_response_length}: with max_prompt_length={options.max_prompt_length} that "
-            f"is {needed} tokens, but the context of policy_model={options.policy_model!r} holds {context}; lower "
-            f"max_response_length to {max(context - options.max_prompt_length, 1)} or less"
-        )
-
-
-def check_environment(options: Options) -> None:
-    """Checks that the environment is registered and takes its `env_config`.
-
-    Raises:
-        OptionError: unknown environment or bad `env_config`.
-    """
-    import gymnasium
-
-    import tppo_rl.envs  # noqa: F401  (registers ours)
-
-    if options.env is None:
-        raise OptionError(
-            "env=None: which environment to train on is not given; set env, for example tppo_rl/ArithmeticChain-v0"
-        )
-    if "split" in options.env_config:
-        raise OptionError(
-            f"env_config.split={options.env_config['split']!r}: training takes the train split and evaluation the held-out "
-            "one; remove the key"
-        )
-    module, separator, name = options.env.rpartition(":")
-    try:
-        if separator:
-            importlib.import_module(module)
-        gymnasium.spec(name)
-    except ImportError as error:
-        raise OptionError(
-            f"env={options.env!r}: {error}; what stands before the colon must be an importable module"
-        ) from None
-    except gymnasium.error.Error:
-        raise OptionError(unknown_value("env", options.env, list(gymnasium.registry))) from None
-    try:
-        gymnasium.make(options.env, disable_env_checker=True, split="heldout", **options.env_config).close()
-    except (TypeError, ValueError) as error:
-        raise OptionError(f"env_config={options.env_config!r}: {error}; correct or remove that key") from None
-
-
-def unknown_key(key: str, value: Any, known: Iterable[str]) -> str:
-    """Message for a key that nothing reads."""
-    return f"{key}={value!r}: unknown option{_suggestion(key, known)}; `tppo-rl options` lists all"
-
-
-def unknown_value(key: str, value: Any, known: Iterable[str]) -> str:
-    """Message for a name that is not registered."""
-    names = sorted(known)
-    ours = [name for name in names if name.startswith("tppo_rl/")] or names
-    return f"{key}={value!r}: unknown name{_suggestion(str(value), names)}; known are {', '.join(ours)}"
-
-
-def _suggestion(word: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(word, list(known), n=3)
-    return f", did you mean {' or '.join(close)}?" if close else ""
-
-
-def _explain(problem: Any) -> str:
-    key = ".".join(str(part) for part in problem["loc"] if part in Options.model_fields or isinstance(part, int))
-    field = Options.model_fields.get(str(problem["loc"][0]))
-    meaning = f" ({field.description})" if field is not None and field.description else ""
-    return f"{key}={problem['input']!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}{meaning}"
-
-
-def _check_lengths(options: Options) -> None:
-    if options.window_length > options.max_response_length:
-        raise OptionError(
-            f"window_length={options.window_length}: longer than max_response_length={options.max_response_length}, so no "
-            f"window would ever be cut; set window_length to {options.max_response_length} or less"
-        )
-
-
-def _check_pipeline(options: Options) -> None:
-    if options.mode == "sync":
-        return
-    if options.max_staleness == 0:
-        raise OptionError(
-            "max_staleness=0: mode='async' trains tokens that are at least one update old; set max_staleness to 1 or more, "
-            "or mode to 'sync'"
-        )
-    if options.num_env_runners == 0:
-        raise OptionError(
-            "num_env_runners=0: mode='async' needs an env-runner beside the learner; set num_env_runners to 1 or more, or "
-            "mode to 'sync'"
-        )
-    if options.off_policy_correction == "none":
-        raise OptionError(
-            "off_policy_correction='none': in mode='async' tokens are older than the trainer's weights, and old log-probs "
-            "recomputed by the trainer make every ratio 1, so that nothing is corrected or clipped; set it to 'behaviour', "
-            "or mode to 'sync'"
-        )
-
-
-def _check_sampling(sampling: Mapping[str, Any]) -> None:
-    for key, value in sampling.items():
-        if key != "temperature":
-            raise OptionError(
-                f"sampling.{key}={value!r}: training takes log-probs at the temperature alone, so the engine must sample "
-                "from the whole distribution; remove the key"
-            )
-    temperature = sampling.get("temperature", 1.0)
-    if isinstance(temperature, bool) or not isinstance(temperature, int | float) or temperature <= 0:
-        raise OptionError(f"sampling.temperature={temperature!r}: training samples, so it must be a number above 0")
-
-
-def _check_engine(engine: Mapping[str, Any]) -> None:
-    own = {"device", "kv_cache_gib", "multiprocessing"}
-    if engine.get("device", "cpu") not in ("cpu", "cuda"):
-        raise OptionError(f"engine.device={engine['device']!r}: must be 'cpu' or 'cuda'")
-    unknown = set(engine) - own
-    vllm_keys = vllm_engine_args() if unknown else frozenset()
-    for key in sorted(unknown - vllm_keys):
-        raise OptionError(unknown_key(f"engine.{key}", engine[key], [f"engine.{name}" for name in own | vllm_keys]))
-
-
-@lru_cache
-def vllm_engine_args() -> frozenset[str]:
-    """Names of vLLM's engine arguments, read from its source: importing vLLM takes many seconds."""
-    body = _class_body("vllm", "engine/arg_utils.py", "EngineArgs")
-    targets = [node.target for node in body if isinstance(node, ast.AnnAssign)]
-    return frozenset(target.id for target in targets if isinstance(target, ast.Name))
-
-
-@lru_cache
-def rllib_keys() -> frozenset[str]:
-    """Names of RLlib's options, read from its source: importing RLlib takes many seconds."""
-    body = _class_body("ray", "rllib/algorithms/algorithm_config.py", "AlgorithmConfig")
-    (constructor,) = [node for node in body if isinstance(node, ast.FunctionDef) and node.name == "__init__"]
-    attributes = [node for node in ast.walk(constructor) if isinstance(node, ast.Attribute)]
-    return frozenset(node.attr for node in attributes if isinstance(node.ctx, ast.Store))
-
-
-def _class_body(package: str, file: str, name: str) -> list[ast.stmt]:
-    spec = importlib.util.find_spec(package)
-    if spec is None or not spec.submodule_search_locations:
-        return []
-    source = Path(spec.submodule_search_locations[0], file).read_text(encoding="utf-8")
-    (found,) = [node for node in ast.parse(source).body if isinstance(node, ast.ClassDef) and node.name == name]
-    return found.body
-
-
-def _load_model_config(key: str, name: str) -> dict[str, Any]:
-    model = resolve_model(name)
-    folder = Path(model)
-    if folder.is_dir():
-        config = folder / "config.json"
-        if not config.is_file():
-            raise OptionError(f"{key}={name!r}: the folder has no config.json; give a Hugging Face model folder")
-        return dict(json.loads(config.read_text(encoding="utf-8")))
-    if folder.is_absolute() or name.startswith("."):
-        raise OptionError(f"{key}={name!r}: no such folder; `tppo-rl warmstart` makes a small model")
-    return _load_hub_config(key, name)
-
-
-def _load_hub_config(key: str, name: str) -> dict[str, Any]:
-    from huggingface_hub import hf_hub_url, try_to_load_from_cache
-    from huggingface_hub.utils import get_session, validate_repo_id
-
-    try:
-        validate_repo_id(name)
-        cached = try_to_load_from_cache(name, "config.json")
-        if isinstance(cached, str):
-            return dict(json.loads(Path(cached).read_text(encoding="utf-8")))
-        # Asked once: the library's own download would try for half a minute before it says that there is no network.
-        reply = get_session().get(hf_hub_url(name, "config.json"), timeout=_HUB_TIMEOUT_S, follow_redirects=True)
-        reply.raise_for_status()
-        return dict(reply.json())
-    except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise OptionError(
-            f"{key}={name!r}: neither a folder nor a model that the hub gives ({reason}); give a folder, a hub id that this "
-            "machine can reach or has cached, or tppo_rl/arithmetic-chain"
-        ) from None
+    @property
+    def whole_responses(self) -> bool:
+        """Whether every step of a slot is one whole response: nothing is cut, and no slot is refilled until all ended."""
+        return self.mode == "sync" and self.window == self.max_response_length

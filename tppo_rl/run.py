@@ -17,8 +17,9 @@ from typing import Any
 
 from rich.console import Console
 
+from tppo_rl.checks import check_options
 from tppo_rl.display import RunDisplay, lookup, sizes_table
-from tppo_rl.options import OptionError, check_options
+from tppo_rl.options import OptionError
 from tppo_rl.result_log import ResultLog
 from tppo_rl.run_files import Experiment
 from tppo_rl.summary import summarize, summary_table, write_summary
@@ -48,7 +49,7 @@ def run_experiment(
         _set_aside(folder, console)
     folder.mkdir(parents=True, exist_ok=True)
     (options,) = experiment.points()
-    console.print(sizes_table(check_options(options, other_keys=options)))
+    console.print(sizes_table(check_options(options, algorithm=experiment.run, other_keys=options)))
     quiet_libraries()
     algorithm = _build(experiment, options, folder)
     try:

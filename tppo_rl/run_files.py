@@ -21,9 +21,7 @@ from typing import Any, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError, model_validator
 
-from tppo_rl.options import (
-    OptionError,
-    Options,
+from tppo_rl.checks import (
     check_environment,
     check_model,
     check_options,
@@ -31,8 +29,9 @@ from tppo_rl.options import (
     unknown_key,
     unknown_value,
 )
+from tppo_rl.options import OptionError, Options
+from tppo_rl.presets import PRESETS
 
-ALGORITHMS = ("TPPO",)
 GRID = "grid_search"
 
 
@@ -126,8 +125,8 @@ def make_experiment(name: str, body: Any, overrides: Sequence[str] = ()) -> Expe
         problem = error.errors()[0]
         key = ".".join([name, *map(str, problem["loc"])])
         raise OptionError(f"{key}={problem['input']!r}: {problem['msg']}") from None
-    if experiment.run not in ALGORITHMS:
-        raise OptionError(unknown_value(f"{name}.run", experiment.run, ALGORITHMS))
+    if experiment.run not in PRESETS:
+        raise OptionError(unknown_value(f"{name}.run", experiment.run, PRESETS))
     if not experiment.stop:
         raise OptionError(
             f"{name}.stop={{}}: the run would never end; give a limit, for example {{num_env_steps_sampled_lifetime: 400000}}"
@@ -148,7 +147,7 @@ def check_experiment(experiment: Experiment) -> None:
     unknown = set(experiment.options()) - set(Options.model_fields)
     other_keys = rllib_keys() if unknown else frozenset()
     for point in experiment.points():
-        options = check_options(point, other_keys=other_keys)
+        options = check_options(point, algorithm=experiment.run, other_keys=other_keys)
         check_model(options)
         check_environment(options)
 

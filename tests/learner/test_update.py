@@ -114,7 +114,7 @@ def test_context_tokens_are_no_policy_targets(model_folder: str) -> None:
     run = Run(model_folder)
     batch = batch_from_fragments(make_fragments(2, 6))
     targets = estimate_targets(run.critic, batch, run.settings)
-    nothing = Targets(torch.zeros_like(targets.advantages), targets.values, targets.value_targets, 0.0)
+    nothing = Targets(torch.zeros_like(targets.advantages), targets.values, targets.value_batch)
     run.step.run(batch, nothing, 0)
     assert not run.gradients()[0].any()
 
@@ -125,12 +125,12 @@ def test_padding_of_the_advantages_is_not_read(model_folder: str) -> None:
         run = Run(model_folder, **NO_CLIPPING)
         batch = batch_from_fragments(make_fragments(2, 6))
         targets = estimate_targets(run.critic, batch, run.settings)
-        assert targets.value_targets is not None
+        assert targets.value_batch is not None
+        value_targets = torch.where(batch.response.mask, targets.value_batch.targets, filling)
         filled = Targets(
             torch.where(batch.window.mask, targets.advantages, filling),
             targets.values,
-            torch.where(batch.response.mask, targets.value_targets, filling),
-            0.0,
+            replace(targets.value_batch, targets=value_targets),
         )
         run.step.run(batch, filled, 0)
         gradients.append(torch.cat(run.gradients()))
@@ -282,9 +282,9 @@ def test_statistics_of_advantages_and_values(model_folder: str) -> None:
     batch = batch_from_fragments(make_fragments(11, 8))
     targets = estimate_targets(run.critic, batch, run.settings)
     assert targets.values is not None
-    assert targets.value_targets is not None
+    assert targets.value_batch is not None
     advantages = targets.advantages[batch.window.mask]
-    returns, values = targets.value_targets[batch.response.mask], targets.values.response[batch.response.mask]
+    returns, values = targets.value_batch.targets[batch.response.mask], targets.values.response[batch.response.mask]
     metrics = run.step.run(batch, targets, 0).metrics
     assert metrics["advantage_mean"] == pytest.approx(float(advantages.mean()), abs=1e-6)
     assert metrics["advantage_std"] == pytest.approx(float(advantages.std(correction=0)), abs=1e-6)
@@ -341,7 +341,7 @@ def test_gradients_that_are_not_finite_leave_the_weights_alone(model_folder: str
     before = parameters_of(run.policy)
     batch = batch_from_fragments(make_fragments(14, 3))
     targets = estimate_targets(run.critic, batch, run.settings)
-    broken = Targets(torch.full_like(targets.advantages, float("inf")), targets.values, targets.value_targets, 0.0)
+    broken = Targets(torch.full_like(targets.advantages, float("inf")), targets.values, targets.value_batch)
     metrics = run.step.run(batch, broken, 0).metrics
     assert torch.equal(parameters_of(run.policy), before)
     assert (metrics["policy_steps"], metrics["policy_skipped_steps"], metrics["critic_skipped_steps"]) == (1, 1, 0)
@@ -371,7 +371,7 @@ def test_without_a_critic(model_folder: str) -> None:
     step = UpdateStep(policy, None, UpdateSettings())
     batch = batch_from_fragments(make_fragments(17, 4))
     advantages = torch.where(batch.window.mask, 1.0, 0.0)
-    result = step.run(batch, Targets(advantages, None, None, 0.0), 0)
+    result = step.run(batch, Targets(advantages), 0)
     assert result.metrics["policy_steps"] == 1
     assert result.metrics["finished_episodes"] == 2
     assert "value_mean" not in result.metrics

@@ -46,11 +46,12 @@ class SimulatedRunner:
         self.version = version
         self.engine.load_weights({}, version)
 
-    def sample(self, *, num_engine_steps: int, tickets: Any, cut_windows: bool) -> SampleResult:
+    def sample(self, *, num_engine_steps: int | None, tickets: Any, cut_windows: bool = False) -> SampleResult:
         if self.version is None:
             return SampleResult(table_from_fragments([]), self.incarnation, None)
         self.sampler.tickets.extend(tickets)
-        fragments = self.sampler.run(num_engine_steps)
+        empty = num_engine_steps is None
+        fragments = self.sampler.run_until_empty() if empty else self.sampler.run(num_engine_steps)
         if cut_windows:
             fragments += self.sampler.cut_windows()
         return SampleResult(
@@ -233,4 +234,16 @@ def test_one_window_of_every_slot_is_one_sync_batch() -> None:
         fragments = pump.one_window(WINDOW)
         assert sum(map(len, fragments)) == 3 * SLOTS * WINDOW
         ledger.book_trained(3 * SLOTS * WINDOW)
+        assert ledger.check(queue_tokens=queue.num_tokens).in_flight == 0
+
+
+@pytest.mark.parametrize("num_episodes", [1, 7, 40])
+def test_whole_responses_are_as_many_as_were_asked_for(num_episodes: int) -> None:
+    group = SimulatedGroup(3, seed=6)
+    pump, ledger, queue, _ = make_pump(group, batch=1, max_staleness=1)
+    for step in range(3):
+        fragments = pump.whole_responses(num_episodes)
+        finished = sorted(fragment.episode_id for fragment in fragments if fragment.finished)
+        assert finished == list(range(step * num_episodes, (step + 1) * num_episodes))
+        ledger.book_trained(sum(map(len, fragments)))
         assert ledger.check(queue_tokens=queue.num_tokens).in_flight == 0

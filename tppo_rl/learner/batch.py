@@ -4,6 +4,8 @@ A fragment's sequence is its context followed by its tokens. Two sets of its sam
 (policy loss) and, where the episode is finished, those of the whole response (value loss). Environment text between
 turns is in the sequence but in neither set, so the state after a sampled token is the one before the NEXT sampled
 token, or the end of the sequence.
+
+A fragment that is trained a second time in hindsight is never finished: what it adds is for the policy alone.
 """
 
 from __future__ import annotations
@@ -58,6 +60,16 @@ class TrainBatch:
     response: SampledTokens
     """[F, R]: all sampled tokens of the finished episodes, those of the value loss. Row f is of sequence
     `finished_rows[f]`."""
+    correct: torch.Tensor
+    """bool [B]: whether the fragment finished its episode and the environment found the response right."""
+    hindsight: torch.Tensor
+    """bool [B]: whether the fragment is trained a second time, on `residuals`."""
+    residuals: torch.Tensor
+    """float32 [B]: return after the fragment minus the boundary value that was used; 0 where not in hindsight."""
+    all_sampled: SampledTokens
+    """[B, Q]: sampled tokens of the whole sequence, those of earlier windows included."""
+    groups: torch.Tensor
+    """int64 [B]: prompt index; the responses to one prompt are a group."""
     episode_ids: np.ndarray
     """int64 [B]."""
     window_indices: np.ndarray
@@ -135,6 +147,13 @@ def batch_from_fragments(fragments: Sequence[Fragment]) -> TrainBatch:
         finished=torch.from_numpy(finished),
         finished_rows=torch.from_numpy(finished_rows),
         response=_Columns(response_positions, offsets, finished_rows).sampled_tokens(tokens, rewards),
+        correct=torch.tensor([f.finished and bool(f.correct) for f in fragments], dtype=torch.bool),
+        hindsight=torch.tensor([f.hindsight_residual is not None for f in fragments], dtype=torch.bool),
+        residuals=torch.tensor([f.hindsight_residual or 0.0 for f in fragments], dtype=torch.float32),
+        all_sampled=_Columns(np.flatnonzero(sampled), offsets, np.arange(len(fragments))).sampled_tokens(
+            tokens, rewards
+        ),
+        groups=torch.tensor([f.prompt_index for f in fragments], dtype=torch.int64),
         episode_ids=np.array([fragment.episode_id for fragment in fragments], np.int64),
         window_indices=np.array([fragment.window_index for fragment in fragments], np.int32),
     )
@@ -179,6 +198,8 @@ def _interleave(fragments: Sequence[Fragment], context_name: str, name: str, dty
 def _check_fragments(
     fragments: Sequence[Fragment], offsets: np.ndarray, sampled: np.ndarray, rewards: np.ndarray
 ) -> None:
+    if any(fragment.finished and fragment.hindsight_residual is not None for fragment in fragments):
+        raise ValueError("a fragment in hindsight is finished: only windows before the last have a boundary value")
     if not all(len(fragment) for fragment in fragments):
         raise ValueError("a fragment has no sampled token: emit it together with the tokens that follow")
     if np.any(rewards[~sampled]):

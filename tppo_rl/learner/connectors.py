@@ -1,16 +1,20 @@
 """The learner pipeline as RLlib `ConnectorV2` pieces, so that each can be exchanged in the config.
 
-    fragments -> FragmentsToTrainBatch -> CriticValuesOnTrainBatch -> ExtendedGAE -> MonteCarloTargets -> update step
+    fragments -> FragmentsToTrainBatch -> [ReferenceKL] -> [CriticValuesOnTrainBatch]
+              -> ExtendedGAE | PlainGAE | GroupRelative -> [NormalisedAdvantages]
+              -> [MonteCarloTargets | HeldMonteCarloTargets | LambdaReturnTargets | AlsoTruncatedTargets] -> update step
 
-The pieces are called with `episodes` (a list of fragments) and `batch`, {module id: columns}, and each adds columns for
-the default module:
+Pieces in brackets are there where the settings ask for them; without a critic there are neither values nor targets. The
+pieces are called with `episodes` (a list of fragments) and `batch`, {module id: columns}, and each adds columns for the
+default module:
 
 | column | holds |
 |---|---|
 | `TRAIN_BATCH` | `TrainBatch` |
+| `REFERENCE_LOG_PROBS` | float32 [B, T], nats, of the window's tokens by the reference model, padding 0 |
 | `CRITIC_VALUES` | `CriticValues` |
 | `ADVANTAGES` | float32 [B, T], A_t of the window's tokens, padding 0 |
-| `VALUE_TARGETS` | float32 [F, R], regression targets over finished responses, padding 0 |
+| `VALUE_BATCH` | `ValueBatch`, what the critic regresses; absent while finished episodes are held |
 
 To train with other advantages, give the config a `learner_connector` that returns
 `default_learner_pipeline(settings, advantages=YourPiece())`.
@@ -27,13 +31,26 @@ from ray.rllib.evaluation.postprocessing import Postprocessing
 
 from tppo_rl.fragments import Fragment
 from tppo_rl.learner.batch import batch_from_fragments
+from tppo_rl.learner.collective import Collective, SingleLearner
 from tppo_rl.learner.module import TRAIN_BATCH
 from tppo_rl.learner.settings import UpdateSettings
-from tppo_rl.learner.targets import policy_advantages, value_targets
+from tppo_rl.learner.targets import (
+    also_truncated_batch,
+    extended_advantages,
+    group_advantages,
+    lambda_return_batch,
+    monte_carlo_batch,
+    normalised_advantages,
+    plain_advantages,
+    sampled_log_probs,
+    with_kl_rewards,
+)
+from tppo_rl.learner.value_buffer import ValueBuffer
 
+REFERENCE_LOG_PROBS = "reference_log_probs"
 CRITIC_VALUES = "critic_values"
 ADVANTAGES: str = Postprocessing.ADVANTAGES
-VALUE_TARGETS: str = Postprocessing.VALUE_TARGETS
+VALUE_BATCH = "value_batch"
 
 
 class FragmentsToTrainBatch(ConnectorV2):
@@ -51,6 +68,26 @@ class _SettingsPiece(ConnectorV2):
     def __init__(self, settings: UpdateSettings) -> None:
         super().__init__()
         self._settings = settings
+
+
+class ReferenceKL(_SettingsPiece):
+    """Takes the divergence from the reference model off the rewards, or prepares it as a term of the loss."""
+
+    def __call__(self, *, rl_module: Any, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+        """Changes the rewards of `TRAIN_BATCH`, or adds `REFERENCE_LOG_PROBS`."""
+        columns, module, settings = batch[DEFAULT_MODULE_ID], rl_module[DEFAULT_MODULE_ID], self._settings
+        train_batch = columns[TRAIN_BATCH]
+        if settings.kl_in == "reward":
+            columns[TRAIN_BATCH] = with_kl_rewards(train_batch, module.policy, module.reference, settings)
+        else:
+            columns[REFERENCE_LOG_PROBS] = sampled_log_probs(
+                module.reference,
+                train_batch,
+                train_batch.window,
+                temperature=settings.temperature,
+                micro_batch_tokens=settings.micro_batch_tokens,
+            )
+        return batch
 
 
 class CriticValuesOnTrainBatch(_SettingsPiece):
@@ -71,7 +108,43 @@ class ExtendedGAE(_SettingsPiece):
     def __call__(self, *, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
         """Adds `ADVANTAGES`."""
         columns = batch[DEFAULT_MODULE_ID]
-        columns[ADVANTAGES] = policy_advantages(columns[TRAIN_BATCH], columns[CRITIC_VALUES], self._settings)
+        columns[ADVANTAGES] = extended_advantages(columns[TRAIN_BATCH], columns[CRITIC_VALUES], self._settings)
+        return batch
+
+
+class PlainGAE(_SettingsPiece):
+    """Estimates the policy's advantages by GAE (arXiv 1506.02438), on whole episodes."""
+
+    def __call__(self, *, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+        """Adds `ADVANTAGES`."""
+        columns = batch[DEFAULT_MODULE_ID]
+        columns[ADVANTAGES] = plain_advantages(columns[TRAIN_BATCH], columns[CRITIC_VALUES], self._settings)
+        return batch
+
+
+class GroupRelative(_SettingsPiece):
+    """Compares each response with the others to its prompt (GRPO, arXiv 2402.03300), on whole episodes."""
+
+    def __call__(self, *, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+        """Adds `ADVANTAGES`."""
+        columns = batch[DEFAULT_MODULE_ID]
+        columns[ADVANTAGES] = group_advantages(columns[TRAIN_BATCH], self._settings)
+        return batch
+
+
+class NormalisedAdvantages(_SettingsPiece):
+    """Whitens or scales advantages over the batch of all learners, or over groups."""
+
+    def __init__(self, settings: UpdateSettings, collective: Collective) -> None:
+        super().__init__(settings)
+        self._collective = collective
+
+    def __call__(self, *, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+        """Changes `ADVANTAGES`."""
+        columns = batch[DEFAULT_MODULE_ID]
+        columns[ADVANTAGES] = normalised_advantages(
+            columns[TRAIN_BATCH], columns[ADVANTAGES], self._settings, self._collective
+        )
         return batch
 
 
@@ -79,22 +152,82 @@ class MonteCarloTargets(_SettingsPiece):
     """Gives the critic the returns of finished episodes to regress."""
 
     def __call__(self, *, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
-        """Adds `VALUE_TARGETS`."""
+        """Adds `VALUE_BATCH`."""
         columns = batch[DEFAULT_MODULE_ID]
-        columns[VALUE_TARGETS] = value_targets(columns[TRAIN_BATCH], self._settings)
+        columns[VALUE_BATCH] = monte_carlo_batch(columns[TRAIN_BATCH], columns.get(CRITIC_VALUES), self._settings)
         return batch
 
 
-def default_learner_pipeline(settings: UpdateSettings, *, advantages: ConnectorV2 | None = None) -> list[ConnectorV2]:
-    """Returns the pieces of Truncated PPO in order.
+class HeldMonteCarloTargets(_SettingsPiece):
+    """The same, once enough of them have finished; until then they are held."""
+
+    def __init__(self, settings: UpdateSettings, buffer: ValueBuffer) -> None:
+        super().__init__(settings)
+        self._buffer = buffer
+
+    def __call__(self, *, batch: dict[str, Any], episodes: Sequence[Fragment], **kwargs: Any) -> dict[str, Any]:
+        """Adds `VALUE_BATCH` where the batch is full."""
+        if released := self._buffer.exchange(episodes):
+            columns = batch[DEFAULT_MODULE_ID]
+            columns[VALUE_BATCH] = monte_carlo_batch(batch_from_fragments(released), None, self._settings)
+        return batch
+
+
+class LambdaReturnTargets(_SettingsPiece):
+    """Gives the critic the lambda-returns of finished episodes to regress."""
+
+    def __call__(self, *, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+        """Adds `VALUE_BATCH`."""
+        columns = batch[DEFAULT_MODULE_ID]
+        columns[VALUE_BATCH] = lambda_return_batch(columns[TRAIN_BATCH], columns[CRITIC_VALUES], self._settings)
+        return batch
+
+
+class AlsoTruncatedTargets(_SettingsPiece):
+    """Gives the critic unfinished windows as well, for the experiment on decoupling (arXiv 2506.15050)."""
+
+    def __call__(self, *, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+        """Adds `VALUE_BATCH`."""
+        columns = batch[DEFAULT_MODULE_ID]
+        columns[VALUE_BATCH] = also_truncated_batch(columns[TRAIN_BATCH], columns[CRITIC_VALUES], self._settings)
+        return batch
+
+
+_ADVANTAGES = {"egae": ExtendedGAE, "gae": PlainGAE, "group_relative": GroupRelative}
+_TARGETS = {
+    "monte_carlo": MonteCarloTargets,
+    "lambda_returns": LambdaReturnTargets,
+    "also_truncated": AlsoTruncatedTargets,
+}
+
+
+def default_learner_pipeline(
+    settings: UpdateSettings,
+    *,
+    critic: bool = True,
+    advantages: ConnectorV2 | None = None,
+    collective: Collective | None = None,
+    value_buffer: ValueBuffer | None = None,
+) -> list[ConnectorV2]:
+    """Returns the pieces that the settings ask for, in order.
 
     Args:
-        settings: What the pieces read: gamma, lambda_, boundary_value, micro_batch_tokens.
-        advantages: Piece that adds `ADVANTAGES` in place of `ExtendedGAE`.
+        settings: What the pieces read.
+        critic: Whether the module has a critic.
+        advantages: Piece that adds `ADVANTAGES` in place of the one that `advantage_estimator` names.
+        collective: The other learners; None means that there are none.
+        value_buffer: Holds finished episodes until the critic's batch is full; None trains them at once.
     """
-    return [
-        FragmentsToTrainBatch(),
-        CriticValuesOnTrainBatch(settings),
-        advantages or ExtendedGAE(settings),
-        MonteCarloTargets(settings),
-    ]
+    pieces: list[ConnectorV2] = [FragmentsToTrainBatch()]
+    if settings.kl_coef:
+        pieces.append(ReferenceKL(settings))
+    if critic:
+        pieces.append(CriticValuesOnTrainBatch(settings))
+    pieces.append(advantages or _ADVANTAGES[settings.advantage_estimator](settings))
+    if settings.advantage_normalisation != "none":
+        pieces.append(NormalisedAdvantages(settings, collective or SingleLearner()))
+    if critic and value_buffer is not None:
+        pieces.append(HeldMonteCarloTargets(settings, value_buffer))
+    elif critic:
+        pieces.append(_TARGETS[settings.critic_targets](settings))
+    return pieces

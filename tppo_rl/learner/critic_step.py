@@ -1,26 +1,26 @@
-"""The critic's part of an update: Monte-Carlo returns of the episodes that finished, and of no others."""
+"""The critic's part of an update: regression of the value batch."""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
 
-from tppo_rl.learner.batch import TrainBatch
 from tppo_rl.learner.collective import Collective
 from tppo_rl.learner.micro_batches import micro_batches, minibatches, num_minibatches
 from tppo_rl.learner.models import Critic
 from tppo_rl.learner.optimizers import GradientStep, StepReport
 from tppo_rl.learner.settings import UpdateSettings
 from tppo_rl.learner.tally import Tally
+from tppo_rl.learner.targets import ValueBatch, last_positions
 from tppo_rl.maths.reduce import token_mean
-from tppo_rl.maths.value import value_loss
+from tppo_rl.maths.value import clipped_value_loss, value_loss
 
 CRITIC_SUMS = ("value_loss_sum", "critic_passes")
 """Sums that the critic's part adds to the tally."""
 
 
 class CriticStep:
-    """Trains the critic on whole responses of finished episodes."""
+    """Trains the critic on the value batch: whole responses of finished episodes, unless the settings say otherwise."""
 
     def __init__(self, critic: Critic, step: GradientStep, settings: UpdateSettings, collective: Collective) -> None:
         self._critic = critic
@@ -30,8 +30,7 @@ class CriticStep:
 
     def run(
         self,
-        batch: TrainBatch,
-        value_targets: torch.Tensor,
+        value_batch: ValueBatch | None,
         *,
         global_tokens: int,
         generator: np.random.Generator,
@@ -39,42 +38,46 @@ class CriticStep:
     ) -> list[StepReport]:
         """Makes `critic_num_epochs` passes over the value batch, one optimizer step per minibatch.
 
-        Returns one report for each optimizer step, the same on all learners; none where no episode has finished on any
-        learner.
+        Returns one report for each optimizer step, the same on all learners; none where no learner has anything to
+        regress.
 
         Args:
-            batch: This learner's share; may be without a finished episode.
-            value_targets: float32 [F, R], G_t over the responses; padding is ignored.
-            global_tokens: Response tokens of finished episodes on all learners.
+            value_batch: This learner's share; None or without rows where it has nothing.
+            global_tokens: Tokens of the value batch on all learners.
             generator: Shuffles episodes into minibatches.
             tally: Receives `CRITIC_SUMS`.
         """
         settings = self._settings
         num_parts = num_minibatches(global_tokens, settings.critic_minibatch_size, self._collective.size)
         reports: list[StepReport] = []
+        lengths = torch.zeros(0, dtype=torch.int64) if value_batch is None else value_batch.tokens.lengths
         for _ in range(settings.critic_num_epochs):
-            parts = minibatches(batch.response.lengths, num_parts, generator)
-            counts = torch.tensor([int(batch.response.lengths[rows].sum()) for rows in parts], dtype=torch.int64)
+            parts = minibatches(lengths, num_parts, generator)
+            counts = torch.tensor([int(lengths[rows].sum()) for rows in parts], dtype=torch.int64)
             for rows, count in zip(parts, self._collective.sum_(counts).tolist(), strict=True):
                 if count:
-                    self._accumulate(batch, rows, value_targets, count, tally)
+                    self._step.zero()
+                    if value_batch is not None:
+                        self._accumulate(value_batch, rows, count, tally)
                     reports.append(self._step.apply(settings.critic_lr))
         return reports
 
-    def _accumulate(
-        self, batch: TrainBatch, rows: torch.Tensor, value_targets: torch.Tensor, global_count: int, tally: Tally
-    ) -> None:
+    def _accumulate(self, value_batch: ValueBatch, rows: torch.Tensor, global_count: int, tally: Tally) -> None:
         """Adds up the gradient of one minibatch's mean token loss over this learner's micro-batches."""
-        self._step.zero()
-        device = self._critic.device
-        response = batch.response
-        lengths = response.positions.amax(dim=1) + 1 if len(response.lengths) else response.lengths
+        device, tokens = self._critic.device, value_batch.tokens
+        lengths = last_positions(tokens)
         for group in micro_batches(lengths, rows, self._settings.micro_batch_tokens).rows:
-            mask = response.mask[group]
-            input_ids = batch.padded(batch.finished_rows[group], lengths[group]).to(device)
-            states = response.positions[group][mask].to(device)
+            mask = tokens.mask[group]
+            input_ids = value_batch.batch.padded(value_batch.rows[group], lengths[group]).to(device)
+            states = tokens.positions[group][mask].to(device)
             values = self._critic(input_ids)[mask.nonzero()[:, 0].to(device), states]
-            loss = value_loss(values, value_targets[group][mask].to(device))
+            targets = value_batch.targets[group][mask].to(device)
+            if self._settings.value_clip is None:
+                loss = value_loss(values, targets)
+            else:
+                assert value_batch.old_values is not None, "the value clip needs the values before the update"
+                old_values = value_batch.old_values[group][mask].to(device)
+                loss = clipped_value_loss(values, old_values, targets, clip=self._settings.value_clip)
             token_mean(loss, global_count).backward()
             tally.add("value_loss_sum", loss)
             tally.add("critic_passes", len(loss))

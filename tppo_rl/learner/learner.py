@@ -20,13 +20,20 @@ from ray.rllib.utils.metrics import (
     WEIGHTS_SEQ_NO,
 )
 
-from tppo_rl.fragments import concatenate_tables, fragments_from_table
+from tppo_rl.fragments import concatenate_tables, fragments_from_table, table_from_fragments
 from tppo_rl.learner.collective import current_collective
-from tppo_rl.learner.connectors import ADVANTAGES, CRITIC_VALUES, VALUE_TARGETS, default_learner_pipeline
+from tppo_rl.learner.connectors import (
+    ADVANTAGES,
+    CRITIC_VALUES,
+    REFERENCE_LOG_PROBS,
+    VALUE_BATCH,
+    default_learner_pipeline,
+)
 from tppo_rl.learner.module import TRAIN_BATCH, LanguageModelModule
 from tppo_rl.learner.settings import UpdateSettings
 from tppo_rl.learner.targets import Targets
 from tppo_rl.learner.update import UpdateResult, UpdateStep
+from tppo_rl.learner.value_buffer import ValueBuffer
 
 FRAGMENT_REPORT = "fragment_report"
 """Key of the Arrow table (`FRAGMENT_REPORT_SCHEMA`) beside the metrics in the result of `update`."""
@@ -63,6 +70,11 @@ class TPPOLearner(TorchLearner):
         self._settings = UpdateSettings.from_config(self.config)
         self._update_step: UpdateStep | None = None
         super().build()
+        self._value_buffer = (
+            ValueBuffer(self._settings.value_batch_tokens, current_collective(self._device))
+            if self._settings.value_batch_tokens is not None
+            else None
+        )
         self._learner_connector = self._build_pipeline()
 
     def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
@@ -113,7 +125,7 @@ class TPPOLearner(TorchLearner):
         self._weights_seq_no += 1
         self.after_gradient_based_update(timesteps=timesteps or {})
 
-        self._log(result, num_tokens=int(train_batch.window.lengths.sum()))
+        self._log(result, num_tokens=int(train_batch.window.lengths[~train_batch.hindsight].sum()))
         results = self.metrics.reduce()
         results[FRAGMENT_REPORT] = result.fragment_report
         results[STALENESS_HISTOGRAM] = result.staleness_histogram
@@ -127,6 +139,15 @@ class TPPOLearner(TorchLearner):
     def compute_loss_for_module(self, **kwargs: Any) -> torch.Tensor:
         """Not used: the update step has its own losses and loop."""
         raise NotImplementedError("TPPOLearner trains in update(): change the update step or the learner pipeline")
+
+    def held_episodes(self) -> pa.Table:
+        """Finished episodes that wait for a full value batch, of this learner (`FRAGMENT_SCHEMA`)."""
+        return table_from_fragments([]) if self._value_buffer is None else self._value_buffer.table()
+
+    def hold_episodes(self, table: pa.Table) -> None:
+        """Holds this learner's share of finished episodes that were held when a checkpoint was saved."""
+        if self._value_buffer is not None:
+            self._value_buffer.hold(table)
 
     def get_state(self, components: Any = None, *, not_components: Any = None, **kwargs: Any) -> dict[str, Any]:
         """Returns RLlib's learner state with the update step's counters beside the optimizers."""
@@ -165,7 +186,14 @@ class TPPOLearner(TorchLearner):
             custom = self.config._learner_connector(None, None)
             pieces += custom if isinstance(custom, list | tuple) else [custom]
         if self.config.add_default_connectors_to_learner_pipeline:
-            pieces += default_learner_pipeline(self._settings)
+            module = self.module[DEFAULT_MODULE_ID]
+            assert isinstance(module, LanguageModelModule)
+            pieces += default_learner_pipeline(
+                self._settings,
+                critic=module.critic is not None,
+                collective=current_collective(self._device),
+                value_buffer=self._value_buffer,
+            )
         if not pieces:
             raise ValueError(
                 "the learner pipeline is empty: give a learner_connector, or leave "
@@ -189,7 +217,11 @@ class TPPOLearner(TorchLearner):
             )
         seconds = time.perf_counter() - start
         return columns[TRAIN_BATCH], Targets(
-            columns[ADVANTAGES], columns.get(CRITIC_VALUES), columns.get(VALUE_TARGETS), seconds
+            advantages=columns[ADVANTAGES],
+            values=columns.get(CRITIC_VALUES),
+            value_batch=columns.get(VALUE_BATCH),
+            reference_log_probs=columns.get(REFERENCE_LOG_PROBS),
+            seconds=seconds,
         )
 
     def _log(self, result: UpdateResult, *, num_tokens: int) -> None:

@@ -2,9 +2,13 @@
 
 | metric | meaning |
 |---|---|
-| policy_loss | clipped surrogate per token, mean over all optimizer steps |
+| policy_loss | surrogate, KL and entropy terms per token, mean over all optimizer steps |
+| positive_lm_loss | -log pi per token of the responses that were imitated; absent where there are none |
 | entropy | nats per token, at the sampling temperature |
 | clip_fraction_low, clip_fraction_high | share of tokens without gradient below / above the clip bound |
+| dual_clip_fraction | share of tokens whose loss the dual clip bounded |
+| reference_kl | estimate of KL(policy ‖ reference), nats per token; 0 without a KL term in the loss |
+| sequence_masked_share | share of tokens whose fragment the sequence mask took out |
 | approximate_kl | k3 estimate of KL(behaviour ‖ policy), nats per token, as trained |
 | first_ratio_mean, _max, _min, _max_deviation | pi / pi_old on the first minibatch before any step; deviation = abs(ratio - 1) |
 | log_prob_gap_mean, log_prob_gap_max | abs(trainer - behaviour log-prob), nats, on the first minibatch |
@@ -17,8 +21,11 @@
 | value_loss | 0.5 (V - G)^2 per token, mean over all critic steps; absent without steps |
 | explained_variance | of the returns of finished episodes, by the values before the update; absent where returns are equal |
 | value_mean | V(s_t) over window tokens |
-| finished_value_mean, return_mean | V and G over the value batch; absent where nothing finished |
-| finished_episodes, value_batch_tokens | size of the value batch |
+| finished_value_mean, return_mean | V and G over finished responses; absent where nothing finished |
+| finished_episodes | episodes that the batch finished |
+| value_batch_tokens | tokens that the critic regressed (counted once) |
+| hindsight_tokens | tokens that are trained a second time, in no other count of this table |
+| hindsight_advantage_mean | mean size of their advantages; absent where there are none |
 | fragments, trained_tokens | size of the policy batch (tokens counted once) |
 | tokens_from_unfinished_share | share of trained tokens whose fragment is unfinished |
 | processed_tokens | positions of the policy's forward-backward passes, without padding |
@@ -38,8 +45,9 @@ import torch
 
 from tppo_rl.learner.batch import TrainBatch
 from tppo_rl.learner.optimizers import StepReport
+from tppo_rl.learner.settings import UpdateSettings
 from tppo_rl.learner.tally import Tally
-from tppo_rl.learner.targets import Targets
+from tppo_rl.learner.targets import Targets, finished_returns
 from tppo_rl.maths.importance import effective_sample_size
 from tppo_rl.maths.reduce import mean, variance
 from tppo_rl.maths.value import explained_variance
@@ -48,8 +56,9 @@ STATISTIC_SUMS = (
     "fragments",
     "window_tokens",
     "unfinished_tokens",
+    "hindsight_tokens",
+    "value_tokens",
     "finished_episodes",
-    "response_tokens",
     "advantage_sum",
     "squared_advantage_sum",
     "staleness_sum",
@@ -68,28 +77,32 @@ STATISTIC_MAXIMA = ("staleness_max",)
 """Maxima that `add_statistics` adds to the tally."""
 
 
-def add_statistics(tally: Tally, batch: TrainBatch, targets: Targets, policy_version: int) -> None:
+def add_statistics(
+    tally: Tally, batch: TrainBatch, targets: Targets, policy_version: int, settings: UpdateSettings
+) -> None:
     """Collects what can be said of a batch before it is trained on."""
-    mask = batch.window.mask
+    # Windows in hindsight have been counted when they were trained first.
+    first_time = ~batch.hindsight
+    mask = batch.window.mask & first_time[:, None]
     advantages = targets.advantages[mask].double()
     staleness = policy_version - batch.versions[mask]
-    tally.add("fragments", len(batch))
-    tally.add("window_tokens", batch.window.lengths)
-    tally.add("unfinished_tokens", batch.window.lengths[~batch.finished])
+    tally.add("fragments", first_time)
+    tally.add("window_tokens", batch.window.lengths[first_time])
+    tally.add("unfinished_tokens", batch.window.lengths[first_time & ~batch.finished])
+    tally.add("hindsight_tokens", batch.window.lengths[batch.hindsight])
     tally.add("finished_episodes", len(batch.finished_rows))
-    tally.add("response_tokens", batch.response.lengths)
     tally.add("advantage_sum", advantages)
     tally.add("squared_advantage_sum", advantages.square())
     tally.add("staleness_sum", staleness)
     tally.largest("staleness_max", staleness)
+    if targets.value_batch is not None:
+        tally.add("value_tokens", targets.value_batch.tokens.lengths)
     if targets.values is None:
         return
-    tally.add("window_values", batch.window.lengths)
+    tally.add("window_values", batch.window.lengths[first_time])
     tally.add("value_sum", targets.values.window[mask])
-    if targets.value_targets is None:
-        return
     finished = batch.response.mask
-    returns = targets.value_targets[finished].double()
+    returns = finished_returns(batch, settings)[finished].double()
     predicted = targets.values.response[finished].double()
     tally.add("predicted_tokens", len(returns))
     tally.add("predicted_value_sum", predicted)
@@ -108,7 +121,8 @@ def scalars(
         "trained_tokens": totals["window_tokens"],
         "processed_tokens": totals["processed_tokens"],
         "finished_episodes": totals["finished_episodes"],
-        "value_batch_tokens": totals["response_tokens"],
+        "value_batch_tokens": totals["value_tokens"],
+        "hindsight_tokens": totals["hindsight_tokens"],
     }
     metrics |= _batch_metrics(totals)
     metrics |= _policy_metrics(totals)
@@ -136,15 +150,23 @@ def _policy_metrics(totals: dict[str, float]) -> dict[str, float]:
     count = totals["trained_passes"]
     if not count:
         return {}
-    return {
+    metrics = {
         "policy_loss": mean(totals["policy_loss_sum"], count),
         "entropy": mean(totals["entropy_sum"], count),
         "clip_fraction_low": mean(totals["clipped_low_sum"], count),
         "clip_fraction_high": mean(totals["clipped_high_sum"], count),
+        "dual_clip_fraction": mean(totals["dual_clipped_sum"], count),
         "approximate_kl": mean(totals["kl_sum"], count),
+        "reference_kl": mean(totals["reference_kl_sum"], count),
+        "sequence_masked_share": mean(totals["masked_sum"], count),
         "processed_per_trained_token": mean(totals["processed_tokens"], count),
         "padding_share": 1.0 - mean(totals["processed_tokens"], totals["padded_tokens"]),
     }
+    if totals["imitated_tokens"]:
+        metrics["positive_lm_loss"] = mean(totals["imitation_sum"], totals["imitated_tokens"])
+    if totals["hindsight_passes"]:
+        metrics["hindsight_advantage_mean"] = mean(totals["hindsight_advantage_sum"], totals["hindsight_passes"])
+    return metrics
 
 
 def _first_minibatch_metrics(totals: dict[str, float]) -> dict[str, float]:

@@ -101,6 +101,7 @@ class Policy(_EvaluationMode):
         tokens: torch.Tensor,
         *,
         temperature: float,
+        entropy_gradient: bool = False,
     ) -> TokenLogProbs:
         """Returns log-prob and entropy of N given tokens, float32 [N]; only their positions pass the output layer.
 
@@ -110,23 +111,27 @@ class Policy(_EvaluationMode):
             positions: int64 [N], position of the state that predicts it: one before the token's own.
             tokens: int64 [N], the token taken there.
             temperature: Sampling temperature.
+            entropy_gradient: Whether the entropy carries a gradient.
         """
         with self._autocast():
             if not self._head_suffices:
                 logits = self.model(input_ids=input_ids, use_cache=False).logits[rows, positions]
-                return token_log_probs(logits, tokens, temperature=temperature)
+                return token_log_probs(logits, tokens, temperature=temperature, entropy_gradient=entropy_gradient)
             hidden = self.model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state[rows, positions]
             part = max(1, MAX_LOGITS // self.model.get_output_embeddings().weight.shape[0])
             if len(tokens) <= part:
-                return self._head(hidden, tokens, temperature)
+                return self._head(hidden, tokens, temperature, entropy_gradient)
             parts = [
-                cast(TokenLogProbs, checkpoint(self._head, *pair, temperature, use_reentrant=False))
+                cast(TokenLogProbs, checkpoint(self._head, *pair, temperature, entropy_gradient, use_reentrant=False))
                 for pair in zip(hidden.split(part), tokens.split(part), strict=True)
             ]
             return TokenLogProbs(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
-    def _head(self, hidden: torch.Tensor, tokens: torch.Tensor, temperature: float) -> TokenLogProbs:
-        return token_log_probs(self.model.get_output_embeddings()(hidden), tokens, temperature=temperature)
+    def _head(
+        self, hidden: torch.Tensor, tokens: torch.Tensor, temperature: float, entropy_gradient: bool
+    ) -> TokenLogProbs:
+        logits = self.model.get_output_embeddings()(hidden)
+        return token_log_probs(logits, tokens, temperature=temperature, entropy_gradient=entropy_gradient)
 
 
 class Critic(_EvaluationMode):

@@ -17,7 +17,7 @@ from tppo_rl.learner.targets import CriticValues, critic_values
 TRAIN_BATCH = "train_batch"
 """Key of the `TrainBatch` in a module's batch."""
 
-_MODEL_CONFIG_KEYS = {"policy_model", "critic", "dtype"}
+_MODEL_CONFIG_KEYS = {"policy_model", "critic", "reference_model", "dtype"}
 
 
 class LanguageModelModule(TorchRLModule, ValueFunctionAPI, InferenceOnlyAPI):
@@ -27,13 +27,15 @@ class LanguageModelModule(TorchRLModule, ValueFunctionAPI, InferenceOnlyAPI):
         policy_model: Local folder or hub id of a causal language model.
         critic: "separate" starts the critic's own backbone from `policy_model`; a folder or hub id starts it from
             there; None is without a critic (group-relative algorithms).
+        reference_model: Folder or hub id of the model that the policy is kept close to; None, the default, loads none.
         dtype: Compute dtype of the training, "float32" by default. The weights are float32 (see `models`).
 
-    With `inference_only` there is no critic. Observation and action spaces are not read; they may be Text spaces.
+    With `inference_only` there is neither critic nor reference. The reference is never trained and in no checkpoint. Observation and action spaces are not read; they may be Text spaces.
     """
 
     policy: Policy
     critic: Critic | None
+    reference: Policy | None
 
     def setup(self) -> None:
         """Loads the models.
@@ -54,6 +56,10 @@ class LanguageModelModule(TorchRLModule, ValueFunctionAPI, InferenceOnlyAPI):
         self.critic = None
         if critic_source is not None and not self.inference_only:
             self.critic = Critic(load_causal_lm(source if critic_source == "separate" else critic_source, dtype), dtype)
+        self.reference = None
+        if config.get("reference_model") is not None and not self.inference_only:
+            self.reference = Policy(load_causal_lm(config["reference_model"], dtype), dtype)
+            self.reference.requires_grad_(False)
 
     def compute_values(
         self, batch: dict[str, Any], embeddings: Any = None, *, micro_batch_tokens: int = 2048
@@ -74,7 +80,7 @@ class LanguageModelModule(TorchRLModule, ValueFunctionAPI, InferenceOnlyAPI):
 
     def get_non_inference_attributes(self) -> list[str]:
         """Returns the parts that sampling does not need."""
-        return ["critic"]
+        return ["critic", "reference"]
 
     def get_state(
         self,

@@ -1,4 +1,4 @@
-"""The policy's part of an update: minibatches of window tokens under the clipped surrogate."""
+"""The policy's part of an update: minibatches of window tokens, one optimizer step each."""
 
 from __future__ import annotations
 
@@ -12,21 +12,29 @@ from tppo_rl.learner.collective import Collective
 from tppo_rl.learner.micro_batches import micro_batches, minibatches, num_minibatches
 from tppo_rl.learner.models import Policy
 from tppo_rl.learner.optimizers import GradientStep, StepReport
+from tppo_rl.learner.policy_loss import PolicyTerms, WindowTokens, policy_terms
 from tppo_rl.learner.settings import UpdateSettings
 from tppo_rl.learner.tally import Tally
+from tppo_rl.learner.targets import Targets, last_positions, sampled_log_probs
 from tppo_rl.maths.divergence import k3
-from tppo_rl.maths.importance import importance_weights
-from tppo_rl.maths.log_probs import TokenLogProbs
-from tppo_rl.maths.reduce import token_mean
-from tppo_rl.maths.surrogate import SurrogateTerms, clipped_surrogate
+from tppo_rl.maths.imitation import positive_example_loss
+from tppo_rl.maths.importance import importance_weights, sequence_mask, truncated_importance_weights
+from tppo_rl.maths.reduce import response_weights, token_mean
 
 POLICY_SUMS = (
     "policy_loss_sum",
     "entropy_sum",
     "clipped_low_sum",
     "clipped_high_sum",
+    "dual_clipped_sum",
     "kl_sum",
+    "reference_kl_sum",
+    "masked_sum",
+    "imitation_sum",
+    "imitated_tokens",
     "trained_passes",
+    "hindsight_passes",
+    "hindsight_advantage_sum",
     "processed_tokens",
     "padded_tokens",
     "first_tokens",
@@ -53,50 +61,101 @@ POLICY_MAXIMA = (
 
 @dataclass(frozen=True, eq=False)
 class _Tokens:
-    """The N window tokens of one micro-batch on the policy's device, and the sequences that they stand in."""
+    """The tokens of one micro-batch on the policy's device: N of windows, and M of earlier windows to imitate."""
 
     input_ids: torch.Tensor
     """int64 [b, n], padded on the right with 0."""
     rows: torch.Tensor
-    """int64 [N]."""
+    """int64 [N + M]."""
     positions: torch.Tensor
-    """int64 [N], position of the predicting state."""
+    """int64 [N + M], position of the predicting state."""
     tokens: torch.Tensor
-    """int64 [N]."""
-    behaviour_log_probs: torch.Tensor
-    """float32 [N], nats."""
-    old_log_probs: torch.Tensor
-    """float32 [N], nats: the ratio's denominator."""
-    advantages: torch.Tensor
-    """float32 [N]."""
+    """int64 [N + M]."""
+    window: WindowTokens
+    """Of the N."""
+    mean_weights: torch.Tensor
+    """float32 [N]: weight of the token in the minibatch's mean."""
+    imitated: torch.Tensor
+    """bool [N + M]: whether the token is of a response that was right and shall be imitated."""
     fresh: torch.Tensor
     """bool [N], whether the current policy version sampled the token."""
 
 
 class _Work:
-    """A batch with everything that its window tokens are weighed by."""
+    """A batch with everything that its tokens are weighed by, [B, T] each."""
 
-    def __init__(self, batch: TrainBatch, advantages: torch.Tensor, version: int) -> None:
+    def __init__(self, batch: TrainBatch, targets: Targets, version: int, settings: UpdateSettings) -> None:
         self.batch = batch
+        self.lengths = last_positions(batch.window)
         self.old_log_probs = batch.behaviour_log_probs
-        self._advantages = advantages
+        self.importance_weights = torch.ones_like(batch.behaviour_log_probs)
+        self.kept = torch.ones(len(batch), dtype=torch.bool)
+        mean_weights = response_weights(batch.window.lengths) if settings.loss_mean == "response" else None
+        self.mean_weights = torch.ones(len(batch)) if mean_weights is None else mean_weights
+        self._targets = targets
         self._version = version
-        # Nothing after the state that predicts a sequence's last sampled token is needed.
-        self.lengths = batch.window.positions.amax(dim=1) + 1 if len(batch) else batch.window.lengths
+        self._finished_row = torch.full((len(batch),), -1).index_put(
+            (batch.finished_rows,), torch.arange(len(batch.finished_rows))
+        )
+        self._imitates = batch.correct & (settings.positive_lm_coef > 0)
+
+    def weigh(self, current_log_probs: torch.Tensor, settings: UpdateSettings) -> None:
+        """Corrects for what the weights before the update think of the tokens: their log-probs, float32 [B, T]."""
+        behaviour, mask = self.batch.behaviour_log_probs, self.batch.window.mask
+        if settings.sequence_mask is not None:
+            low, high = settings.sequence_mask
+            rows = mask.nonzero()[:, 0]
+            self.kept = sequence_mask(
+                current_log_probs[mask], behaviour[mask], rows, len(self.batch), low=low, high=high
+            )
+            # What is trained in hindsight is as stale as its response is long, and its weights are truncated anyway.
+            self.kept |= self.batch.hindsight
+        if settings.off_policy_correction == "behaviour":
+            return
+        self.old_log_probs = current_log_probs
+        if settings.off_policy_correction != "none":
+            cap = settings.importance_cap if settings.off_policy_correction == "truncated_importance" else None
+            self.importance_weights = truncated_importance_weights(current_log_probs, behaviour, cap=cap)
+
+    def sizes(self, rows: torch.Tensor) -> list[float]:
+        """Sum of mean weights over the window tokens of the given fragments, and number of tokens to imitate."""
+        lengths, imitated = self.batch.window.lengths[rows], rows[self._imitates[rows]]
+        return [float((lengths * self.mean_weights[rows]).sum()), float(self.batch.all_sampled.lengths[imitated].sum())]
 
     def tokens(self, rows: torch.Tensor, device: torch.device) -> _Tokens:
-        """Gathers the window tokens of the given fragments, row by row."""
+        """Gathers the tokens of the given fragments, row by row."""
         batch, mask = self.batch, self.batch.window.mask[rows]
+        reference = self._targets.reference_log_probs
+        within = mask.nonzero()[:, 0]
+        extra_within, extra_positions, extra_tokens = self._earlier_tokens(rows)
+        imitated = torch.cat([self._imitates[rows][within], torch.ones_like(extra_within, dtype=torch.bool)])
         return _Tokens(
             input_ids=batch.padded(rows, self.lengths[rows]).to(device),
-            rows=mask.nonzero()[:, 0].to(device),
-            positions=batch.window.positions[rows][mask].to(device),
-            tokens=batch.window.tokens[rows][mask].to(device),
-            behaviour_log_probs=batch.behaviour_log_probs[rows][mask].to(device),
-            old_log_probs=self.old_log_probs[rows][mask].to(device),
-            advantages=self._advantages[rows][mask].to(device),
+            rows=torch.cat([within, extra_within]).to(device),
+            positions=torch.cat([batch.window.positions[rows][mask], extra_positions]).to(device),
+            tokens=torch.cat([batch.window.tokens[rows][mask], extra_tokens]).to(device),
+            window=WindowTokens(
+                behaviour_log_probs=batch.behaviour_log_probs[rows][mask].to(device),
+                old_log_probs=self.old_log_probs[rows][mask].to(device),
+                advantages=self._targets.advantages[rows][mask].to(device),
+                importance_weights=self.importance_weights[rows][mask].to(device),
+                kept=self.kept[rows][within].to(device),
+                hindsight=batch.hindsight[rows][within].to(device),
+                reference_log_probs=None if reference is None else reference[rows][mask].to(device),
+            ),
+            mean_weights=self.mean_weights[rows][within].to(device),
+            imitated=imitated.to(device),
             fresh=(batch.versions[rows][mask] == self._version).to(device),
         )
+
+    def _earlier_tokens(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Index in `rows`, position and token of what responses to imitate sampled before their last window."""
+        within = self._imitates[rows].nonzero()[:, 0]
+        finished = self._finished_row[rows[within]]
+        response = self.batch.response
+        earlier = response.lengths[finished] - self.batch.window.lengths[rows[within]]
+        mask = torch.arange(response.tokens.shape[1]) < earlier[:, None]
+        return within[mask.nonzero()[:, 0]], response.positions[finished][mask], response.tokens[finished][mask]
 
 
 class PolicyStep:
@@ -111,7 +170,7 @@ class PolicyStep:
     def run(
         self,
         batch: TrainBatch,
-        advantages: torch.Tensor,
+        targets: Targets,
         *,
         version: int,
         global_tokens: int,
@@ -126,7 +185,7 @@ class PolicyStep:
 
         Args:
             batch: This learner's share; may be empty.
-            advantages: float32 [B, T] of the window's tokens; padding is ignored.
+            targets: Advantages and reference log-probs of the same batch.
             version: Policy version before the update.
             global_tokens: Window tokens on all learners.
             lr: Learning rate of the update.
@@ -135,90 +194,113 @@ class PolicyStep:
             tally: Receives `POLICY_SUMS` and `POLICY_MAXIMA`.
         """
         settings = self._settings
-        work = _Work(batch, advantages, version)
-        if settings.off_policy_correction == "none":
-            work.old_log_probs = self._current_log_probs(work)
+        work = _Work(batch, targets, version, settings)
+        if settings.recomputes_log_probs:
+            work.weigh(self._current_log_probs(batch), settings)
         num_parts = num_minibatches(global_tokens, settings.minibatch_size, self._collective.size)
         reports: list[StepReport] = []
         first = True
         for _ in range(settings.num_epochs):
             parts = minibatches(batch.window.lengths, num_parts, generator)
-            counts = torch.tensor([int(batch.window.lengths[rows].sum()) for rows in parts], dtype=torch.int64)
-            for rows, count in zip(parts, self._collective.sum_(counts).tolist(), strict=True):
-                if count == 0:
+            sizes = torch.tensor([work.sizes(rows) for rows in parts], dtype=torch.float64).reshape(num_parts, 2)
+            for rows, (weight, num_imitated) in zip(parts, self._collective.sum_(sizes).tolist(), strict=True):
+                if weight == 0:
                     continue
                 with torch.set_grad_enabled(not frozen):
-                    self._accumulate(work, rows, global_count=count, tally=tally, first=first)
+                    self._accumulate(work, rows, weight=weight, num_imitated=num_imitated, tally=tally, first=first)
                 first = False
                 if frozen:
                     return []
                 reports.append(self._step.apply(lr))
         return reports
 
-    def _accumulate(self, work: _Work, rows: torch.Tensor, *, global_count: int, tally: Tally, first: bool) -> None:
-        """Adds up the gradient of one minibatch's mean token loss over this learner's micro-batches."""
+    def _accumulate(
+        self, work: _Work, rows: torch.Tensor, *, weight: float, num_imitated: float, tally: Tally, first: bool
+    ) -> None:
+        """Adds up the gradient of one minibatch's mean loss over this learner's micro-batches.
+
+        Args:
+            work: The batch.
+            rows: Fragments of the minibatch.
+            weight: Sum of the mean's weights over the minibatch, on all learners.
+            num_imitated: Tokens to imitate in the minibatch, on all learners.
+            tally: See `run`.
+            first: Whether no step has been made yet.
+        """
+        settings = self._settings
         self._step.zero()
-        groups = micro_batches(work.lengths, rows, self._settings.micro_batch_tokens)
+        groups = micro_batches(work.lengths, rows, settings.micro_batch_tokens)
         tally.add("processed_tokens", groups.positions)
         tally.add("padded_tokens", groups.padded_positions)
         for group in groups.rows:
             tokens = work.tokens(group, self._policy.device)
-            log_probs, entropy = self._log_probs(tokens)
-            terms = clipped_surrogate(
-                log_probs,
-                tokens.old_log_probs,
-                tokens.advantages,
-                clip_low=self._settings.clip_low,
-                clip_high=self._settings.clip_high,
+            every_log_prob, every_entropy = self._policy(
+                tokens.input_ids,
+                tokens.rows,
+                tokens.positions,
+                tokens.tokens,
+                temperature=settings.temperature,
+                entropy_gradient=settings.entropy_coef > 0,
             )
+            count = len(tokens.mean_weights)
+            log_probs, entropy = every_log_prob[:count], every_entropy[:count]
+            terms = policy_terms(log_probs, entropy, tokens.window, settings)
+            loss = token_mean(terms.loss * tokens.mean_weights, weight)
+            if num_imitated:
+                imitation = positive_example_loss(every_log_prob, tokens.imitated)
+                loss = loss + settings.positive_lm_coef * token_mean(imitation, num_imitated)
+                tally.add("imitation_sum", imitation)
+                tally.add("imitated_tokens", tokens.imitated)
             if log_probs.requires_grad:
-                token_mean(terms.loss, global_count).backward()
+                loss.backward()
             _measure(tally, tokens, log_probs.detach(), entropy, terms)
             if first:
-                _measure_first(tally, tokens, log_probs.detach(), terms.ratio)
+                _measure_first(tally, tokens, log_probs.detach(), terms.surrogate.ratio)
 
-    @torch.no_grad()
-    def _current_log_probs(self, work: _Work) -> torch.Tensor:
+    def _current_log_probs(self, batch: TrainBatch) -> torch.Tensor:
         """Returns the log-probs of the window's tokens under the weights before the update, float32 [B, T]."""
-        log_probs = torch.zeros_like(work.batch.behaviour_log_probs)
-        rows = torch.arange(len(work.batch))
-        for group in micro_batches(work.lengths, rows, self._settings.micro_batch_tokens).rows:
-            current = self._log_probs(work.tokens(group, self._policy.device)).log_probs
-            within, columns = work.batch.window.mask[group].nonzero(as_tuple=True)
-            log_probs[group[within], columns] = current.float().cpu()
-        return log_probs
-
-    def _log_probs(self, tokens: _Tokens) -> TokenLogProbs:
-        return self._policy(
-            tokens.input_ids, tokens.rows, tokens.positions, tokens.tokens, temperature=self._settings.temperature
+        return sampled_log_probs(
+            self._policy,
+            batch,
+            batch.window,
+            temperature=self._settings.temperature,
+            micro_batch_tokens=self._settings.micro_batch_tokens,
         )
 
 
-def _measure(
-    tally: Tally, tokens: _Tokens, log_probs: torch.Tensor, entropy: torch.Tensor, terms: SurrogateTerms
-) -> None:
-    tally.add("policy_loss_sum", terms.loss)
-    tally.add("entropy_sum", entropy)
-    tally.add("clipped_low_sum", terms.clipped_low)
-    tally.add("clipped_high_sum", terms.clipped_high)
-    tally.add("kl_sum", k3(log_probs, tokens.behaviour_log_probs))
-    tally.add("trained_passes", len(log_probs))
+def _measure(tally: Tally, tokens: _Tokens, log_probs: torch.Tensor, entropy: torch.Tensor, terms: PolicyTerms) -> None:
+    # Windows in hindsight have been measured when they were trained first.
+    first_time, surrogate = ~tokens.window.hindsight, terms.surrogate
+    tally.add("policy_loss_sum", terms.loss[first_time])
+    tally.add("entropy_sum", entropy[first_time])
+    tally.add("clipped_low_sum", surrogate.clipped_low[first_time])
+    tally.add("clipped_high_sum", surrogate.clipped_high[first_time])
+    tally.add("dual_clipped_sum", surrogate.dual_clipped[first_time])
+    tally.add("kl_sum", k3(log_probs, tokens.window.behaviour_log_probs)[first_time])
+    tally.add("reference_kl_sum", terms.kl_to_reference[first_time])
+    tally.add("masked_sum", ~tokens.window.kept)
+    tally.add("trained_passes", first_time)
+    tally.add("hindsight_passes", tokens.window.hindsight)
+    tally.add("hindsight_advantage_sum", tokens.window.advantages[tokens.window.hindsight].abs())
 
 
 def _measure_first(tally: Tally, tokens: _Tokens, log_probs: torch.Tensor, ratio: torch.Tensor) -> None:
-    gap = (log_probs - tokens.behaviour_log_probs).abs()
-    weights = importance_weights(log_probs, tokens.behaviour_log_probs)
+    first_time = ~tokens.window.hindsight
+    behaviour, fresh = tokens.window.behaviour_log_probs[first_time], tokens.fresh[first_time]
+    ratio = ratio[first_time]
+    gap = (log_probs[first_time] - behaviour).abs()
+    weights = importance_weights(log_probs[first_time], behaviour)
     tally.add("first_tokens", len(ratio))
     tally.add("first_ratio_sum", ratio)
     tally.add("first_gap_sum", gap)
-    tally.add("first_fresh_tokens", tokens.fresh)
-    tally.add("first_fresh_gap_sum", gap[tokens.fresh])
+    tally.add("first_fresh_tokens", fresh)
+    tally.add("first_fresh_gap_sum", gap[fresh])
     tally.add("first_weight_sum", weights)
     tally.add("first_squared_weight_sum", weights.double().square())
     tally.largest("first_ratio_max", ratio)
     tally.largest("first_ratio_negated_min", -ratio)
     tally.largest("first_ratio_deviation_max", (ratio - 1.0).abs())
     tally.largest("first_gap_max", gap)
-    tally.largest("first_fresh_gap_max", gap[tokens.fresh])
+    tally.largest("first_fresh_gap_max", gap[fresh])
     tally.largest("first_weight_max", weights)
     tally.largest("first_weight_negated_min", -weights)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from tppo_rl.maths.advantages import BoundaryValue
 
-OffPolicyCorrection = Literal["behaviour", "none"]
+AdvantageEstimator = Literal["egae", "gae", "group_relative"]
+CriticTargets = Literal["monte_carlo", "lambda_returns", "also_truncated"]
+OffPolicyCorrection = Literal["behaviour", "none", "truncated_importance", "decoupled"]
+LENGTH_ADAPTIVE = "length_adaptive"
+"""Value of `lambda_` that makes it depend on the length of the response."""
 
 
 @dataclass(frozen=True)
@@ -16,19 +20,62 @@ class UpdateSettings:
 
     gamma: float = 1.0
     """Discount of each sampled token."""
-    lambda_: float = 0.95
-    """Decay of the policy's advantages (the critic's targets always use 1)."""
+    advantage_estimator: AdvantageEstimator = "egae"
+    """"egae" (arXiv 2506.15050), "gae" (whole episodes only, arXiv 1506.02438), or "group_relative": returns compared
+    with those of the other responses to the prompt (arXiv 2402.03300), which needs no critic."""
+    lambda_: float | Literal["length_adaptive"] = 0.95
+    """Decay of the policy's advantages; "length_adaptive" is 1 - 1 / (lambda_alpha * l) for a response of l tokens."""
+    lambda_alpha: float = 0.05
+    """alpha of the length-adaptive lambda (arXiv 2504.05118)."""
     boundary_value: BoundaryValue = "hold"
-    """V(s_l) of an unfinished fragment: "hold" (V(s_{l-1}), the paper) or "bootstrap" (the critic's V(s_l))."""
+    """V(s_l) of an unfinished fragment: "hold" (V(s_{l-1}), the paper), "bootstrap" (the critic's V(s_l)), or
+    "tail_corrected" (the critic's, with renormalised weights, arXiv 2602.03386)."""
+    advantage_normalisation: Literal["none", "whiten", "scale"] = "none"
+    """"whiten" brings advantages to mean 0 and standard deviation 1, "scale" to the latter alone."""
+    advantage_normalisation_scope: Literal["batch", "group"] = "batch"
+    """Over the tokens of the whole batch on all learners, or of each prompt's responses in it."""
+    group_scale: bool = True
+    """Group-relative advantages are divided by the group's standard deviation; False is Dr. GRPO (arXiv 2503.20783)."""
+    critic_targets: CriticTargets = "monte_carlo"
+    """What the critic regresses: "monte_carlo" returns of finished episodes, their "lambda_returns" with
+    `critic_lambda`, or "also_truncated": Monte-Carlo returns, and A_t + V(s_t) on the windows of unfinished ones."""
+    critic_lambda: float = 1.0
+    """Decay of the critic's lambda-returns."""
+    value_batch_tokens: int | None = None
+    """Finished episodes are held until they have that many response tokens per learner, then all are trained; None
+    trains the critic in every update on what finished."""
     clip_low: float = 0.2
     """The ratio's gradient stops below 1 - clip_low."""
     clip_high: float = 0.28
     """The ratio's gradient stops above 1 + clip_high."""
+    dual_clip: float | None = None
+    """Where the advantage is negative the loss is at most -dual_clip * A (arXiv 1912.09729); None: no such bound."""
+    loss_mean: Literal["token", "response"] = "token"
+    """Over all tokens of a minibatch (DAPO, arXiv 2503.14476), or over responses, each the mean of its tokens (GRPO)."""
+    value_clip: float | None = None
+    """Most that a value may move from the one before the update without a larger loss (PPO2); None: unbounded."""
+    entropy_coef: float = 0.0
+    """Weight of the entropy (nats per token) that is added to what the policy maximises."""
+    kl_coef: float = 0.0
+    """Weight of the KL divergence to the reference model; 0 loads none."""
+    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
+    """Estimator of that divergence per token."""
+    kl_in: Literal["loss", "reward"] = "loss"
+    """Whether it is a term of the loss or taken off the rewards."""
+    positive_lm_coef: float = 0.0
+    """Weight of the language-modelling loss on responses that were right (arXiv 2504.05118: 0.1)."""
     temperature: float = 1.0
     """Sampling temperature of the env-runners; the trainer's log-probs use the same."""
     off_policy_correction: OffPolicyCorrection = "behaviour"
     """Old log-probs of the ratio: "behaviour" takes those of the engine that sampled the token, so the clip also bounds
-    staleness; "none" recomputes them with the weights before the update, which treats stale tokens as fresh."""
+    staleness; the others recompute them with the weights before the update. "none" then treats stale tokens as fresh,
+    "decoupled" weighs each token by old / behaviour (arXiv 2505.24298), "truncated_importance" by at most
+    `importance_cap` of it."""
+    importance_cap: float = 2.0
+    """Largest importance weight of a token, for "truncated_importance" and hindsight."""
+    sequence_mask: tuple[float, float] | None = None
+    """Fragments whose geometric mean of importance weights (before the update) lies outside of these bounds add nothing
+    to the surrogate; None masks none."""
     num_epochs: int = 1
     """Passes of the policy over the batch."""
     minibatch_size: int | None = None
@@ -61,23 +108,35 @@ class UpdateSettings:
     def __post_init__(self) -> None:
         object.__setattr__(self, "adam_betas", tuple(self.adam_betas))
         _require(0 < self.gamma <= 1, "gamma", self.gamma, "give a discount in (0, 1]")
-        _require(0 <= self.lambda_ <= 1, "lambda_", self.lambda_, "give a decay in [0, 1]")
-        _require(self.boundary_value in ("hold", "bootstrap"), "boundary_value", self.boundary_value, "hold/bootstrap")
+        adaptive = self.lambda_ == LENGTH_ADAPTIVE
+        _require(
+            adaptive or (isinstance(self.lambda_, int | float) and 0 <= self.lambda_ <= 1),
+            "lambda_",
+            self.lambda_,
+            "give a decay in [0, 1], or 'length_adaptive'",
+        )
+        for key, hint in get_type_hints(type(self)).items():
+            if get_origin(hint) is Literal:
+                choices = get_args(hint)
+                _require(getattr(self, key) in choices, key, getattr(self, key), f"use one of {', '.join(choices)}")
+        _require(0 <= self.critic_lambda <= 1, "critic_lambda", self.critic_lambda, "give a decay in [0, 1]")
         _require(0 <= self.clip_low <= 1, "clip_low", self.clip_low, "the ratio's lower bound is 1 - clip_low >= 0")
         _require(self.clip_high >= 0, "clip_high", self.clip_high, "the ratio's upper bound is 1 + clip_high")
         _require(self.temperature > 0, "temperature", self.temperature, "train on sampled, not on greedy tokens")
-        _require(
-            self.off_policy_correction in ("behaviour", "none"),
-            "off_policy_correction",
-            self.off_policy_correction,
-            "use 'behaviour' or 'none'",
-        )
+        _require(self.dual_clip is None or self.dual_clip > 1, "dual_clip", self.dual_clip, "give a number above 1")
+        for key in ("lambda_alpha", "importance_cap"):
+            _require(getattr(self, key) > 0, key, getattr(self, key), "give a number above 0")
+        _require(self.value_clip is None or self.value_clip > 0, "value_clip", self.value_clip, "give a number above 0")
+        if self.sequence_mask is not None:
+            object.__setattr__(self, "sequence_mask", tuple(self.sequence_mask))
+            low, high = self.sequence_mask
+            _require(0 <= low < high, "sequence_mask", self.sequence_mask, "give bounds 0 <= low < high")
         for key in ("num_epochs", "critic_num_epochs", "micro_batch_tokens"):
             _require(getattr(self, key) >= 1, key, getattr(self, key), "give at least 1")
-        for key in ("minibatch_size", "critic_minibatch_size"):
+        for key in ("minibatch_size", "critic_minibatch_size", "value_batch_tokens"):
             size = getattr(self, key)
             _require(size is None or size >= 1, key, size, "give a number of tokens, or None for the whole batch")
-        for key in ("lr", "critic_lr", "weight_decay", "lr_warmup_updates", "critic_warmup_updates"):
+        for key in ("lr", "critic_lr", "weight_decay", "lr_warmup_updates", "critic_warmup_updates", *_COEFFICIENTS):
             value = getattr(self, key)
             _require(isinstance(value, int | float) and value >= 0, key, value, "give a number, at least 0")
         for key in ("grad_clip", "critic_grad_clip"):
@@ -87,6 +146,11 @@ class UpdateSettings:
         _require(
             len(betas) == 2 and all(0 <= beta < 1 for beta in betas), "adam_betas", betas, "give two numbers in [0, 1)"
         )
+
+    @property
+    def recomputes_log_probs(self) -> bool:
+        """Whether an extra forward pass gives the log-probs under the weights before the update."""
+        return self.off_policy_correction != "behaviour" or self.sequence_mask is not None
 
     @classmethod
     def from_config(cls, config: Any) -> UpdateSettings:
@@ -104,6 +168,9 @@ class UpdateSettings:
             else:
                 raise ValueError(f"the config has no attribute {name!r}: use a config class that defines it")
         return cls(**values)
+
+
+_COEFFICIENTS = ("entropy_coef", "kl_coef", "positive_lm_coef")
 
 
 def _require(holds: bool, key: str, value: object, remedy: str) -> None:

@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 
-from tppo_rl.learner.batch import TrainBatch
+from tppo_rl.learner.batch import SampledTokens, TrainBatch
+from tppo_rl.learner.collective import Collective, SingleLearner
 from tppo_rl.learner.micro_batches import micro_batches
-from tppo_rl.learner.models import Critic
-from tppo_rl.learner.settings import UpdateSettings
-from tppo_rl.maths.advantages import boundary_values, extended_gae
-from tppo_rl.maths.returns import monte_carlo_returns
+from tppo_rl.learner.models import Critic, Policy
+from tppo_rl.learner.settings import LENGTH_ADAPTIVE, UpdateSettings
+from tppo_rl.maths import divergence
+from tppo_rl.maths.advantages import (
+    boundary_values,
+    extended_gae,
+    generalised_advantages,
+    hindsight_advantages,
+    length_adaptive_lambda,
+)
+from tppo_rl.maths.group_advantages import group_relative_advantages
+from tppo_rl.maths.normalisation import group_moments, normalise
+from tppo_rl.maths.returns import lambda_returns, monte_carlo_returns
 
 
 class CriticValues(NamedTuple):
@@ -28,16 +38,33 @@ class CriticValues(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
+class ValueBatch:
+    """What the critic regresses: sampled tokens of some sequences of a batch, and their targets."""
+
+    batch: TrainBatch
+    rows: torch.Tensor
+    """int64 [F]: sequence of each row of `tokens`."""
+    tokens: SampledTokens
+    """[F, R]."""
+    targets: torch.Tensor
+    """float32 [F, R]; padding 0."""
+    old_values: torch.Tensor | None = None
+    """float32 [F, R]: V(s_t) before the update, for the value clip; padding 0."""
+
+
+@dataclass(frozen=True, eq=False)
 class Targets:
     """Everything that the losses regress or weigh by."""
 
     advantages: torch.Tensor
     """float32 [B, T]: A_t of the window's tokens; padding 0."""
-    values: CriticValues | None
+    values: CriticValues | None = None
     """None without a critic."""
-    value_targets: torch.Tensor | None
-    """float32 [F, R]: G_t over the response of the finished fragments, padding 0; None without a critic."""
-    seconds: float
+    value_batch: ValueBatch | None = None
+    """None without a critic, and where finished episodes are being held."""
+    reference_log_probs: torch.Tensor | None = None
+    """float32 [B, T], nats: the reference model's log-prob of the window's tokens; None without a KL term in the loss."""
+    seconds: float = 0.0
     """Time that it took."""
 
 
@@ -66,24 +93,252 @@ def critic_values(critic: Critic, batch: TrainBatch, micro_batch_tokens: int) ->
     )
 
 
-def policy_advantages(batch: TrainBatch, values: CriticValues, settings: UpdateSettings) -> torch.Tensor:
-    """Returns the extended GAE of the window's tokens, float32 [B, T] (see `tppo_rl.maths.advantages`)."""
-    lengths = batch.window.lengths
-    at_boundary = boundary_values(values.window, values.after, lengths, batch.finished, settings.boundary_value)
-    return extended_gae(
-        batch.window.rewards, values.window, at_boundary, lengths, gamma=settings.gamma, lambda_=settings.lambda_
+@torch.no_grad()
+def sampled_log_probs(
+    policy: Policy, batch: TrainBatch, sampled: SampledTokens, *, temperature: float, micro_batch_tokens: int
+) -> torch.Tensor:
+    """Returns the policy's log-prob of sampled tokens, float32 [B, T] on the CPU, nats; padding 0.
+
+    Args:
+        policy: Any language model over the same vocabulary: the policy itself, or a reference.
+        batch: B sequences.
+        sampled: [B, T], `batch.window` or `batch.all_sampled`.
+        temperature: Sampling temperature.
+        micro_batch_tokens: Most padded tokens in one forward pass.
+    """
+    log_probs = torch.zeros(sampled.tokens.shape)
+    # Nothing after the state that predicts a sequence's last sampled token is needed.
+    lengths = last_positions(sampled)
+    for rows in micro_batches(lengths, torch.arange(len(batch)), micro_batch_tokens).rows:
+        mask = sampled.mask[rows]
+        within, columns = mask.nonzero(as_tuple=True)
+        device = policy.device
+        predicted = policy(
+            batch.padded(rows, lengths[rows]).to(device),
+            within.to(device),
+            sampled.positions[rows][mask].to(device),
+            sampled.tokens[rows][mask].to(device),
+            temperature=temperature,
+        ).log_probs
+        log_probs[rows[within], columns] = predicted.float().cpu()
+    return log_probs
+
+
+def last_positions(sampled: SampledTokens) -> torch.Tensor:
+    """Returns the positions of each sequence up to the state that predicts its last sampled token, int64 [B]."""
+    return sampled.positions.amax(dim=1) + 1 if len(sampled.lengths) else sampled.lengths
+
+
+def with_kl_rewards(batch: TrainBatch, policy: Policy, reference: Policy, settings: UpdateSettings) -> TrainBatch:
+    """Returns the batch with kl_coef * KL(policy || reference) of each sampled token taken off its reward.
+
+    The policy is that before the update, so earlier windows of a response are judged as the critic sees them now.
+    """
+    policy_log_probs, reference_log_probs = (
+        sampled_log_probs(
+            model,
+            batch,
+            batch.all_sampled,
+            temperature=settings.temperature,
+            micro_batch_tokens=settings.micro_batch_tokens,
+        )
+        for model in (policy, reference)
+    )
+    estimator = getattr(divergence, settings.kl_estimator)
+    mask = batch.all_sampled.mask
+    penalties = torch.zeros(len(batch.tokens))
+    places = (batch.offsets[:-1, None] + batch.all_sampled.positions)[mask]
+    penalties[places] = settings.kl_coef * estimator(reference_log_probs, policy_log_probs)[mask]
+    rows = torch.arange(len(batch))
+    return replace(
+        batch,
+        window=_minus(batch.window, batch.at_positions(penalties, batch.window, rows)),
+        response=_minus(batch.response, batch.at_positions(penalties, batch.response, batch.finished_rows)),
+        all_sampled=_minus(batch.all_sampled, batch.at_positions(penalties, batch.all_sampled, rows)),
     )
 
 
-def value_targets(batch: TrainBatch, settings: UpdateSettings) -> torch.Tensor:
+def policy_lambda(batch: TrainBatch, settings: UpdateSettings) -> float | torch.Tensor:
+    """Returns lambda of the policy's advantages: a number, or float32 [B] where it depends on the response's length."""
+    if settings.lambda_ == LENGTH_ADAPTIVE:
+        return length_adaptive_lambda(batch.all_sampled.lengths, alpha=settings.lambda_alpha)
+    return float(settings.lambda_)
+
+
+def extended_advantages(batch: TrainBatch, values: CriticValues, settings: UpdateSettings) -> torch.Tensor:
+    """Returns the extended GAE of the window's tokens, float32 [B, T] (see `tppo_rl.maths.advantages`).
+
+    Windows in hindsight get what their first advantages would have been more with the true return at the boundary.
+    """
+    window, lambda_ = batch.window, policy_lambda(batch, settings)
+    at_boundary = boundary_values(values.window, values.after, window.lengths, batch.finished, settings.boundary_value)
+    tail_corrected = ~batch.finished if settings.boundary_value == "tail_corrected" else None
+    advantages = extended_gae(
+        window.rewards,
+        values.window,
+        at_boundary,
+        window.lengths,
+        gamma=settings.gamma,
+        lambda_=lambda_,
+        tail_corrected=tail_corrected,
+    )
+    if not batch.hindsight.any():
+        return advantages
+    corrections = hindsight_advantages(
+        batch.residuals,
+        torch.zeros_like(batch.residuals),
+        window.lengths,
+        window.tokens.shape[1],
+        gamma=settings.gamma,
+        lambda_=lambda_,
+        tail_corrected=tail_corrected,
+    )
+    return torch.where(batch.hindsight[:, None], corrections, advantages)
+
+
+def plain_advantages(batch: TrainBatch, values: CriticValues, settings: UpdateSettings) -> torch.Tensor:
+    """Returns the GAE of whole episodes, float32 [B, T].
+
+    Raises:
+        ValueError: a fragment is unfinished, or is not its whole episode.
+    """
+    _require_whole_episodes(batch, "gae")
+    return generalised_advantages(
+        batch.window.rewards,
+        values.window,
+        batch.window.lengths,
+        gamma=settings.gamma,
+        lambda_=policy_lambda(batch, settings),
+    )
+
+
+def group_advantages(batch: TrainBatch, settings: UpdateSettings) -> torch.Tensor:
+    """Returns each response's group-relative advantage on all of its tokens, float32 [B, T]; padding 0.
+
+    Raises:
+        ValueError: as for `plain_advantages`.
+    """
+    _require_whole_episodes(batch, "group_relative")
+    groups = batch.groups.unique(return_inverse=True)[1]
+    relative = group_relative_advantages(batch.window.rewards.sum(dim=1), groups, scale=settings.group_scale)
+    return torch.where(batch.window.mask, relative[:, None], 0.0)
+
+
+def _require_whole_episodes(batch: TrainBatch, estimator: str) -> None:
+    if not bool(batch.finished.all()) or not torch.equal(batch.window.lengths, batch.all_sampled.lengths):
+        raise ValueError(
+            f"advantage_estimator={estimator!r}: a fragment is not a whole episode; train with window_length=None, or with "
+            "advantage_estimator='egae'"
+        )
+
+
+def normalised_advantages(
+    batch: TrainBatch, advantages: torch.Tensor, settings: UpdateSettings, collective: Collective | None = None
+) -> torch.Tensor:
+    """Returns advantages [B, T] with unit spread over the batch of all learners, or over each group.
+
+    Groups are those of this learner's share; the host gives all responses to a prompt to one learner.
+    """
+    if settings.advantage_normalisation == "none":
+        return advantages
+    per_group = settings.advantage_normalisation_scope == "group"
+    groups = batch.groups.unique(return_inverse=True)[1] if per_group else torch.zeros_like(batch.groups)
+    num_groups = int(groups.max()) + 1 if per_group and len(batch) else 1
+    moments = group_moments(advantages, batch.window.mask, groups, num_groups)
+    if not per_group:
+        moments = (collective or SingleLearner()).sum_(moments)
+    centre = settings.advantage_normalisation == "whiten"
+    return normalise(advantages, batch.window.mask, groups, moments, centre=centre)
+
+
+def finished_returns(batch: TrainBatch, settings: UpdateSettings) -> torch.Tensor:
     """Returns the Monte-Carlo returns of the finished episodes' tokens, float32 [F, R]."""
     return monte_carlo_returns(batch.response.rewards, batch.response.lengths, gamma=settings.gamma)
 
 
-def estimate_targets(critic: Critic, batch: TrainBatch, settings: UpdateSettings) -> Targets:
-    """Returns all targets of Truncated PPO: critic values, extended GAE, Monte-Carlo returns."""
+def monte_carlo_batch(batch: TrainBatch, values: CriticValues | None, settings: UpdateSettings) -> ValueBatch:
+    """Returns whole responses of finished episodes with their Monte-Carlo returns.
+
+    Args:
+        batch: Of which the finished fragments are taken.
+        values: Of the same batch; None where values before the update are not known.
+        settings: gamma.
+    """
+    old_values = None if values is None else values.response
+    return ValueBatch(batch, batch.finished_rows, batch.response, finished_returns(batch, settings), old_values)
+
+
+def lambda_return_batch(batch: TrainBatch, values: CriticValues, settings: UpdateSettings) -> ValueBatch:
+    """Returns whole responses of finished episodes with their lambda-returns."""
+    targets = lambda_returns(
+        batch.response.rewards,
+        values.response,
+        torch.zeros(len(batch.finished_rows)),
+        batch.response.lengths,
+        gamma=settings.gamma,
+        lambda_=settings.critic_lambda,
+    )
+    return ValueBatch(batch, batch.finished_rows, batch.response, targets, values.response)
+
+
+def also_truncated_batch(batch: TrainBatch, values: CriticValues, settings: UpdateSettings) -> ValueBatch:
+    """Returns finished responses with Monte-Carlo returns, and windows of unfinished ones with A_t + V(s_t).
+
+    This is what Truncated PPO leaves out; it is there to measure what the decoupling is worth.
+    """
+    finished = monte_carlo_batch(batch, values, settings)
+    rows = (~batch.finished & ~batch.hindsight).nonzero()[:, 0]
+    window, kept = _rows_of(batch.window, rows), values.window[rows]
+    at_boundary = boundary_values(
+        values.window, values.after, batch.window.lengths, batch.finished, settings.boundary_value
+    )[rows]
+    targets = lambda_returns(
+        window.rewards, kept, at_boundary, window.lengths, gamma=settings.gamma, lambda_=settings.critic_lambda
+    )
+    assert finished.old_values is not None
+    return ValueBatch(
+        batch,
+        torch.cat([finished.rows, rows]),
+        SampledTokens(
+            lengths=torch.cat([finished.tokens.lengths, window.lengths]),
+            positions=_stack(finished.tokens.positions, window.positions),
+            tokens=_stack(finished.tokens.tokens, window.tokens),
+            rewards=_stack(finished.tokens.rewards, window.rewards),
+        ),
+        _stack(finished.targets, targets),
+        _stack(finished.old_values, kept),
+    )
+
+
+def estimate_targets(
+    critic: Critic, batch: TrainBatch, settings: UpdateSettings, collective: Collective | None = None
+) -> Targets:
+    """Returns the targets of an update with a critic and without a reference model, as the learner pipeline does."""
     start = time.perf_counter()
     values = critic_values(critic, batch, settings.micro_batch_tokens)
-    advantages = policy_advantages(batch, values, settings)
-    returns = value_targets(batch, settings)
-    return Targets(advantages, values, returns, time.perf_counter() - start)
+    estimator = plain_advantages if settings.advantage_estimator == "gae" else extended_advantages
+    advantages = normalised_advantages(batch, estimator(batch, values, settings), settings, collective)
+    value_batch = VALUE_BATCHES[settings.critic_targets](batch, values, settings)
+    return Targets(advantages, values, value_batch, seconds=time.perf_counter() - start)
+
+
+VALUE_BATCHES = {
+    "monte_carlo": monte_carlo_batch,
+    "lambda_returns": lambda_return_batch,
+    "also_truncated": also_truncated_batch,
+}
+"""Makers of the value batch by `critic_targets`."""
+
+
+def _minus(sampled: SampledTokens, penalties: torch.Tensor) -> SampledTokens:
+    return replace(sampled, rewards=sampled.rewards - penalties)
+
+
+def _rows_of(sampled: SampledTokens, rows: torch.Tensor) -> SampledTokens:
+    return SampledTokens(sampled.lengths[rows], sampled.positions[rows], sampled.tokens[rows], sampled.rewards[rows])
+
+
+def _stack(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """Returns the rows of both, padded on the right with 0 to one width."""
+    width = max(first.shape[1], second.shape[1])
+    return torch.cat([torch.nn.functional.pad(part, (0, width - part.shape[1])) for part in (first, second)])

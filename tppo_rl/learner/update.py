@@ -2,7 +2,7 @@
 
     agree on token counts (all-reduce)
       -> policy: minibatches of window tokens     (frozen while the critic warms up)
-      -> critic: minibatches of finished responses (none where nothing finished anywhere)
+      -> critic: minibatches of the value batch    (none where nothing finished anywhere)
       -> metrics and staleness histogram (all-reduce)
 
 Learners hold shares of different sizes, also empty ones. Everything that decides how many collective calls follow is
@@ -40,7 +40,8 @@ FRAGMENT_REPORT_SCHEMA = pa.schema(
         pa.field("mean_value", pa.float32()),
     ]
 )
-"""One row per fragment of this learner's share, values of the critic before the update (null without a critic).
+"""One row per fragment of this learner's share but those in hindsight; values are the critic's before the update (null
+without a critic).
 
 `trained_tokens`: sampled tokens that the update consumed, also where the policy was frozen. `boundary_value`: V(s_l)
 after the last token, also where the episode ended. `held_value`: V(s_{l-1}). `mean_value`: mean V(s_t) of the window.
@@ -107,16 +108,18 @@ class UpdateStep:
         tally = Tally(
             (*POLICY_SUMS, *CRITIC_SUMS, *STATISTIC_SUMS), (*POLICY_MAXIMA, *STATISTIC_MAXIMA, *_SECONDS.values())
         )
-        counts = torch.stack([batch.window.lengths.sum(), batch.response.lengths.sum()])
-        window_tokens, response_tokens = self._collective.sum_(counts).tolist()
-        add_statistics(tally, batch, targets, policy_version)
+        values = targets.value_batch
+        num_value_tokens = 0 if values is None else int(values.tokens.lengths.sum())
+        counts = torch.tensor([int(batch.window.lengths.sum()), num_value_tokens])
+        window_tokens, value_tokens = self._collective.sum_(counts).tolist()
+        add_statistics(tally, batch, targets, policy_version, settings)
         generator = np.random.default_rng((settings.seed or 0, policy_version, self._collective.rank))
 
         start = time.perf_counter()
         lr = ramped_lr(settings.lr, self._policy_updates, settings.lr_warmup_updates)
         policy_reports = self._policy_step.run(
             batch,
-            targets.advantages,
+            targets,
             version=policy_version,
             global_tokens=window_tokens,
             lr=lr,
@@ -127,10 +130,8 @@ class UpdateStep:
         self._policy_updates += bool(policy_reports)
         middle = time.perf_counter()
         critic_reports: list[StepReport] = []
-        if self._critic_step is not None and targets.value_targets is not None:
-            critic_reports = self._critic_step.run(
-                batch, targets.value_targets, global_tokens=response_tokens, generator=generator, tally=tally
-            )
+        if self._critic_step is not None:
+            critic_reports = self._critic_step.run(values, global_tokens=value_tokens, generator=generator, tally=tally)
         seconds = (targets.seconds, middle - start, time.perf_counter() - middle)
         for name, value in zip(_SECONDS.values(), seconds, strict=True):
             tally.largest(name, value)
@@ -164,7 +165,7 @@ class UpdateStep:
         return GradientStep(optimizer, max_norm=max_norm, collective=self._collective, name=name)
 
     def _staleness_histogram(self, batch: TrainBatch, version: int, largest: int) -> np.ndarray:
-        staleness = version - batch.versions[batch.window.mask]
+        staleness = version - batch.versions[batch.window.mask & ~batch.hindsight[:, None]]
         assert not len(staleness) or int(staleness.min()) >= 0, "a token is newer than the trainer's weights"
         return self._collective.sum_(torch.bincount(staleness, minlength=largest + 1)).numpy()
 
@@ -177,7 +178,7 @@ _SECONDS = {
 
 
 def fragment_report(batch: TrainBatch, targets: Targets) -> pa.Table:
-    """Returns the report of this learner's fragments, in the order of the batch."""
+    """Returns the report of this learner's fragments, in the order of the batch; those in hindsight have had theirs."""
     lengths = batch.window.lengths
     columns: list[Any] = [batch.episode_ids, batch.window_indices, lengths.numpy()]
     if targets.values is None or not len(batch):
@@ -187,4 +188,5 @@ def fragment_report(batch: TrainBatch, targets: Targets) -> pa.Table:
         mean = targets.values.window.sum(dim=1) / lengths
         columns += [targets.values.after.numpy(), held.numpy(), mean.numpy()]
     arrays = [pa.array(column).cast(field.type) for column, field in zip(columns, FRAGMENT_REPORT_SCHEMA, strict=True)]
-    return pa.Table.from_arrays(arrays, schema=FRAGMENT_REPORT_SCHEMA)
+    report = pa.Table.from_arrays(arrays, schema=FRAGMENT_REPORT_SCHEMA)
+    return report.filter(pa.array(~batch.hindsight.numpy()))

@@ -34,6 +34,7 @@ from tppo_rl.base_models import resolve_model
 from tppo_rl.fragments import Fragment, table_from_fragments
 from tppo_rl.rollout.chat import Chat
 from tppo_rl.rollout.engine import Engine, Sampling
+from tppo_rl.rollout.rewards import RewardShaping
 from tppo_rl.rollout.sampler import EpisodeLimits, Sampler, evaluate_prompts
 from tppo_rl.rollout.vllm_engine import VLLMEngine
 from tppo_rl.rollout.window_buffer import Ticket
@@ -102,12 +103,12 @@ class VLLMEnvRunner(EnvRunner):
     # RLlib's contract
 
     def sample(  # type: ignore[override]
-        self, *, num_engine_steps: int, tickets: Sequence[Ticket] = (), cut_windows: bool = False, **kwargs: Any
+        self, *, num_engine_steps: int | None, tickets: Sequence[Ticket] = (), cut_windows: bool = False, **kwargs: Any
     ) -> SampleResult:
         """Takes engine steps and returns the fragments that were closed meanwhile.
 
         Args:
-            num_engine_steps: engine steps to take.
+            num_engine_steps: engine steps to take; None: as many as it takes until every ticket's episode has ended.
             tickets: further episodes that may be started.
             cut_windows: close all windows at the end, whatever their length (sync mode).
             **kwargs: not used.
@@ -206,8 +207,9 @@ class VLLMEnvRunner(EnvRunner):
         self._engine = self._build_engine()
         # An own evaluation env-runner has no training episodes.
         if not config.in_evaluation:
-            limits = self._limits(config.window_length)
-            self._sampler = self._make_sampler("train", limits, Sampling(config.sampling["temperature"]))
+            limits = self._limits(config.window)
+            sampling = Sampling(config.sampling["temperature"])
+            self._sampler = self._make_sampler("train", limits, sampling, self._reward_shaping())
 
     def _build_engine(self) -> Engine:
         config = self.config
@@ -229,7 +231,14 @@ class VLLMEnvRunner(EnvRunner):
     def _limits(self, window_length: int | None) -> EpisodeLimits:
         return EpisodeLimits(self.config.max_prompt_length, self.config.max_response_length, window_length)
 
-    def _make_sampler(self, name: str, limits: EpisodeLimits, sampling: Sampling) -> Sampler:
+    def _reward_shaping(self) -> RewardShaping:
+        cap = self.config.max_response_length
+        buffer = 0 if self.config.overlong_share is None else max(1, round(self.config.overlong_share * cap))
+        return RewardShaping(self.config.rewards, max_response_length=cap, overlong_buffer=buffer)
+
+    def _make_sampler(
+        self, name: str, limits: EpisodeLimits, sampling: Sampling, rewards: RewardShaping | None = None
+    ) -> Sampler:
         assert self._engine is not None
         make_env: Callable[[], gymnasium.Env] = partial(self._make_text_env, "train" if name == "train" else "heldout")
         return Sampler(
@@ -239,6 +248,7 @@ class VLLMEnvRunner(EnvRunner):
             num_slots=self.config.num_envs_per_env_runner,
             limits=limits,
             sampling=sampling,
+            rewards=rewards,
             env_runner=self.worker_index if name == "train" else _EVALUATION_EPISODE_OFFSET,
             name=name,
         )
@@ -254,14 +264,16 @@ class VLLMEnvRunner(EnvRunner):
 
     # Sampling
 
-    def _sample(self, num_engine_steps: int, tickets: Sequence[Ticket], cut_windows: bool, idle: float) -> SampleResult:
+    def _sample(
+        self, num_engine_steps: int | None, tickets: Sequence[Ticket], cut_windows: bool, idle: float
+    ) -> SampleResult:
         assert self._sampler is not None, "this env-runner does not sample for training"
         if self._policy_version is None:
             return SampleResult(table_from_fragments([]), self._incarnation, None)
         started = time.perf_counter()
         sampler = self._sampler
         sampler.tickets.extend(tickets)
-        fragments = sampler.run(num_engine_steps)
+        fragments = sampler.run_until_empty() if num_engine_steps is None else sampler.run(num_engine_steps)
         if cut_windows:
             fragments += sampler.cut_windows()
         self._log(fragments)

@@ -25,6 +25,7 @@ from typing import Any
 from tppo_rl.fragments import Fragment, fragments_from_table
 from tppo_rl.ledger import Ledger
 from tppo_rl.rollout.env_runner import SampleResult
+from tppo_rl.rollout.window_buffer import Ticket
 from tppo_rl.train_queue import TrainQueue, may_update, oldest_allowed_to_stay
 
 logger = logging.getLogger(__name__)
@@ -134,13 +135,25 @@ class RolloutPump:
 
     def one_window(self, window_length: int) -> list[Fragment]:
         """Lets every slot of every env-runner generate one window, cut at the end, and returns all fragments (sync)."""
-        if self._group.num_remote_env_runners() == 0:
-            tickets = self._tickets_for(0, window_length)
-            runner = self._group.local_env_runner
-            self.take(0, runner.sample(num_engine_steps=window_length, tickets=tickets, cut_windows=True))
-        else:
-            self._one_remote_window(window_length)
-        return self._queue.take(self._queue.num_tokens, oldest_allowed_to_stay=0)
+        return self._one_step(
+            lambda env_runner, _: self._tickets_for(env_runner, window_length),
+            {"num_engine_steps": window_length, "cut_windows": True},
+        )
+
+    def whole_responses(self, num_episodes: int) -> list[Fragment]:
+        """Lets the env-runners generate whole episodes, as many each as the others, and returns them (sync).
+
+        Args:
+            num_episodes: Of which those of an env-runner that is lost meanwhile do not come back.
+        """
+
+        def tickets(env_runner: int, env_runners: list[int]) -> list[Ticket]:
+            place = env_runners.index(env_runner)
+            count = len(range(place, num_episodes, len(env_runners)))
+            self._runners[env_runner].waiting_tickets += count
+            return self._ledger.lease(env_runner, count)
+
+        return self._one_step(tickets, {"num_engine_steps": None})
 
     def take(self, env_runner: int, result: SampleResult) -> None:
         """Books one result.
@@ -189,26 +202,37 @@ class RolloutPump:
         statistics, self._statistics = self._statistics, RolloutStatistics()
         return statistics
 
-    def _one_remote_window(self, window_length: int) -> None:
+    def _one_step(self, tickets: Callable[[int, list[int]], list[Ticket]], arguments: dict[str, Any]) -> list[Fragment]:
+        """Asks every env-runner once, waits for all of them, and returns what they sampled.
+
+        Args:
+            tickets: Of an env-runner, given its index and those of all that are asked.
+            arguments: Of `sample`.
+        """
+        if self._group.num_remote_env_runners() == 0:
+            self.take(0, self._group.local_env_runner.sample(tickets=tickets(0, [0]), **arguments))
+        else:
+            self._one_remote_step(tickets, arguments)
+        return self._queue.take(self._queue.num_tokens, oldest_allowed_to_stay=0)
+
+    def _one_remote_step(self, tickets: Callable[[int, list[int]], list[Ticket]], arguments: dict[str, Any]) -> None:
         waiting = Counter[int]()
-        for env_runner in self._group.healthy_env_runner_ids():
-            waiting[env_runner] += self._request(env_runner, window_length, cut_windows=True)
         last_healthy = time.monotonic()
         while waiting.total() > 0 or self._queue.num_tokens == 0:
+            healthy = self._group.healthy_env_runner_ids()
+            if waiting.total() == 0:
+                for env_runner in healthy:
+                    waiting[env_runner] += self._request(env_runner, tickets(env_runner, healthy), arguments)
             for env_runner, result in self._group.fetch_ready_async_reqs(tags=SAMPLE_TAG, timeout_seconds=0.05):
                 waiting[env_runner] = 0
                 self.take(env_runner, result)
             self._forget_lost_env_runners()
-            healthy = set(self._group.healthy_env_runner_ids())
-            for env_runner in set(waiting) - healthy:
+            for env_runner in set(waiting) - set(self._group.healthy_env_runner_ids()):
                 del waiting[env_runner]
-            if healthy:
+            if self._group.healthy_env_runner_ids():
                 last_healthy = time.monotonic()
             else:
                 self._wait_for_health(last_healthy)
-            if waiting.total() == 0 and self._queue.num_tokens == 0:
-                for env_runner in healthy:
-                    waiting[env_runner] += self._request(env_runner, window_length, cut_windows=True)
 
     def _send_requests(self, version: int) -> None:
         blocking = set(self._blocking(version))
@@ -218,15 +242,15 @@ class RolloutPump:
             while runner.requests < REQUESTS_IN_FLIGHT:
                 if self._queue.num_tokens + self._requested_tokens() >= limit and env_runner not in blocking:
                     break
-                if not self._request(env_runner, self._engine_steps):
+                tickets = self._tickets_for(env_runner, self._engine_steps)
+                if not self._request(env_runner, tickets, {"num_engine_steps": self._engine_steps}):
                     break
 
-    def _request(self, env_runner: int, engine_steps: int, *, cut_windows: bool = False) -> int:
-        tickets = self._tickets_for(env_runner, engine_steps)
+    def _request(self, env_runner: int, tickets: list[Ticket], arguments: dict[str, Any]) -> int:
         sent = self._group.foreach_env_runner_async(
             "sample",
             tag=SAMPLE_TAG,
-            kwargs={"num_engine_steps": engine_steps, "tickets": tickets, "cut_windows": cut_windows},
+            kwargs=arguments | {"tickets": tickets},
             remote_worker_ids=[env_runner],
         )
         if sent:
@@ -237,7 +261,7 @@ class RolloutPump:
             self._runners[env_runner].requests = REQUESTS_IN_FLIGHT
         return int(sent)
 
-    def _tickets_for(self, env_runner: int, engine_steps: int) -> list[Any]:
+    def _tickets_for(self, env_runner: int, engine_steps: int) -> list[Ticket]:
         """Enough for every slot to begin a new episode at every engine step, so that none is ever idle."""
         runner = self._runners[env_runner]
         missing = self._num_slots * (engine_steps + 1) - runner.waiting_tickets

@@ -18,6 +18,7 @@ from typing import Any
 from tppo_rl.fragments import Fragment
 from tppo_rl.rollout.chat import Chat
 from tppo_rl.rollout.engine import Engine, Output, Request, Sampling
+from tppo_rl.rollout.rewards import RewardShaping
 from tppo_rl.rollout.window_buffer import OpenEpisode, Ticket
 
 
@@ -42,6 +43,7 @@ class Sampler:
         num_slots: episodes in generation at a time.
         limits: window and caps.
         sampling: how tokens are sampled.
+        rewards: what responses are worth.
         env_runner: index of the env-runner, written into fragments.
         name: prefix of request ids; distinct for samplers that share an engine.
     """
@@ -55,6 +57,7 @@ class Sampler:
         num_slots: int,
         limits: EpisodeLimits,
         sampling: Sampling,
+        rewards: RewardShaping | None = None,
         env_runner: int = 0,
         name: str = "train",
     ) -> None:
@@ -67,6 +70,7 @@ class Sampler:
         self._chat = chat
         self._limits = limits
         self._sampling = sampling
+        self._rewards = rewards or RewardShaping()
         self._env_runner = env_runner
         self._name = name
         self._envs = [make_env() for _ in range(num_slots)]
@@ -185,7 +189,7 @@ class Sampler:
         env = self._envs[self._slot_of[request_id]]
         text, reward, terminated, truncated, info = env.step(self._chat.text(episode.turn_tokens))
         if reward:
-            episode.add_reward(float(reward))
+            episode.add_reward(self._rewards.of_turn(float(reward)))
         if terminated or truncated or not turn_ended:
             # A response stopped by the cap is scored like any other, but the policy did not end it.
             self._finish(request_id, terminated=bool(terminated and turn_ended), correct=info.get("correct"))
@@ -202,6 +206,8 @@ class Sampler:
     def _finish(self, request_id: str, *, terminated: bool, correct: bool | None) -> None:
         episode = self._open.pop(request_id)
         verdict = bool(correct) if correct is not None else False
+        if shaped := self._rewards.of_episode(correct=verdict, response_length=episode.response_length):
+            episode.add_reward(shaped)
         fragment = episode.close_window(terminated=terminated, truncated=not terminated, correct=verdict)
         self._closed.append(fragment)
         self._free.append(self._slot_of.pop(request_id))

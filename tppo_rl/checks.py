@@ -1,0 +1,202 @@
+"""Checks of a run's options: types, bounds, models and environments, before anything heavy is loaded."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import importlib
+import importlib.util
+import json
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from tppo_rl.base_models import resolve_model
+from tppo_rl.options import OptionError, Options
+from tppo_rl.presets import PRESETS
+from tppo_rl.rules import check_rules
+
+_HUB_TIMEOUT_S = 5.0
+
+
+def check_options(values: Mapping[str, Any], *, algorithm: str = "TPPO", other_keys: Iterable[str] = ()) -> Options:
+    """Checks the options of one run and returns them with the algorithm's defaults filled in.
+
+    Args:
+        values: options by key.
+        algorithm: name of its preset.
+        other_keys: further keys that are known elsewhere (RLlib's); they are not checked here.
+
+    Raises:
+        OptionError: unknown key, wrong type, value out of bounds, or values that do not go together.
+    """
+    other = set(other_keys)
+    known = {key: value for key, value in values.items() if key in Options.model_fields}
+    for key in values:
+        if key not in known and key not in other:
+            raise OptionError(unknown_key(key, values[key], [*Options.model_fields, *other]))
+    try:
+        options = Options(**(dict(PRESETS[algorithm].options) | known))
+    except ValidationError as error:
+        raise OptionError("\n".join(_explain(problem) for problem in error.errors())) from None
+    check_rules(options, algorithm)
+    _check_engine(options.engine)
+    return options
+
+
+def check_model(options: Options) -> None:
+    """Checks that the policy model exists and has room for prompt and response.
+
+    Raises:
+        OptionError: no such model, or too short a context.
+    """
+    if options.policy_model is None:
+        raise OptionError(
+            "policy_model=None: which model to train is not given; set policy_model to a folder or hub id, for example "
+            "tppo_rl/arithmetic-chain"
+        )
+    for key, own in (("policy_model", None), ("critic", "separate"), ("reference_model", "initial")):
+        value = getattr(options, key)
+        if value not in (None, own):
+            _load_model_config(key, value)
+    context = _load_model_config("policy_model", options.policy_model).get("max_position_embeddings")
+    needed = options.max_prompt_length + options.max_response_length
+    if context is not None and needed > context:
+        raise OptionError(
+            f"max_response_length={options.max_response_length}: with max_prompt_length={options.max_prompt_length} that "
+            f"is {needed} tokens, but the context of policy_model={options.policy_model!r} holds {context}; lower "
+            f"max_response_length to {max(context - options.max_prompt_length, 1)} or less"
+        )
+
+
+def check_environment(options: Options) -> None:
+    """Checks that the environment is registered and takes its `env_config`.
+
+    Raises:
+        OptionError: unknown environment or bad `env_config`.
+    """
+    import gymnasium
+
+    import tppo_rl.envs  # noqa: F401  (registers ours)
+
+    if options.env is None:
+        raise OptionError(
+            "env=None: which environment to train on is not given; set env, for example tppo_rl/ArithmeticChain-v0"
+        )
+    if "split" in options.env_config:
+        raise OptionError(
+            f"env_config.split={options.env_config['split']!r}: training takes the train split and evaluation the held-out "
+            "one; remove the key"
+        )
+    module, separator, name = options.env.rpartition(":")
+    try:
+        if separator:
+            importlib.import_module(module)
+        gymnasium.spec(name)
+    except ImportError as error:
+        raise OptionError(
+            f"env={options.env!r}: {error}; what stands before the colon must be an importable module"
+        ) from None
+    except gymnasium.error.Error:
+        raise OptionError(unknown_value("env", options.env, list(gymnasium.registry))) from None
+    try:
+        gymnasium.make(options.env, disable_env_checker=True, split="heldout", **options.env_config).close()
+    except (TypeError, ValueError) as error:
+        raise OptionError(f"env_config={options.env_config!r}: {error}; correct or remove that key") from None
+
+
+def unknown_key(key: str, value: Any, known: Iterable[str]) -> str:
+    """Message for a key that nothing reads."""
+    return f"{key}={value!r}: unknown option{_suggestion(key, known)}; `tppo-rl options` lists all"
+
+
+def unknown_value(key: str, value: Any, known: Iterable[str]) -> str:
+    """Message for a name that is not registered."""
+    names = sorted(known)
+    ours = [name for name in names if name.startswith("tppo_rl/")] or names
+    return f"{key}={value!r}: unknown name{_suggestion(str(value), names)}; known are {', '.join(ours)}"
+
+
+def _suggestion(word: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(word, list(known), n=3)
+    return f", did you mean {' or '.join(close)}?" if close else ""
+
+
+def _explain(problem: Any) -> str:
+    key = ".".join(str(part) for part in problem["loc"] if part in Options.model_fields or isinstance(part, int))
+    field = Options.model_fields.get(str(problem["loc"][0]))
+    meaning = f" ({field.description})" if field is not None and field.description else ""
+    return f"{key}={problem['input']!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}{meaning}"
+
+
+def _check_engine(engine: Mapping[str, Any]) -> None:
+    own = {"device", "kv_cache_gib", "multiprocessing"}
+    if engine.get("device", "cpu") not in ("cpu", "cuda"):
+        raise OptionError(f"engine.device={engine['device']!r}: must be 'cpu' or 'cuda'")
+    unknown = set(engine) - own
+    vllm_keys = vllm_engine_args() if unknown else frozenset()
+    for key in sorted(unknown - vllm_keys):
+        raise OptionError(unknown_key(f"engine.{key}", engine[key], [f"engine.{name}" for name in own | vllm_keys]))
+
+
+@lru_cache
+def vllm_engine_args() -> frozenset[str]:
+    """Names of vLLM's engine arguments, read from its source: importing vLLM takes many seconds."""
+    body = _class_body("vllm", "engine/arg_utils.py", "EngineArgs")
+    targets = [node.target for node in body if isinstance(node, ast.AnnAssign)]
+    return frozenset(target.id for target in targets if isinstance(target, ast.Name))
+
+
+@lru_cache
+def rllib_keys() -> frozenset[str]:
+    """Names of RLlib's options, read from its source: importing RLlib takes many seconds."""
+    body = _class_body("ray", "rllib/algorithms/algorithm_config.py", "AlgorithmConfig")
+    (constructor,) = [node for node in body if isinstance(node, ast.FunctionDef) and node.name == "__init__"]
+    attributes = [node for node in ast.walk(constructor) if isinstance(node, ast.Attribute)]
+    return frozenset(node.attr for node in attributes if isinstance(node.ctx, ast.Store))
+
+
+def _class_body(package: str, file: str, name: str) -> list[ast.stmt]:
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        return []
+    source = Path(spec.submodule_search_locations[0], file).read_text(encoding="utf-8")
+    (found,) = [node for node in ast.parse(source).body if isinstance(node, ast.ClassDef) and node.name == name]
+    return found.body
+
+
+def _load_model_config(key: str, name: str) -> dict[str, Any]:
+    model = resolve_model(name)
+    folder = Path(model)
+    if folder.is_dir():
+        config = folder / "config.json"
+        if not config.is_file():
+            raise OptionError(f"{key}={name!r}: the folder has no config.json; give a Hugging Face model folder")
+        return dict(json.loads(config.read_text(encoding="utf-8")))
+    if folder.is_absolute() or name.startswith("."):
+        raise OptionError(f"{key}={name!r}: no such folder; `tppo-rl warmstart` makes a small model")
+    return _load_hub_config(key, name)
+
+
+def _load_hub_config(key: str, name: str) -> dict[str, Any]:
+    from huggingface_hub import hf_hub_url, try_to_load_from_cache
+    from huggingface_hub.utils import get_session, validate_repo_id
+
+    try:
+        validate_repo_id(name)
+        cached = try_to_load_from_cache(name, "config.json")
+        if isinstance(cached, str):
+            return dict(json.loads(Path(cached).read_text(encoding="utf-8")))
+        # Asked once: the library's own download would try for half a minute before it says that there is no network.
+        reply = get_session().get(hf_hub_url(name, "config.json"), timeout=_HUB_TIMEOUT_S, follow_redirects=True)
+        reply.raise_for_status()
+        return dict(reply.json())
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise OptionError(
+            f"{key}={name!r}: neither a folder nor a model that the hub gives ({reason}); give a folder, a hub id that this "
+            "machine can reach or has cached, or tppo_rl/arithmetic-chain"
+        ) from None

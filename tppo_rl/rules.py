@@ -1,0 +1,233 @@
+"""Rules between options: values that are each allowed and do not go together, each refused with its reason."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tppo_rl.options import OptionError, Options
+from tppo_rl.presets import PRESETS
+
+
+def check_rules(options: Options, algorithm: str) -> None:
+    """Checks an algorithm's options against one another.
+
+    Raises:
+        OptionError: names key, value, reason and remedy.
+    """
+    _check_preset(options, algorithm)
+    _check_lengths(options)
+    _check_pipeline(options)
+    _check_sampling(options.sampling)
+    _check_estimators(options)
+    _check_losses(options)
+    _check_groups(options)
+    _check_that_all_is_read(options, algorithm)
+
+
+def _refuse(options: Options, key: str, reason: str) -> None:
+    raise OptionError(f"{key}={getattr(options, key)!r}: {reason}")
+
+
+def _check_preset(options: Options, algorithm: str) -> None:
+    preset = PRESETS[algorithm]
+    for key, reason in preset.fixed.items():
+        value = options.window if key == "window_length" else getattr(options, key)
+        wanted = options.max_response_length if key == "window_length" else preset.options[key]
+        if value != wanted:
+            _refuse(options, key, f"{algorithm} has {key}={preset.options[key]!r}: {reason}")
+
+
+def _check_lengths(options: Options) -> None:
+    if options.window > options.max_response_length:
+        raise OptionError(
+            f"window_length={options.window_length}: longer than max_response_length={options.max_response_length}, so no "
+            f"window would ever be cut; set window_length to {options.max_response_length} or less"
+        )
+
+
+def _check_pipeline(options: Options) -> None:
+    if options.mode == "sync":
+        return
+    if options.max_staleness == 0:
+        _refuse(
+            options,
+            "max_staleness",
+            "mode='async' trains tokens that are at least one update old; set max_staleness to 1 or more, or mode to 'sync'",
+        )
+    if options.num_env_runners == 0:
+        _refuse(
+            options,
+            "num_env_runners",
+            "mode='async' needs an env-runner beside the learner; set num_env_runners to 1 or more, or mode to 'sync'",
+        )
+    if options.off_policy_correction == "none":
+        _refuse(
+            options,
+            "off_policy_correction",
+            "in mode='async' tokens are older than the trainer's weights, and old log-probs recomputed by the trainer make "
+            "every ratio 1, so that nothing is corrected or clipped; set it to 'behaviour', 'decoupled' or "
+            "'truncated_importance', or mode to 'sync'",
+        )
+
+
+def _check_sampling(sampling: Mapping[str, Any]) -> None:
+    for key, value in sampling.items():
+        if key != "temperature":
+            raise OptionError(
+                f"sampling.{key}={value!r}: training takes log-probs at the temperature alone, so the engine must sample "
+                "from the whole distribution; remove the key"
+            )
+    temperature = sampling.get("temperature", 1.0)
+    if isinstance(temperature, bool) or not isinstance(temperature, int | float) or temperature <= 0:
+        raise OptionError(f"sampling.temperature={temperature!r}: training samples, so it must be a number above 0")
+
+
+def _check_estimators(options: Options) -> None:
+    if options.advantage_estimator == "gae" and options.window < options.max_response_length:
+        _refuse(
+            options,
+            "advantage_estimator",
+            f"plain GAE has no value for a response that goes on after window_length={options.window_length}; set "
+            "window_length to null, or advantage_estimator to 'egae'",
+        )
+    if options.advantage_estimator == "group_relative":
+        if not options.whole_responses:
+            _refuse(
+                options,
+                "advantage_estimator",
+                "responses are compared when all of a group have ended, at the end of a step of whole responses; set mode to "
+                "'sync' and window_length to null",
+            )
+        if options.group_size == 1:
+            _refuse(options, "group_size", "a response has no others to be compared with; set it to 2 or more")
+        if options.critic is not None:
+            _refuse(options, "critic", "group-relative advantages need no values; set critic to null")
+    elif options.critic is None:
+        _refuse(
+            options,
+            "critic",
+            f"advantage_estimator={options.advantage_estimator!r} needs values; set critic to 'separate', or "
+            "advantage_estimator to 'group_relative'",
+        )
+    if options.hindsight:
+        _check_hindsight(options)
+    if options.value_batch_tokens is not None:
+        if options.critic_targets != "monte_carlo":
+            _refuse(
+                options,
+                "value_batch_tokens",
+                f"critic_targets={options.critic_targets!r} depends on values that have changed when held episodes are "
+                "trained; set critic_targets to 'monte_carlo', or value_batch_tokens to null",
+            )
+        if options.value_clip is not None:
+            _refuse(options, "value_clip", "values of held episodes are not kept; set it or value_batch_tokens to null")
+        if options.kl_coef and options.kl_in == "reward":
+            _refuse(
+                options, "value_batch_tokens", "held episodes have the environment's rewards alone; set kl_in to 'loss'"
+            )
+
+
+def _check_hindsight(options: Options) -> None:
+    if options.window == options.max_response_length:
+        _refuse(
+            options,
+            "hindsight",
+            "without windows there is no earlier one to correct; set it to False, or a window_length",
+        )
+    if options.advantage_normalisation != "none":
+        _refuse(
+            options,
+            "hindsight",
+            f"it adds to the advantage that was used, which advantage_normalisation={options.advantage_normalisation!r} has "
+            "changed; set one of them off",
+        )
+    if options.kl_coef and options.kl_in == "reward":
+        _refuse(options, "hindsight", "the return that it compares with has no KL in it; set kl_in to 'loss'")
+
+
+def _check_losses(options: Options) -> None:
+    if options.loss_mean == "response" and options.window < options.max_response_length:
+        _refuse(
+            options,
+            "loss_mean",
+            f"a fragment of window_length={options.window_length} is not a response, so that long responses would weigh more "
+            "the more windows they have; set it to 'token', or window_length to null",
+        )
+    if options.kl_coef and options.kl_in == "loss" and options.kl_estimator == "k1":
+        _refuse(
+            options,
+            "kl_estimator",
+            "the gradient of k1 as a term of the loss is zero on average; use 'k2' or 'k3', or set kl_in to 'reward'",
+        )
+    if options.kl_coef and options.kl_in == "reward" and options.advantage_estimator == "group_relative":
+        _refuse(options, "kl_in", "group-relative advantages compare the environment's rewards; set it to 'loss'")
+    if options.sequence_mask is not None:
+        bounds = list(options.sequence_mask)
+        if len(bounds) != 2 or not 0 <= bounds[0] < bounds[1]:
+            _refuse(options, "sequence_mask", "must be two bounds with 0 <= low < high, such as [0.5, 2]")
+
+
+def _check_groups(options: Options) -> None:
+    slots = options.num_envs_per_env_runner * max(1, options.num_env_runners)
+    if options.whole_responses and slots % options.group_size:
+        _refuse(
+            options,
+            "group_size",
+            f"a step has {slots} slots, which are no whole number of groups; make num_envs_per_env_runner x "
+            "num_env_runners a multiple of it",
+        )
+    if options.advantage_normalisation_scope == "group" and options.group_size == 1:
+        _refuse(options, "advantage_normalisation_scope", "there are no groups; set group_size to 2 or more")
+    if options.dynamic_sampling and (options.group_size == 1 or not options.whole_responses):
+        _refuse(
+            options,
+            "dynamic_sampling",
+            "whether a group has variance is known when all its responses have ended; it needs group_size of 2 or more, "
+            "mode='sync' and window_length=null",
+        )
+
+
+_READ_ONLY_WITH: dict[str, tuple[str, Any]] = {
+    "lambda_alpha": ("lambda_='length_adaptive'", lambda o: o.lambda_ == "length_adaptive"),
+    "boundary_value": ("advantage_estimator='egae'", lambda o: o.advantage_estimator == "egae"),
+    "group_scale": (
+        "advantage_estimator='group_relative'",
+        lambda o: o.advantage_estimator == "group_relative",
+    ),
+    "advantage_normalisation_scope": ("advantage_normalisation", lambda o: o.advantage_normalisation != "none"),
+    "critic_lambda": (
+        "critic_targets='lambda_returns' or 'also_truncated'",
+        lambda o: o.critic_targets != "monte_carlo",
+    ),
+    "critic_targets": ("a critic", lambda o: o.critic is not None),
+    "value_batch_tokens": ("a critic", lambda o: o.critic is not None),
+    "value_clip": ("a critic", lambda o: o.critic is not None),
+    "hindsight": ("advantage_estimator='egae'", lambda o: o.advantage_estimator == "egae"),
+    **{
+        key: ("a critic", lambda o: o.critic is not None)
+        for key in (
+            "critic_lr",
+            "critic_num_epochs",
+            "critic_minibatch_size",
+            "critic_warmup_updates",
+            "critic_grad_clip",
+        )
+    },
+    "reference_model": ("kl_coef above 0", lambda o: o.kl_coef > 0),
+    "kl_estimator": ("kl_coef above 0", lambda o: o.kl_coef > 0),
+    "kl_in": ("kl_coef above 0", lambda o: o.kl_coef > 0),
+    "importance_cap": (
+        "off_policy_correction='truncated_importance' or hindsight",
+        lambda o: o.off_policy_correction == "truncated_importance" or o.hindsight,
+    ),
+    "dynamic_sampling_max_rounds": ("dynamic_sampling", lambda o: o.dynamic_sampling),
+}
+
+
+def _check_that_all_is_read(options: Options, algorithm: str) -> None:
+    """An option that was changed and that nothing reads is a mistake of some kind."""
+    defaults = {key: field.default for key, field in Options.model_fields.items()} | dict(PRESETS[algorithm].options)
+    for key, (condition, is_read) in _READ_ONLY_WITH.items():
+        if getattr(options, key) != defaults[key] and not is_read(options):
+            _refuse(options, key, f"is read only with {condition}; leave it out")
