@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any
 
 import pytest
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.tune.registry import get_trainable_cls
 
@@ -17,7 +19,7 @@ from tppo_rl.algorithms.tppo import TPPO
 from tppo_rl.algorithms.tppo_config import TPPOConfig
 from tppo_rl.algorithms.vapo import VAPOConfig
 from tppo_rl.metrics import METRICS
-from tppo_rl.options import OptionError
+from tppo_rl.options import OptionError, Options
 from tppo_rl.presets import PRESETS
 
 KNOWN_METRICS = {metric.name for metric in METRICS}
@@ -194,3 +196,17 @@ def test_what_makes_an_algorithm_cannot_be_changed(
 ) -> None:
     with pytest.raises(OptionError, match=message):
         small(config(), tmp_path, **options).validate()
+
+
+def test_every_option_has_a_place_in_the_builder() -> None:
+    methods = ("environment", "language_model", "env_runners", "learners", "training", "pipeline", "evaluation")
+    methods += ("debugging", "reporting")
+    arguments = {
+        name
+        for method in methods
+        for host in (TPPOConfig, AlgorithmConfig)
+        if hasattr(host, method)
+        for name in inspect.signature(getattr(host, method)).parameters
+    }
+    # The folder is the runner's or Tune's business.
+    assert set(Options.model_fields) - arguments == {"results_folder"}

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import reference
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from learner_helpers import load_models, make_fragment, make_fragments, save_tiny_model
 from test_update import NO_CLIPPING, Run, near_policy
 
@@ -286,3 +288,23 @@ def test_returns_of_a_value_batch_without_values(model_folder: str) -> None:
     held = monte_carlo_batch(batch, None, settings)
     assert torch.equal(held.targets, finished_returns(batch, settings))
     assert held.old_values is None
+
+
+@settings(deadline=None, max_examples=20)
+@given(
+    options=st.sampled_from([*POLICY_OPTIONS.values(), *CRITIC_OPTIONS.values()]),
+    seed=st.integers(0, 50),
+    micro_batch_tokens=st.sampled_from([1, 17, 40, 10_000]),
+    random=st.randoms(use_true_random=False),
+)
+def test_order_padding_and_micro_batches_change_no_gradient(
+    model_folder: str, options: dict[str, Any], seed: int, micro_batch_tokens: int, random: Any
+) -> None:
+    fragments = in_hindsight(make_fragments(seed, 6))
+    gradients = []
+    for budget in (10_000, micro_batch_tokens):
+        run = Run(model_folder, **(COMMON | options | {"micro_batch_tokens": budget}))
+        run.update(fragments)
+        gradients.append(torch.cat(run.gradients()))
+        random.shuffle(fragments)
+    torch.testing.assert_close(gradients[1], gradients[0], atol=2e-5, rtol=1e-4)
