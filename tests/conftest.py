@@ -1,8 +1,10 @@
+"""Settings of the whole test run."""
+
 import os
 
 from hypothesis import settings
 
-# Before torch is imported anywhere: tests share two cores, and results should not depend on their number.
+# Small models are fastest on one thread, and two processes with two threads each on two cores wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # The examples of a property are drawn from its own text, so a run of the tests can be repeated.
