@@ -34,6 +34,7 @@ KEYS = {
     "grad_clip",
     "critic_grad_clip",
     "seed",
+    "distributed",
 }
 
 
@@ -74,6 +75,7 @@ def test_keys_and_their_documentation() -> None:
         ("critic_grad_clip", -1.0),
         ("adam_betas", (0.9, 1.0)),
         ("adam_betas", (0.9,)),
+        ("distributed", "zero"),
     ],
 )
 def test_bad_values_are_refused_by_name(key: str, value: Any) -> None:

@@ -11,6 +11,7 @@ from tppo_rl.learner.micro_batches import micro_batches, minibatches, num_miniba
 from tppo_rl.learner.models import Critic
 from tppo_rl.learner.optimizers import GradientStep, StepReport
 from tppo_rl.learner.settings import UpdateSettings
+from tppo_rl.learner.sharding import ShardedGradientStep, same_number_of_passes
 from tppo_rl.learner.tally import Tally
 from tppo_rl.maths.reduce import token_mean
 from tppo_rl.maths.value import value_loss
@@ -22,7 +23,13 @@ CRITIC_SUMS = ("value_loss_sum", "critic_passes")
 class CriticStep:
     """Trains the critic on whole responses of finished episodes."""
 
-    def __init__(self, critic: Critic, step: GradientStep, settings: UpdateSettings, collective: Collective) -> None:
+    def __init__(
+        self,
+        critic: Critic,
+        step: GradientStep | ShardedGradientStep,
+        settings: UpdateSettings,
+        collective: Collective,
+    ) -> None:
         self._critic = critic
         self._step = step
         self._settings = settings
@@ -69,7 +76,8 @@ class CriticStep:
         device = self._critic.device
         response = batch.response
         lengths = response.positions.amax(dim=1) + 1 if len(response.lengths) else response.lengths
-        for group in micro_batches(lengths, rows, self._settings.micro_batch_tokens).rows:
+        groups = micro_batches(lengths, rows, self._settings.micro_batch_tokens).rows
+        for group in same_number_of_passes(self._critic, groups):
             mask = response.mask[group]
             input_ids = batch.padded(batch.finished_rows[group], lengths[group]).to(device)
             states = response.positions[group][mask].to(device)

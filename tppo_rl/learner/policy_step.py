@@ -13,6 +13,7 @@ from tppo_rl.learner.micro_batches import micro_batches, minibatches, num_miniba
 from tppo_rl.learner.models import Policy
 from tppo_rl.learner.optimizers import GradientStep, StepReport
 from tppo_rl.learner.settings import UpdateSettings
+from tppo_rl.learner.sharding import ShardedGradientStep, same_number_of_passes
 from tppo_rl.learner.tally import Tally
 from tppo_rl.maths.divergence import k3
 from tppo_rl.maths.importance import importance_weights
@@ -102,7 +103,13 @@ class _Work:
 class PolicyStep:
     """Trains the policy on the window tokens of a batch."""
 
-    def __init__(self, policy: Policy, step: GradientStep, settings: UpdateSettings, collective: Collective) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        step: GradientStep | ShardedGradientStep,
+        settings: UpdateSettings,
+        collective: Collective,
+    ) -> None:
         self._policy = policy
         self._step = step
         self._settings = settings
@@ -161,7 +168,7 @@ class PolicyStep:
         groups = micro_batches(work.lengths, rows, self._settings.micro_batch_tokens)
         tally.add("processed_tokens", groups.positions)
         tally.add("padded_tokens", groups.padded_positions)
-        for group in groups.rows:
+        for group in same_number_of_passes(self._policy, groups.rows):
             tokens = work.tokens(group, self._policy.device)
             log_probs, entropy = self._log_probs(tokens)
             terms = clipped_surrogate(
@@ -182,7 +189,8 @@ class PolicyStep:
         """Returns the log-probs of the window's tokens under the weights before the update, float32 [B, T]."""
         log_probs = torch.zeros_like(work.batch.behaviour_log_probs)
         rows = torch.arange(len(work.batch))
-        for group in micro_batches(work.lengths, rows, self._settings.micro_batch_tokens).rows:
+        groups = micro_batches(work.lengths, rows, self._settings.micro_batch_tokens).rows
+        for group in same_number_of_passes(self._policy, groups):
             current = self._log_probs(work.tokens(group, self._policy.device)).log_probs
             within, columns = work.batch.window.mask[group].nonzero(as_tuple=True)
             log_probs[group[within], columns] = current.float().cpu()

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from tppo_rl.maths.advantages import BoundaryValue
 
 OffPolicyCorrection = Literal["behaviour", "none"]
+Distributed = Literal["ddp", "fsdp"]
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,8 @@ class UpdateSettings:
     """Largest global norm of the critic's gradient; None never clips."""
     seed: int | None = None
     """Seed of the shuffling into minibatches; None is 0."""
+    distributed: Distributed = "ddp"
+    """What several learners hold: "ddp" all weights each, "fsdp" slices of weights, gradients and moments."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "adam_betas", tuple(self.adam_betas))
@@ -72,6 +75,7 @@ class UpdateSettings:
             self.off_policy_correction,
             "use 'behaviour' or 'none'",
         )
+        _require(self.distributed in ("ddp", "fsdp"), "distributed", self.distributed, "use 'ddp' or 'fsdp'")
         for key in ("num_epochs", "critic_num_epochs", "micro_batch_tokens"):
             _require(getattr(self, key) >= 1, key, getattr(self, key), "give at least 1")
         for key in ("minibatch_size", "critic_minibatch_size"):

@@ -12,6 +12,7 @@ from tppo_rl.learner.batch import TrainBatch
 from tppo_rl.learner.micro_batches import micro_batches
 from tppo_rl.learner.models import Critic
 from tppo_rl.learner.settings import UpdateSettings
+from tppo_rl.learner.sharding import same_number_of_passes
 from tppo_rl.maths.advantages import boundary_values, extended_gae
 from tppo_rl.maths.returns import monte_carlo_returns
 
@@ -45,10 +46,13 @@ def position_values(critic: Critic, batch: TrainBatch, micro_batch_tokens: int) 
     """Returns the critic's V(s) of the state after each position of all sequences, float32 [S] on the CPU."""
     lengths = batch.sequence_lengths
     values = torch.zeros(len(batch.tokens))
-    # `values` is made outside of inference mode: a tensor made inside may not enter a graph later.
-    with torch.inference_mode():
-        for rows in micro_batches(lengths, torch.arange(len(batch)), micro_batch_tokens).rows:
+    groups = micro_batches(lengths, torch.arange(len(batch)), micro_batch_tokens).rows
+    # Not in inference mode: what a sharded critic gathers its weights into is used again where gradients are needed.
+    with torch.no_grad():
+        for rows in same_number_of_passes(critic, groups):
             predicted = critic(batch.padded(rows, lengths[rows]).to(critic.device)).float().cpu()
+            if not len(rows):
+                continue
             steps = torch.arange(predicted.shape[1])
             inside = steps < lengths[rows][:, None]
             values[(batch.offsets[rows][:, None] + steps)[inside]] = predicted[inside]

@@ -27,6 +27,7 @@ from tppo_rl.learner.models import Critic, Policy
 from tppo_rl.learner.optimizers import GradientStep, StepReport, make_adamw, ramped_lr
 from tppo_rl.learner.policy_step import POLICY_MAXIMA, POLICY_SUMS, PolicyStep
 from tppo_rl.learner.settings import UpdateSettings
+from tppo_rl.learner.sharding import ShardedGradientStep, shard
 from tppo_rl.learner.tally import Tally
 from tppo_rl.learner.targets import Targets
 
@@ -76,18 +77,25 @@ class UpdateStep:
             critic: On its final device; None trains no values, and targets must come without them.
             settings: See `UpdateSettings`.
             collective: The other learners; None means that there are none.
+
+        Raises:
+            ValueError: the models are to be sharded, and there is one learner.
         """
         self.settings = settings
         self._collective: Collective = collective or SingleLearner()
         self._policy_updates = 0
+        if settings.distributed == "fsdp" and self._collective.size == 1:
+            raise ValueError("distributed='fsdp' will not do: there is one learner, nothing to shard over; use 'ddp'")
         for model in (policy, critic):
             for parameter in model.parameters() if model is not None else ():
                 self._collective.broadcast_(parameter.data)
+            if settings.distributed == "fsdp" and model is not None:
+                shard(model)
         self.policy_optimizer = self._adamw(policy, settings.lr)
         self.policy_gradients = self._gradients(self.policy_optimizer, settings.grad_clip, "policy")
         self._policy_step = PolicyStep(policy, self.policy_gradients, settings, self._collective)
         self.critic_optimizer: torch.optim.Optimizer | None = None
-        self.critic_gradients: GradientStep | None = None
+        self.critic_gradients: GradientStep | ShardedGradientStep | None = None
         self._critic_step: CriticStep | None = None
         if critic is not None:
             self.critic_optimizer = self._adamw(critic, settings.critic_lr)
@@ -160,8 +168,11 @@ class UpdateStep:
             model.parameters(), lr=lr, betas=self.settings.adam_betas, weight_decay=self.settings.weight_decay
         )
 
-    def _gradients(self, optimizer: torch.optim.Optimizer, max_norm: float | None, name: str) -> GradientStep:
-        return GradientStep(optimizer, max_norm=max_norm, collective=self._collective, name=name)
+    def _gradients(
+        self, optimizer: torch.optim.Optimizer, max_norm: float | None, name: str
+    ) -> GradientStep | ShardedGradientStep:
+        step = ShardedGradientStep if self.settings.distributed == "fsdp" else GradientStep
+        return step(optimizer, max_norm=max_norm, collective=self._collective, name=name)
 
     def _staleness_histogram(self, batch: TrainBatch, version: int, largest: int) -> np.ndarray:
         staleness = version - batch.versions[batch.window.mask]
