@@ -9,6 +9,7 @@ from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 
 from tppo_rl.base_models import resolve_model
 from tppo_rl.learner.learner import TPPOLearner
+from tppo_rl.learner.learner_group import TPPOLearnerGroup
 from tppo_rl.learner.module import LanguageModelModule
 from tppo_rl.options import OptionError, Options, check_environment, check_model, check_options, unknown_key
 from tppo_rl.rollout.env_runner import VLLMEnvRunner
@@ -44,10 +45,15 @@ class TPPOConfig(AlgorithmConfig):
         super().__setattr__(key, value)
 
     def language_model(
-        self, policy_model: str = NotProvided, *, dtype: str = NotProvided, critic: str = NotProvided
+        self,
+        policy_model: str = NotProvided,
+        *,
+        dtype: str = NotProvided,
+        weights_dtype: str = NotProvided,
+        critic: str = NotProvided,
     ) -> Self:
-        """Sets policy and critic: folder or hub id, number format, and where the critic's backbone comes from."""
-        return self._set(policy_model=policy_model, dtype=dtype, critic=critic)
+        """Sets policy and critic: folder or hub id, number formats, and where the critic's backbone comes from."""
+        return self._set(policy_model=policy_model, dtype=dtype, weights_dtype=weights_dtype, critic=critic)
 
     def env_runners(  # type: ignore[override]
         self,
@@ -70,6 +76,13 @@ class TPPOConfig(AlgorithmConfig):
             engine=engine,
             engine_steps_per_sample=engine_steps_per_sample,
         )
+
+    def learners(  # type: ignore[override]
+        self, *, distributed: str = NotProvided, gradient_checkpointing: bool = NotProvided, **kwargs: Any
+    ) -> Self:
+        """Sets what learners share and whether they keep activations; RLlib's own options go on to RLlib."""
+        super().learners(**kwargs)
+        return self._set(distributed=distributed, gradient_checkpointing=gradient_checkpointing)
 
     def training(  # type: ignore[override]
         self,
@@ -165,11 +178,19 @@ class TPPOConfig(AlgorithmConfig):
             "policy_model": resolve_model(self.policy_model),
             "critic": self.critic if self.critic == "separate" else resolve_model(self.critic),
             "dtype": self.dtype,
+            "weights_dtype": self.weights_dtype,
+            "gradient_checkpointing": self.gradient_checkpointing,
         }
         return RLModuleSpec(module_class=LanguageModelModule, model_config=model_config)
 
     def get_default_learner_class(self) -> type:
         return TPPOLearner
+
+    def build_learner_group(
+        self, *, env: Any = None, spaces: Any = None, rl_module_spec: Any = None, placement_group: Any = None
+    ) -> TPPOLearnerGroup:
+        spec = rl_module_spec or self.get_multi_rl_module_spec(env=env, spaces=spaces)
+        return TPPOLearnerGroup(config=self.copy(), module_spec=spec, placement_group=placement_group)
 
     def batch_tokens(self) -> int:
         """Sampled tokens of one update, over all learners."""

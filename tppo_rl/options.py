@@ -43,6 +43,11 @@ class Options(BaseModel):
         description="`separate`: own backbone started from the policy's folder; else folder or hub id of its backbone.",
     )
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="Of policy, critic and engine.")
+    weights_dtype: Literal["float32", "bfloat16"] = Field(
+        "float32",
+        description="Of the trainer's weights, gradients and moments: `float32` master weights, or `bfloat16`: half the "
+        "memory, small steps are rounded away.",
+    )
 
     # .env_runners()
     num_env_runners: int = Field(1, ge=0, description="Env-runner actors; 0 samples in the main process (sync only).")
@@ -62,6 +67,14 @@ class Options(BaseModel):
 
     # .learners()
     num_learners: int = Field(0, ge=0, description="Learner actors; 0 trains in the main process.")
+    distributed: Literal["ddp", "fsdp"] = Field(
+        "ddp",
+        description="`ddp`: every learner holds all weights; `fsdp`: weights, gradients and moments are sharded over the "
+        "learners. Checkpoints are the same.",
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="Compute activations again in the backward pass: less memory, about a third more work."
+    )
 
     # .training()
     lr: float = Field(1e-6, gt=0, description="Learning rate of the policy.")
@@ -159,6 +172,7 @@ def check_options(values: Mapping[str, Any], *, other_keys: Iterable[str] = ()) 
         raise OptionError("\n".join(_explain(problem) for problem in error.errors())) from None
     _check_lengths(options)
     _check_pipeline(options)
+    _check_learners(options)
     _check_sampling(options.sampling)
     _check_engine(options.engine)
     return options
@@ -275,6 +289,19 @@ def _check_pipeline(options: Options) -> None:
             "off_policy_correction='none': in mode='async' tokens are older than the trainer's weights, and old log-probs "
             "recomputed by the trainer make every ratio 1, so that nothing is corrected or clipped; set it to 'behaviour', "
             "or mode to 'sync'"
+        )
+
+
+def _check_learners(options: Options) -> None:
+    if options.distributed == "fsdp" and options.num_learners < 2:
+        raise OptionError(
+            f"distributed='fsdp': weights are sharded over learners, and num_learners={options.num_learners} leaves nothing "
+            "to shard over; set num_learners to 2 or more, or distributed to 'ddp'"
+        )
+    if options.weights_dtype == "bfloat16" and options.dtype == "float32":
+        raise OptionError(
+            "weights_dtype='bfloat16': with dtype='float32' the computation would be finer than the weights that it "
+            "trains; set dtype to 'bfloat16', or weights_dtype to 'float32'"
         )
 
 

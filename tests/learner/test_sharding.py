@@ -303,7 +303,7 @@ def test_plain_logits_of_a_sharded_policy(two_learners: list[dict[str, Any]], mo
 
 def test_alone_there_is_nothing_to_share(model_folder: str) -> None:
     policy, critic = load_models(model_folder)
-    with pytest.raises(ValueError, match="^distributed='fsdp'"):
+    with pytest.raises(ValueError, match=r"^distributed='fsdp'"):
         UpdateStep(policy, critic, UpdateSettings(distributed="fsdp"))
     groups = [torch.tensor([1])]
     assert same_number_of_passes(policy, groups) is groups

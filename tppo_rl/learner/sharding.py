@@ -44,7 +44,9 @@ def shard(model: Policy | Critic) -> None:
     Gradients are summed over learners, as everywhere in the update step: losses are divided by global counts already.
     """
     device = next(model.parameters()).device
-    mesh = DeviceMesh.from_group(torch.distributed.group.WORLD, device.type)
+    group = torch.distributed.group.WORLD
+    assert group is not None, "there is no process group"
+    mesh = DeviceMesh.from_group(group, device.type)
     for module in (*transformer_blocks(model), model):
         # At the root as well: weights are slices whenever no pass is under way, so that none can be read stale.
         part = fully_shard(module, mesh=mesh, reshard_after_forward=True)
@@ -192,11 +194,12 @@ def _slices_of_state(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any
 
 
 def _slice_like(value: Any, sharded: torch.Tensor | None) -> Any:
-    """Returns `value` cut as `sharded` is, or `value` itself where the two are not the same tensor's."""
+    """Returns a copy of `value` cut as `sharded` is, or `value` itself where the two are not the same tensor's."""
     if not isinstance(sharded, DTensor) or not isinstance(value, torch.Tensor) or value.shape != sharded.shape:
         return value
-    # Without a source rank nothing is exchanged: every learner has the whole.
-    return distribute_tensor(value, sharded.device_mesh, sharded.placements, src_data_rank=None)
+    # Without a source rank nothing is exchanged: every learner has the whole. A mere view would keep the whole alive.
+    cut = distribute_tensor(value, sharded.device_mesh, sharded.placements, src_data_rank=None)
+    return torch.empty_like(sharded, requires_grad=False).copy_(cut)
 
 
 def _to_numpy(tensor: torch.Tensor) -> np.ndarray:
