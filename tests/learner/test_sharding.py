@@ -61,8 +61,17 @@ def torch_free_rng(seed: int) -> Any:
 class Learner:
     """Models and update step of one learner, with a state that any kind of learner can load."""
 
-    def __init__(self, folder: str, settings: dict[str, Any], collective: Collective, *, recompute: bool = False):
-        self.policy, self.critic = load_models(folder)
+    def __init__(
+        self,
+        folder: str,
+        settings: dict[str, Any],
+        collective: Collective,
+        *,
+        recompute: bool = False,
+        dtype: torch.dtype = torch.float32,
+        weights_dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.policy, self.critic = load_models(folder, dtype, weights_dtype=weights_dtype)
         for model in (self.policy, self.critic) if recompute else ():
             recompute_activations(model)
         self.collective = collective
@@ -106,12 +115,12 @@ def trajectory(
     collective: Collective,
     *,
     state: dict[str, Any] | None = None,
-    recompute: bool = False,
+    **models: Any,
 ) -> tuple[list[dict[str, float]], dict[str, Any]]:
     """Makes the updates of (`distributed`, first, last + 1), with new learners and a checkpoint between the phases."""
     metrics = []
     for distributed, first, last in phases:
-        learner = Learner(folder, settings | {"distributed": distributed}, collective, recompute=recompute)
+        learner = Learner(folder, settings | {"distributed": distributed}, collective, **models)
         assert is_sharded(learner.policy) == is_sharded(learner.critic) == (distributed == "fsdp")
         if state is not None:
             learner.load(state)
@@ -145,6 +154,10 @@ def learner(rank: int, folder: str, meeting_point: str, results: str) -> None:
     }
     for distributed in ("ddp", "fsdp"):
         outcomes[f"minibatches, {distributed}"] = trajectory(folder, [(distributed, 0, 6)], MINIBATCHES, collective)
+        for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
+            outcomes[f"bfloat16 with {name} weights, {distributed}"] = trajectory(
+                folder, [(distributed, 0, 6)], ONE_STEP, collective, dtype=torch.bfloat16, weights_dtype=dtype
+            )
     outcomes["half"] = trajectory(folder, [("fsdp", 0, 10)], ONE_STEP, collective)
     alone = torch.load(f"{results}.alone", weights_only=False)
     outcomes["one learner, then fsdp"] = trajectory(
@@ -226,15 +239,15 @@ def largest_deviation(left: list[dict[str, float]], right: list[dict[str, float]
     return max(abs(a[name] - b[name]) / max(1.0, abs(b[name])) for a, b in zip(left, right, strict=True) for name in a)
 
 
-def assert_same_state(left: Any, right: Any, path: str = "") -> None:
+def assert_same_state(left: Any, right: Any, path: str = "", *, tolerance: float = 1e-3) -> None:
     """Compares two states with nested names down to their arrays, which must also agree in type."""
     if isinstance(right, dict):
         assert left.keys() == right.keys(), path
         for name in right:
-            assert_same_state(left[name], right[name], f"{path}/{name}")
+            assert_same_state(left[name], right[name], f"{path}/{name}", tolerance=tolerance)
     elif hasattr(right, "dtype"):
         assert (left.dtype, left.shape) == (right.dtype, right.shape), path
-        torch.testing.assert_close(torch.as_tensor(left), torch.as_tensor(right), atol=1e-3, rtol=1e-3)
+        torch.testing.assert_close(torch.as_tensor(left), torch.as_tensor(right), atol=tolerance, rtol=tolerance)
     else:
         assert left == right, path
 
@@ -274,6 +287,19 @@ def test_minibatches_are_those_of_whole_models(two_learners: list[dict[str, Any]
     for outcomes in two_learners:
         deviation = largest_deviation(outcomes["minibatches, fsdp"][0], outcomes["minibatches, ddp"][0])
         assert deviation < 1e-4
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(("weights", "tolerance"), [("float32", 1e-3), ("bfloat16", 3e-2)])
+def test_bfloat16_is_that_of_whole_models(two_learners: list[dict[str, Any]], weights: str, tolerance: float) -> None:
+    first, second = two_learners
+    metrics, state = first[f"bfloat16 with {weights} weights, fsdp"]
+    expected, expected_state = first[f"bfloat16 with {weights} weights, ddp"]
+    assert metrics == second[f"bfloat16 with {weights} weights, fsdp"][0]
+    deviation = largest_deviation(metrics, expected)
+    print(f"bfloat16 with {weights} weights: largest deviation {deviation:.1e}")
+    assert deviation < tolerance
+    assert_same_state(state, expected_state, tolerance=0.1)
 
 
 @pytest.mark.timeout(300)
