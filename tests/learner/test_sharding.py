@@ -8,12 +8,14 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from learner_helpers import load_models, make_fragment, make_fragments, save_tiny_model, split
+from learner_helpers import VOCABULARY, load_models, make_fragment, make_fragments, save_tiny_model, split
 from torch.distributed.tensor import DTensor
 
 from tppo_rl.fragments import Fragment
+from tppo_rl.learner import models
 from tppo_rl.learner.batch import batch_from_fragments
 from tppo_rl.learner.collective import Collective, SingleLearner, current_collective
 from tppo_rl.learner.models import Critic, Policy, recompute_activations
@@ -30,6 +32,7 @@ from tppo_rl.learner.targets import estimate_targets
 from tppo_rl.learner.update import UpdateStep
 
 NUM_UPDATES = 20
+NUM_KINDS = 6  # of shares
 COMPARED = ("policy_loss", "value_loss", "entropy", "policy_grad_norm", "critic_grad_norm", "value_mean")
 # Micro-batches of 40 tokens: learners with different shares have to make up for different numbers of passes.
 ONE_STEP = {"lr": 3e-4, "critic_lr": 1e-3, "weight_decay": 0.1, "micro_batch_tokens": 40}
@@ -41,7 +44,11 @@ def shares(update: int) -> list[list[Fragment]]:
     """The fragments of one update on two learners; the kinds of shares take turns."""
     fragments = make_fragments(update, version=update)
     finished_first = sorted(fragments, key=lambda fragment: not fragment.finished)
-    long = [make_fragment(torch_free_rng(update), context=90, earlier=40, tokens=30, finished=True, version=update)]
+    long = [
+        make_fragment(
+            np.random.default_rng(1000 + update), context=90, earlier=40, tokens=30, finished=True, version=update
+        )
+    ]
     return [
         split(fragments, 4),
         split(finished_first, 4),  # the second share has no finished episode
@@ -49,13 +56,7 @@ def shares(update: int) -> list[list[Fragment]]:
         split(fragments, 0),  # the first share is empty
         [fragments, long],  # 8 short sequences and a long one
         split([replace(f, terminated=False, rewards=f.rewards * 0, correct=None) for f in fragments], 7),
-    ][update % 6]
-
-
-def torch_free_rng(seed: int) -> Any:
-    import numpy as np
-
-    return np.random.default_rng(1000 + seed)
+    ][update % NUM_KINDS]
 
 
 class Learner:
@@ -104,7 +105,8 @@ class Learner:
 
 
 def as_tensors(state: dict[str, Any]) -> dict[str, Any]:
-    entries = {i: {name: torch.as_tensor(value) for name, value in e.items()} for i, e in state["state"].items()}
+    # Copies: the optimizer goes on with the tensors that it is given.
+    entries = {i: {name: torch.tensor(value) for name, value in e.items()} for i, e in state["state"].items()}
     return state | {"state": entries}
 
 
@@ -115,19 +117,22 @@ def trajectory(
     collective: Collective,
     *,
     state: dict[str, Any] | None = None,
-    **models: Any,
-) -> tuple[list[dict[str, float]], dict[str, Any]]:
-    """Makes the updates of (`distributed`, first, last + 1), with new learners and a checkpoint between the phases."""
-    metrics = []
+    **options: Any,
+) -> tuple[list[dict[str, float]], list[dict[str, Any]]]:
+    """Makes the updates of (`distributed`, first, last + 1), with new learners and a checkpoint between the phases.
+
+    Returns the metrics of each update and the checkpoint after each phase.
+    """
+    metrics, states = [], []
     for distributed, first, last in phases:
-        learner = Learner(folder, settings | {"distributed": distributed}, collective, **models)
+        learner = Learner(folder, settings | {"distributed": distributed}, collective, **options)
         assert is_sharded(learner.policy) == is_sharded(learner.critic) == (distributed == "fsdp")
         if state is not None:
             learner.load(state)
         metrics += [learner.update(version) for version in range(first, last)]
         state = learner.state()
-    assert state is not None
-    return metrics, state
+        states.append(state)
+    return metrics, states
 
 
 PLANS: dict[str, tuple[list[tuple[str, int, int]], dict[str, Any]]] = {
@@ -135,9 +140,8 @@ PLANS: dict[str, tuple[list[tuple[str, int, int]], dict[str, Any]]] = {
     "fsdp": ([("fsdp", 0, NUM_UPDATES)], ONE_STEP),
     "ddp, then fsdp": ([("ddp", 0, 10), ("fsdp", 10, NUM_UPDATES)], ONE_STEP),
     "fsdp, then ddp": ([("fsdp", 0, 10), ("ddp", 10, NUM_UPDATES)], ONE_STEP),
-    "fsdp, then fsdp": ([("fsdp", 0, 10), ("fsdp", 10, NUM_UPDATES)], ONE_STEP),
     "recomputed log-probs": ([("fsdp", 0, NUM_UPDATES)], RECOMPUTED),
-    "recomputed activations": ([("fsdp", 0, NUM_UPDATES)], ONE_STEP),
+    "recomputed activations": ([("fsdp", 0, NUM_KINDS)], ONE_STEP),
 }
 
 
@@ -153,12 +157,15 @@ def learner(rank: int, folder: str, meeting_point: str, results: str) -> None:
         for name, (phases, settings) in PLANS.items()
     }
     for distributed in ("ddp", "fsdp"):
-        outcomes[f"minibatches, {distributed}"] = trajectory(folder, [(distributed, 0, 6)], MINIBATCHES, collective)
+        outcomes[f"minibatches, {distributed}"] = trajectory(
+            folder, [(distributed, 0, NUM_KINDS)], MINIBATCHES, collective
+        )
         for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
             outcomes[f"bfloat16 with {name} weights, {distributed}"] = trajectory(
-                folder, [(distributed, 0, 6)], ONE_STEP, collective, dtype=torch.bfloat16, weights_dtype=dtype
+                folder, [(distributed, 0, NUM_KINDS)], ONE_STEP, collective, dtype=torch.bfloat16, weights_dtype=dtype
             )
-    outcomes["half"] = trajectory(folder, [("fsdp", 0, 10)], ONE_STEP, collective)
+    models.MAX_LOGITS = 3 * VOCABULARY
+    outcomes["logits in parts"] = trajectory(folder, [("fsdp", 0, NUM_KINDS)], ONE_STEP, collective)
     alone = torch.load(f"{results}.alone", weights_only=False)
     outcomes["one learner, then fsdp"] = trajectory(
         folder, [("fsdp", 10, NUM_UPDATES)], ONE_STEP, collective, state=alone
@@ -214,15 +221,15 @@ def logits(learner: Learner) -> torch.Tensor:
 
 
 @pytest.fixture(scope="module")
-def alone(model_folder: str) -> tuple[list[dict[str, float]], dict[str, Any]]:
-    return trajectory(model_folder, [("ddp", 0, NUM_UPDATES)], ONE_STEP, SingleLearner())
+def alone(model_folder: str) -> tuple[list[dict[str, float]], list[dict[str, Any]]]:
+    """One learner; its checkpoints after half of the updates and after all."""
+    return trajectory(model_folder, [("ddp", 0, 10), ("ddp", 10, NUM_UPDATES)], ONE_STEP, SingleLearner())
 
 
 @pytest.fixture(scope="module")
-def two_learners(model_folder: str, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+def two_learners(model_folder: str, alone: Any, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     folder: Path = tmp_path_factory.mktemp("sharded")
-    _, state = trajectory(model_folder, [("ddp", 0, 10)], ONE_STEP, SingleLearner())
-    torch.save(state, folder / "result.alone")
+    torch.save(alone[1][0], folder / "result.alone")
     context = torch.multiprocessing.spawn(
         learner, args=(model_folder, str(folder / "meeting"), str(folder / "result")), nprocs=2, join=False
     )
@@ -253,31 +260,31 @@ def assert_same_state(left: Any, right: Any, path: str = "", *, tolerance: float
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("plan", [*PLANS, "one learner, then fsdp"])
+@pytest.mark.parametrize("plan", [*PLANS, "logits in parts", "one learner, then fsdp"])
 def test_loss_trajectories_equal_those_of_one_learner(
     two_learners: list[dict[str, Any]], alone: Any, model_folder: str, plan: str
 ) -> None:
-    (first, state), (second, _) = (outcomes[plan] for outcomes in two_learners)
-    expected, expected_state = alone
+    (first, states), (second, _) = (outcomes[plan] for outcomes in two_learners)
+    expected, expected_states = alone
     if plan == "recomputed log-probs":
-        expected, expected_state = trajectory(model_folder, [("ddp", 0, NUM_UPDATES)], RECOMPUTED, SingleLearner())
-    if len(first) < NUM_UPDATES:
-        expected = expected[-len(first) :]
-    deviation = largest_deviation(first, expected)
+        expected, expected_states = trajectory(model_folder, [("ddp", 0, NUM_UPDATES)], RECOMPUTED, SingleLearner())
+    start = 10 if plan.startswith("one learner") else 0
+    deviation = largest_deviation(first, expected[start : start + len(first)])
     print(f"{plan}: largest deviation {deviation:.1e}")
     assert first == second
-    assert len(first) in (10, NUM_UPDATES)
+    assert start + len(first) in (NUM_KINDS, NUM_UPDATES)
     assert any(metrics["policy_grad_norm"] > 1 for metrics in first if "policy_grad_norm" in metrics)
     assert deviation < 1e-4
-    assert_same_state(state, expected_state)
+    if start + len(first) == NUM_UPDATES:
+        assert_same_state(states[-1], expected_states[-1])
 
 
 @pytest.mark.timeout(300)
 def test_one_learner_goes_on_from_sharded_ones(
     two_learners: list[dict[str, Any]], alone: Any, model_folder: str
 ) -> None:
-    _, state = two_learners[0]["half"]
-    metrics, _ = trajectory(model_folder, [("ddp", 10, NUM_UPDATES)], ONE_STEP, SingleLearner(), state=state)
+    _, (half, _) = two_learners[0]["fsdp, then ddp"]
+    metrics, _ = trajectory(model_folder, [("ddp", 10, NUM_UPDATES)], ONE_STEP, SingleLearner(), state=half)
     assert largest_deviation(metrics, alone[0][10:]) < 1e-4
 
 
@@ -293,8 +300,8 @@ def test_minibatches_are_those_of_whole_models(two_learners: list[dict[str, Any]
 @pytest.mark.parametrize(("weights", "tolerance"), [("float32", 1e-3), ("bfloat16", 3e-2)])
 def test_bfloat16_is_that_of_whole_models(two_learners: list[dict[str, Any]], weights: str, tolerance: float) -> None:
     first, second = two_learners
-    metrics, state = first[f"bfloat16 with {weights} weights, fsdp"]
-    expected, expected_state = first[f"bfloat16 with {weights} weights, ddp"]
+    metrics, (state,) = first[f"bfloat16 with {weights} weights, fsdp"]
+    expected, (expected_state,) = first[f"bfloat16 with {weights} weights, ddp"]
     assert metrics == second[f"bfloat16 with {weights} weights, fsdp"][0]
     deviation = largest_deviation(metrics, expected)
     print(f"bfloat16 with {weights} weights: largest deviation {deviation:.1e}")

@@ -201,7 +201,9 @@ class Critic(_EvaluationMode):
             hidden = self.backbone(input_ids=input_ids, use_cache=False).last_hidden_state
         head = self.value_head
         dtype = torch.promote_types(head.weight.dtype, torch.float32)
-        return nn.functional.linear(hidden.to(dtype), head.weight.to(dtype), head.bias.to(dtype))[..., 0]
+        values = nn.functional.linear(hidden.to(dtype), head.weight.to(dtype), head.bias.to(dtype))
+        # No view: the hook that gathers sharded weights for the backward pass sits on what is returned.
+        return values[..., 0].clone()
 
 
 @torch.no_grad()

@@ -16,6 +16,9 @@ Passes are collective, so a learner with fewer micro-batches than another has to
 without rows is one token of padding (`TrainBatch.padded`), and a loss over no tokens gives zero gradients.
 
 Checkpoints hold whole tensors in the format of unsharded models: either kind of learner loads those of the other.
+
+Under autocast the backward pass keeps a bfloat16 copy of every gathered weight, unless the blocks' activations are
+computed again (`recompute_activations`), or the weights are bfloat16 themselves.
 """
 
 from __future__ import annotations
