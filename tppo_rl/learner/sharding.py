@@ -44,6 +44,8 @@ _logger = logging.getLogger(__name__)
 def shard(model: Policy | Critic) -> None:
     """Shards the model in place over all learners of the process group; they must hold the same weights.
 
+    Up to here each learner has the whole model on its device, once and without gradients and moments.
+
     Gradients are summed over learners, as everywhere in the update step: losses are divided by global counts already.
     """
     device = next(model.parameters()).device
