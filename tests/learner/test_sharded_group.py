@@ -20,6 +20,7 @@ from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
 from tppo_rl.algorithms.tppo_config import TPPOConfig
 from tppo_rl.fragments import Fragment, table_from_fragments
 from tppo_rl.learner.learner import FRAGMENT_REPORT, MODULE_STATE
+from tppo_rl.options import OptionError
 from tppo_rl.weight_sync import WeightSync
 
 SHARES = {
@@ -95,6 +96,19 @@ def assert_same(left: Any, right: Any, path: str = "") -> None:
 def learner_state(group: Any) -> dict[str, Any]:
     """The group's state but for RLlib's metrics, which hold wall-clock times."""
     return {name: part for name, part in group.get_state()["learner"].items() if name != "metrics_logger"}
+
+
+def test_the_builder_passes_the_options_on(model_folder: str) -> None:
+    config = (
+        TPPOConfig()
+        .language_model(model_folder, dtype="bfloat16", weights_dtype="bfloat16")
+        .learners(num_learners=2, distributed="fsdp", gradient_checkpointing=True)
+    )
+    assert (config.options().distributed, config.num_learners) == ("fsdp", 2)
+    model_config = config.get_default_rl_module_spec().model_config
+    assert (model_config["weights_dtype"], model_config["gradient_checkpointing"]) == ("bfloat16", True)
+    with pytest.raises(OptionError, match="num_learners=1 leaves nothing to shard over"):
+        config.learners(num_learners=1).options()
 
 
 @pytest.mark.timeout(240)

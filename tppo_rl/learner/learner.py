@@ -139,7 +139,9 @@ class TPPOLearner(TorchLearner):
     def gather_state(self, *, inference_only: bool = False) -> None:
         """Gathers what `get_state` returns from the slices of sharded learners; does nothing where they are whole.
 
-        All learners must call it, after the same updates.
+        All learners must call it, after the same updates. What is at hand is not gathered again, so the policy's weights
+        may be asked for while an update is on its way to the learners, and one that gets the request first waits for
+        nobody.
 
         Args:
             inference_only: Whether to gather the policy's weights alone, which are at hand since the last update.
