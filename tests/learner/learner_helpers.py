@@ -37,9 +37,17 @@ def save_tiny_model(folder: Path, *, seed: int = 0) -> str:
     return str(folder)
 
 
-def load_models(folder: str, dtype: torch.dtype = torch.float32, *, value_head: bool = True) -> tuple[Policy, Critic]:
+def load_models(
+    folder: str,
+    dtype: torch.dtype = torch.float32,
+    *,
+    value_head: bool = True,
+    weights_dtype: torch.dtype = torch.float32,
+) -> tuple[Policy, Critic]:
     """Loads policy and critic; `value_head` fills the critic's zero head so that its backbone has gradients."""
-    policy, critic = Policy(load_causal_lm(folder, dtype), dtype), Critic(load_causal_lm(folder, dtype), dtype)
+    policy, critic = (
+        model(load_causal_lm(folder, dtype, weights_dtype=weights_dtype), dtype) for model in (Policy, Critic)
+    )
     if value_head:
         generator = torch.Generator().manual_seed(1)
         with torch.no_grad():

@@ -62,7 +62,7 @@ def test_pipeline_holds_finished_episodes_with_their_returns() -> None:
     pieces = default_learner_pipeline(settings, value_buffer=ValueBuffer(20, SingleLearner()))
     targets = pieces[-1]
     first, second = [episode(0)], [episode(1), *make_fragments(3, finished=False)]
-    assert "value_batch" not in targets(batch={"default_policy": {}}, episodes=first)["default_policy"]
+    assert len(targets(batch={"default_policy": {}}, episodes=first)["default_policy"]["value_batch"].rows) == 0
     batch = targets(batch={"default_policy": {}}, episodes=second)["default_policy"]["value_batch"]
     expected = batch_from_fragments([episode(0), episode(1)])
     assert torch.equal(batch.tokens.tokens, expected.response.tokens)

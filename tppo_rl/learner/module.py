@@ -11,13 +11,14 @@ from ray.rllib.core.columns import Columns
 from ray.rllib.core.rl_module.apis import InferenceOnlyAPI, ValueFunctionAPI
 from ray.rllib.core.rl_module.torch import TorchRLModule
 
-from tppo_rl.learner.models import Critic, Policy, load_causal_lm, parse_dtype
+from tppo_rl.learner.models import Critic, Policy, load_causal_lm, parse_dtype, recompute_activations
+from tppo_rl.learner.sharding import gather_weights, is_sharded, load_weights
 from tppo_rl.learner.targets import CriticValues, critic_values
 
 TRAIN_BATCH = "train_batch"
 """Key of the `TrainBatch` in a module's batch."""
 
-_MODEL_CONFIG_KEYS = {"policy_model", "critic", "reference_model", "dtype"}
+_MODEL_CONFIG_KEYS = {"policy_model", "critic", "reference_model", "dtype", "weights_dtype", "gradient_checkpointing"}
 
 
 class LanguageModelModule(TorchRLModule, ValueFunctionAPI, InferenceOnlyAPI):
@@ -28,7 +29,9 @@ class LanguageModelModule(TorchRLModule, ValueFunctionAPI, InferenceOnlyAPI):
         critic: "separate" starts the critic's own backbone from `policy_model`; a folder or hub id starts it from
             there; None is without a critic (group-relative algorithms).
         reference_model: Folder or hub id of the model that the policy is kept close to; None, the default, loads none.
-        dtype: Compute dtype of the training, "float32" by default. The weights are float32 (see `models`).
+        dtype: Compute dtype of the training, "float32" by default.
+        weights_dtype: Of weights, gradients and moments, "float32" by default (see `models`).
+        gradient_checkpointing: Whether activations are computed again in the backward pass, False by default.
 
     With `inference_only` there is neither critic nor reference. The reference is never trained and in no checkpoint. Observation and action spaces are not read; they may be Text spaces.
     """
@@ -52,14 +55,15 @@ class LanguageModelModule(TorchRLModule, ValueFunctionAPI, InferenceOnlyAPI):
         dtype = parse_dtype(config.get("dtype", "float32"))
         source = config["policy_model"]
         critic_source = config.get("critic", "separate")
-        self.policy = Policy(load_causal_lm(source, dtype), dtype)
+        self.policy = Policy(_load(source, dtype, config), dtype)
         self.critic = None
         if critic_source is not None and not self.inference_only:
-            self.critic = Critic(load_causal_lm(source if critic_source == "separate" else critic_source, dtype), dtype)
+            self.critic = Critic(_load(source if critic_source == "separate" else critic_source, dtype, config), dtype)
         self.reference = None
         if config.get("reference_model") is not None and not self.inference_only:
-            self.reference = Policy(load_causal_lm(config["reference_model"], dtype), dtype)
+            self.reference = Policy(_load(config["reference_model"], dtype, config), dtype)
             self.reference.requires_grad_(False)
+        self._gathered: dict[str, dict[str, np.ndarray] | None] = {}
 
     def compute_values(
         self, batch: dict[str, Any], embeddings: Any = None, *, micro_batch_tokens: int = 2048
@@ -93,12 +97,33 @@ class LanguageModelModule(TorchRLModule, ValueFunctionAPI, InferenceOnlyAPI):
         """Returns copies of the weights as numpy arrays.
 
         With `inference_only` they are the policy's under their transformers names, which is what an engine loads;
-        otherwise {"policy": {...}, "critic": {...}}, the latter where there is a critic.
+        otherwise {"policy": {...}, "critic": {...}}, the latter where there is a critic. Those of sharded models are what
+        the last `gather` has kept.
+
+        Raises:
+            RuntimeError: the models are sharded, and their weights were not gathered since they changed, or not here.
         """
-        policy = _to_numpy(self.policy.model)
+        policy = self._weights("policy", self.policy.model)
         if inference_only:
             return policy
-        return {"policy": policy} | ({} if self.critic is None else {"critic": _to_numpy(self.critic)})
+        return {"policy": policy} | ({} if self.critic is None else {"critic": self._weights("critic", self.critic)})
+
+    def gather(self, *, inference_only: bool, keep: bool) -> None:
+        """Gathers the whole weights of sharded models for `get_state`, of the policy alone with `inference_only`.
+
+        All learners must call it; `keep` says which of them holds the result.
+        """
+        parts = (
+            {"policy": self.policy.model} if inference_only else {"policy": self.policy.model, "critic": self.critic}
+        )
+        for name, model in parts.items():
+            if model is not None and name not in self._gathered:
+                weights = gather_weights(model, keep=keep)
+                self._gathered[name] = weights if keep else None
+
+    def forget_gathered(self) -> None:
+        """Drops what `gather` has kept; all learners must call it when their weights change."""
+        self._gathered.clear()
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Loads weights in either form of `get_state`; a part that is not in `state` is left alone.
@@ -107,19 +132,28 @@ class LanguageModelModule(TorchRLModule, ValueFunctionAPI, InferenceOnlyAPI):
             RuntimeError: names or shapes of the weights are not those of the models.
         """
         whole = "policy" in state
-        self.policy.model.load_state_dict(_to_torch(state["policy"] if whole else state))
+        self.forget_gathered()
+        load_weights(self.policy.model, state["policy"] if whole else state)
         if whole and self.critic is not None and "critic" in state:
-            self.critic.load_state_dict(_to_torch(state["critic"]))
+            load_weights(self.critic, state["critic"])
 
     def _forward(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
         """Returns the logits, [b, n, V], of int64 token ids [b, n] under `Columns.OBS`; sampling is the engine's."""
-        return {Columns.ACTION_DIST_INPUTS: self.policy.model(input_ids=batch[Columns.OBS], use_cache=False).logits}
+        return {Columns.ACTION_DIST_INPUTS: self.policy.logits(batch[Columns.OBS])}
+
+    def _weights(self, name: str, model: torch.nn.Module) -> dict[str, np.ndarray]:
+        if not is_sharded(self.policy):
+            return gather_weights(model)
+        weights = self._gathered.get(name)
+        if weights is None:
+            raise RuntimeError(
+                f"the sharded weights of the {name} are not gathered here: ask TPPOLearnerGroup.get_state"
+            )
+        return weights
 
 
-def _to_numpy(model: torch.nn.Module) -> dict[str, np.ndarray]:
-    # A view would change under the reader's hands with the next optimizer step.
-    return {name: weight.detach().cpu().numpy().copy() for name, weight in model.state_dict().items()}
-
-
-def _to_torch(weights: dict[str, Any]) -> dict[str, torch.Tensor]:
-    return {name: torch.as_tensor(np.array(weight)) for name, weight in weights.items()}
+def _load(source: str, dtype: torch.dtype, config: dict[str, Any]) -> Any:
+    model = load_causal_lm(source, dtype, weights_dtype=parse_dtype(config.get("weights_dtype", "float32")))
+    if config.get("gradient_checkpointing", False):
+        recompute_activations(model)
+    return model

@@ -8,11 +8,12 @@ from typing import NamedTuple
 
 import torch
 
-from tppo_rl.learner.batch import SampledTokens, TrainBatch
+from tppo_rl.learner.batch import SampledTokens, TrainBatch, batch_from_fragments
 from tppo_rl.learner.collective import Collective, SingleLearner
 from tppo_rl.learner.micro_batches import micro_batches
 from tppo_rl.learner.models import Critic, Policy
 from tppo_rl.learner.settings import LENGTH_ADAPTIVE, UpdateSettings
+from tppo_rl.learner.sharding import same_number_of_passes
 from tppo_rl.maths import divergence
 from tppo_rl.maths.advantages import (
     boundary_values,
@@ -61,7 +62,7 @@ class Targets:
     values: CriticValues | None = None
     """None without a critic."""
     value_batch: ValueBatch | None = None
-    """None without a critic, and where finished episodes are being held."""
+    """None without a critic."""
     reference_log_probs: torch.Tensor | None = None
     """float32 [B, T], nats: the reference model's log-prob of the window's tokens; None without a KL term in the loss."""
     seconds: float = 0.0
@@ -72,10 +73,13 @@ def position_values(critic: Critic, batch: TrainBatch, micro_batch_tokens: int) 
     """Returns the critic's V(s) of the state after each position of all sequences, float32 [S] on the CPU."""
     lengths = batch.sequence_lengths
     values = torch.zeros(len(batch.tokens))
-    # `values` is made outside of inference mode: a tensor made inside may not enter a graph later.
-    with torch.inference_mode():
-        for rows in micro_batches(lengths, torch.arange(len(batch)), micro_batch_tokens).rows:
+    groups = micro_batches(lengths, torch.arange(len(batch)), micro_batch_tokens).rows
+    # Not in inference mode: what a sharded critic gathers its weights into is used again where gradients are needed.
+    with torch.no_grad():
+        for rows in same_number_of_passes(critic, groups):
             predicted = critic(batch.padded(rows, lengths[rows]).to(critic.device)).float().cpu()
+            if not len(rows):
+                continue
             steps = torch.arange(predicted.shape[1])
             inside = steps < lengths[rows][:, None]
             values[(batch.offsets[rows][:, None] + steps)[inside]] = predicted[inside]
@@ -109,7 +113,8 @@ def sampled_log_probs(
     log_probs = torch.zeros(sampled.tokens.shape)
     # Nothing after the state that predicts a sequence's last sampled token is needed.
     lengths = last_positions(sampled)
-    for rows in micro_batches(lengths, torch.arange(len(batch)), micro_batch_tokens).rows:
+    groups = micro_batches(lengths, torch.arange(len(batch)), micro_batch_tokens).rows
+    for rows in same_number_of_passes(policy, groups):
         mask = sampled.mask[rows]
         within, columns = mask.nonzero(as_tuple=True)
         device = policy.device
@@ -308,6 +313,11 @@ def also_truncated_batch(batch: TrainBatch, values: CriticValues, settings: Upda
         _stack(finished.targets, targets),
         _stack(finished.old_values, kept),
     )
+
+
+def empty_value_batch() -> ValueBatch:
+    """Returns a value batch of nothing."""
+    return monte_carlo_batch(batch_from_fragments([]), None, UpdateSettings())
 
 
 def estimate_targets(
