@@ -168,6 +168,23 @@ def test_hindsight_and_held_episodes_survive_a_checkpoint(tmp_path: Path) -> Non
     restored.stop()
 
 
+def test_a_checkpoint_of_sharded_learners_goes_on_with_one(tmp_path: Path) -> None:
+    sharded = {"num_learners": 2, "num_cpus_per_learner": 0.5, "distributed": "fsdp", "gradient_checkpointing": True}
+    options = {"group_size": 4, "group_scale": False}
+    algorithm = small(GRPOConfig(), tmp_path / "fsdp", **options, **sharded).build_algo()
+    for _ in range(2):
+        result = algorithm.train()
+        assert_adds_up(algorithm, result)
+    checkpoint = algorithm.save_to_path(str(tmp_path / "checkpoint"))
+    expected = algorithm.evaluate()["greedy"]
+    algorithm.stop()
+    restored = small(GRPOConfig(), tmp_path / "ddp", **options).build_algo()
+    restored.restore_from_path(checkpoint)
+    assert restored.evaluate()["greedy"] == expected
+    assert_adds_up(restored, restored.train())
+    restored.stop()
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_names_lead_to_classes(name: str) -> None:
     algorithm = tppo_rl.algorithms.algorithm_class(name)
