@@ -31,6 +31,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import numpy as np
 import torch
 
 BoundaryValue = Literal["hold", "bootstrap", "tail_corrected"]
@@ -61,7 +62,7 @@ def extended_gae(
     Raises:
         ValueError: shapes that do not fit together, or a length outside 1 .. T.
     """
-    valid = _check_rows(values, lengths, rewards=rewards)
+    _check_rows(values, lengths, rewards=rewards)
     if boundary_values.shape != lengths.shape:
         raise ValueError(f"boundary_values must have shape {tuple(lengths.shape)}, got {tuple(boundary_values.shape)}")
     if tail_corrected is not None and tail_corrected.shape != lengths.shape:
@@ -69,7 +70,12 @@ def extended_gae(
     num_steps = values.shape[1]
     if num_steps == 0:
         return torch.zeros_like(values)
-    last = torch.arange(num_steps, device=values.device) == lengths[:, None] - 1
+    inputs = (rewards, values, boundary_values)
+    needs_gradient = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
+    if not needs_gradient and all(tensor.device.type == "cpu" and tensor.dtype == values.dtype for tensor in inputs):
+        return _compiled(rewards, values, boundary_values, lengths, gamma, lambda_, tail_corrected)
+    steps = torch.arange(num_steps, device=values.device)
+    valid, last = steps < lengths[:, None], steps == lengths[:, None] - 1
     following = torch.cat([values[:, 1:], boundary_values[:, None]], dim=1)
     following = torch.where(last, boundary_values[:, None], following)
     deltas = torch.where(valid, rewards + gamma * following - values, 0.0)
@@ -208,6 +214,29 @@ def boundary_values(
     return torch.where(finished, 0.0, open_values)
 
 
+def _compiled(
+    rewards: torch.Tensor,
+    values: torch.Tensor,
+    boundary_values: torch.Tensor,
+    lengths: torch.Tensor,
+    gamma: float,
+    lambda_: float | torch.Tensor,
+    tail_corrected: torch.Tensor | None,
+) -> torch.Tensor:
+    """Returns what the tensor code of `extended_gae` returns, for tensors of one dtype on the CPU."""
+    from tppo_rl.maths.compiled import extended_gae_rows
+
+    rates = [torch.as_tensor(rate, dtype=values.dtype).expand(len(lengths)) for rate in (gamma * lambda_, lambda_)]
+    uncorrected = torch.zeros(len(lengths), dtype=torch.bool)
+    tensors = [rewards, values, boundary_values, lengths, torch.tensor([gamma], dtype=values.dtype), *rates]
+    tensors.append(uncorrected if tail_corrected is None else tail_corrected)
+    arrays = [tensor.detach().numpy() for tensor in tensors]
+    # Zeros of numpy take no time until they are written to, and padding never is.
+    advantages = np.zeros(values.shape, arrays[1].dtype)
+    extended_gae_rows(*arrays, advantages)
+    return torch.from_numpy(advantages)
+
+
 def _tail_weights(
     lengths: torch.Tensor, lambda_: float | torch.Tensor, tail_corrected: torch.Tensor, *, like: torch.Tensor
 ) -> torch.Tensor:
@@ -225,8 +254,8 @@ def _tail_weights(
     return torch.where(tail_corrected[:, None], weights, 1.0)
 
 
-def _check_rows(values: torch.Tensor, lengths: torch.Tensor, **others: torch.Tensor) -> torch.Tensor:
-    """Returns bool [B, T], True on tokens and False on padding, once the shapes are known to fit."""
+def _check_rows(values: torch.Tensor, lengths: torch.Tensor, **others: torch.Tensor) -> None:
+    """Raises ValueError unless the shapes fit and every length lies in 1 .. T."""
     if values.ndim != 2 or lengths.shape != values.shape[:1]:
         raise ValueError(f"values must be [B, T] and lengths [B], got {tuple(values.shape)} and {tuple(lengths.shape)}")
     for name, other in others.items():
@@ -236,4 +265,3 @@ def _check_rows(values: torch.Tensor, lengths: torch.Tensor, **others: torch.Ten
         raise ValueError(
             f"lengths must lie in 1 .. {values.shape[1]}, got {int(lengths.min())} .. {int(lengths.max())}"
         )
-    return torch.arange(values.shape[1], device=values.device) < lengths[:, None]
