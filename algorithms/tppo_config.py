@@ -54,9 +54,15 @@ class TPPOConfig(AlgorithmConfig):
         dtype: str = NotProvided,
         critic: str | None = NotProvided,
         reference_model: str = NotProvided,
+        lora: dict[str, Any] | None = NotProvided,
     ) -> Self:
-        """Sets the models: folder or hub id, number format, where the critic's backbone and the reference come from."""
-        return self._set(policy_model=policy_model, dtype=dtype, critic=critic, reference_model=reference_model)
+        """Sets the models: folder or hub id, number format, where the critic's backbone and the reference come from.
+
+        With `lora` adapters train in place of all weights.
+        """
+        return self._set(
+            policy_model=policy_model, dtype=dtype, critic=critic, reference_model=reference_model, lora=lora
+        )
 
     def env_runners(  # type: ignore[override]
         self,
@@ -236,6 +242,7 @@ class TPPOConfig(AlgorithmConfig):
             "policy_model": resolve_model(self.policy_model),
             "critic": self.critic if self.critic in ("separate", None) else resolve_model(self.critic),
             "dtype": self.dtype,
+            "lora": self.lora,
         }
         if self.kl_coef:
             reference = self.policy_model if self.reference_model == "initial" else self.reference_model

@@ -19,6 +19,7 @@ OPTION_NAMES = {
     "advantage_estimator", "lambda_alpha", "hindsight", "advantage_normalisation", "advantage_normalisation_scope",
     "group_scale", "critic_targets", "critic_lambda", "value_batch_tokens", "dual_clip", "loss_mean", "value_clip",
     "entropy_coef", "kl_coef", "kl_estimator", "kl_in", "positive_lm_coef", "importance_cap", "sequence_mask",
+    "lora",
 }  # fmt: skip
 
 MODEL = {"policy_model": "tppo_rl/arithmetic-chain"}
@@ -49,6 +50,11 @@ def test_the_options_are_these_and_all_are_described() -> None:
         ({"off_policy_correction": "none"}, ["off_policy_correction='none'", "set it to 'behaviour'"]),
         ({"sampling": {"top_p": 0.9}}, ["sampling.top_p=0.9", "remove the key"]),
         ({"sampling": {"temperature": 0}}, ["sampling.temperature=0", "above 0"]),
+        ({"lora": {"alpha": 8}}, ["lora.rank=None", "set it"]),
+        ({"lora": {"rank": 0}}, ["lora.rank=0", "above 0"]),
+        ({"lora": {"rank": 8, "alpha": -1}}, ["lora.alpha=-1", "leave it out for 16"]),
+        ({"lora": {"rank": 8, "dropout": 0.1}}, ["lora.dropout=0.1", "remove the key"]),
+        ({"lora": {"rank": 8, "target_modules": "q_proj"}}, ["lora.target_modules='q_proj'", "['q_proj', 'v_proj']"]),
         ({"engine": {"device": "tpu"}}, ["engine.device='tpu'", "'cpu' or 'cuda'"]),
         ({"engine": {"max_num_batched_token": 1}}, ["engine.max_num_batched_token=1", "max_num_batched_tokens"]),
     ],

@@ -41,6 +41,12 @@ class Options(BaseModel):
     )
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="Of policy, critic and engine.")
 
+    lora: dict[str, Any] | None = Field(
+        None,
+        description="Trains adapters of policy and critic in place of their weights: `rank`, `alpha` (default 2 * rank) and "
+        "`target_modules` (names of linear layers, or `all-linear`, the default); None: trains all weights.",
+    )
+
     # .env_runners()
     num_env_runners: int = Field(1, ge=0, description="Env-runner actors; 0 samples in the main process (sync only).")
     num_envs_per_env_runner: PositiveInt = Field(32, description="Slots of an env-runner.")

@@ -30,6 +30,7 @@ from tppo_rl.learner.connectors import (
     default_learner_pipeline,
 )
 from tppo_rl.learner.module import TRAIN_BATCH, LanguageModelModule
+from tppo_rl.learner.optimizers import trainable
 from tppo_rl.learner.settings import UpdateSettings
 from tppo_rl.learner.targets import Targets
 from tppo_rl.learner.update import UpdateResult, UpdateStep
@@ -88,7 +89,7 @@ class TPPOLearner(TorchLearner):
             optimizers["critic"] = (self._update_step.critic_optimizer, module.critic)
         for name, (optimizer, model) in optimizers.items():
             self.register_optimizer(
-                module_id=module_id, optimizer_name=name, optimizer=optimizer, params=list(model.parameters())
+                module_id=module_id, optimizer_name=name, optimizer=optimizer, params=trainable(model.parameters())
             )
 
     def update(

@@ -11,13 +11,14 @@ from ray.rllib.core.columns import Columns
 from ray.rllib.core.rl_module.apis import InferenceOnlyAPI, ValueFunctionAPI
 from ray.rllib.core.rl_module.torch import TorchRLModule
 
+from tppo_rl.learner.lora import add_adapters, has_adapters, load_trained_state, merged_state, trained_state
 from tppo_rl.learner.models import Critic, Policy, load_causal_lm, parse_dtype
 from tppo_rl.learner.targets import CriticValues, critic_values
 
 TRAIN_BATCH = "train_batch"
 """Key of the `TrainBatch` in a module's batch."""
 
-_MODEL_CONFIG_KEYS = {"policy_model", "critic", "reference_model", "dtype"}
+_MODEL_CONFIG_KEYS = {"policy_model", "critic", "reference_model", "dtype", "lora"}
 
 
 class LanguageModelModule(TorchRLModule, ValueFunctionAPI, InferenceOnlyAPI):
@@ -29,6 +30,8 @@ class LanguageModelModule(TorchRLModule, ValueFunctionAPI, InferenceOnlyAPI):
             there; None is without a critic (group-relative algorithms).
         reference_model: Folder or hub id of the model that the policy is kept close to; None, the default, loads none.
         dtype: Compute dtype of the training, "float32" by default. The weights are float32 (see `models`).
+        lora: `rank`, `alpha` and `target_modules` of adapters of policy and critic (see `lora`); None, the default,
+            trains all weights.
 
     With `inference_only` there is neither critic nor reference. The reference is never trained and in no checkpoint. Observation and action spaces are not read; they may be Text spaces.
     """
@@ -52,10 +55,12 @@ class LanguageModelModule(TorchRLModule, ValueFunctionAPI, InferenceOnlyAPI):
         dtype = parse_dtype(config.get("dtype", "float32"))
         source = config["policy_model"]
         critic_source = config.get("critic", "separate")
-        self.policy = Policy(load_causal_lm(source, dtype), dtype)
+        lora = config.get("lora")
+        self.policy = Policy(_with_adapters(load_causal_lm(source, dtype), lora), dtype)
         self.critic = None
         if critic_source is not None and not self.inference_only:
-            self.critic = Critic(load_causal_lm(source if critic_source == "separate" else critic_source, dtype), dtype)
+            backbone = load_causal_lm(source if critic_source == "separate" else critic_source, dtype)
+            self.critic = Critic(_with_adapters(backbone, lora), dtype)
         self.reference = None
         if config.get("reference_model") is not None and not self.inference_only:
             self.reference = Policy(load_causal_lm(config["reference_model"], dtype), dtype)
@@ -93,32 +98,51 @@ class LanguageModelModule(TorchRLModule, ValueFunctionAPI, InferenceOnlyAPI):
         """Returns copies of the weights as numpy arrays.
 
         With `inference_only` they are the policy's under their transformers names, which is what an engine loads;
-        otherwise {"policy": {...}, "critic": {...}}, the latter where there is a critic.
+        otherwise {"policy": {...}, "critic": {...}}, the latter where there is a critic. With adapters the former are
+        merged into the weights, and the latter holds adapters and value head alone.
         """
-        policy = _to_numpy(self.policy.model)
         if inference_only:
-            return policy
-        return {"policy": policy} | ({} if self.critic is None else {"critic": _to_numpy(self.critic)})
+            return _to_numpy(merged_state(self.policy.model))
+        models = {"policy": self.policy.model} | ({} if self.critic is None else {"critic": self.critic})
+        return {name: _to_numpy(_own_state(model)) for name, model in models.items()}
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Loads weights in either form of `get_state`; a part that is not in `state` is left alone.
 
         Raises:
-            RuntimeError: names or shapes of the weights are not those of the models.
+            RuntimeError: names or shapes of the weights are not those of the models. With adapters that is so for the
+                merged weights, which cannot be taken apart again.
         """
         whole = "policy" in state
-        self.policy.model.load_state_dict(_to_torch(state["policy"] if whole else state))
+        _load_own_state(self.policy.model, _to_torch(state["policy"] if whole else state))
         if whole and self.critic is not None and "critic" in state:
-            self.critic.load_state_dict(_to_torch(state["critic"]))
+            _load_own_state(self.critic, _to_torch(state["critic"]))
 
     def _forward(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
         """Returns the logits, [b, n, V], of int64 token ids [b, n] under `Columns.OBS`; sampling is the engine's."""
         return {Columns.ACTION_DIST_INPUTS: self.policy.model(input_ids=batch[Columns.OBS], use_cache=False).logits}
 
 
-def _to_numpy(model: torch.nn.Module) -> dict[str, np.ndarray]:
+def _with_adapters(model: Any, lora: dict[str, Any] | None) -> Any:
+    if lora is not None:
+        add_adapters(model, lora)
+    return model
+
+
+def _own_state(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return trained_state(model) if has_adapters(model) else model.state_dict()
+
+
+def _load_own_state(model: torch.nn.Module, state: dict[str, torch.Tensor]) -> None:
+    if has_adapters(model):
+        load_trained_state(model, state)
+    else:
+        model.load_state_dict(state)
+
+
+def _to_numpy(weights: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
     # A view would change under the reader's hands with the next optimizer step.
-    return {name: weight.detach().cpu().numpy().copy() for name, weight in model.state_dict().items()}
+    return {name: weight.detach().cpu().numpy().copy() for name, weight in weights.items()}
 
 
 def _to_torch(weights: dict[str, Any]) -> dict[str, torch.Tensor]:

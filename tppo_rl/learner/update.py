@@ -24,7 +24,7 @@ from tppo_rl.learner.collective import Collective, SingleLearner
 from tppo_rl.learner.critic_step import CRITIC_SUMS, CriticStep
 from tppo_rl.learner.metrics import STATISTIC_MAXIMA, STATISTIC_SUMS, add_statistics, scalars
 from tppo_rl.learner.models import Critic, Policy
-from tppo_rl.learner.optimizers import GradientStep, StepReport, make_adamw, ramped_lr
+from tppo_rl.learner.optimizers import GradientStep, StepReport, make_adamw, ramped_lr, trainable
 from tppo_rl.learner.policy_step import POLICY_MAXIMA, POLICY_SUMS, PolicyStep
 from tppo_rl.learner.settings import UpdateSettings
 from tppo_rl.learner.tally import Tally
@@ -82,7 +82,7 @@ class UpdateStep:
         self._collective: Collective = collective or SingleLearner()
         self._policy_updates = 0
         for model in (policy, critic):
-            for parameter in model.parameters() if model is not None else ():
+            for parameter in trainable(model.parameters()) if model is not None else ():
                 self._collective.broadcast_(parameter.data)
         self.policy_optimizer = self._adamw(policy, settings.lr)
         self.policy_gradients = self._gradients(self.policy_optimizer, settings.grad_clip, "policy")
