@@ -20,8 +20,13 @@ from torch.utils.checkpoint import checkpoint
 
 from tppo_rl.maths.log_probs import TokenLogProbs, token_log_probs
 
-MAX_LOGITS = 2**27
-"""Logits (positions x vocabulary) that are held at once; more are computed in parts and again in the backward pass."""
+MAX_LOGITS = 2**25
+"""Logits (positions x vocabulary) that are held at once; more are computed in parts and again in the backward pass.
+
+Beside them there is their gradient, of the same size: together 256 MiB in float32. A part of a vocabulary of 150,000
+still has 220 positions, enough for a matrix product at full speed. Parts below 2**23 take MORE memory on a CPU: glibc
+then cuts them out of its heap, which falls to pieces. `tppo-rl bench memory` measures.
+"""
 
 _logger = logging.getLogger(__name__)
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
