@@ -9,7 +9,7 @@ from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 
 from tppo_rl.algorithms import algorithm_class
 from tppo_rl.base_models import resolve_model
-from tppo_rl.checks import check_environment, check_model, check_options, unknown_key
+from tppo_rl.checks import check_attention, check_environment, check_model, check_options, unknown_key
 from tppo_rl.learner.learner import TPPOLearner
 from tppo_rl.learner.module import LanguageModelModule
 from tppo_rl.options import OptionError, Options
@@ -55,13 +55,19 @@ class TPPOConfig(AlgorithmConfig):
         critic: str | None = NotProvided,
         reference_model: str = NotProvided,
         lora: dict[str, Any] | None = NotProvided,
+        attention: str = NotProvided,
     ) -> Self:
         """Sets the models: folder or hub id, number format, where the critic's backbone and the reference come from.
 
         With `lora` adapters train in place of all weights.
         """
         return self._set(
-            policy_model=policy_model, dtype=dtype, critic=critic, reference_model=reference_model, lora=lora
+            policy_model=policy_model,
+            dtype=dtype,
+            critic=critic,
+            reference_model=reference_model,
+            lora=lora,
+            attention=attention,
         )
 
     def env_runners(  # type: ignore[override]
@@ -128,6 +134,7 @@ class TPPOConfig(AlgorithmConfig):
         importance_cap: float = NotProvided,
         sequence_mask: tuple[float, float] | None = NotProvided,
         micro_batch_tokens: int = NotProvided,
+        packing: bool = NotProvided,
         critic_num_epochs: int = NotProvided,
         critic_minibatch_size: int | None = NotProvided,
         critic_warmup_updates: int = NotProvided,
@@ -166,6 +173,7 @@ class TPPOConfig(AlgorithmConfig):
             importance_cap=importance_cap,
             sequence_mask=sequence_mask,
             micro_batch_tokens=micro_batch_tokens,
+            packing=packing,
             critic_num_epochs=critic_num_epochs,
             critic_minibatch_size=critic_minibatch_size,
             critic_warmup_updates=critic_warmup_updates,
@@ -231,6 +239,7 @@ class TPPOConfig(AlgorithmConfig):
             options = self.options()
             check_model(options)
             check_environment(options)
+            check_attention(options, num_gpus_per_learner=self.num_gpus_per_learner)
         if self.evaluation_parallel_to_training:
             raise OptionError(
                 "evaluation_parallel_to_training=True: evaluation shares engines with training; set it to False"
@@ -243,6 +252,7 @@ class TPPOConfig(AlgorithmConfig):
             "critic": self.critic if self.critic in ("separate", None) else resolve_model(self.critic),
             "dtype": self.dtype,
             "lora": self.lora,
+            "attention": self.attention,
         }
         if self.kl_coef:
             reference = self.policy_model if self.reference_model == "initial" else self.reference_model

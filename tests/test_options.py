@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from tppo_rl.checks import check_environment, check_model, check_options, rllib_keys, vllm_engine_args
+from tppo_rl.checks import check_attention, check_environment, check_model, check_options, rllib_keys, vllm_engine_args
 from tppo_rl.options import OptionError, Options
 
 OPTION_NAMES = {
@@ -19,7 +19,7 @@ OPTION_NAMES = {
     "advantage_estimator", "lambda_alpha", "hindsight", "advantage_normalisation", "advantage_normalisation_scope",
     "group_scale", "critic_targets", "critic_lambda", "value_batch_tokens", "dual_clip", "loss_mean", "value_clip",
     "entropy_coef", "kl_coef", "kl_estimator", "kl_in", "positive_lm_coef", "importance_cap", "sequence_mask",
-    "lora",
+    "lora", "attention", "packing",
 }  # fmt: skip
 
 MODEL = {"policy_model": "tppo_rl/arithmetic-chain"}
@@ -86,6 +86,24 @@ def test_a_model_that_will_not_do_is_refused(values: dict[str, Any], words: list
     with pytest.raises(OptionError) as error:
         check_model(check_options(values))
     assert all(word in str(error.value) for word in words), str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("values", "gpus", "installed", "words"),
+    [
+        ({"attention": "flash_attention_2"}, 1, False, ["flash-attn is not installed", "'sdpa'"]),
+        ({"attention": "flash_attention_2"}, 1, True, ["dtype='float32'", "'bfloat16'"]),
+        ({"attention": "flex_attention"}, 0, True, ["num_gpus_per_learner=0", "set num_gpus_per_learner to 1"]),
+    ],
+)
+def test_attention_that_cannot_run_is_refused(
+    monkeypatch: pytest.MonkeyPatch, values: dict[str, Any], gpus: int, installed: bool, words: list[str]
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object() if installed else None)
+    with pytest.raises(OptionError) as error:
+        check_attention(check_options(values), num_gpus_per_learner=gpus)
+    assert all(word in str(error.value) for word in [f"attention={values['attention']!r}", *words]), str(error.value)
+    check_attention(check_options({"attention": "sdpa", "packing": True}), num_gpus_per_learner=0)
 
 
 def test_a_folder_without_a_config_is_no_model(tmp_path: Path) -> None:

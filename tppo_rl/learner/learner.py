@@ -31,6 +31,7 @@ from tppo_rl.learner.connectors import (
 )
 from tppo_rl.learner.module import TRAIN_BATCH, LanguageModelModule
 from tppo_rl.learner.optimizers import trainable
+from tppo_rl.learner.packing import check_packing
 from tppo_rl.learner.settings import UpdateSettings
 from tppo_rl.learner.targets import Targets
 from tppo_rl.learner.update import UpdateResult, UpdateStep
@@ -189,6 +190,8 @@ class TPPOLearner(TorchLearner):
         if self.config.add_default_connectors_to_learner_pipeline:
             module = self.module[DEFAULT_MODULE_ID]
             assert isinstance(module, LanguageModelModule)
+            if self._settings.packing and module.reference is not None:
+                check_packing(module.reference)
             pieces += default_learner_pipeline(
                 self._settings,
                 critic=module.critic is not None,

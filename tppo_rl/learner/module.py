@@ -18,7 +18,7 @@ from tppo_rl.learner.targets import CriticValues, critic_values
 TRAIN_BATCH = "train_batch"
 """Key of the `TrainBatch` in a module's batch."""
 
-_MODEL_CONFIG_KEYS = {"policy_model", "critic", "reference_model", "dtype", "lora"}
+_MODEL_CONFIG_KEYS = {"policy_model", "critic", "reference_model", "dtype", "lora", "attention"}
 
 
 class LanguageModelModule(TorchRLModule, ValueFunctionAPI, InferenceOnlyAPI):
@@ -30,6 +30,7 @@ class LanguageModelModule(TorchRLModule, ValueFunctionAPI, InferenceOnlyAPI):
             there; None is without a critic (group-relative algorithms).
         reference_model: Folder or hub id of the model that the policy is kept close to; None, the default, loads none.
         dtype: Compute dtype of the training, "float32" by default. The weights are float32 (see `models`).
+        attention: "sdpa", the default, "flash_attention_2" or "flex_attention", of all models.
         lora: `rank`, `alpha` and `target_modules` of adapters of policy and critic (see `lora`); None, the default,
             trains all weights.
 
@@ -55,33 +56,35 @@ class LanguageModelModule(TorchRLModule, ValueFunctionAPI, InferenceOnlyAPI):
         dtype = parse_dtype(config.get("dtype", "float32"))
         source = config["policy_model"]
         critic_source = config.get("critic", "separate")
+        attention = config.get("attention", "sdpa")
         lora = config.get("lora")
-        self.policy = Policy(_with_adapters(load_causal_lm(source, dtype), lora), dtype)
+        self.policy = Policy(_with_adapters(load_causal_lm(source, dtype, attention), lora), dtype)
         self.critic = None
         if critic_source is not None and not self.inference_only:
-            backbone = load_causal_lm(source if critic_source == "separate" else critic_source, dtype)
+            backbone = load_causal_lm(source if critic_source == "separate" else critic_source, dtype, attention)
             self.critic = Critic(_with_adapters(backbone, lora), dtype)
         self.reference = None
         if config.get("reference_model") is not None and not self.inference_only:
-            self.reference = Policy(load_causal_lm(config["reference_model"], dtype), dtype)
+            self.reference = Policy(load_causal_lm(config["reference_model"], dtype, attention), dtype)
             self.reference.requires_grad_(False)
 
     def compute_values(
-        self, batch: dict[str, Any], embeddings: Any = None, *, micro_batch_tokens: int = 2048
+        self, batch: dict[str, Any], embeddings: Any = None, *, micro_batch_tokens: int = 2048, packing: bool = False
     ) -> CriticValues:
         """Returns the critic's values of `batch[TRAIN_BATCH]`.
 
         Args:
             batch: Holds a `TrainBatch` under `TRAIN_BATCH`.
             embeddings: Not used: the critic has its own backbone.
-            micro_batch_tokens: Most padded tokens in one forward pass.
+            micro_batch_tokens: Most tokens in one forward pass, padding included.
+            packing: Whether the sequences of a forward pass stand in one row without padding.
 
         Raises:
             ValueError: the module has no critic.
         """
         if self.critic is None:
             raise ValueError("this module has no critic: set critic='separate', or use advantages that need none")
-        return critic_values(self.critic, batch[TRAIN_BATCH], micro_batch_tokens)
+        return critic_values(self.critic, batch[TRAIN_BATCH], micro_batch_tokens, packing=packing)
 
     def get_non_inference_attributes(self) -> list[str]:
         """Returns the parts that sampling does not need."""

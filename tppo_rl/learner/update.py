@@ -25,6 +25,7 @@ from tppo_rl.learner.critic_step import CRITIC_SUMS, CriticStep
 from tppo_rl.learner.metrics import STATISTIC_MAXIMA, STATISTIC_SUMS, add_statistics, scalars
 from tppo_rl.learner.models import Critic, Policy
 from tppo_rl.learner.optimizers import GradientStep, StepReport, make_adamw, ramped_lr, trainable
+from tppo_rl.learner.packing import check_packing
 from tppo_rl.learner.policy_step import POLICY_MAXIMA, POLICY_SUMS, PolicyStep
 from tppo_rl.learner.settings import UpdateSettings
 from tppo_rl.learner.tally import Tally
@@ -77,6 +78,9 @@ class UpdateStep:
             critic: On its final device; None trains no values, and targets must come without them.
             settings: See `UpdateSettings`.
             collective: The other learners; None means that there are none.
+
+        Raises:
+            ValueError: `settings.packing` with a model that does not keep packed sequences apart.
         """
         self.settings = settings
         self._collective: Collective = collective or SingleLearner()
@@ -84,6 +88,8 @@ class UpdateStep:
         for model in (policy, critic):
             for parameter in trainable(model.parameters()) if model is not None else ():
                 self._collective.broadcast_(parameter.data)
+            if settings.packing and model is not None:
+                check_packing(model)
         self.policy_optimizer = self._adamw(policy, settings.lr)
         self.policy_gradients = self._gradients(self.policy_optimizer, settings.grad_clip, "policy")
         self._policy_step = PolicyStep(policy, self.policy_gradients, settings, self._collective)
