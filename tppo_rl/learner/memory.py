@@ -53,9 +53,9 @@ def memory_records(
         for length in lengths:
             point = f"vocabulary {vocabulary}, {tokens // length} x {length} tokens"
             runs = [_in_own_process(vocabulary, length, tokens) for _ in range(repeats)]
-            yield _record(f"peak memory of an update, {point}", [run["gib"] for run in runs], "GiB")
-            yield _record(f"all logits at once, {point}", [tokens * vocabulary * 4 / _GIB], "GiB")
-            yield _record(f"time of an update, {point}", [run["cpu_s"] for run in runs], "CPU s")
+            yield _record(f"peak memory, {point}", [run["gib"] for run in runs], "GiB")
+            yield _record(f"all logits, {point}", [tokens * vocabulary * 4 / _GIB], "GiB")
+            yield _record(f"time, {point}", [run["cpu_s"] for run in runs], "CPU s")
 
 
 def measure(vocabulary: int, length: int, tokens: int) -> dict[str, float]:
