@@ -11,6 +11,7 @@ from tppo_rl.algorithms import algorithm_class
 from tppo_rl.base_models import resolve_model
 from tppo_rl.checks import check_attention, check_environment, check_model, check_options, unknown_key
 from tppo_rl.learner.learner import TPPOLearner
+from tppo_rl.learner.learner_group import TPPOLearnerGroup
 from tppo_rl.learner.module import LanguageModelModule
 from tppo_rl.options import OptionError, Options
 from tppo_rl.presets import PRESETS
@@ -52,18 +53,20 @@ class TPPOConfig(AlgorithmConfig):
         policy_model: str = NotProvided,
         *,
         dtype: str = NotProvided,
+        weights_dtype: str = NotProvided,
         critic: str | None = NotProvided,
         reference_model: str = NotProvided,
         lora: dict[str, Any] | None = NotProvided,
         attention: str = NotProvided,
     ) -> Self:
-        """Sets the models: folder or hub id, number format, where the critic's backbone and the reference come from.
+        """Sets the models: folder or hub id, number formats, where the critic's backbone and the reference come from.
 
         With `lora` adapters train in place of all weights.
         """
         return self._set(
             policy_model=policy_model,
             dtype=dtype,
+            weights_dtype=weights_dtype,
             critic=critic,
             reference_model=reference_model,
             lora=lora,
@@ -101,6 +104,13 @@ class TPPOConfig(AlgorithmConfig):
             rewards=rewards,
             overlong_share=overlong_share,
         )
+
+    def learners(  # type: ignore[override]
+        self, *, distributed: str = NotProvided, gradient_checkpointing: bool = NotProvided, **kwargs: Any
+    ) -> Self:
+        """Sets what learners share and whether they keep activations; RLlib's own options go on to RLlib."""
+        super().learners(**kwargs)
+        return self._set(distributed=distributed, gradient_checkpointing=gradient_checkpointing)
 
     def training(  # type: ignore[override]
         self,
@@ -253,6 +263,8 @@ class TPPOConfig(AlgorithmConfig):
             "dtype": self.dtype,
             "lora": self.lora,
             "attention": self.attention,
+            "weights_dtype": self.weights_dtype,
+            "gradient_checkpointing": self.gradient_checkpointing,
         }
         if self.kl_coef:
             reference = self.policy_model if self.reference_model == "initial" else self.reference_model
@@ -261,6 +273,12 @@ class TPPOConfig(AlgorithmConfig):
 
     def get_default_learner_class(self) -> type:
         return TPPOLearner
+
+    def build_learner_group(
+        self, *, env: Any = None, spaces: Any = None, rl_module_spec: Any = None, placement_group: Any = None
+    ) -> TPPOLearnerGroup:
+        spec = rl_module_spec or self.get_multi_rl_module_spec(env=env, spaces=spaces)
+        return TPPOLearnerGroup(config=self.copy(), module_spec=spec, placement_group=placement_group)
 
     def batch_tokens(self) -> int:
         """Sampled tokens of one update, over all learners."""

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from tppo_rl.checks import check_options
 from tppo_rl.display import RunDisplay, lookup, sizes_table
 from tppo_rl.figure import evaluation_points, plot_runs
-from tppo_rl.checks import check_options
 from tppo_rl.result_log import ResultLog
 from tppo_rl.summary import read_summary, summarize, summary_table, write_summary
 

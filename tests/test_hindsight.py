@@ -42,7 +42,7 @@ def test_windows_become_due_when_their_episode_ends() -> None:
 
 
 def test_windows_of_an_episode_that_was_lost_are_not_trained_on_the_return_of_another() -> None:
-    first, second, last = episode()
+    first, _, last = episode()
     buffer = HindsightBuffer(gamma=1.0)
     buffer.add(make_fragment(episode_id=3, context=[9], tokens=[8, 8]), 0.0)
     buffer.add(make_fragment(episode_id=3, context=[9, 8, 8], tokens=[8, 8], window_index=1), 0.0)

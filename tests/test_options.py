@@ -7,9 +7,9 @@ from tppo_rl.checks import check_attention, check_environment, check_model, chec
 from tppo_rl.options import OptionError, Options
 
 OPTION_NAMES = {
-    "env", "env_config", "policy_model", "critic", "dtype", "num_env_runners", "num_envs_per_env_runner",
+    "env", "env_config", "policy_model", "critic", "dtype", "weights_dtype", "num_env_runners", "num_envs_per_env_runner",
     "window_length", "max_response_length", "max_prompt_length", "sampling", "engine", "engine_steps_per_sample",
-    "num_learners", "lr", "critic_lr", "lr_warmup_updates", "adam_betas", "weight_decay", "gamma", "lambda_",
+    "num_learners", "distributed", "gradient_checkpointing", "lr", "critic_lr", "lr_warmup_updates", "adam_betas", "weight_decay", "gamma", "lambda_",
     "boundary_value", "clip_low", "clip_high", "off_policy_correction", "train_batch_size_per_learner",
     "minibatch_size", "micro_batch_tokens", "num_epochs", "critic_num_epochs", "critic_minibatch_size",
     "critic_warmup_updates", "grad_clip", "critic_grad_clip", "mode", "max_staleness", "kv_on_update",
@@ -48,6 +48,9 @@ def test_the_options_are_these_and_all_are_described() -> None:
         ({"max_staleness": 0}, ["max_staleness=0", "set max_staleness to 1"]),
         ({"num_env_runners": 0}, ["num_env_runners=0", "mode to 'sync'"]),
         ({"off_policy_correction": "none"}, ["off_policy_correction='none'", "set it to 'behaviour'"]),
+        ({"distributed": "fsdp"}, ["distributed='fsdp'", "num_learners=0", "num_learners to 2", "'ddp'"]),
+        ({"distributed": "fsdp", "num_learners": 1}, ["distributed='fsdp'", "num_learners=1"]),
+        ({"weights_dtype": "bfloat16"}, ["weights_dtype='bfloat16'", "dtype='float32'", "set dtype to 'bfloat16'"]),
         ({"sampling": {"top_p": 0.9}}, ["sampling.top_p=0.9", "remove the key"]),
         ({"sampling": {"temperature": 0}}, ["sampling.temperature=0", "above 0"]),
         ({"lora": {"alpha": 8}}, ["lora.rank=None", "set it"]),
@@ -70,6 +73,8 @@ def test_good_options_pass_and_get_their_defaults() -> None:
         {"lr": 1, "engine": {"max_num_batched_tokens": 64}, "framework": "torch"}, other_keys=["framework"]
     )
     assert options.window_length == Options.model_fields["window_length"].default
+    assert check_options({"distributed": "fsdp", "num_learners": 2}).distributed == "fsdp"
+    assert check_options({"weights_dtype": "bfloat16", "dtype": "bfloat16"}).weights_dtype == "bfloat16"
     assert check_options({"mode": "sync", "num_env_runners": 0, "off_policy_correction": "none"}).mode == "sync"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import ray
 from click.testing import CliRunner
 
 from tppo_rl.cli import main
+from tppo_rl.options import Options
 from tppo_rl.run import quiet_libraries
 
 ROOT = Path(__file__).parents[1]
@@ -40,3 +42,15 @@ def test_files_and_make_targets_that_it_names_exist() -> None:
 def test_commands_that_it_names_exist() -> None:
     for command in set(re.findall(r"tppo-rl ([a-z]+)", README)):
         assert CliRunner().invoke(main, [command, "--help"]).exit_code == 0, command
+
+
+def test_functions_and_tests_of_the_equations_exist() -> None:
+    rows = [line.split("|") for line in README.splitlines() if "::" in line]
+    assert len(rows) >= 20
+    for _, _, options, functions, test, _ in rows:
+        for module, function in re.findall(r"`(\w+)\.(\w+)`", functions):
+            assert callable(getattr(import_module(f"tppo_rl.maths.{module}"), function))
+        for option in re.findall(r"`(\w+)(?:: \w+)?`", options):
+            assert option in Options.model_fields or option in str(Options.model_json_schema()), option
+        ((file, name),) = re.findall(r"`([\w.]+)::(\w+)`", test)
+        assert f"def {name}(" in (ROOT / "tests" / "maths" / file).read_text(encoding="utf-8"), name

@@ -98,6 +98,22 @@ def train_file(config: Path, overrides: tuple[str, ...], resume: bool, results: 
 
 
 @main.command()
+@click.argument("config", type=click.Path(path_type=Path))
+@click.option("--seeds", default=3, show_default=True, help="Runs of each experiment, with seeds 0, 1, …")
+@_set
+@_results
+@_one_clear_error
+def compare(config: Path, seeds: int, overrides: tuple[str, ...], results: Path) -> None:
+    """Run all experiments of a YAML file with several seeds and draw their learning curves into one figure."""
+    from tppo_rl.run_files import load_run_file
+
+    experiments = load_run_file(config, overrides)
+    from tppo_rl.tune.comparison import compare as compare_experiments
+
+    compare_experiments(experiments, results / config.stem, seeds=range(seeds))
+
+
+@main.command()
 @click.option("--run", "algorithm", default="TPPO", show_default=True, help="Algorithm whose defaults are shown.")
 @_one_clear_error
 def options(algorithm: str) -> None:

@@ -1,12 +1,13 @@
-"""The figure of a run: held-out accuracy and response length over sampled tokens."""
+"""Figures of runs: held-out accuracy and response length over sampled tokens."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
@@ -15,6 +16,7 @@ from tppo_rl.result_log import read_results
 from tppo_rl.summary import read_summary
 
 SAMPLINGS = ("sampled", "greedy")
+_GRID_POINTS = 60
 
 
 def evaluation_points(results: Sequence[Mapping[str, Any]]) -> list[tuple[int, Mapping[str, Any]]]:
@@ -22,6 +24,63 @@ def evaluation_points(results: Sequence[Mapping[str, Any]]) -> list[tuple[int, M
     points = [(0, results[0]["heldout_before"])] if results[0]["heldout_before"] else []
     points += [(int(result["tokens"]["sampled"]), result["evaluation"]) for result in results if "evaluation" in result]
     return points
+
+
+class CurvePoint(NamedTuple):
+    """One evaluation of a run."""
+
+    sampled_tokens: int
+    accuracy: float
+    """Share of held-out prompts answered right at the training temperature."""
+    accuracy_greedy: float
+    response_length: float
+    """Mean, tokens, at the training temperature."""
+
+
+def learning_curve(folder: Path) -> list[CurvePoint]:
+    """The evaluations of a run that has ended, the first before any update, the last after all of them."""
+    results, summary = read_results(folder), read_summary(folder)
+    points = [
+        CurvePoint(
+            tokens,
+            evaluation["sampled"]["accuracy"],
+            evaluation["greedy"]["accuracy"],
+            evaluation["sampled"]["response_length_mean"],
+        )
+        for tokens, evaluation in evaluation_points(results)
+    ]
+    end = CurvePoint(
+        summary["tokens"]["sampled"],
+        summary["heldout_accuracy_after"],
+        summary["heldout_accuracy_after_greedy"],
+        summary["heldout_response_length_after"],
+    )
+    return points if points and points[-1].sampled_tokens >= end.sampled_tokens else [*points, end]
+
+
+def plot_comparison(folders: Mapping[str, Sequence[Path]], path: Path) -> None:
+    """Draws experiments with several runs each into a PNG file: mean over the runs, band from smallest to largest.
+
+    Evaluations of different runs stand at different numbers of tokens; between them curves are interpolated linearly.
+    """
+    with mpl.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
+        figure = Figure(figsize=(10, 3.8), layout="constrained")
+        panels = figure.subplots(1, 3)
+        for index, (name, runs) in enumerate(folders.items()):
+            curves = [np.array(learning_curve(folder)) for folder in runs]
+            grid = np.linspace(0, min(curve[-1, 0] for curve in curves), _GRID_POINTS)
+            for column, axes in enumerate(panels, start=1):
+                values = np.array([np.interp(grid, curve[:, 0], curve[:, column]) for curve in curves])
+                color = f"C{index}"
+                axes.plot(grid, values.mean(axis=0), color=color, label=name, linewidth=1.2)
+                axes.fill_between(grid, values.min(axis=0), values.max(axis=0), color=color, alpha=0.15, linewidth=0)
+        for axes, label in zip(
+            panels, ("held-out accuracy, sampled", "held-out accuracy, greedy", "response length, tokens"), strict=True
+        ):
+            axes.set(xlabel="sampled tokens", ylabel=label)
+            axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        panels[0].legend(frameon=False, fontsize=7)
+        figure.savefig(path, dpi=150)
 
 
 def plot_runs(folders: Sequence[Path], path: Path) -> None:

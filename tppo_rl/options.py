@@ -40,6 +40,11 @@ class Options(BaseModel):
         description="Model that `kl_coef` keeps the policy close to: `initial` is `policy_model`; else folder or hub id.",
     )
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="Of policy, critic and engine.")
+    weights_dtype: Literal["float32", "bfloat16"] = Field(
+        "float32",
+        description="Of the trainer's weights, gradients and moments: `float32` master weights, or `bfloat16`: half the "
+        "memory, small steps are rounded away.",
+    )
 
     lora: dict[str, Any] | None = Field(
         None,
@@ -94,6 +99,14 @@ class Options(BaseModel):
 
     # .learners()
     num_learners: int = Field(0, ge=0, description="Learner actors; 0 trains in the main process.")
+    distributed: Literal["ddp", "fsdp"] = Field(
+        "ddp",
+        description="`ddp`: every learner holds all weights; `fsdp`: weights, gradients and moments are sharded over the "
+        "learners. Checkpoints are the same.",
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="Compute activations again in the backward pass: less memory, about a third more work."
+    )
 
     # .training()
     lr: float = Field(1e-6, gt=0, description="Learning rate of the policy.")

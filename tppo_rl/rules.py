@@ -18,6 +18,7 @@ def check_rules(options: Options, algorithm: str) -> None:
     _check_preset(options, algorithm)
     _check_lengths(options)
     _check_pipeline(options)
+    _check_learners(options)
     _check_sampling(options.sampling)
     _check_lora(options.lora)
     _check_estimators(options)
@@ -69,6 +70,23 @@ def _check_pipeline(options: Options) -> None:
             "in mode='async' tokens are older than the trainer's weights, and old log-probs recomputed by the trainer make "
             "every ratio 1, so that nothing is corrected or clipped; set it to 'behaviour', 'decoupled' or "
             "'truncated_importance', or mode to 'sync'",
+        )
+
+
+def _check_learners(options: Options) -> None:
+    if options.distributed == "fsdp" and options.num_learners < 2:
+        _refuse(
+            options,
+            "distributed",
+            f"weights are sharded over learners, and num_learners={options.num_learners} leaves nothing to shard over; set "
+            "num_learners to 2 or more, or distributed to 'ddp'",
+        )
+    if options.weights_dtype == "bfloat16" and options.dtype == "float32":
+        _refuse(
+            options,
+            "weights_dtype",
+            "with dtype='float32' the computation would be finer than the weights that it trains; set dtype to 'bfloat16', "
+            "or weights_dtype to 'float32'",
         )
 
 

@@ -131,11 +131,11 @@ class WeightSync:
 
 def _log_probs_on_learner(learner: Any, *, sequences: Sequence[Sequence[int]], temperature: float) -> list[np.ndarray]:
     """Log-prob of every token but the first of each sequence, by a plain forward pass: nothing that trains is used."""
-    policy = learner.module[DEFAULT_MODULE_ID].policy.model
+    policy = learner.module[DEFAULT_MODULE_ID].policy
     results = []
     for tokens in sequences:
         ids = torch.tensor([tokens], device=policy.device)
         with torch.no_grad():
-            logits = policy(input_ids=ids, use_cache=False).logits[0, :-1].float() / temperature
+            logits = policy.logits(ids)[0, :-1].float() / temperature
         results.append(logits.log_softmax(-1).gather(-1, ids[0, 1:, None]).squeeze(-1).cpu().numpy())
     return results

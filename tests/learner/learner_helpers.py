@@ -39,13 +39,18 @@ def save_tiny_model(folder: Path, *, seed: int = 0) -> str:
 
 
 def load_models(
-    folder: str, dtype: torch.dtype = torch.float32, *, value_head: bool = True, lora: dict[str, Any] | None = None
+    folder: str,
+    dtype: torch.dtype = torch.float32,
+    *,
+    value_head: bool = True,
+    weights_dtype: torch.dtype = torch.float32,
+    lora: dict[str, Any] | None = None,
 ) -> tuple[Policy, Critic]:
     """Loads policy and critic; `value_head` fills the critic's zero head so that its backbone has gradients.
 
     With `lora` both have adapters, filled so that all of them have gradients.
     """
-    policy_model, critic_model = load_causal_lm(folder, dtype), load_causal_lm(folder, dtype)
+    policy_model, critic_model = (load_causal_lm(folder, dtype, weights_dtype=weights_dtype) for _ in range(2))
     if lora is not None:
         for model in (policy_model, critic_model):
             add_adapters(model, lora)

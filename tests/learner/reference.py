@@ -13,53 +13,100 @@ from tppo_rl.learner.settings import UpdateSettings
 
 
 def advantages(critic: Critic, fragment: Fragment, settings: UpdateSettings) -> list[float]:
-    """Extended GAE of one fragment by its definition."""
-    sequence, first = _sequence(fragment), len(fragment.context)
-    with torch.no_grad():
-        values = critic(sequence[None])[0].tolist()
-    where = [first + int(index) for index in np.flatnonzero(fragment.sampled)]
-    states = [values[position - 1] for position in where]
-    boundary = {"hold": states[-1], "bootstrap": values[-1]}[settings.boundary_value]
-    following = [*states[1:], 0.0 if fragment.finished else boundary]
-    rewards = [float(reward) for reward in fragment.rewards[fragment.sampled.astype(bool)]]
-    deltas = [r + settings.gamma * n - v for r, n, v in zip(rewards, following, states, strict=True)]
-    decay = settings.gamma * settings.lambda_
-    return [sum(decay**k * delta for k, delta in enumerate(deltas[t:])) for t in range(len(deltas))]
+    """Extended GAE of one fragment as the mix of its k-step estimators; in hindsight, what the residual adds."""
+    states, after, rewards = _states(critic, fragment)
+    gamma, lambda_ = settings.gamma, _lambda(fragment, settings)
+    boundary = 0.0 if fragment.finished else states[-1] if settings.boundary_value == "hold" else after
+    if fragment.hindsight_residual is not None:
+        states, rewards, boundary = [0.0] * len(states), [0.0] * len(states), fragment.hindsight_residual
+    following = [*states[1:], boundary]
+    deltas = [r + gamma * n - v for r, n, v in zip(rewards, following, states, strict=True)]
+    result = []
+    for t in range(len(deltas)):
+        steps = len(deltas) - t
+        estimators = [sum(gamma**i * deltas[t + i] for i in range(k)) for k in range(1, steps + 1)]
+        weights = [lambda_ ** (k - 1) for k in range(1, steps + 1)]
+        if fragment.finished or settings.boundary_value != "tail_corrected":
+            # All weight beyond the last step lies on the longest estimator.
+            weights = [(1 - lambda_) * weight for weight in weights[:-1]] + [weights[-1]]
+        result.append(sum(w * a for w, a in zip(weights, estimators, strict=True)) / sum(weights))
+    return result
 
 
 def policy_loss(
-    policy: Policy, critic: Critic, fragments: Sequence[Fragment], settings: UpdateSettings
+    policy: Policy,
+    critic: Critic,
+    fragments: Sequence[Fragment],
+    settings: UpdateSettings,
+    reference_model: Policy | None = None,
 ) -> torch.Tensor:
-    """Mean clipped surrogate over all window tokens of all fragments."""
-    losses = []
+    """The whole loss of the policy's first step over all fragments."""
+    losses, weights, imitation = [], [], []
     for fragment in fragments:
-        sequence, first = _sequence(fragment), len(fragment.context)
-        logits = policy.model(input_ids=sequence[None]).logits[0] / settings.temperature
-        weights = iter(advantages(critic, fragment, settings))
-        for index in np.flatnonzero(fragment.sampled).tolist():
-            position = first + index
-            log_probs = logits[position - 1] - logits[position - 1].logsumexp(dim=0)
-            ratio = torch.exp(log_probs[sequence[position]] - float(fragment.behaviour_log_probs[index]))
-            advantage = next(weights)
-            too_low = float(ratio.detach()) < 1 - settings.clip_low and advantage < 0
-            too_high = float(ratio.detach()) > 1 + settings.clip_high and advantage > 0
-            bound = 1 - settings.clip_low if too_low else 1 + settings.clip_high
-            losses.append(torch.full_like(ratio, -bound * advantage) if too_low or too_high else -ratio * advantage)
-    return torch.stack(losses).mean()
+        logits = _log_softmax(policy, fragment, settings)
+        places = (len(fragment.context) + np.flatnonzero(fragment.sampled)).tolist()
+        sequence = _sequence(fragment)
+        log_probs = [logits[place - 1, sequence[place]] for place in places]
+        behaviour = fragment.behaviour_log_probs[fragment.sampled.astype(bool)].tolist()
+        current = [float(value.detach()) for value in log_probs]
+        kept = True
+        if settings.sequence_mask is not None and fragment.hindsight_residual is None:
+            mean_weight = np.exp(np.mean(np.subtract(current, behaviour)))
+            kept = settings.sequence_mask[0] <= mean_weight <= settings.sequence_mask[1]
+        for place, log_prob, mu, now, advantage in zip(
+            places, log_probs, behaviour, current, advantages(critic, fragment, settings), strict=True
+        ):
+            if fragment.hindsight_residual is not None:
+                loss = -min(np.exp(now - mu), settings.importance_cap) * advantage * log_prob
+            elif settings.off_policy_correction == "behaviour":
+                loss = _surrogate(log_prob, mu, advantage, settings)
+            else:
+                weight = 1.0 if settings.off_policy_correction == "none" else np.exp(now - mu)
+                if settings.off_policy_correction == "truncated_importance":
+                    weight = min(weight, settings.importance_cap)
+                loss = weight * _surrogate(log_prob, now, advantage, settings)
+            if not kept:
+                loss = 0.0 * log_prob
+            if reference_model is not None:
+                with torch.no_grad():
+                    theirs = _log_softmax(reference_model, fragment, settings)[place - 1, sequence[place]]
+                loss = loss + settings.kl_coef * _divergence(log_prob, theirs, settings.kl_estimator)
+            distribution = logits[place - 1]
+            loss = loss + settings.entropy_coef * (distribution.exp() * distribution).sum()
+            losses.append(loss)
+            weights.append(1 / len(places) if settings.loss_mean == "response" else 1.0)
+        if fragment.finished and fragment.correct:
+            sampled = np.r_[fragment.context_sampled, fragment.sampled]
+            imitation += [-logits[place - 1, sequence[place]] for place in np.flatnonzero(sampled).tolist()]
+    mean = sum(w * loss for w, loss in zip(weights, losses, strict=True)) / sum(weights)
+    return mean + settings.positive_lm_coef * torch.stack(imitation).mean() if imitation else mean
 
 
 def value_loss(critic: Critic, fragments: Sequence[Fragment], settings: UpdateSettings) -> torch.Tensor:
-    """Mean squared error against the Monte-Carlo return over all response tokens of finished episodes."""
+    """Mean squared error against the targets of the settings, over the tokens that they let the critic see."""
     losses = []
     for fragment in fragments:
-        if not fragment.finished:
-            continue
         values = critic(_sequence(fragment)[None])[0]
-        sampled = np.r_[fragment.context_sampled, fragment.sampled]
-        rewards = np.r_[fragment.context_rewards, fragment.rewards]
-        positions = np.flatnonzero(sampled).tolist()
-        for place, position in enumerate(positions):
-            target = sum(settings.gamma**k * float(rewards[later]) for k, later in enumerate(positions[place:]))
+        if fragment.finished:
+            sampled = np.r_[fragment.context_sampled, fragment.sampled]
+            rewards = np.r_[fragment.context_rewards, fragment.rewards]
+            positions = np.flatnonzero(sampled).tolist()
+            decay = settings.critic_lambda if settings.critic_targets == "lambda_returns" else 1.0
+            targets = _lambda_returns(
+                [float(rewards[position]) for position in positions],
+                [float(values[position - 1].detach()) for position in positions],
+                0.0,
+                settings.gamma,
+                decay,
+            )
+        elif settings.critic_targets == "also_truncated":
+            states, after, window_rewards = _states(critic, fragment)
+            positions = (len(fragment.context) + np.flatnonzero(fragment.sampled)).tolist()
+            boundary = states[-1] if settings.boundary_value == "hold" else after
+            targets = _lambda_returns(window_rewards, states, boundary, settings.gamma, settings.critic_lambda)
+        else:
+            continue
+        for position, target in zip(positions, targets, strict=True):
             losses.append(0.5 * (values[position - 1] - target) ** 2)
     return torch.stack(losses).mean()
 
@@ -67,6 +114,57 @@ def value_loss(critic: Critic, fragments: Sequence[Fragment], settings: UpdateSe
 def gradient(loss: torch.Tensor, model: torch.nn.Module) -> torch.Tensor:
     """The loss's gradient as one vector."""
     return torch.cat([part.reshape(-1) for part in torch.autograd.grad(loss, list(model.parameters()))])
+
+
+def _surrogate(log_prob: torch.Tensor, old: float, advantage: float, settings: UpdateSettings) -> torch.Tensor:
+    ratio = torch.exp(log_prob - old)
+    value = float(ratio.detach())
+    if value < 1 - settings.clip_low and advantage < 0:
+        return torch.full_like(ratio, -(1 - settings.clip_low) * advantage)
+    if value > 1 + settings.clip_high and advantage > 0:
+        return torch.full_like(ratio, -(1 + settings.clip_high) * advantage)
+    if settings.dual_clip is not None and advantage < 0 and value > settings.dual_clip:
+        return torch.full_like(ratio, -settings.dual_clip * advantage)
+    return -ratio * advantage
+
+
+def _divergence(log_prob: torch.Tensor, reference: torch.Tensor, estimator: str) -> torch.Tensor:
+    difference = reference - log_prob
+    if estimator == "k1":
+        return -difference
+    return 0.5 * difference**2 if estimator == "k2" else torch.exp(difference) - difference - 1
+
+
+def _lambda_returns(
+    rewards: Sequence[float], values: Sequence[float], boundary: float, gamma: float, lambda_: float
+) -> list[float]:
+    """G_t = r_t + gamma * ((1 - lambda) V_(t+1) + lambda G_(t+1)), from the last token to the first."""
+    following_value, following_return, result = boundary, boundary, []
+    for reward, value in zip(reversed(rewards), reversed(values), strict=True):
+        following_return = reward + gamma * ((1 - lambda_) * following_value + lambda_ * following_return)
+        following_value = value
+        result.append(following_return)
+    return result[::-1]
+
+
+def _states(critic: Critic, fragment: Fragment) -> tuple[list[float], float, list[float]]:
+    """Values of the states before each sampled token of the window, the value after the last token, and the rewards."""
+    with torch.no_grad():
+        values = critic(_sequence(fragment)[None])[0].tolist()
+    where = len(fragment.context) + np.flatnonzero(fragment.sampled)
+    rewards = [float(reward) for reward in fragment.rewards[fragment.sampled.astype(bool)]]
+    return [values[position - 1] for position in where.tolist()], values[-1], rewards
+
+
+def _lambda(fragment: Fragment, settings: UpdateSettings) -> float:
+    if settings.lambda_ == "length_adaptive":
+        length = int(fragment.context_sampled.sum()) + len(fragment)
+        return max(0.0, 1 - 1 / (settings.lambda_alpha * length))
+    return float(settings.lambda_)
+
+
+def _log_softmax(policy: Policy, fragment: Fragment, settings: UpdateSettings) -> torch.Tensor:
+    return (policy.model(input_ids=_sequence(fragment)[None]).logits[0] / settings.temperature).log_softmax(dim=-1)
 
 
 def _sequence(fragment: Fragment) -> torch.Tensor:

@@ -21,6 +21,18 @@ from tppo_rl.learner.update import UpdateStep
 ONE_STEP = {"lr": 1e-4, "critic_lr": 1e-4, "grad_clip": None, "critic_grad_clip": None}
 MANY_STEPS = ONE_STEP | {"minibatch_size": 8, "critic_minibatch_size": 10, "num_epochs": 2, "critic_num_epochs": 3}
 
+EVERY_TERM = {
+    "boundary_value": "tail_corrected",
+    "lambda_": "length_adaptive",
+    "lambda_alpha": 0.4,
+    "dual_clip": 1.5,
+    "entropy_coef": 0.1,
+    "off_policy_correction": "truncated_importance",
+    "sequence_mask": (0.1, 10.0),
+    "positive_lm_coef": 0.2,
+    "critic_targets": "also_truncated",
+}
+
 
 def finished_first(seed: int) -> list[Fragment]:
     return sorted(make_fragments(seed), key=lambda fragment: not fragment.finished)
@@ -38,6 +50,17 @@ SCENARIOS: dict[str, tuple[list[list[Fragment]], dict[str, Any]]] = {
     "many steps, one empty share": (split(make_fragments(7), 0), MANY_STEPS),
     "adapters": (split(make_fragments(9), 3), ONE_STEP | {"lora": {"rank": 3}}),
     "recomputed log-probs": (split(make_fragments(8), 2), MANY_STEPS | {"off_policy_correction": "none"}),
+    "every term of the loss": (split(make_fragments(9), 3), ONE_STEP | EVERY_TERM),
+    "every term, one empty share": (split(make_fragments(10), 8), ONE_STEP | EVERY_TERM),
+    "response mean, whitened": (
+        split(make_fragments(11), 6),
+        ONE_STEP | {"loss_mean": "response", "advantage_normalisation": "whiten"},
+    ),
+    "whitened, one empty share": (split(make_fragments(12), 0), ONE_STEP | {"advantage_normalisation": "whiten"}),
+    "lambda-returns": (
+        split(make_fragments(13), 4),
+        ONE_STEP | {"critic_targets": "lambda_returns", "critic_lambda": 0.8, "value_clip": 0.1},
+    ),
 }
 
 
@@ -52,7 +75,7 @@ def update(folder: str, fragments: list[Fragment], settings: dict[str, Any], col
             next(parameter for parameter in policy.parameters() if parameter.requires_grad).add_(1.0)
     step = UpdateStep(policy, critic, UpdateSettings(**settings), collective)
     batch = batch_from_fragments(fragments)
-    result = step.run(batch, estimate_targets(critic, batch, step.settings), policy_version=0)
+    result = step.run(batch, estimate_targets(critic, batch, step.settings, collective), policy_version=0)
     assert step.critic_gradients is not None
     return {
         "gradient": torch.cat([step.policy_gradients.buffer, step.critic_gradients.buffer]),

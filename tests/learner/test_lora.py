@@ -16,9 +16,10 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from tppo_rl.base_models import resolve_model
 from tppo_rl.fragments import table_from_fragments
-from tppo_rl.learner.lora import add_adapters, merged_state, trained_state
+from tppo_rl.learner.lora import add_adapters, merged_weights
 from tppo_rl.learner.models import load_causal_lm
 from tppo_rl.learner.module import LanguageModelModule
+from tppo_rl.learner.sharding import gather_weights, load_weights
 
 LORA = {"rank": 2, "alpha": 3.0}
 IDS = torch.randint(0, VOCABULARY, (3, 20), generator=torch.Generator().manual_seed(0))
@@ -52,7 +53,7 @@ def test_the_policy_begins_as_the_model_that_it_adapts(model_folder: str) -> Non
     for name, weight in module.get_state(inference_only=True).items():
         np.testing.assert_array_equal(weight, plain.state_dict()[name].numpy())
     assert module.reference is not None
-    assert not trained_state(module.reference)
+    assert not any(parameter.requires_grad for parameter in module.reference.parameters())
     assert torch.equal(parameters_of(module.reference), parameters_of(plain))
 
 
@@ -71,7 +72,7 @@ def test_merged_weights_compute_the_same(model_folder: str, targets: str | list[
     fill_adapters(model)
     adapted, weights = log_probs_of(model), parameters_of(model)
     merged = load_causal_lm(model_folder, torch.float32)
-    merged.load_state_dict(merged_state(model))
+    load_weights(merged, merged_weights(model, gather_weights(model)))
     assert torch.equal(parameters_of(model), weights)
     assert float((adapted - before).abs().max()) > 0.1
     torch.testing.assert_close(log_probs_of(merged), adapted, atol=1e-5, rtol=0)
@@ -84,7 +85,7 @@ def test_merged_weights_of_transposed_layers() -> None:
     model, merged = GPT2LMHeadModel(config).eval(), GPT2LMHeadModel(config).eval()
     add_adapters(model, LORA)
     fill_adapters(model)
-    merged.load_state_dict(merged_state(model))
+    load_weights(merged, merged_weights(model, gather_weights(model)))
     torch.testing.assert_close(log_probs_of(merged), log_probs_of(model), atol=1e-5, rtol=0)
 
 
@@ -99,7 +100,9 @@ def test_only_adapters_and_the_value_head_train(model_folder: str) -> None:
     assert len(adapters) == 2 * 2 * 2 * 7, "two models of two layers, each with seven linear layers with A and B"
     assert changed == adapters | {"critic.value_head.weight", "critic.value_head.bias"}
     step = group._learner._update_step
-    assert step.policy_gradients.buffer.numel() == sum(w.numel() for w in trained_state(module.policy).values())
+    assert step.policy_gradients.buffer.numel() == sum(
+        parameter.numel() for parameter in module.policy.parameters() if parameter.requires_grad
+    )
 
 
 @pytest.mark.parametrize("through", ["state", "path"])

@@ -8,7 +8,14 @@ from learner_helpers import VOCABULARY, load_models
 from transformers import Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 from tppo_rl.learner import models
-from tppo_rl.learner.models import Critic, Policy, load_causal_lm, parse_dtype
+from tppo_rl.learner.models import (
+    Critic,
+    Policy,
+    load_causal_lm,
+    parse_dtype,
+    recompute_activations,
+    transformer_blocks,
+)
 
 
 def plain_log_probs(model: PreTrainedModel, sequence: torch.Tensor, temperature: float) -> torch.Tensor:
@@ -78,6 +85,55 @@ def test_logits_in_parts_change_nothing(model_folder: str, monkeypatch: pytest.M
     torch.testing.assert_close(*gradients, atol=1e-4, rtol=1e-5)
 
 
+def gradients_and_saved_bytes(folder: str, *, recompute: bool) -> tuple[torch.Tensor, torch.Tensor, int]:
+    """Loss and gradients of policy and critic, and the bytes of tensors that autograd keeps between the passes."""
+    policy, critic = load_models(folder)
+    for model in (policy, critic) if recompute else ():
+        recompute_activations(model)
+    saved: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    ids = torch.randint(0, VOCABULARY, (4, 200), generator=torch.Generator().manual_seed(0))
+    rows, positions = torch.ones(4, 190).nonzero(as_tuple=True)
+    # Weights are saved as well, and are no activations.
+    weights = {parameter.untyped_storage().data_ptr() for model in (policy, critic) for parameter in model.parameters()}
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        log_probs = policy(ids, rows, positions, ids[rows, positions + 1], temperature=0.9).log_probs
+        loss = log_probs.square().mean() + critic(ids).square().mean()
+    loss.backward()
+    gradients = [parameter.grad.reshape(-1) for model in (policy, critic) for parameter in model.parameters()]
+    return loss.detach(), torch.cat(gradients), sum(size for start, size in saved.items() if start not in weights)
+
+
+def test_recomputed_activations_change_memory_alone(model_folder: str) -> None:
+    loss, gradient, saved = gradients_and_saved_bytes(model_folder, recompute=False)
+    again, gradient_again, saved_again = gradients_and_saved_bytes(model_folder, recompute=True)
+    print(f"activations saved: {saved / 1e6:.2f} MB, recomputed: {saved_again / 1e6:.2f} MB")
+    torch.testing.assert_close(again, loss, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(gradient_again, gradient, atol=1e-6, rtol=1e-6)
+    # The inputs of the 2 blocks of both models, float32 [4, 200, 32], are kept by the blocks themselves.
+    assert saved_again + 4 * 4 * 200 * 32 * 4 < 0.5 * saved
+
+
+def test_recomputed_blocks_leave_dropout_off() -> None:
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=VOCABULARY, n_embd=32, n_layer=3, n_head=4, n_positions=64)
+    policy = Policy(GPT2LMHeadModel(config))
+    names = list(policy.state_dict())
+    sequences = random_sequences(5)
+    expected = padded_log_probs(policy, sequences, 1.0, 0)
+    recompute_activations(policy.model)
+    policy.train()
+    assert len(transformer_blocks(policy)) == 3
+    assert list(policy.state_dict()) == names
+    torch.testing.assert_close(padded_log_probs(policy, sequences, 1.0, 0), expected, atol=1e-6, rtol=0)
+    with pytest.raises(ValueError, match="gradient_checkpointing=True: Linear has no layers"):
+        recompute_activations(torch.nn.Linear(2, 2))
+
+
 def test_a_cold_critic_says_zero_and_padding_changes_nothing(model_folder: str) -> None:
     _, cold = load_models(model_folder, value_head=False)
     sequence = random_sequences(3)[1]
@@ -98,6 +154,18 @@ def test_bfloat16_computes_with_float32_weights(model_folder: str) -> None:
     assert log_probs.dtype == torch.float32
     gap = (log_probs.detach() - padded_log_probs(exact, sequences, 1.0, 0).detach()).abs()
     assert 0 < float(gap.max()) < 0.3
+
+
+def test_bfloat16_weights(model_folder: str) -> None:
+    policy, critic = load_models(model_folder, torch.bfloat16, weights_dtype=torch.bfloat16)
+    exact, exact_critic = load_models(model_folder)
+    assert {parameter.dtype for model in (policy, critic) for parameter in model.parameters()} == {torch.bfloat16}
+    sequences = random_sequences(4)
+    log_probs, values = padded_log_probs(policy, sequences, 1.0, 0), critic(sequences[0][None])
+    assert (log_probs.dtype, values.dtype) == (torch.float32, torch.float32)
+    gap = (log_probs - padded_log_probs(exact, sequences, 1.0, 0)).detach().abs()
+    assert 0 < float(gap.max()) < 0.5
+    torch.testing.assert_close(values, exact_critic(sequences[0][None]), atol=0.1, rtol=0.1)
 
 
 def test_wrong_names_are_refused(tmp_path: Path) -> None:

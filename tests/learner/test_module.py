@@ -81,6 +81,18 @@ def test_critic_may_start_elsewhere_or_not_at_all(model_folder: str, tmp_path) -
         without.compute_values({TRAIN_BATCH: None})
 
 
+def test_bfloat16_weights_are_saved_as_float32(model_folder: str) -> None:
+    exact = build(model_folder)
+    halved = build(model_folder, dtype="bfloat16", weights_dtype="bfloat16", gradient_checkpointing=True)
+    assert {parameter.dtype for parameter in halved.parameters()} == {torch.bfloat16}
+    state = halved.get_state()
+    assert {weight.dtype for part in state.values() for weight in part.values()} == {np.dtype(np.float32)}
+    exact.set_state(state)
+    assert torch.equal(parameters_of(exact), parameters_of(halved).float())
+    halved.set_state(exact.get_state())
+    assert torch.equal(parameters_of(exact), parameters_of(halved).float())
+
+
 def test_values_and_logits(model_folder: str) -> None:
     module = build(model_folder)
     batch = batch_from_fragments(make_fragments(0, 3))

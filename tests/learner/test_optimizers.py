@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
 from tppo_rl.learner.collective import SingleLearner, current_collective
 from tppo_rl.learner.optimizers import GradientStep, make_adamw, ramped_lr
+from tppo_rl.learner.sharding import gather_optimizer_state
 from tppo_rl.learner.tally import Tally
 
 
@@ -32,6 +34,24 @@ def test_equals_plain_adamw_with_clipping() -> None:
         assert report == (pytest.approx(float(norm)), True)
     for left, right in zip(model.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(left, right)
+
+
+def test_moments_in_bfloat16_are_saved_as_float32() -> None:
+    model, step = make_step(max_norm=1.0)
+    halved = torch.nn.Linear(3, 2, dtype=torch.bfloat16)
+    optimizer = make_adamw(halved.parameters(), lr=0.1, betas=(0.9, 0.99), weight_decay=0.01)
+    half_step = GradientStep(optimizer, max_norm=1.0, collective=SingleLearner(), name="halved")
+    halved(torch.ones(4, 3, dtype=torch.bfloat16)).float().square().sum().backward()
+    assert half_step.apply(lr=0.05).applied
+    assert {moment.dtype for moment in optimizer.state[halved.weight].values() if moment.ndim} == {torch.bfloat16}
+    saved = gather_optimizer_state(optimizer)
+    assert saved["state"][0]["exp_avg"].dtype == np.float32
+    assert saved["state"][0]["step"] == 1.0
+    entries = {
+        i: {name: torch.as_tensor(value) for name, value in entry.items()} for i, entry in saved["state"].items()
+    }
+    step.optimizer.load_state_dict(saved | {"state": entries})
+    assert torch.equal(step.optimizer.state[model.weight]["exp_avg"], optimizer.state[halved.weight]["exp_avg"].float())
 
 
 def test_gradients_outside_of_the_buffer_are_noticed() -> None:

@@ -53,6 +53,7 @@ KEYS = {
     "importance_cap",
     "sequence_mask",
     "packing",
+    "distributed",
 }
 
 
@@ -111,6 +112,7 @@ def test_keys_and_their_documentation() -> None:
         ("positive_lm_coef", -0.1),
         ("importance_cap", 0.0),
         ("sequence_mask", (2.0, 0.5)),
+        ("distributed", "zero"),
     ],
 )
 def test_bad_values_are_refused_by_name(key: str, value: Any) -> None:

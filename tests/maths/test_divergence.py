@@ -4,6 +4,8 @@ import math
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tppo_rl.maths import divergence
 
@@ -44,3 +46,19 @@ def test_gradcheck_and_shapes(estimator) -> None:
     assert torch.autograd.gradcheck(estimator, pair)
     with pytest.raises(ValueError, match="shape"):
         estimator(torch.zeros(3), torch.zeros(2))
+
+
+PAIRS = st.lists(st.tuples(st.floats(-15, 0), st.floats(-15, 0)), min_size=1, max_size=12)
+
+
+@given(PAIRS, st.randoms(use_true_random=False))
+def test_equals_the_definition_in_any_order(pairs, random) -> None:
+    random.shuffle(pairs)
+    log_p, log_q = (torch.tensor(column, dtype=torch.float64) for column in zip(*pairs, strict=True))
+    for estimator, definition in (
+        (divergence.k1, lambda p, q: q - p),
+        (divergence.k2, lambda p, q: (p - q) ** 2 / 2),
+        (divergence.k3, lambda p, q: math.exp(p) / math.exp(q) - 1 - (p - q)),
+    ):
+        expected = [definition(p, q) for p, q in pairs]
+        assert estimator(log_p, log_q).tolist() == pytest.approx(expected, rel=1e-9, abs=1e-9)

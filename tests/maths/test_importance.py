@@ -125,3 +125,15 @@ def test_sequence_mask_refuses_misfits() -> None:
     for low, high in ((2.0, 1.0), (-0.1, 1.0), (float("nan"), 1.0)):
         with pytest.raises(ValueError, match="low <= high"):
             sequence_mask(zeros, zeros, rows, 2, low=low, high=high)
+
+
+@given(
+    st.lists(st.tuples(st.floats(-9, 0), st.floats(-9, 0)), min_size=1, max_size=12), st.randoms(use_true_random=False)
+)
+def test_weights_equal_the_definition_in_any_order(pairs, random) -> None:
+    random.shuffle(pairs)
+    log_probs, behaviour = (torch.tensor(column, dtype=torch.float64) for column in zip(*pairs, strict=True))
+    expected = [math.exp(pi) / math.exp(mu) for pi, mu in pairs]
+    assert importance_weights(log_probs, behaviour).tolist() == pytest.approx(expected)
+    worth = effective_sample_size(sum(expected), sum(weight**2 for weight in expected))
+    assert 1 - 1e-9 <= worth <= len(pairs) + 1e-9

@@ -4,6 +4,8 @@ import math
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tppo_rl.maths.log_probs import token_log_probs
 
@@ -125,3 +127,21 @@ def test_misfits_are_refused() -> None:
         token_log_probs(torch.zeros(2, 3), torch.zeros(3, dtype=torch.int64), temperature=1.0)
     with pytest.raises(ValueError, match="temperature"):
         token_log_probs(torch.zeros(2, 3), torch.zeros(2, dtype=torch.int64), temperature=0.0)
+
+
+@given(
+    st.lists(st.lists(st.floats(-8, 8), min_size=5, max_size=5), min_size=1, max_size=6),
+    st.floats(0.3, 2.0),
+    st.randoms(use_true_random=False),
+)
+def test_equals_the_definition_in_any_order(rows, temperature, random) -> None:
+    random.shuffle(rows)
+    tokens = [random.randrange(5) for _ in rows]
+    result = token_log_probs(torch.tensor(rows, dtype=torch.float64), torch.tensor(tokens), temperature=temperature)
+    for row, token, log_prob, entropy in zip(
+        rows, tokens, result.log_probs.tolist(), result.entropy.tolist(), strict=True
+    ):
+        weights = [math.exp(score / temperature) for score in row]
+        shares = [weight / sum(weights) for weight in weights]
+        assert log_prob == pytest.approx(math.log(shares[token]), abs=1e-9)
+        assert entropy == pytest.approx(-sum(share * math.log(share) for share in shares), abs=1e-9)

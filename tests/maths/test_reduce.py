@@ -78,3 +78,14 @@ def test_response_weights_gradcheck_no_rows_and_misuse() -> None:
     for lengths in (torch.tensor([1, -1]), torch.tensor([[1, 2]])):
         with pytest.raises(ValueError, match="lengths"):
             response_weights(lengths)
+
+
+@given(st.lists(st.lists(st.floats(-5, 5), max_size=5), min_size=1, max_size=5).filter(any), st.floats(-9, 9))
+def test_token_mean_of_parts_is_that_of_the_whole(parts, filling) -> None:
+    every = [value for part in parts for value in part]
+    width = max(map(len, parts))
+    total = 0.0
+    for part in parts:
+        padded = torch.tensor([*part, *[filling] * (width - len(part))], dtype=torch.float64)
+        total += float(token_mean(padded, len(every), torch.arange(width) < len(part)))
+    assert total == pytest.approx(sum(every) / len(every), abs=1e-9)

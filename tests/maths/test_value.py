@@ -94,3 +94,12 @@ def test_clipped_loss_gradcheck_constants_and_misfits() -> None:
     for clip in (0.0, -0.2, float("nan")):
         with pytest.raises(ValueError, match="clip"):
             clipped_value_loss(torch.zeros(2), torch.zeros(2), torch.zeros(2), clip=clip)
+
+
+@given(
+    st.lists(st.tuples(st.floats(-5, 5), st.floats(-5, 5)), min_size=1, max_size=12), st.randoms(use_true_random=False)
+)
+def test_loss_equals_the_definition_in_any_order(pairs, random) -> None:
+    random.shuffle(pairs)
+    values, returns = (torch.tensor(column, dtype=torch.float64) for column in zip(*pairs, strict=True))
+    assert value_loss(values, returns).tolist() == pytest.approx([0.5 * (v - g) ** 2 for v, g in pairs])

@@ -102,8 +102,11 @@ class TrainBatch:
     def padded(self, rows: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         """Returns the first `lengths[i]` tokens of sequence `rows[i]`, int64 [len(rows), max(lengths)].
 
-        Padding on the right holds token 0, which every vocabulary has: under a causal mask it changes nothing.
+        Padding on the right holds token 0, which every vocabulary has: under a causal mask it changes nothing. Without
+        rows it is one token of padding, [1, 1], for a pass that is made only because other learners make it.
         """
+        if not len(rows):
+            return self.tokens.new_zeros(1, 1)
         steps = torch.arange(int(lengths.max()))
         inside = steps < lengths[:, None]
         return torch.where(inside, self.tokens[(self.offsets[rows][:, None] + steps) * inside], 0)

@@ -14,7 +14,7 @@ default module:
 | `REFERENCE_LOG_PROBS` | float32 [B, T], nats, of the window's tokens by the reference model, padding 0 |
 | `CRITIC_VALUES` | `CriticValues` |
 | `ADVANTAGES` | float32 [B, T], A_t of the window's tokens, padding 0 |
-| `VALUE_BATCH` | `ValueBatch`, what the critic regresses; absent while finished episodes are held |
+| `VALUE_BATCH` | `ValueBatch`, what the critic regresses; without rows while finished episodes are held |
 
 To train with other advantages, give the config a `learner_connector` that returns
 `default_learner_pipeline(settings, advantages=YourPiece())`.
@@ -167,10 +167,9 @@ class HeldMonteCarloTargets(_SettingsPiece):
         self._buffer = buffer
 
     def __call__(self, *, batch: dict[str, Any], episodes: Sequence[Fragment], **kwargs: Any) -> dict[str, Any]:
-        """Adds `VALUE_BATCH` where the batch is full."""
-        if released := self._buffer.exchange(episodes):
-            columns = batch[DEFAULT_MODULE_ID]
-            columns[VALUE_BATCH] = monte_carlo_batch(batch_from_fragments(released), None, self._settings)
+        """Adds `VALUE_BATCH`, without rows until the batch is full."""
+        released = batch_from_fragments(self._buffer.exchange(episodes))
+        batch[DEFAULT_MODULE_ID][VALUE_BATCH] = monte_carlo_batch(released, None, self._settings)
         return batch
 
 

@@ -11,6 +11,7 @@ from tppo_rl.learner.models import Critic
 from tppo_rl.learner.optimizers import GradientStep, StepReport
 from tppo_rl.learner.packing import model_input
 from tppo_rl.learner.settings import UpdateSettings
+from tppo_rl.learner.sharding import ShardedGradientStep, same_number_of_passes
 from tppo_rl.learner.tally import Tally
 from tppo_rl.learner.targets import ValueBatch, last_positions
 from tppo_rl.maths.reduce import token_mean
@@ -23,7 +24,13 @@ CRITIC_SUMS = ("value_loss_sum", "critic_passes")
 class CriticStep:
     """Trains the critic on the value batch: whole responses of finished episodes, unless the settings say otherwise."""
 
-    def __init__(self, critic: Critic, step: GradientStep, settings: UpdateSettings, collective: Collective) -> None:
+    def __init__(
+        self,
+        critic: Critic,
+        step: GradientStep | ShardedGradientStep,
+        settings: UpdateSettings,
+        collective: Collective,
+    ) -> None:
         self._critic = critic
         self._step = step
         self._settings = settings
@@ -31,7 +38,7 @@ class CriticStep:
 
     def run(
         self,
-        value_batch: ValueBatch | None,
+        value_batch: ValueBatch,
         *,
         global_tokens: int,
         generator: np.random.Generator,
@@ -43,7 +50,7 @@ class CriticStep:
         regress.
 
         Args:
-            value_batch: This learner's share; None or without rows where it has nothing.
+            value_batch: This learner's share; may be without rows.
             global_tokens: Tokens of the value batch on all learners.
             generator: Shuffles episodes into minibatches.
             tally: Receives `CRITIC_SUMS`.
@@ -51,15 +58,14 @@ class CriticStep:
         settings = self._settings
         num_parts = num_minibatches(global_tokens, settings.critic_minibatch_size, self._collective.size)
         reports: list[StepReport] = []
-        lengths = torch.zeros(0, dtype=torch.int64) if value_batch is None else value_batch.tokens.lengths
+        lengths = value_batch.tokens.lengths
         for _ in range(settings.critic_num_epochs):
             parts = minibatches(lengths, num_parts, generator)
             counts = torch.tensor([int(lengths[rows].sum()) for rows in parts], dtype=torch.int64)
             for rows, count in zip(parts, self._collective.sum_(counts).tolist(), strict=True):
                 if count:
                     self._step.zero()
-                    if value_batch is not None:
-                        self._accumulate(value_batch, rows, count, tally)
+                    self._accumulate(value_batch, rows, count, tally)
                     reports.append(self._step.apply(settings.critic_lr))
         return reports
 
@@ -68,7 +74,8 @@ class CriticStep:
         device, tokens = self._critic.device, value_batch.tokens
         lengths = last_positions(tokens)
         packing = self._settings.packing
-        for group in micro_batches(lengths, rows, self._settings.micro_batch_tokens, packing=packing).rows:
+        groups = micro_batches(lengths, rows, self._settings.micro_batch_tokens, packing=packing).rows
+        for group in same_number_of_passes(self._critic, groups):
             mask = tokens.mask[group]
             inputs = model_input(value_batch.batch, value_batch.rows[group], lengths[group], device, packing=packing)
             states = inputs.places(mask.nonzero()[:, 0], tokens.positions[group][mask])

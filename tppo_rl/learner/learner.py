@@ -33,6 +33,7 @@ from tppo_rl.learner.module import TRAIN_BATCH, LanguageModelModule
 from tppo_rl.learner.optimizers import trainable
 from tppo_rl.learner.packing import check_packing
 from tppo_rl.learner.settings import UpdateSettings
+from tppo_rl.learner.sharding import gather_optimizer_state
 from tppo_rl.learner.targets import Targets
 from tppo_rl.learner.update import UpdateResult, UpdateStep
 from tppo_rl.learner.value_buffer import ValueBuffer
@@ -52,6 +53,9 @@ class TPPOLearner(TorchLearner):
 
     Settings are the config's attributes of the same names (`UpdateSettings.from_config`). There is no DDP wrapper: the
     update step sums gradients over RLlib's process group itself, so that learners may hold shares of any size.
+
+    With `distributed="fsdp"` no learner holds all weights, and RLlib asks a single one for the group's state: all
+    learners gather it before (`gather_state`, called by `TPPOLearnerGroup`), and learner 0 holds it.
     """
 
     _weights_seq_no: int
@@ -71,6 +75,7 @@ class TPPOLearner(TorchLearner):
         torch.set_num_threads(1 if cpus == "auto" else max(1, int(cpus)))
         self._settings = UpdateSettings.from_config(self.config)
         self._update_step: UpdateStep | None = None
+        self._gathered_optimizers: dict[str, Any] | None = None
         super().build()
         self._value_buffer = (
             ValueBuffer(self._settings.value_batch_tokens, current_collective(self._device))
@@ -122,9 +127,12 @@ class TPPOLearner(TorchLearner):
         self.before_gradient_based_update(timesteps=timesteps or {})
         table = _table(training_data or TrainingData(batch=batch))
         version = self._weights_seq_no
+        self._forget_gathered()
         train_batch, targets = self._estimate(table)
         result = self._update_step.run(train_batch, targets, version)
         self._weights_seq_no += 1
+        # The engines are sent the policy's weights after every update.
+        self.gather_state(inference_only=True)
         self.after_gradient_based_update(timesteps=timesteps or {})
 
         self._log(result, num_tokens=int(train_batch.window.lengths[~train_batch.hindsight].sum()))
@@ -151,8 +159,31 @@ class TPPOLearner(TorchLearner):
         if self._value_buffer is not None:
             self._value_buffer.hold(table)
 
+    def gather_state(self, *, inference_only: bool = False) -> None:
+        """Gathers what `get_state` returns from the slices of sharded learners; does nothing where they are whole.
+
+        All learners must call it, after the same updates. What is at hand is not gathered again, so the policy's weights
+        may be asked for while an update is on its way to the learners, and one that gets the request first waits for
+        nobody.
+
+        Args:
+            inference_only: Whether to gather the policy's weights alone, which are at hand since the last update.
+        """
+        if self._settings.distributed == "ddp":
+            return
+        keep = current_collective(self._device).rank == 0
+        self._language_model().gather(inference_only=inference_only, keep=keep)
+        if not inference_only:
+            states = {name: gather_optimizer_state(optimizer, keep=keep) for name, optimizer in self._optimizers()}
+            self._gathered_optimizers = states if keep else None
+
     def get_state(self, components: Any = None, *, not_components: Any = None, **kwargs: Any) -> dict[str, Any]:
-        """Returns RLlib's learner state with the update step's counters beside the optimizers."""
+        """Returns RLlib's learner state with the update step's counters beside the optimizers.
+
+        Raises:
+            RuntimeError: the learners are sharded and have not gathered their state since it changed (`gather_state`),
+                or this is not learner 0.
+        """
         state = super().get_state(components, not_components=not_components, **kwargs)
         if self._check_component(COMPONENT_OPTIMIZER, components, not_components):
             assert self._update_step is not None
@@ -162,6 +193,7 @@ class TPPOLearner(TorchLearner):
     def set_state(self, state: dict[str, Any]) -> None:
         """Loads what `state` holds, also weights of an earlier version than the current ones."""
         state = dict(state)
+        self._forget_gathered()
         # RLlib leaves the weights alone where the state's version is not above the learner's: going back to a
         # checkpoint would load old optimizer moments to new weights.
         if COMPONENT_RL_MODULE in state:
@@ -175,6 +207,42 @@ class TPPOLearner(TorchLearner):
         if _UPDATE_STEP in state:
             assert self._update_step is not None
             self._update_step.set_state(state[_UPDATE_STEP])
+
+    def _get_optimizer_state(self) -> dict[str, Any]:
+        states = self._gathered_optimizers
+        if self._settings.distributed == "ddp":
+            states = {name: gather_optimizer_state(optimizer) for name, optimizer in self._optimizers()}
+        if states is None:
+            raise RuntimeError("the sharded optimizers are not gathered here: ask TPPOLearnerGroup.get_state")
+        return {
+            name: {"module_id": self._optimizer_name_to_module[name], "state": state} for name, state in states.items()
+        }
+
+    def _set_optimizer_state(self, state: dict[str, Any]) -> None:
+        if self._settings.distributed == "ddp":
+            super()._set_optimizer_state(state)
+            return
+        # RLlib would move the whole tensors to the device, where there may be room for the slices only.
+        for name, optimizer in self._optimizers():
+            if name in state:
+                whole = state[name]["state"]
+                entries = {
+                    index: {key: torch.as_tensor(value) for key, value in entry.items()}
+                    for index, entry in whole["state"].items()
+                }
+                optimizer.load_state_dict(whole | {"state": entries})
+
+    def _optimizers(self) -> list[tuple[str, torch.optim.Optimizer]]:
+        return list(self._named_optimizers.items())
+
+    def _language_model(self) -> LanguageModelModule:
+        module = self.module[DEFAULT_MODULE_ID]
+        assert isinstance(module, LanguageModelModule)
+        return module
+
+    def _forget_gathered(self) -> None:
+        self._language_model().forget_gathered()
+        self._gathered_optimizers = None
 
     def _log_trainable_parameters(self) -> None:
         """Does nothing: RLlib would log the numbers once, and a metric that is logged once is NaN ever after."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -60,51 +61,50 @@ def has_adapters(model: nn.Module) -> bool:
     return any(hasattr(module, "get_delta_weight") for module in model.modules())
 
 
-@torch.no_grad()
-def merged_state(model: nn.Module) -> dict[str, torch.Tensor]:
+def merged_weights(model: nn.Module, weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Returns the weights that the model without adapters would need to compute the same, under its own names.
 
-    Without adapters they are the model's state as it is.
+    Without adapters they are the given ones.
+
+    Args:
+        model: Says where the adapters are; its own weights are not read, for they may be slices.
+        weights: Its whole weights by name.
     """
-    deltas = {
-        f"{name}.base_layer.weight": module
-        for name, module in model.named_modules()
-        if hasattr(module, "get_delta_weight")
-    }
-    state = {}
-    for name, weight in model.state_dict().items():
-        if name in deltas:
-            weight = weight + deltas[name].get_delta_weight(_ADAPTER)  # noqa: PLW2901
-        elif ".lora_" in name:
-            continue
-        state[name.replace(".base_layer.", ".")] = weight
-    return state
+    if not has_adapters(model):
+        return dict(weights)
+    merged = {name.replace(".base_layer.", "."): weight for name, weight in weights.items() if ".lora_" not in name}
+    for name, layer in model.named_modules():
+        if hasattr(layer, "get_delta_weight"):
+            up, down = (weights[f"{name}.lora_{part}.{_ADAPTER}.weight"] for part in "BA")
+            product = layer.scaling[_ADAPTER] * (up @ down)
+            merged[f"{name}.weight"] = merged[f"{name}.weight"] + (product.T if layer.fan_in_fan_out else product)
+    return merged
 
 
-def trained_state(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Returns the parameters that train, by name."""
-    return {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}
+def trained_weights(model: nn.Module, weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Returns what a checkpoint holds: with adapters the weights that train, without them all."""
+    if not has_adapters(model):
+        return dict(weights)
+    return {name: weights[name] for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-@torch.no_grad()
-def load_trained_state(model: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
-    """Loads what `trained_state` returned.
+def check_trained(model: nn.Module, weights: Mapping[str, Any]) -> None:
+    """Checks that the weights are what `trained_weights` gives for a model with adapters.
 
     Raises:
         RuntimeError: names or shapes are not those of the parameters that train.
     """
-    own = trained_state(model)
-    if own.keys() != state.keys():
+    own = {name: parameter.shape for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if own.keys() != weights.keys():
         raise RuntimeError(
-            f"these weights are not those of the adapters: missing {sorted(own.keys() - state.keys())[:3]}, unexpected "
-            f"{sorted(state.keys() - own.keys())[:3]}; take the state of a module with the same lora"
+            f"these weights are not those of the adapters: missing {sorted(own.keys() - weights.keys())[:3]}, unexpected "
+            f"{sorted(weights.keys() - own.keys())[:3]}; take the state of a module with the same lora"
         )
-    for name, weight in own.items():
-        if weight.shape != state[name].shape:
+    for name, shape in own.items():
+        if tuple(shape) != tuple(weights[name].shape):
             raise RuntimeError(
-                f"{name} has shape {tuple(weight.shape)}, the state's has {tuple(state[name].shape)}: lora.rank differs"
+                f"{name} has shape {tuple(shape)}, the state's has {tuple(weights[name].shape)}: lora.rank differs"
             )
-        weight.copy_(state[name])
 
 
 def _check_targets(model: Any, targets: list[str]) -> None:

@@ -5,14 +5,15 @@ engine's. Sequences are padded on the right and no attention mask is given: unde
 padding after it, position ids count from 0 in every row, and attention kernels are fastest without a mask. Packed
 sequences (see `packing`) come with their position ids instead.
 
-Weights are float32 whatever the compute dtype: at the learning rates of reinforcement learning a step is smaller than
-the spacing of bfloat16 numbers and would be rounded away.
+Weights are float32 whatever the compute dtype, unless asked for in bfloat16: at the learning rates of reinforcement
+learning a step is often smaller than the spacing of bfloat16 numbers and is then rounded away.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -44,12 +45,15 @@ def parse_dtype(name: str) -> torch.dtype:
     return _DTYPES[name]
 
 
-def load_causal_lm(source: str, dtype: torch.dtype, attention: str = "sdpa") -> Any:
+def load_causal_lm(
+    source: str, dtype: torch.dtype, *, weights_dtype: torch.dtype = torch.float32, attention: str = "sdpa"
+) -> Any:
     """Loads a causal language model.
 
     Args:
         source: Local folder or hub id.
-        dtype: Compute dtype of the training; the weights are float64 for float64, else float32.
+        dtype: Compute dtype of the training.
+        weights_dtype: Of the weights, and so of gradients and moments; float64 where `dtype` is.
         attention: "sdpa", "flash_attention_2" or "flex_attention".
 
     Raises:
@@ -57,11 +61,45 @@ def load_causal_lm(source: str, dtype: torch.dtype, attention: str = "sdpa") -> 
     """
     from transformers import AutoModelForCausalLM
 
-    weights = torch.float64 if dtype == torch.float64 else torch.float32
+    weights = torch.float64 if dtype == torch.float64 else weights_dtype
     try:
         return AutoModelForCausalLM.from_pretrained(source, dtype=weights, attn_implementation=attention)
     except (OSError, ValueError) as error:
         raise ValueError(f"no language model at {source!r}: give a folder that holds one, or a hub id") from error
+
+
+def transformer_blocks(model: nn.Module) -> list[nn.Module]:
+    """Returns the layers that transformers marks as fit to be computed again, in order; none is inside another."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    blocks: list[nn.Module] = []
+    inside: set[nn.Module] = set()
+    for module in model.modules():
+        if isinstance(module, GradientCheckpointingLayer) and module not in inside:
+            blocks.append(module)
+            inside.update(module.modules())
+    return blocks
+
+
+def recompute_activations(model: nn.Module) -> None:
+    """Keeps only the inputs of the transformer blocks for the backward pass, which computes the blocks again.
+
+    transformers' own switch acts in training mode alone, and that would turn dropout on.
+
+    Raises:
+        ValueError: the model has no transformer blocks that can be told apart.
+    """
+    blocks = transformer_blocks(model)
+    if not blocks:
+        raise ValueError(
+            f"gradient_checkpointing=True: {type(model).__name__} has no layers that transformers can checkpoint; set "
+            "gradient_checkpointing to False"
+        )
+    for block in blocks:
+        # Inside of the module's hooks, so that sharded weights are gathered before the block is computed again. Nothing
+        # is random in evaluation mode, so no state of random generators has to be kept.
+        forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
+        block.forward = forward  # type: ignore[method-assign, assignment]
 
 
 class _EvaluationMode(nn.Module):
@@ -138,6 +176,10 @@ class Policy(_EvaluationMode):
             ]
             return TokenLogProbs(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
+    def logits(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """Returns the model's own logits, [b, n, V], for int64 token ids [b, n]: nothing that trains is used."""
+        return self.model(input_ids=input_ids, use_cache=False).logits
+
     def _head(
         self, hidden: torch.Tensor, tokens: torch.Tensor, temperature: float, entropy_gradient: bool
     ) -> TokenLogProbs:
@@ -162,13 +204,15 @@ class Critic(_EvaluationMode):
             raise ValueError(f"critic: {type(model).__name__} has no base model: choose another architecture for it")
         self.backbone = model.base_model
         width = model.get_output_embeddings().weight.shape[1]
-        self.value_head = nn.Linear(width, 1, dtype=next(model.parameters()).dtype)
+        # Beside adapters the head has their dtype: what trains is of one dtype.
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.value_head = nn.Linear(width, 1, dtype=trained[0].dtype)
         nn.init.zeros_(self.value_head.weight)
         nn.init.zeros_(self.value_head.bias)
         self.train()
 
     def forward(self, input_ids: torch.Tensor, position_ids: torch.Tensor | None = None) -> torch.Tensor:
-        """Returns V(s) of the state after each position, [b, n] in the dtype of the weights.
+        """Returns V(s) of the state after each position, [b, n] in the dtype of the weights, float32 for bfloat16.
 
         Args:
             input_ids: int64 [b, n], padded on the right with any token; values on padding mean nothing.
@@ -177,7 +221,11 @@ class Critic(_EvaluationMode):
         with self.autocast():
             output = self.backbone(input_ids=input_ids, position_ids=position_ids, use_cache=False)
             hidden = output.last_hidden_state
-        return self.value_head(hidden.to(self.value_head.weight.dtype))[..., 0]
+        head = self.value_head
+        dtype = torch.promote_types(head.weight.dtype, torch.float32)
+        values = nn.functional.linear(hidden.to(dtype), head.weight.to(dtype), head.bias.to(dtype))
+        # No view: the hook that gathers sharded weights for the backward pass sits on what is returned.
+        return values[..., 0].clone()
 
 
 @torch.no_grad()

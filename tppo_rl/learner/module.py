@@ -11,14 +11,24 @@ from ray.rllib.core.columns import Columns
 from ray.rllib.core.rl_module.apis import InferenceOnlyAPI, ValueFunctionAPI
 from ray.rllib.core.rl_module.torch import TorchRLModule
 
-from tppo_rl.learner.lora import add_adapters, has_adapters, load_trained_state, merged_state, trained_state
-from tppo_rl.learner.models import Critic, Policy, load_causal_lm, parse_dtype
+from tppo_rl.learner.lora import add_adapters, check_trained, has_adapters, merged_weights, trained_weights
+from tppo_rl.learner.models import Critic, Policy, load_causal_lm, parse_dtype, recompute_activations
+from tppo_rl.learner.sharding import gather_weights, is_sharded, load_weights
 from tppo_rl.learner.targets import CriticValues, critic_values
 
 TRAIN_BATCH = "train_batch"
 """Key of the `TrainBatch` in a module's batch."""
 
-_MODEL_CONFIG_KEYS = {"policy_model", "critic", "reference_model", "dtype", "lora", "attention"}
+_MODEL_CONFIG_KEYS = {
+    "policy_model",
+    "critic",
+    "reference_model",
+    "dtype",
+    "weights_dtype",
+    "gradient_checkpointing",
+    "lora",
+    "attention",
+}
 
 
 class LanguageModelModule(TorchRLModule, ValueFunctionAPI, InferenceOnlyAPI):
@@ -29,7 +39,9 @@ class LanguageModelModule(TorchRLModule, ValueFunctionAPI, InferenceOnlyAPI):
         critic: "separate" starts the critic's own backbone from `policy_model`; a folder or hub id starts it from
             there; None is without a critic (group-relative algorithms).
         reference_model: Folder or hub id of the model that the policy is kept close to; None, the default, loads none.
-        dtype: Compute dtype of the training, "float32" by default. The weights are float32 (see `models`).
+        dtype: Compute dtype of the training, "float32" by default.
+        weights_dtype: Of weights, gradients and moments, "float32" by default (see `models`).
+        gradient_checkpointing: Whether activations are computed again in the backward pass, False by default.
         attention: "sdpa", the default, "flash_attention_2" or "flex_attention", of all models.
         lora: `rank`, `alpha` and `target_modules` of adapters of policy and critic (see `lora`); None, the default,
             trains all weights.
@@ -56,17 +68,15 @@ class LanguageModelModule(TorchRLModule, ValueFunctionAPI, InferenceOnlyAPI):
         dtype = parse_dtype(config.get("dtype", "float32"))
         source = config["policy_model"]
         critic_source = config.get("critic", "separate")
-        attention = config.get("attention", "sdpa")
-        lora = config.get("lora")
-        self.policy = Policy(_with_adapters(load_causal_lm(source, dtype, attention), lora), dtype)
+        self.policy = Policy(_load(source, dtype, config), dtype)
         self.critic = None
         if critic_source is not None and not self.inference_only:
-            backbone = load_causal_lm(source if critic_source == "separate" else critic_source, dtype, attention)
-            self.critic = Critic(_with_adapters(backbone, lora), dtype)
+            self.critic = Critic(_load(source if critic_source == "separate" else critic_source, dtype, config), dtype)
         self.reference = None
         if config.get("reference_model") is not None and not self.inference_only:
-            self.reference = Policy(load_causal_lm(config["reference_model"], dtype, attention), dtype)
+            self.reference = Policy(_load(config["reference_model"], dtype, config | {"lora": None}), dtype)
             self.reference.requires_grad_(False)
+        self._gathered: dict[str, dict[str, np.ndarray] | None] = {}
 
     def compute_values(
         self, batch: dict[str, Any], embeddings: Any = None, *, micro_batch_tokens: int = 2048, packing: bool = False
@@ -102,12 +112,36 @@ class LanguageModelModule(TorchRLModule, ValueFunctionAPI, InferenceOnlyAPI):
 
         With `inference_only` they are the policy's under their transformers names, which is what an engine loads;
         otherwise {"policy": {...}, "critic": {...}}, the latter where there is a critic. With adapters the former are
-        merged into the weights, and the latter holds adapters and value head alone.
+        merged into the weights, and the latter holds adapters and value head alone. Those of sharded models are what the
+        last `gather` has kept.
+
+        Raises:
+            RuntimeError: the models are sharded, and their weights were not gathered since they changed, or not here.
         """
+        policy = self._weights("policy", self.policy.model)
         if inference_only:
-            return _to_numpy(merged_state(self.policy.model))
-        models = {"policy": self.policy.model} | ({} if self.critic is None else {"critic": self.critic})
-        return {name: _to_numpy(_own_state(model)) for name, model in models.items()}
+            return merged_weights(self.policy.model, policy)
+        state = {"policy": trained_weights(self.policy.model, policy)}
+        if self.critic is not None:
+            state["critic"] = trained_weights(self.critic, self._weights("critic", self.critic))
+        return state
+
+    def gather(self, *, inference_only: bool, keep: bool) -> None:
+        """Gathers the whole weights of sharded models for `get_state`, of the policy alone with `inference_only`.
+
+        All learners must call it; `keep` says which of them holds the result.
+        """
+        parts = (
+            {"policy": self.policy.model} if inference_only else {"policy": self.policy.model, "critic": self.critic}
+        )
+        for name, model in parts.items():
+            if model is not None and name not in self._gathered:
+                weights = gather_weights(model, keep=keep)
+                self._gathered[name] = weights if keep else None
+
+    def forget_gathered(self) -> None:
+        """Drops what `gather` has kept; all learners must call it when their weights change."""
+        self._gathered.clear()
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Loads weights in either form of `get_state`; a part that is not in `state` is left alone.
@@ -117,36 +151,37 @@ class LanguageModelModule(TorchRLModule, ValueFunctionAPI, InferenceOnlyAPI):
                 merged weights, which cannot be taken apart again.
         """
         whole = "policy" in state
-        _load_own_state(self.policy.model, _to_torch(state["policy"] if whole else state))
+        self.forget_gathered()
+        _load_trained(self.policy.model, state["policy"] if whole else state)
         if whole and self.critic is not None and "critic" in state:
-            _load_own_state(self.critic, _to_torch(state["critic"]))
+            _load_trained(self.critic, state["critic"])
 
     def _forward(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
         """Returns the logits, [b, n, V], of int64 token ids [b, n] under `Columns.OBS`; sampling is the engine's."""
-        return {Columns.ACTION_DIST_INPUTS: self.policy.model(input_ids=batch[Columns.OBS], use_cache=False).logits}
+        return {Columns.ACTION_DIST_INPUTS: self.policy.logits(batch[Columns.OBS])}
+
+    def _weights(self, name: str, model: torch.nn.Module) -> dict[str, np.ndarray]:
+        if not is_sharded(self.policy):
+            return gather_weights(model)
+        weights = self._gathered.get(name)
+        if weights is None:
+            raise RuntimeError(
+                f"the sharded weights of the {name} are not gathered here: ask TPPOLearnerGroup.get_state"
+            )
+        return weights
 
 
-def _with_adapters(model: Any, lora: dict[str, Any] | None) -> Any:
-    if lora is not None:
-        add_adapters(model, lora)
+def _load(source: str, dtype: torch.dtype, config: dict[str, Any]) -> Any:
+    weights_dtype, attention = parse_dtype(config.get("weights_dtype", "float32")), config.get("attention", "sdpa")
+    model = load_causal_lm(source, dtype, weights_dtype=weights_dtype, attention=attention)
+    if config.get("lora") is not None:
+        add_adapters(model, config["lora"])
+    if config.get("gradient_checkpointing", False):
+        recompute_activations(model)
     return model
 
 
-def _own_state(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    return trained_state(model) if has_adapters(model) else model.state_dict()
-
-
-def _load_own_state(model: torch.nn.Module, state: dict[str, torch.Tensor]) -> None:
+def _load_trained(model: torch.nn.Module, weights: dict[str, Any]) -> None:
     if has_adapters(model):
-        load_trained_state(model, state)
-    else:
-        model.load_state_dict(state)
-
-
-def _to_numpy(weights: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
-    # A view would change under the reader's hands with the next optimizer step.
-    return {name: weight.detach().cpu().numpy().copy() for name, weight in weights.items()}
-
-
-def _to_torch(weights: dict[str, Any]) -> dict[str, torch.Tensor]:
-    return {name: torch.as_tensor(np.array(weight)) for name, weight in weights.items()}
+        check_trained(model, weights)
+    load_weights(model, weights, strict=not has_adapters(model))

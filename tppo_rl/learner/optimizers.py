@@ -25,6 +25,11 @@ def make_adamw(
     return torch.optim.AdamW(trainable(parameters), lr=lr, betas=betas, weight_decay=weight_decay, fused=True)
 
 
+def parameters_of(optimizer: torch.optim.Optimizer) -> list[torch.nn.Parameter]:
+    """Returns the parameters in the order of the optimizer's state."""
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
 def ramped_lr(lr: float, num_updates: int, num_warmup_updates: int) -> float:
     """Returns the learning rate of the update after `num_updates` earlier ones: a linear ramp up to `lr`."""
     return lr * min(1.0, (num_updates + 1) / num_warmup_updates) if num_warmup_updates else lr
@@ -56,7 +61,7 @@ class GradientStep:
             collective: Sums the buffer over learners.
             name: Names the model in warnings.
         """
-        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        parameters = parameters_of(optimizer)
         assert len({(parameter.dtype, parameter.device) for parameter in parameters}) == 1, "one dtype, one device"
         self.optimizer = optimizer
         self.buffer = parameters[0].detach().new_zeros(sum(parameter.numel() for parameter in parameters))
@@ -82,7 +87,7 @@ class GradientStep:
         assert gradient is not None, "gradients were set to None: they would be collected outside of the buffer"
         assert gradient.data_ptr() == self.buffer.data_ptr(), "gradients were replaced: the buffer has not seen them"
         self._collective.sum_(self.buffer)
-        norm = float(torch.linalg.vector_norm(self.buffer))
+        norm = float(torch.linalg.vector_norm(self.buffer, dtype=torch.promote_types(self.buffer.dtype, torch.float32)))
         if not norm < float("inf"):
             _logger.warning("%s gradient is not finite: this optimizer step is skipped", self._name)
             return StepReport(norm, applied=False)

@@ -48,13 +48,13 @@ def model_input(
 
     Args:
         batch: Holds the sequences.
-        rows: int64 [b].
+        rows: int64 [b]; without rows one token of padding (see `TrainBatch.padded`).
         lengths: int64 [b].
         device: The model's.
         packing: In one row, instead of a padded row each.
     """
     padded = batch.padded(rows, lengths)
-    if not packing:
+    if not packing or not len(rows):
         return ModelInput(padded.to(device), None, torch.zeros_like(lengths))
     positions = torch.arange(padded.shape[1]).expand_as(padded)
     inside = positions < lengths[:, None]

@@ -15,6 +15,7 @@ from tppo_rl.learner.optimizers import GradientStep, StepReport
 from tppo_rl.learner.packing import model_input
 from tppo_rl.learner.policy_loss import PolicyTerms, WindowTokens, policy_terms
 from tppo_rl.learner.settings import UpdateSettings
+from tppo_rl.learner.sharding import ShardedGradientStep, same_number_of_passes
 from tppo_rl.learner.tally import Tally
 from tppo_rl.learner.targets import Targets, last_positions, sampled_log_probs
 from tppo_rl.maths.divergence import k3
@@ -170,7 +171,13 @@ class _Work:
 class PolicyStep:
     """Trains the policy on the window tokens of a batch."""
 
-    def __init__(self, policy: Policy, step: GradientStep, settings: UpdateSettings, collective: Collective) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        step: GradientStep | ShardedGradientStep,
+        settings: UpdateSettings,
+        collective: Collective,
+    ) -> None:
         self._policy = policy
         self._step = step
         self._settings = settings
@@ -241,7 +248,7 @@ class PolicyStep:
         groups = micro_batches(work.lengths, rows, settings.micro_batch_tokens, packing=settings.packing)
         tally.add("processed_tokens", groups.positions)
         tally.add("padded_tokens", groups.padded_positions)
-        for group in groups.rows:
+        for group in same_number_of_passes(self._policy, groups.rows):
             tokens = work.tokens(group, self._policy.device)
             every_log_prob, every_entropy = self._policy(
                 tokens.input_ids,

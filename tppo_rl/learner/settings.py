@@ -12,6 +12,7 @@ CriticTargets = Literal["monte_carlo", "lambda_returns", "also_truncated"]
 OffPolicyCorrection = Literal["behaviour", "none", "truncated_importance", "decoupled"]
 LENGTH_ADAPTIVE = "length_adaptive"
 """Value of `lambda_` that makes it depend on the length of the response."""
+Distributed = Literal["ddp", "fsdp"]
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,8 @@ class UpdateSettings:
     """Largest global norm of the critic's gradient; None never clips."""
     seed: int | None = None
     """Seed of the shuffling into minibatches; None is 0."""
+    distributed: Distributed = "ddp"
+    """What several learners hold: "ddp" all weights each, "fsdp" slices of weights, gradients and moments."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "adam_betas", tuple(self.adam_betas))

@@ -8,12 +8,13 @@ from typing import NamedTuple
 
 import torch
 
-from tppo_rl.learner.batch import SampledTokens, TrainBatch
+from tppo_rl.learner.batch import SampledTokens, TrainBatch, batch_from_fragments
 from tppo_rl.learner.collective import Collective, SingleLearner
 from tppo_rl.learner.micro_batches import micro_batches
 from tppo_rl.learner.models import Critic, Policy
 from tppo_rl.learner.packing import model_input
 from tppo_rl.learner.settings import LENGTH_ADAPTIVE, UpdateSettings
+from tppo_rl.learner.sharding import same_number_of_passes
 from tppo_rl.maths import divergence
 from tppo_rl.maths.advantages import (
     boundary_values,
@@ -62,7 +63,7 @@ class Targets:
     values: CriticValues | None = None
     """None without a critic."""
     value_batch: ValueBatch | None = None
-    """None without a critic, and where finished episodes are being held."""
+    """None without a critic."""
     reference_log_probs: torch.Tensor | None = None
     """float32 [B, T], nats: the reference model's log-prob of the window's tokens; None without a KL term in the loss."""
     seconds: float = 0.0
@@ -75,12 +76,13 @@ def position_values(
     """Returns the critic's V(s) of the state after each position of all sequences, float32 [S] on the CPU."""
     lengths = batch.sequence_lengths
     values = torch.zeros(len(batch.tokens))
-    # `values` is made outside of inference mode: a tensor made inside may not enter a graph later.
-    with torch.inference_mode():
-        for rows in micro_batches(lengths, torch.arange(len(batch)), micro_batch_tokens, packing=packing).rows:
+    groups = micro_batches(lengths, torch.arange(len(batch)), micro_batch_tokens, packing=packing).rows
+    # Not in inference mode: what a sharded critic gathers its weights into is used again where gradients are needed.
+    with torch.no_grad():
+        for rows in same_number_of_passes(critic, groups):
             inputs = model_input(batch, rows, lengths[rows], critic.device, packing=packing)
             within = torch.arange(len(rows)).repeat_interleave(lengths[rows])
-            positions = torch.cat([torch.arange(length) for length in lengths[rows].tolist()])
+            positions = torch.cat([torch.zeros(0, dtype=torch.int64), *map(torch.arange, lengths[rows].tolist())])
             predicted = critic(inputs.input_ids, inputs.position_ids)[inputs.places(within, positions)]
             values[batch.offsets[rows][within] + positions] = predicted.float().cpu()
     return values
@@ -120,7 +122,8 @@ def sampled_log_probs(
     log_probs = torch.zeros(sampled.tokens.shape)
     # Nothing after the state that predicts a sequence's last sampled token is needed.
     lengths = last_positions(sampled)
-    for rows in micro_batches(lengths, torch.arange(len(batch)), micro_batch_tokens, packing=packing).rows:
+    groups = micro_batches(lengths, torch.arange(len(batch)), micro_batch_tokens, packing=packing).rows
+    for rows in same_number_of_passes(policy, groups):
         mask = sampled.mask[rows]
         within, columns = mask.nonzero(as_tuple=True)
         inputs = model_input(batch, rows, lengths[rows], policy.device, packing=packing)
@@ -320,6 +323,11 @@ def also_truncated_batch(batch: TrainBatch, values: CriticValues, settings: Upda
         _stack(finished.targets, targets),
         _stack(finished.old_values, kept),
     )
+
+
+def empty_value_batch() -> ValueBatch:
+    """Returns a value batch of nothing."""
+    return monte_carlo_batch(batch_from_fragments([]), None, UpdateSettings())
 
 
 def estimate_targets(

@@ -28,8 +28,9 @@ from tppo_rl.learner.optimizers import GradientStep, StepReport, make_adamw, ram
 from tppo_rl.learner.packing import check_packing
 from tppo_rl.learner.policy_step import POLICY_MAXIMA, POLICY_SUMS, PolicyStep
 from tppo_rl.learner.settings import UpdateSettings
+from tppo_rl.learner.sharding import ShardedGradientStep, shard
 from tppo_rl.learner.tally import Tally
-from tppo_rl.learner.targets import Targets
+from tppo_rl.learner.targets import Targets, empty_value_batch
 
 FRAGMENT_REPORT_SCHEMA = pa.schema(
     [
@@ -81,20 +82,25 @@ class UpdateStep:
 
         Raises:
             ValueError: `settings.packing` with a model that does not keep packed sequences apart.
+            ValueError: the models are to be sharded, and there is one learner.
         """
         self.settings = settings
         self._collective: Collective = collective or SingleLearner()
         self._policy_updates = 0
+        if settings.distributed == "fsdp" and self._collective.size == 1:
+            raise ValueError("distributed='fsdp' will not do: there is one learner, nothing to shard over; use 'ddp'")
         for model in (policy, critic):
             for parameter in trainable(model.parameters()) if model is not None else ():
                 self._collective.broadcast_(parameter.data)
             if settings.packing and model is not None:
                 check_packing(model)
+            if settings.distributed == "fsdp" and model is not None:
+                shard(model)
         self.policy_optimizer = self._adamw(policy, settings.lr)
         self.policy_gradients = self._gradients(self.policy_optimizer, settings.grad_clip, "policy")
         self._policy_step = PolicyStep(policy, self.policy_gradients, settings, self._collective)
         self.critic_optimizer: torch.optim.Optimizer | None = None
-        self.critic_gradients: GradientStep | None = None
+        self.critic_gradients: GradientStep | ShardedGradientStep | None = None
         self._critic_step: CriticStep | None = None
         if critic is not None:
             self.critic_optimizer = self._adamw(critic, settings.critic_lr)
@@ -114,9 +120,8 @@ class UpdateStep:
         tally = Tally(
             (*POLICY_SUMS, *CRITIC_SUMS, *STATISTIC_SUMS), (*POLICY_MAXIMA, *STATISTIC_MAXIMA, *_SECONDS.values())
         )
-        values = targets.value_batch
-        num_value_tokens = 0 if values is None else int(values.tokens.lengths.sum())
-        counts = torch.tensor([int(batch.window.lengths.sum()), num_value_tokens])
+        value_batch = targets.value_batch or empty_value_batch()
+        counts = torch.stack([batch.window.lengths.sum(), value_batch.tokens.lengths.sum()])
         window_tokens, value_tokens = self._collective.sum_(counts).tolist()
         add_statistics(tally, batch, targets, policy_version, settings)
         generator = np.random.default_rng((settings.seed or 0, policy_version, self._collective.rank))
@@ -137,7 +142,9 @@ class UpdateStep:
         middle = time.perf_counter()
         critic_reports: list[StepReport] = []
         if self._critic_step is not None:
-            critic_reports = self._critic_step.run(values, global_tokens=value_tokens, generator=generator, tally=tally)
+            critic_reports = self._critic_step.run(
+                value_batch, global_tokens=value_tokens, generator=generator, tally=tally
+            )
         seconds = (targets.seconds, middle - start, time.perf_counter() - middle)
         for name, value in zip(_SECONDS.values(), seconds, strict=True):
             tally.largest(name, value)
@@ -167,8 +174,11 @@ class UpdateStep:
             model.parameters(), lr=lr, betas=self.settings.adam_betas, weight_decay=self.settings.weight_decay
         )
 
-    def _gradients(self, optimizer: torch.optim.Optimizer, max_norm: float | None, name: str) -> GradientStep:
-        return GradientStep(optimizer, max_norm=max_norm, collective=self._collective, name=name)
+    def _gradients(
+        self, optimizer: torch.optim.Optimizer, max_norm: float | None, name: str
+    ) -> GradientStep | ShardedGradientStep:
+        step = ShardedGradientStep if self.settings.distributed == "fsdp" else GradientStep
+        return step(optimizer, max_norm=max_norm, collective=self._collective, name=name)
 
     def _staleness_histogram(self, batch: TrainBatch, version: int, largest: int) -> np.ndarray:
         staleness = version - batch.versions[batch.window.mask & ~batch.hindsight[:, None]]

@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from tppo_rl.figure import learning_curve
+from tppo_rl.options import OptionError
+from tppo_rl.run_files import Experiment, make_experiment
+from tppo_rl.tune.comparison import compare
+
+
+def evaluation(accuracy: float) -> dict[str, dict[str, float]]:
+    values = {"accuracy": accuracy, "response_length_mean": 10 * accuracy, "standard_error": 0.0}
+    return {"sampled": values, "greedy": values}
+
+
+def write_run(folder: Path, accuracies: list[float]) -> None:
+    """A run that has ended: one evaluation before, one every 100 tokens, one at the end."""
+    folder.mkdir(parents=True)
+    results = [
+        {"tokens": {"sampled": 100 * (index + 1)}, "heldout_before": evaluation(accuracies[0]), "rollout": {}}
+        | ({"evaluation": evaluation(accuracy)} if index < len(accuracies) - 2 else {})
+        for index, accuracy in enumerate(accuracies[1:])
+    ]
+    (folder / "result.json").write_text("\n".join(map(json.dumps, results)) + "\n")
+    summary = {
+        "tokens": {"sampled": 100 * (len(accuracies) - 1)},
+        "heldout_accuracy_before": accuracies[0],
+        "heldout_accuracy_before_greedy": accuracies[0],
+        "heldout_accuracy_after": accuracies[-1],
+        "heldout_accuracy_after_greedy": accuracies[-1],
+        "heldout_response_length_after": 10 * accuracies[-1],
+        "slot_occupancy": 0.5,
+        "wall_s": 60.0,
+    }
+    (folder / "summary.json").write_text(json.dumps(summary))
+
+
+def experiment(name: str, **config: object) -> Experiment:
+    body = {
+        "run": "TPPO",
+        "env": "tppo_rl/ArithmeticChain-v0",
+        "stop": {"training_iteration": 1},
+        "config": {"policy_model": "tppo_rl/arithmetic-chain"} | config,
+    }
+    return make_experiment(name, body)
+
+
+def test_runs_that_have_ended_are_drawn_and_not_repeated(tmp_path: Path) -> None:
+    ends = {"first": [0.5, 0.7], "second": [0.9, 0.9]}
+    for name, values in ends.items():
+        for seed, last in enumerate(values):
+            write_run(tmp_path / f"{name}-seed{seed}", [0.1, 0.3, last])
+    text = io.StringIO()
+    console = Console(file=text, width=200)
+    folders = compare([experiment("first"), experiment("second")], tmp_path, seeds=range(2), console=console)
+    assert [folder.name for folder in folders["first"]] == ["first-seed0", "first-seed1"]
+    assert text.getvalue().count("has ended before") == 4
+    assert "10.0 → 60.0 (50.0 … 70.0)" in text.getvalue()
+    assert (tmp_path / "comparison.png").stat().st_size > 10_000
+    with (tmp_path / "curves.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 4 * 3
+    first = [row for row in rows if row["run"] == "first-seed1"]
+    assert [(row["sampled_tokens"], row["accuracy"]) for row in first] == [("0", "0.1"), ("100", "0.3"), ("200", "0.7")]
+
+
+def test_the_curve_ends_with_the_summary(tmp_path: Path) -> None:
+    write_run(tmp_path / "run", [0.1, 0.3, 0.4, 0.8])
+    assert [(point.sampled_tokens, point.accuracy) for point in learning_curve(tmp_path / "run")] == [
+        (0, 0.1),
+        (100, 0.3),
+        (200, 0.4),
+        (300, 0.8),
+    ]
+
+
+def test_a_grid_is_no_comparison(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="grid: a comparison has no grids"):
+        compare([experiment("grid", window_length={"grid_search": [8, 16]})], tmp_path, seeds=[0])

@@ -1,0 +1,29 @@
+"""RLlib's LearnerGroup for learners that share one copy of weights and optimizers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ray.rllib.core import COMPONENT_LEARNER
+from ray.rllib.core.learner.learner_group import LearnerGroup
+
+
+class TPPOLearnerGroup(LearnerGroup):
+    """A LearnerGroup of `TPPOLearner`s.
+
+    RLlib asks one learner alone for the state of the group. Sharded learners have to gather it together before.
+    """
+
+    def get_state(self, components: Any = None, *, not_components: Any = None, **kwargs: Any) -> dict[str, Any]:
+        """Returns RLlib's state of the group, with whole weights and moments whatever the learners hold."""
+        if self.config.distributed == "fsdp" and self._check_component(COMPONENT_LEARNER, components, not_components):
+            inference_only = bool(kwargs.get("inference_only", False))
+            calls = self.foreach_learner(lambda learner: learner.gather_state(inference_only=inference_only))
+            for call in calls:
+                if not call.ok:
+                    raise call.get()
+        return super().get_state(components, not_components=not_components, **kwargs)
+
+    def save_to_path(self, path: Any = None, *, state: dict[str, Any] | None = None, **kwargs: Any) -> str:
+        """Saves the state of the group, or `state`, as RLlib does."""
+        return super().save_to_path(path, state=self.get_state() if state is None else state, **kwargs)

@@ -1,0 +1,218 @@
+"""Models whose weights, gradients and optimizer moments are spread over the learners (torch's FSDP2).
+
+    shard(model)                  every transformer block, and the rest of the model, becomes a part that is gathered
+                                  for its forward and backward pass and dropped again; each learner keeps its slice
+    same_number_of_passes         what micro-batches have to go through first
+    ShardedGradientStep           `GradientStep` on slices
+    gathered, load_weights, …     whole tensors out of slices and back
+
+| call | which learners |
+|---|---|
+| forward and backward of a sharded model, `same_number_of_passes`, `ShardedGradientStep.apply` | all, equally often |
+| `gather_weights`, `gather_optimizer_state` | all |
+| `load_weights`, `optimizer.load_state_dict` | any: each cuts its slices out of the whole |
+
+Passes are collective, so a learner with fewer micro-batches than another has to make passes over nothing: a micro-batch
+without rows is one token of padding (`TrainBatch.padded`), and a loss over no tokens gives zero gradients.
+
+Checkpoints hold whole tensors in the format of unsharded models: either kind of learner loads those of the other.
+
+Under autocast the backward pass keeps a bfloat16 copy of every gathered weight, unless the blocks' activations are
+computed again (`recompute_activations`), or the weights are bfloat16 themselves.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from tppo_rl.learner.collective import Collective, current_collective
+from tppo_rl.learner.models import Critic, Policy, transformer_blocks
+from tppo_rl.learner.optimizers import StepReport, parameters_of
+
+_logger = logging.getLogger(__name__)
+
+
+def shard(model: Policy | Critic) -> None:
+    """Shards the model in place over all learners of the process group; they must hold the same weights.
+
+    Up to here each learner has the whole model on its device, once and without gradients and moments.
+
+    Gradients are summed over learners, as everywhere in the update step: losses are divided by global counts already.
+    """
+    device = next(model.parameters()).device
+    group = torch.distributed.group.WORLD
+    assert group is not None, "there is no process group"
+    mesh = DeviceMesh.from_group(group, device.type)
+    for module in (*transformer_blocks(model), model):
+        # At the root as well: weights are slices whenever no pass is under way, so that none can be read stale.
+        part = fully_shard(module, mesh=mesh, reshard_after_forward=True)
+        part.set_gradient_divide_factor(1.0)
+        # A factor other than the number of learners is a premultiplied sum otherwise, which gloo does not have.
+        part.set_force_sum_reduction_for_comms(True)
+    # Mixtures of experts: learners may have sent their tokens to different experts.
+    model.set_reduce_scatter_unused_params(True)  # type: ignore[operator]
+    if isinstance(model, Policy):
+        register_fsdp_forward_method(model, "logits")
+
+
+def is_sharded(model: torch.nn.Module | None) -> bool:
+    """Whether `shard` was applied to the model."""
+    return isinstance(model, FSDPModule)
+
+
+def same_number_of_passes(model: Policy | Critic, groups: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Returns the micro-batches, with empty ones behind them up to the most that any learner has.
+
+    Without a sharded model they are returned as they are, and nothing is exchanged.
+
+    Args:
+        model: What the micro-batches are for.
+        groups: int64 row indices of each micro-batch.
+    """
+    if not is_sharded(model):
+        return groups
+    most = int(current_collective(model.device).max_(torch.tensor(len(groups))))
+    return groups + [torch.zeros(0, dtype=torch.int64)] * (most - len(groups))
+
+
+class ShardedGradientStep:
+    """The gradients of one sharded model and the optimizer that they feed; the interface is that of `GradientStep`.
+
+    Each micro-batch's gradients are summed over learners in its backward pass: collecting them first would take
+    gradients of the whole model on every learner.
+    """
+
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, *, max_norm: float | None, collective: Collective, name: str
+    ) -> None:
+        """Makes the gradients' slices and lets `optimizer.load_state_dict` take whole tensors.
+
+        Args:
+            optimizer: Of a sharded model's parameters.
+            max_norm: Bound on the global norm; None never clips.
+            collective: Sums squared norms over learners.
+            name: Names the model in warnings.
+        """
+        self.optimizer = optimizer
+        self._max_norm = max_norm
+        self._collective = collective
+        self._name = name
+        # Zeros rather than None: a parameter without a gradient has the optimizer step of a zero gradient, as in
+        # `GradientStep`.
+        for parameter in parameters_of(optimizer):
+            parameter.grad = torch.zeros_like(parameter)
+        optimizer.register_load_state_dict_pre_hook(_slices_of_state)
+
+    def zero(self) -> None:
+        """Forgets the gradients; call it before the first backward pass of a step."""
+        torch._foreach_zero_(self._slices())
+
+    def apply(self, lr: float) -> StepReport:
+        """Clips the summed gradients by their global norm and steps with learning rate `lr`.
+
+        Every learner must call it, after equally many backward passes.
+        """
+        slices = self._slices()
+        squares = [torch.linalg.vector_norm(part, dtype=_at_least_float32(part)).double().square() for part in slices]
+        norm = math.sqrt(float(self._collective.sum_(torch.stack(squares).sum())))
+        if not norm < float("inf"):
+            _logger.warning("%s gradient is not finite: this optimizer step is skipped", self._name)
+            return StepReport(norm, applied=False)
+        if self._max_norm is not None and norm > self._max_norm:
+            torch._foreach_mul_(slices, self._max_norm / norm)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.step()
+        return StepReport(norm, applied=True)
+
+    def _slices(self) -> list[torch.Tensor]:
+        gradients = [parameter.grad for parameter in parameters_of(self.optimizer)]
+        assert all(isinstance(gradient, DTensor) for gradient in gradients), "a gradient is not sharded or not there"
+        return [gradient.to_local() for gradient in gradients if isinstance(gradient, DTensor)]
+
+
+def gathered(tensor: torch.Tensor) -> torch.Tensor:
+    """Returns the whole of a sharded tensor, which all learners must ask for, and other tensors as they are."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def gather_weights(model: torch.nn.Module, *, keep: bool = True) -> dict[str, np.ndarray]:
+    """Returns copies of the whole weights by name; those of half precision as float32, for numpy has no bfloat16.
+
+    All learners must call it where the model is sharded.
+
+    Args:
+        model: A model, sharded or not.
+        keep: False returns nothing: a learner that only gives its slices to the others needs no memory for the whole.
+    """
+    whole = ((name, gathered(weight)) for name, weight in model.state_dict().items())
+    return {name: _to_numpy(weight) for name, weight in whole if keep}
+
+
+def load_weights(model: torch.nn.Module, weights: Mapping[str, Any], *, strict: bool = True) -> None:
+    """Loads what `gather_weights` returned, on one learner alone; without `strict` also a part of it.
+
+    Raises:
+        RuntimeError: names or shapes of the weights are not those of the model.
+    """
+    current = model.state_dict()
+    model.load_state_dict(
+        {name: _slice_like(torch.as_tensor(np.array(weight)), current.get(name)) for name, weight in weights.items()},
+        strict=strict,
+    )
+
+
+def gather_optimizer_state(optimizer: torch.optim.Optimizer, *, keep: bool = True) -> dict[str, Any]:
+    """Returns the optimizer's `state_dict` with whole tensors as numpy arrays, scalars as numbers.
+
+    All learners must call it where the model is sharded; `keep` is that of `gather_weights`.
+    """
+    state = optimizer.state_dict()
+    whole: dict[int, dict[str, Any]] = {}
+    for index, entries in state["state"].items():
+        for name, value in entries.items():
+            tensor = gathered(value)
+            if keep:
+                whole.setdefault(index, {})[name] = _to_numpy(tensor) if tensor.ndim else tensor.item()
+    return state | {"state": whole} if keep else {}
+
+
+def _slices_of_state(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
+    """Cuts this learner's slices out of the whole tensors of an optimizer's state."""
+    indices = [index for group in state_dict["param_groups"] for index in group["params"]]
+    # torch itself says it where the numbers of parameters differ.
+    parameters = dict(zip(indices, parameters_of(optimizer), strict=False))
+    slices = {
+        index: {name: _slice_like(value, parameters[index]) for name, value in entries.items()}
+        for index, entries in state_dict["state"].items()
+        if index in parameters
+    }
+    return state_dict | {"state": slices}
+
+
+def _slice_like(value: Any, sharded: torch.Tensor | None) -> Any:
+    """Returns a copy of `value` cut as `sharded` is, or `value` itself where the two are not the same tensor's."""
+    if not isinstance(sharded, DTensor) or not isinstance(value, torch.Tensor) or value.shape != sharded.shape:
+        return value
+    # Without a source rank nothing is exchanged: every learner has the whole. A mere view would keep the whole alive.
+    cut = distribute_tensor(value, sharded.device_mesh, sharded.placements, src_data_rank=None)
+    return torch.empty_like(sharded, requires_grad=False).copy_(cut)
+
+
+def _to_numpy(tensor: torch.Tensor) -> np.ndarray:
+    tensor = tensor.detach().cpu()
+    # A view would change under the reader's hands with the next optimizer step.
+    return tensor.to(_at_least_float32(tensor)).numpy().copy() if tensor.is_floating_point() else tensor.numpy().copy()
+
+
+def _at_least_float32(tensor: torch.Tensor) -> torch.dtype:
+    return torch.promote_types(tensor.dtype, torch.float32)

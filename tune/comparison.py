@@ -1,0 +1,101 @@
+"""Experiments side by side: every experiment of a run file with several seeds, one figure, one table."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from tppo_rl.figure import learning_curve, plot_comparison
+from tppo_rl.options import OptionError
+from tppo_rl.run import CHECKPOINTS, run_experiment
+from tppo_rl.run_files import Experiment, check_experiment
+from tppo_rl.summary import read_summary
+
+FIGURE = "comparison.png"
+CURVES = "curves.csv"
+
+
+def compare(
+    experiments: Sequence[Experiment], results: Path, *, seeds: Sequence[int], console: Console | None = None
+) -> dict[str, list[Path]]:
+    """Runs every experiment once for each seed, one after another, then draws and tabulates all of them.
+
+    A run that has ended is not repeated, one that was interrupted goes on from its newest checkpoint.
+
+    Args:
+        experiments: Checked, without grids.
+        results: Folder of the comparison: a folder for each run, `comparison.png`, `curves.csv`.
+        seeds: Of the runs.
+        console: Where to report; None is standard output.
+
+    Returns:
+        Folders of the runs by name of the experiment, in the order of the seeds.
+
+    Raises:
+        OptionError: an experiment has a grid, or a seed does not do.
+    """
+    console = console or Console()
+    runs = {experiment.name: [_with_seed(experiment, seed) for seed in seeds] for experiment in experiments}
+    folders = {name: [results / run.name for run in seeded] for name, seeded in runs.items()}
+    for run in (run for seeded in runs.values() for run in seeded):
+        folder = results / run.name
+        if (folder / "summary.json").is_file():
+            console.print(f"{run.name} has ended before", highlight=False)
+            continue
+        run_experiment(run, results, resume=any((folder / CHECKPOINTS).glob("iteration_*")), console=console)
+    plot_comparison(folders, results / FIGURE)
+    write_curves(folders, results / CURVES)
+    console.print(comparison_table(folders))
+    console.print(f"figure: {results / FIGURE}, curves: {results / CURVES}", soft_wrap=True, highlight=False)
+    return folders
+
+
+def _with_seed(experiment: Experiment, seed: int) -> Experiment:
+    if experiment.is_sweep:
+        raise OptionError(f"{experiment.name}: a comparison has no grids; give each value an experiment of its own")
+    config = experiment.config | {"seed": seed}
+    run = experiment.model_copy(update={"name": f"{experiment.name}-seed{seed}", "config": config})
+    check_experiment(run)
+    return run
+
+
+def comparison_table(folders: Mapping[str, Sequence[Path]]) -> Table:
+    """Accuracy before and after (mean over seeds, smallest and largest), response length, occupancy, seconds."""
+    table = Table("experiment", "held-out, sampled, %", "greedy, %", "length", "occupancy", "wall-clock, s")
+    for name, runs in folders.items():
+        summaries = [read_summary(folder) for folder in runs]
+        table.add_row(
+            name,
+            f"{_mean(summaries, 'heldout_accuracy_before', 100):.1f} → {_spread(summaries, 'heldout_accuracy_after', 100)}",
+            f"{_mean(summaries, 'heldout_accuracy_before_greedy', 100):.1f} → "
+            f"{_spread(summaries, 'heldout_accuracy_after_greedy', 100)}",
+            _spread(summaries, "heldout_response_length_after"),
+            f"{_mean(summaries, 'slot_occupancy'):.2f}",
+            f"{_mean(summaries, 'wall_s'):.0f}",
+        )
+    return table
+
+
+def write_curves(folders: Mapping[str, Sequence[Path]], path: Path) -> None:
+    """Writes every evaluation of every run: experiment, run, sampled tokens, accuracies (shares), response length."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["experiment", "run", "sampled_tokens", "accuracy", "accuracy_greedy", "response_length"])
+        for name, runs in folders.items():
+            for folder in runs:
+                for point in learning_curve(folder):
+                    writer.writerow([name, folder.name, *point])
+
+
+def _mean(summaries: Sequence[Mapping[str, Any]], key: str, scale: float = 1.0) -> float:
+    return scale * sum(summary[key] for summary in summaries) / len(summaries)
+
+
+def _spread(summaries: Sequence[Mapping[str, Any]], key: str, scale: float = 1.0) -> str:
+    values = [scale * summary[key] for summary in summaries]
+    return f"{sum(values) / len(values):.1f} ({min(values):.1f} … {max(values):.1f})"
