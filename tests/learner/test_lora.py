@@ -169,3 +169,15 @@ def test_log_probs_of_policy_and_values_of_critic_see_the_adapters(model_folder:
         torch.testing.assert_close(log_probs, expected, atol=1e-5, rtol=0)
         assert float((log_probs - plain_policy(*arguments, temperature=1.0).log_probs).abs().min()) > 1e-4
         assert float((critic(IDS) - plain_critic(IDS)).abs().max()) > 1e-3
+
+
+def test_what_trains_is_float32_beside_weights_of_half_precision(model_folder: str) -> None:
+    module = build(model_folder, dtype="bfloat16", weights_dtype="bfloat16")
+    dtypes = {name: parameter.dtype for name, parameter in module.named_parameters() if parameter.requires_grad}
+    assert set(dtypes.values()) == {torch.float32}
+    assert "critic.value_head.weight" in dtypes
+    frozen = {parameter.dtype for parameter in module.parameters() if not parameter.requires_grad}
+    assert frozen == {torch.bfloat16}
+    fill_adapters(module.policy)
+    merged = module.get_state(inference_only=True)
+    assert {weight.dtype for weight in merged.values()} == {np.dtype(np.float32)}

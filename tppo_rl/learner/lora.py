@@ -28,7 +28,8 @@ _SEED = 0
 def add_adapters(model: Any, lora: Mapping[str, Any]) -> None:
     """Freezes a transformers causal language model and puts trainable adapters beside its linear layers.
 
-    The log-probs stay what they were, bit for bit, for B is zero. A is the same in every process.
+    The log-probs stay what they were, bit for bit, for B is zero. A is the same in every process. Both are float32 beside
+    weights of half precision.
 
     Args:
         model: Changed in place.
@@ -54,6 +55,10 @@ def add_adapters(model: Any, lora: Mapping[str, Any]) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(_SEED)
         inject_adapter_in_model(config, model, adapter_name=_ADAPTER)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            # They are small, and a step of reinforcement learning is often below the spacing of bfloat16 numbers.
+            parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
 
 
 def has_adapters(model: nn.Module) -> bool:
