@@ -9,7 +9,7 @@ from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 
 from tppo_rl.algorithms import algorithm_class
 from tppo_rl.base_models import resolve_model
-from tppo_rl.checks import check_environment, check_model, check_options, unknown_key
+from tppo_rl.checks import check_attention, check_environment, check_model, check_options, unknown_key
 from tppo_rl.learner.learner import TPPOLearner
 from tppo_rl.learner.learner_group import TPPOLearnerGroup
 from tppo_rl.learner.module import LanguageModelModule
@@ -56,14 +56,21 @@ class TPPOConfig(AlgorithmConfig):
         weights_dtype: str = NotProvided,
         critic: str | None = NotProvided,
         reference_model: str = NotProvided,
+        lora: dict[str, Any] | None = NotProvided,
+        attention: str = NotProvided,
     ) -> Self:
-        """Sets the models: folder or hub id, number formats, where the critic's backbone and the reference come from."""
+        """Sets the models: folder or hub id, number formats, where the critic's backbone and the reference come from.
+
+        With `lora` adapters train in place of all weights.
+        """
         return self._set(
             policy_model=policy_model,
             dtype=dtype,
             weights_dtype=weights_dtype,
             critic=critic,
             reference_model=reference_model,
+            lora=lora,
+            attention=attention,
         )
 
     def env_runners(  # type: ignore[override]
@@ -137,6 +144,7 @@ class TPPOConfig(AlgorithmConfig):
         importance_cap: float = NotProvided,
         sequence_mask: tuple[float, float] | None = NotProvided,
         micro_batch_tokens: int = NotProvided,
+        packing: bool = NotProvided,
         critic_num_epochs: int = NotProvided,
         critic_minibatch_size: int | None = NotProvided,
         critic_warmup_updates: int = NotProvided,
@@ -175,6 +183,7 @@ class TPPOConfig(AlgorithmConfig):
             importance_cap=importance_cap,
             sequence_mask=sequence_mask,
             micro_batch_tokens=micro_batch_tokens,
+            packing=packing,
             critic_num_epochs=critic_num_epochs,
             critic_minibatch_size=critic_minibatch_size,
             critic_warmup_updates=critic_warmup_updates,
@@ -240,6 +249,7 @@ class TPPOConfig(AlgorithmConfig):
             options = self.options()
             check_model(options)
             check_environment(options)
+            check_attention(options, num_gpus_per_learner=self.num_gpus_per_learner)
         if self.evaluation_parallel_to_training:
             raise OptionError(
                 "evaluation_parallel_to_training=True: evaluation shares engines with training; set it to False"
@@ -251,6 +261,8 @@ class TPPOConfig(AlgorithmConfig):
             "policy_model": resolve_model(self.policy_model),
             "critic": self.critic if self.critic in ("separate", None) else resolve_model(self.critic),
             "dtype": self.dtype,
+            "lora": self.lora,
+            "attention": self.attention,
             "weights_dtype": self.weights_dtype,
             "gradient_checkpointing": self.gradient_checkpointing,
         }

@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from tppo_rl.checks import check_environment, check_model, check_options, rllib_keys, vllm_engine_args
+from tppo_rl.checks import check_attention, check_environment, check_model, check_options, rllib_keys, vllm_engine_args
 from tppo_rl.options import OptionError, Options
 
 OPTION_NAMES = {
@@ -19,6 +19,7 @@ OPTION_NAMES = {
     "advantage_estimator", "lambda_alpha", "hindsight", "advantage_normalisation", "advantage_normalisation_scope",
     "group_scale", "critic_targets", "critic_lambda", "value_batch_tokens", "dual_clip", "loss_mean", "value_clip",
     "entropy_coef", "kl_coef", "kl_estimator", "kl_in", "positive_lm_coef", "importance_cap", "sequence_mask",
+    "lora", "attention", "packing",
 }  # fmt: skip
 
 MODEL = {"policy_model": "tppo_rl/arithmetic-chain"}
@@ -52,6 +53,11 @@ def test_the_options_are_these_and_all_are_described() -> None:
         ({"weights_dtype": "bfloat16"}, ["weights_dtype='bfloat16'", "dtype='float32'", "set dtype to 'bfloat16'"]),
         ({"sampling": {"top_p": 0.9}}, ["sampling.top_p=0.9", "remove the key"]),
         ({"sampling": {"temperature": 0}}, ["sampling.temperature=0", "above 0"]),
+        ({"lora": {"alpha": 8}}, ["lora.rank=None", "set it"]),
+        ({"lora": {"rank": 0}}, ["lora.rank=0", "above 0"]),
+        ({"lora": {"rank": 8, "alpha": -1}}, ["lora.alpha=-1", "leave it out for 16"]),
+        ({"lora": {"rank": 8, "dropout": 0.1}}, ["lora.dropout=0.1", "remove the key"]),
+        ({"lora": {"rank": 8, "target_modules": "q_proj"}}, ["lora.target_modules='q_proj'", "['q_proj', 'v_proj']"]),
         ({"engine": {"device": "tpu"}}, ["engine.device='tpu'", "'cpu' or 'cuda'"]),
         ({"engine": {"max_num_batched_token": 1}}, ["engine.max_num_batched_token=1", "max_num_batched_tokens"]),
     ],
@@ -85,6 +91,24 @@ def test_a_model_that_will_not_do_is_refused(values: dict[str, Any], words: list
     with pytest.raises(OptionError) as error:
         check_model(check_options(values))
     assert all(word in str(error.value) for word in words), str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("values", "gpus", "installed", "words"),
+    [
+        ({"attention": "flash_attention_2"}, 1, False, ["flash-attn is not installed", "'sdpa'"]),
+        ({"attention": "flash_attention_2"}, 1, True, ["dtype='float32'", "'bfloat16'"]),
+        ({"attention": "flex_attention"}, 0, True, ["num_gpus_per_learner=0", "set num_gpus_per_learner to 1"]),
+    ],
+)
+def test_attention_that_cannot_run_is_refused(
+    monkeypatch: pytest.MonkeyPatch, values: dict[str, Any], gpus: int, installed: bool, words: list[str]
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object() if installed else None)
+    with pytest.raises(OptionError) as error:
+        check_attention(check_options(values), num_gpus_per_learner=gpus)
+    assert all(word in str(error.value) for word in [f"attention={values['attention']!r}", *words]), str(error.value)
+    check_attention(check_options({"attention": "sdpa", "packing": True}), num_gpus_per_learner=0)
 
 
 def test_a_folder_without_a_config_is_no_model(tmp_path: Path) -> None:

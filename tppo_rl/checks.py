@@ -72,6 +72,28 @@ def check_model(options: Options) -> None:
         )
 
 
+def check_attention(options: Options, *, num_gpus_per_learner: float) -> None:
+    """Checks that the attention kernels can run, without looking for a GPU: the learner's may be in another machine.
+
+    Raises:
+        OptionError: kernels that are not installed, or that need a GPU or a number format that there is not.
+    """
+    if options.attention == "sdpa":
+        return
+    key = f"attention={options.attention!r}"
+    if options.attention == "flash_attention_2" and importlib.util.find_spec("flash_attn") is None:
+        raise OptionError(f"{key}: the package flash-attn is not installed; install it, or set attention to 'sdpa'")
+    if num_gpus_per_learner == 0:
+        raise OptionError(
+            f"{key}: its kernels need a GPU, and num_gpus_per_learner=0 trains on the CPU; set num_gpus_per_learner to 1, or "
+            "attention to 'sdpa'"
+        )
+    if options.attention == "flash_attention_2" and options.dtype == "float32":
+        raise OptionError(
+            f"{key}: there are no kernels for dtype='float32'; set dtype to 'bfloat16', or attention to 'sdpa'"
+        )
+
+
 def check_environment(options: Options) -> None:
     """Checks that the environment is registered and takes its `env_config`.
 

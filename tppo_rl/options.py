@@ -46,6 +46,16 @@ class Options(BaseModel):
         "memory, small steps are rounded away.",
     )
 
+    lora: dict[str, Any] | None = Field(
+        None,
+        description="Trains adapters of policy and critic in place of their weights: `rank`, `alpha` (default 2 * rank) and "
+        "`target_modules` (names of linear layers, or `all-linear`, the default); None: trains all weights.",
+    )
+
+    attention: Literal["sdpa", "flash_attention_2", "flex_attention"] = Field(
+        "sdpa", description="Attention kernels of the learners; all but `sdpa` need a GPU."
+    )
+
     # .env_runners()
     num_env_runners: int = Field(1, ge=0, description="Env-runner actors; 0 samples in the main process (sync only).")
     num_envs_per_env_runner: PositiveInt = Field(32, description="Slots of an env-runner.")
@@ -193,7 +203,12 @@ class Options(BaseModel):
     minibatch_size: PositiveInt | None = Field(
         None, description="Sampled tokens of an optimizer step, per learner; None: the whole batch."
     )
-    micro_batch_tokens: PositiveInt = Field(2048, description="Padded tokens of one forward pass.")
+    micro_batch_tokens: PositiveInt = Field(2048, description="Tokens of one forward pass, padding included.")
+    packing: bool = Field(
+        False,
+        description="Sequences of a micro-batch stand in one row without padding. It needs kernels for variable lengths "
+        "(`flash_attention_2`); with `sdpa` the mask of a row is quadratic in its tokens: slow on long rows, for tests.",
+    )
     num_epochs: PositiveInt = Field(1, description="Passes of the policy over a batch.")
     critic_num_epochs: PositiveInt = Field(1, description="Passes of the critic over the finished episodes of a batch.")
     critic_minibatch_size: PositiveInt | None = Field(

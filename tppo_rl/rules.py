@@ -20,6 +20,7 @@ def check_rules(options: Options, algorithm: str) -> None:
     _check_pipeline(options)
     _check_learners(options)
     _check_sampling(options.sampling)
+    _check_lora(options.lora)
     _check_estimators(options)
     _check_losses(options)
     _check_groups(options)
@@ -99,6 +100,26 @@ def _check_sampling(sampling: Mapping[str, Any]) -> None:
     temperature = sampling.get("temperature", 1.0)
     if isinstance(temperature, bool) or not isinstance(temperature, int | float) or temperature <= 0:
         raise OptionError(f"sampling.temperature={temperature!r}: training samples, so it must be a number above 0")
+
+
+def _check_lora(lora: Mapping[str, Any] | None) -> None:
+    if lora is None:
+        return
+    for key, value in lora.items():
+        if key not in ("rank", "alpha", "target_modules"):
+            raise OptionError(f"lora.{key}={value!r}: must be one of rank, alpha, target_modules; remove the key")
+    rank, alpha = lora.get("rank"), lora.get("alpha")
+    if isinstance(rank, bool) or not isinstance(rank, int) or rank <= 0:
+        raise OptionError(f"lora.rank={rank!r}: must be a whole number above 0; set it, for example to 16")
+    if alpha is not None and (isinstance(alpha, bool) or not isinstance(alpha, int | float) or alpha <= 0):
+        raise OptionError(f"lora.alpha={alpha!r}: must be a number above 0; leave it out for {2 * rank}")
+    targets = lora.get("target_modules", "all-linear")
+    names = isinstance(targets, list | tuple) and targets and all(isinstance(name, str) for name in targets)
+    if not names and targets != "all-linear":
+        raise OptionError(
+            f"lora.target_modules={targets!r}: must be a list of names of linear layers, such as ['q_proj', 'v_proj'], or "
+            "'all-linear'; leave it out for the latter"
+        )
 
 
 def _check_estimators(options: Options) -> None:

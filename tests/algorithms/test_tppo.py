@@ -143,6 +143,26 @@ def test_sync_trains_fragments_of_one_version_with_ratios_of_one(small_config: T
     algorithm.stop()
 
 
+def test_engine_and_trainer_agree_while_adapters_train(small_config: TPPOConfig) -> None:
+    config = small_config.language_model(lora={"rank": 4}).training(lr=1e-2, critic_warmup_updates=0)
+    algorithm = config.pipeline(mode="sync").env_runners(num_env_runners=0).build_algo()
+    before = _engine_weights(algorithm)
+    for _ in range(4):
+        result = algorithm.train()
+        assert_accounts_add_up(algorithm, result)
+        assert result["engine_gap"]["fresh_log_prob_mean"] <= 1e-5
+        assert result["engine_gap"]["ratio_deviation_max"] <= 1e-4
+    moved = [float(np.abs(weight - before[name]).max()) for name, weight in _engine_weights(algorithm).items()]
+    assert max(moved) > 1e-2
+    print(f"adapters: mean gap {result['engine_gap']['fresh_log_prob_mean']:.1e} nats, largest move {max(moved):.3f}")
+    algorithm.stop()
+
+
+def _engine_weights(algorithm: TPPO) -> dict[str, np.ndarray]:
+    state = algorithm.learner_group.get_state(components="learner/rl_module", inference_only=True)
+    return dict(state["learner"]["rl_module"]["default_policy"])
+
+
 def test_two_learners_and_own_evaluation_env_runners(small_config: TPPOConfig) -> None:
     config = (
         small_config.pipeline(mode="sync")

@@ -28,7 +28,9 @@ class LearnerConfig(AlgorithmConfig):
         return RLModuleSpec(module_class=LanguageModelModule)
 
 
-def learner_config(folder: str, *, num_learners: int = 0, critic: str | None = "separate", **settings: Any) -> Any:
+def learner_config(
+    folder: str, *, num_learners: int = 0, critic: str | None = "separate", lora: Any = None, **settings: Any
+) -> Any:
     """Returns a config whose `build_learner_group()` hosts a `TPPOLearner` on the model in `folder`."""
     text = gym.spaces.Text(max_length=64)
     config = (
@@ -38,7 +40,7 @@ def learner_config(folder: str, *, num_learners: int = 0, critic: str | None = "
         .rl_module(
             rl_module_spec=RLModuleSpec(
                 module_class=LanguageModelModule,
-                model_config={"policy_model": folder, "critic": critic, "dtype": "float32"},
+                model_config={"policy_model": folder, "critic": critic, "dtype": "float32", "lora": lora},
             )
         )
     )

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from tppo_rl.fragments import NO_VERSION, Fragment
+from tppo_rl.learner.lora import add_adapters
 from tppo_rl.learner.models import Critic, Policy, load_causal_lm
 
 VOCABULARY = 50
@@ -43,17 +44,33 @@ def load_models(
     *,
     value_head: bool = True,
     weights_dtype: torch.dtype = torch.float32,
+    lora: dict[str, Any] | None = None,
 ) -> tuple[Policy, Critic]:
-    """Loads policy and critic; `value_head` fills the critic's zero head so that its backbone has gradients."""
-    policy, critic = (
-        model(load_causal_lm(folder, dtype, weights_dtype=weights_dtype), dtype) for model in (Policy, Critic)
-    )
+    """Loads policy and critic; `value_head` fills the critic's zero head so that its backbone has gradients.
+
+    With `lora` both have adapters, filled so that all of them have gradients.
+    """
+    policy_model, critic_model = (load_causal_lm(folder, dtype, weights_dtype=weights_dtype) for _ in range(2))
+    if lora is not None:
+        for model in (policy_model, critic_model):
+            add_adapters(model, lora)
+            fill_adapters(model)
+    policy, critic = Policy(policy_model, dtype), Critic(critic_model, dtype)
     if value_head:
         generator = torch.Generator().manual_seed(1)
         with torch.no_grad():
             critic.value_head.weight.copy_(torch.randn(critic.value_head.weight.shape, generator=generator) * 0.1)
             critic.value_head.bias.fill_(0.1)
     return policy, critic
+
+
+def fill_adapters(model: torch.nn.Module) -> None:
+    """Gives the matrices B, which start at zero, random values."""
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
 
 
 def make_fragment(

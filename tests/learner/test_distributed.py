@@ -48,6 +48,7 @@ SCENARIOS: dict[str, tuple[list[list[Fragment]], dict[str, Any]]] = {
     "warm-up": (split(make_fragments(5), 5), ONE_STEP | {"critic_warmup_updates": 1}),
     "many steps, one share without a finished episode": (split(finished_first(6), 4), MANY_STEPS),
     "many steps, one empty share": (split(make_fragments(7), 0), MANY_STEPS),
+    "adapters": (split(make_fragments(9), 3), ONE_STEP | {"lora": {"rank": 3}}),
     "recomputed log-probs": (split(make_fragments(8), 2), MANY_STEPS | {"off_policy_correction": "none"}),
     "every term of the loss": (split(make_fragments(9), 3), ONE_STEP | EVERY_TERM),
     "every term, one empty share": (split(make_fragments(10), 8), ONE_STEP | EVERY_TERM),
@@ -65,11 +66,13 @@ SCENARIOS: dict[str, tuple[list[list[Fragment]], dict[str, Any]]] = {
 
 def update(folder: str, fragments: list[Fragment], settings: dict[str, Any], collective: Collective) -> dict[str, Any]:
     """Makes one update from fresh models and returns gradients, weights and reports."""
-    policy, critic = load_models(folder)
+    lora = settings.get("lora")
+    settings = {name: value for name, value in settings.items() if name != "lora"}
+    policy, critic = load_models(folder, lora=lora)
     if collective.rank == 1:
         # A learner that starts elsewhere must be brought to the weights of the first.
         with torch.no_grad():
-            next(policy.parameters()).add_(1.0)
+            next(parameter for parameter in policy.parameters() if parameter.requires_grad).add_(1.0)
     step = UpdateStep(policy, critic, UpdateSettings(**settings), collective)
     batch = batch_from_fragments(fragments)
     result = step.run(batch, estimate_targets(critic, batch, step.settings, collective), policy_version=0)

@@ -23,6 +23,18 @@ def test_each_row_once_within_the_budget(lengths: list[int], budget: int) -> Non
     assert groups.padded_positions == sum(padded)
 
 
+@settings(deadline=None, max_examples=80, derandomize=True)
+@given(lengths=st.lists(st.integers(1, 60), max_size=40), budget=st.integers(8, 200))
+def test_packed_rows_fill_the_budget_without_padding(lengths: list[int], budget: int) -> None:
+    groups = micro_batches(torch.tensor(lengths, dtype=torch.int64), torch.arange(len(lengths)), budget, packing=True)
+    assert sorted(torch.cat([*groups.rows, torch.zeros(0, dtype=torch.int64)]).tolist()) == list(range(len(lengths)))
+    sizes = [sum(lengths[row] for row in group.tolist()) for group in groups.rows]
+    assert all(size <= budget or len(group) == 1 for size, group in zip(sizes, groups.rows, strict=True))
+    assert groups.positions == groups.padded_positions == sum(lengths)
+    half_empty = [size for size in sizes if 2 * size <= budget]
+    assert len(half_empty) <= 1, "two of them would have gone together"
+
+
 def test_cuts_cost_least() -> None:
     rng = np.random.default_rng(0)
     for _ in range(20):

@@ -52,6 +52,7 @@ KEYS = {
     "positive_lm_coef",
     "importance_cap",
     "sequence_mask",
+    "packing",
     "distributed",
 }
 

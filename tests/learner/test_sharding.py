@@ -71,8 +71,9 @@ class Learner:
         recompute: bool = False,
         dtype: torch.dtype = torch.float32,
         weights_dtype: torch.dtype = torch.float32,
+        lora: dict[str, Any] | None = None,
     ) -> None:
-        self.policy, self.critic = load_models(folder, dtype, weights_dtype=weights_dtype)
+        self.policy, self.critic = load_models(folder, dtype, weights_dtype=weights_dtype, lora=lora)
         for model in (self.policy, self.critic) if recompute else ():
             recompute_activations(model)
         self.collective = collective
@@ -142,6 +143,7 @@ PLANS: dict[str, tuple[list[tuple[str, int, int]], dict[str, Any]]] = {
     "fsdp, then ddp": ([("fsdp", 0, 10), ("ddp", 10, NUM_UPDATES)], ONE_STEP),
     "recomputed log-probs": ([("fsdp", 0, NUM_UPDATES)], RECOMPUTED),
     "recomputed activations": ([("fsdp", 0, NUM_KINDS)], ONE_STEP),
+    "packed": ([("fsdp", 0, NUM_KINDS)], ONE_STEP | {"packing": True}),
 }
 
 
@@ -163,6 +165,11 @@ def learner(rank: int, folder: str, meeting_point: str, results: str) -> None:
         for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
             outcomes[f"bfloat16 with {name} weights, {distributed}"] = trajectory(
                 folder, [(distributed, 0, NUM_KINDS)], ONE_STEP, collective, dtype=torch.bfloat16, weights_dtype=dtype
+            )
+        for recompute in (False, True):
+            name = f"adapters{' and recomputed activations' if recompute else ''}, {distributed}"
+            outcomes[name] = trajectory(
+                folder, [(distributed, 0, NUM_KINDS)], ONE_STEP, collective, recompute=recompute, lora={"rank": 2}
             )
     models.MAX_LOGITS = 3 * VOCABULARY
     outcomes["logits in parts"] = trajectory(folder, [("fsdp", 0, NUM_KINDS)], ONE_STEP, collective)
@@ -294,6 +301,16 @@ def test_minibatches_are_those_of_whole_models(two_learners: list[dict[str, Any]
     for outcomes in two_learners:
         deviation = largest_deviation(outcomes["minibatches, fsdp"][0], outcomes["minibatches, ddp"][0])
         assert deviation < 1e-4
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("name", ["adapters", "adapters and recomputed activations"])
+def test_adapters_of_sharded_models_train_as_those_of_whole_ones(two_learners: list[dict[str, Any]], name: str) -> None:
+    metrics, (state,) = two_learners[0][f"{name}, fsdp"]
+    expected, (expected_state,) = two_learners[0]["adapters, ddp"]
+    assert metrics == two_learners[1][f"{name}, fsdp"][0]
+    assert largest_deviation(metrics, expected) < 1e-4
+    assert_same_state(state, expected_state)
 
 
 @pytest.mark.timeout(300)

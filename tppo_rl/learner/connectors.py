@@ -86,6 +86,7 @@ class ReferenceKL(_SettingsPiece):
                 train_batch.window,
                 temperature=settings.temperature,
                 micro_batch_tokens=settings.micro_batch_tokens,
+                packing=settings.packing,
             )
         return batch
 
@@ -97,7 +98,7 @@ class CriticValuesOnTrainBatch(_SettingsPiece):
         """Adds `CRITIC_VALUES`."""
         columns = batch[DEFAULT_MODULE_ID]
         columns[CRITIC_VALUES] = rl_module[DEFAULT_MODULE_ID].compute_values(
-            columns, micro_batch_tokens=self._settings.micro_batch_tokens
+            columns, micro_batch_tokens=self._settings.micro_batch_tokens, packing=self._settings.packing
         )
         return batch
 

@@ -9,6 +9,7 @@ from tppo_rl.learner.collective import Collective
 from tppo_rl.learner.micro_batches import micro_batches, minibatches, num_minibatches
 from tppo_rl.learner.models import Critic
 from tppo_rl.learner.optimizers import GradientStep, StepReport
+from tppo_rl.learner.packing import model_input
 from tppo_rl.learner.settings import UpdateSettings
 from tppo_rl.learner.sharding import ShardedGradientStep, same_number_of_passes
 from tppo_rl.learner.tally import Tally
@@ -72,12 +73,13 @@ class CriticStep:
         """Adds up the gradient of one minibatch's mean token loss over this learner's micro-batches."""
         device, tokens = self._critic.device, value_batch.tokens
         lengths = last_positions(tokens)
-        groups = micro_batches(lengths, rows, self._settings.micro_batch_tokens).rows
+        packing = self._settings.packing
+        groups = micro_batches(lengths, rows, self._settings.micro_batch_tokens, packing=packing).rows
         for group in same_number_of_passes(self._critic, groups):
             mask = tokens.mask[group]
-            input_ids = value_batch.batch.padded(value_batch.rows[group], lengths[group]).to(device)
-            states = tokens.positions[group][mask].to(device)
-            values = self._critic(input_ids)[mask.nonzero()[:, 0].to(device), states]
+            inputs = model_input(value_batch.batch, value_batch.rows[group], lengths[group], device, packing=packing)
+            states = inputs.places(mask.nonzero()[:, 0], tokens.positions[group][mask])
+            values = self._critic(inputs.input_ids, inputs.position_ids)[states]
             targets = value_batch.targets[group][mask].to(device)
             if self._settings.value_clip is None:
                 loss = value_loss(values, targets)

@@ -30,6 +30,8 @@ from tppo_rl.learner.connectors import (
     default_learner_pipeline,
 )
 from tppo_rl.learner.module import TRAIN_BATCH, LanguageModelModule
+from tppo_rl.learner.optimizers import trainable
+from tppo_rl.learner.packing import check_packing
 from tppo_rl.learner.settings import UpdateSettings
 from tppo_rl.learner.sharding import gather_optimizer_state
 from tppo_rl.learner.targets import Targets
@@ -93,7 +95,7 @@ class TPPOLearner(TorchLearner):
             optimizers["critic"] = (self._update_step.critic_optimizer, module.critic)
         for name, (optimizer, model) in optimizers.items():
             self.register_optimizer(
-                module_id=module_id, optimizer_name=name, optimizer=optimizer, params=list(model.parameters())
+                module_id=module_id, optimizer_name=name, optimizer=optimizer, params=trainable(model.parameters())
             )
 
     def update(
@@ -256,6 +258,8 @@ class TPPOLearner(TorchLearner):
         if self.config.add_default_connectors_to_learner_pipeline:
             module = self.module[DEFAULT_MODULE_ID]
             assert isinstance(module, LanguageModelModule)
+            if self._settings.packing and module.reference is not None:
+                check_packing(module.reference)
             pieces += default_learner_pipeline(
                 self._settings,
                 critic=module.critic is not None,

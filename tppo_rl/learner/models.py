@@ -2,7 +2,8 @@
 
 Both stay in evaluation mode while they are trained: dropout would make the trainer's log-probs differ from the
 engine's. Sequences are padded on the right and no attention mask is given: under a causal mask no token sees the
-padding after it, position ids count from 0 in every row, and attention kernels are fastest without a mask.
+padding after it, position ids count from 0 in every row, and attention kernels are fastest without a mask. Packed
+sequences (see `packing`) come with their position ids instead.
 
 Weights are float32 whatever the compute dtype, unless asked for in bfloat16: at the learning rates of reinforcement
 learning a step is often smaller than the spacing of bfloat16 numbers and is then rounded away.
@@ -21,8 +22,13 @@ from torch.utils.checkpoint import checkpoint
 
 from tppo_rl.maths.log_probs import TokenLogProbs, token_log_probs
 
-MAX_LOGITS = 2**27
-"""Logits (positions x vocabulary) that are held at once; more are computed in parts and again in the backward pass."""
+MAX_LOGITS = 2**25
+"""Logits (positions x vocabulary) that are held at once; more are computed in parts and again in the backward pass.
+
+Beside them there is their gradient, of the same size: together 256 MiB in float32. A part of a vocabulary of 150,000
+still has 220 positions, enough for a matrix product at full speed. Parts below 2**23 take MORE memory on a CPU: glibc
+then cuts them out of its heap, which falls to pieces. `tppo-rl bench memory` measures.
+"""
 
 _logger = logging.getLogger(__name__)
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
@@ -39,13 +45,16 @@ def parse_dtype(name: str) -> torch.dtype:
     return _DTYPES[name]
 
 
-def load_causal_lm(source: str, dtype: torch.dtype, *, weights_dtype: torch.dtype = torch.float32) -> Any:
-    """Loads a causal language model with sdpa attention.
+def load_causal_lm(
+    source: str, dtype: torch.dtype, *, weights_dtype: torch.dtype = torch.float32, attention: str = "sdpa"
+) -> Any:
+    """Loads a causal language model.
 
     Args:
         source: Local folder or hub id.
         dtype: Compute dtype of the training.
         weights_dtype: Of the weights, and so of gradients and moments; float64 where `dtype` is.
+        attention: "sdpa", "flash_attention_2" or "flex_attention".
 
     Raises:
         ValueError: no model can be loaded from `source`.
@@ -54,7 +63,7 @@ def load_causal_lm(source: str, dtype: torch.dtype, *, weights_dtype: torch.dtyp
 
     weights = torch.float64 if dtype == torch.float64 else weights_dtype
     try:
-        return AutoModelForCausalLM.from_pretrained(source, dtype=weights, attn_implementation="sdpa")
+        return AutoModelForCausalLM.from_pretrained(source, dtype=weights, attn_implementation=attention)
     except (OSError, ValueError) as error:
         raise ValueError(f"no language model at {source!r}: give a folder that holds one, or a hub id") from error
 
@@ -98,7 +107,7 @@ class _EvaluationMode(nn.Module):
 
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()
-        self._dtype = dtype
+        self.dtype = dtype
 
     def train(self, mode: bool = True) -> _EvaluationMode:
         return super().train(False)
@@ -107,10 +116,11 @@ class _EvaluationMode(nn.Module):
     def device(self) -> torch.device:
         return next(self.parameters()).device
 
-    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
-        if self._dtype in (torch.float32, torch.float64):
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """Computes in `dtype` where the weights have another one."""
+        if self.dtype in (torch.float32, torch.float64):
             return contextlib.nullcontext()
-        return torch.autocast(self.device.type, self._dtype)
+        return torch.autocast(self.device.type, self.dtype)
 
 
 class Policy(_EvaluationMode):
@@ -138,22 +148,25 @@ class Policy(_EvaluationMode):
         *,
         temperature: float,
         entropy_gradient: bool = False,
+        position_ids: torch.Tensor | None = None,
     ) -> TokenLogProbs:
         """Returns log-prob and entropy of N given tokens, float32 [N]; only their positions pass the output layer.
 
         Args:
             input_ids: int64 [b, n], padded on the right with any token.
             rows: int64 [N], row of each token.
-            positions: int64 [N], position of the state that predicts it: one before the token's own.
+            positions: int64 [N], column of the state that predicts it: one before the token's own.
             tokens: int64 [N], the token taken there.
             temperature: Sampling temperature.
             entropy_gradient: Whether the entropy carries a gradient.
+            position_ids: int64 [b, n] of packed sequences.
         """
-        with self._autocast():
+        inputs = {"input_ids": input_ids, "position_ids": position_ids, "use_cache": False}
+        with self.autocast():
             if not self._head_suffices:
-                logits = self.model(input_ids=input_ids, use_cache=False).logits[rows, positions]
+                logits = self.model(**inputs).logits[rows, positions]
                 return token_log_probs(logits, tokens, temperature=temperature, entropy_gradient=entropy_gradient)
-            hidden = self.model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state[rows, positions]
+            hidden = self.model.base_model(**inputs).last_hidden_state[rows, positions]
             part = max(1, MAX_LOGITS // self.model.get_output_embeddings().weight.shape[0])
             if len(tokens) <= part:
                 return self._head(hidden, tokens, temperature, entropy_gradient)
@@ -191,19 +204,23 @@ class Critic(_EvaluationMode):
             raise ValueError(f"critic: {type(model).__name__} has no base model: choose another architecture for it")
         self.backbone = model.base_model
         width = model.get_output_embeddings().weight.shape[1]
-        self.value_head = nn.Linear(width, 1, dtype=next(model.parameters()).dtype)
+        # Beside adapters the head has their dtype: what trains is of one dtype.
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.value_head = nn.Linear(width, 1, dtype=trained[0].dtype)
         nn.init.zeros_(self.value_head.weight)
         nn.init.zeros_(self.value_head.bias)
         self.train()
 
-    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+    def forward(self, input_ids: torch.Tensor, position_ids: torch.Tensor | None = None) -> torch.Tensor:
         """Returns V(s) of the state after each position, [b, n] in the dtype of the weights, float32 for bfloat16.
 
         Args:
             input_ids: int64 [b, n], padded on the right with any token; values on padding mean nothing.
+            position_ids: int64 [b, n] of packed sequences.
         """
-        with self._autocast():
-            hidden = self.backbone(input_ids=input_ids, use_cache=False).last_hidden_state
+        with self.autocast():
+            output = self.backbone(input_ids=input_ids, position_ids=position_ids, use_cache=False)
+            hidden = output.last_hidden_state
         head = self.value_head
         dtype = torch.promote_types(head.weight.dtype, torch.float32)
         values = nn.functional.linear(hidden.to(dtype), head.weight.to(dtype), head.bias.to(dtype))

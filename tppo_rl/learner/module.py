@@ -11,6 +11,7 @@ from ray.rllib.core.columns import Columns
 from ray.rllib.core.rl_module.apis import InferenceOnlyAPI, ValueFunctionAPI
 from ray.rllib.core.rl_module.torch import TorchRLModule
 
+from tppo_rl.learner.lora import add_adapters, check_trained, has_adapters, merged_weights, trained_weights
 from tppo_rl.learner.models import Critic, Policy, load_causal_lm, parse_dtype, recompute_activations
 from tppo_rl.learner.sharding import gather_weights, is_sharded, load_weights
 from tppo_rl.learner.targets import CriticValues, critic_values
@@ -18,7 +19,16 @@ from tppo_rl.learner.targets import CriticValues, critic_values
 TRAIN_BATCH = "train_batch"
 """Key of the `TrainBatch` in a module's batch."""
 
-_MODEL_CONFIG_KEYS = {"policy_model", "critic", "reference_model", "dtype", "weights_dtype", "gradient_checkpointing"}
+_MODEL_CONFIG_KEYS = {
+    "policy_model",
+    "critic",
+    "reference_model",
+    "dtype",
+    "weights_dtype",
+    "gradient_checkpointing",
+    "lora",
+    "attention",
+}
 
 
 class LanguageModelModule(TorchRLModule, ValueFunctionAPI, InferenceOnlyAPI):
@@ -32,6 +42,9 @@ class LanguageModelModule(TorchRLModule, ValueFunctionAPI, InferenceOnlyAPI):
         dtype: Compute dtype of the training, "float32" by default.
         weights_dtype: Of weights, gradients and moments, "float32" by default (see `models`).
         gradient_checkpointing: Whether activations are computed again in the backward pass, False by default.
+        attention: "sdpa", the default, "flash_attention_2" or "flex_attention", of all models.
+        lora: `rank`, `alpha` and `target_modules` of adapters of policy and critic (see `lora`); None, the default,
+            trains all weights.
 
     With `inference_only` there is neither critic nor reference. The reference is never trained and in no checkpoint. Observation and action spaces are not read; they may be Text spaces.
     """
@@ -61,26 +74,27 @@ class LanguageModelModule(TorchRLModule, ValueFunctionAPI, InferenceOnlyAPI):
             self.critic = Critic(_load(source if critic_source == "separate" else critic_source, dtype, config), dtype)
         self.reference = None
         if config.get("reference_model") is not None and not self.inference_only:
-            self.reference = Policy(_load(config["reference_model"], dtype, config), dtype)
+            self.reference = Policy(_load(config["reference_model"], dtype, config | {"lora": None}), dtype)
             self.reference.requires_grad_(False)
         self._gathered: dict[str, dict[str, np.ndarray] | None] = {}
 
     def compute_values(
-        self, batch: dict[str, Any], embeddings: Any = None, *, micro_batch_tokens: int = 2048
+        self, batch: dict[str, Any], embeddings: Any = None, *, micro_batch_tokens: int = 2048, packing: bool = False
     ) -> CriticValues:
         """Returns the critic's values of `batch[TRAIN_BATCH]`.
 
         Args:
             batch: Holds a `TrainBatch` under `TRAIN_BATCH`.
             embeddings: Not used: the critic has its own backbone.
-            micro_batch_tokens: Most padded tokens in one forward pass.
+            micro_batch_tokens: Most tokens in one forward pass, padding included.
+            packing: Whether the sequences of a forward pass stand in one row without padding.
 
         Raises:
             ValueError: the module has no critic.
         """
         if self.critic is None:
             raise ValueError("this module has no critic: set critic='separate', or use advantages that need none")
-        return critic_values(self.critic, batch[TRAIN_BATCH], micro_batch_tokens)
+        return critic_values(self.critic, batch[TRAIN_BATCH], micro_batch_tokens, packing=packing)
 
     def get_non_inference_attributes(self) -> list[str]:
         """Returns the parts that sampling does not need."""
@@ -97,16 +111,20 @@ class LanguageModelModule(TorchRLModule, ValueFunctionAPI, InferenceOnlyAPI):
         """Returns copies of the weights as numpy arrays.
 
         With `inference_only` they are the policy's under their transformers names, which is what an engine loads;
-        otherwise {"policy": {...}, "critic": {...}}, the latter where there is a critic. Those of sharded models are what
-        the last `gather` has kept.
+        otherwise {"policy": {...}, "critic": {...}}, the latter where there is a critic. With adapters the former are
+        merged into the weights, and the latter holds adapters and value head alone. Those of sharded models are what the
+        last `gather` has kept.
 
         Raises:
             RuntimeError: the models are sharded, and their weights were not gathered since they changed, or not here.
         """
         policy = self._weights("policy", self.policy.model)
         if inference_only:
-            return policy
-        return {"policy": policy} | ({} if self.critic is None else {"critic": self._weights("critic", self.critic)})
+            return merged_weights(self.policy.model, policy)
+        state = {"policy": trained_weights(self.policy.model, policy)}
+        if self.critic is not None:
+            state["critic"] = trained_weights(self.critic, self._weights("critic", self.critic))
+        return state
 
     def gather(self, *, inference_only: bool, keep: bool) -> None:
         """Gathers the whole weights of sharded models for `get_state`, of the policy alone with `inference_only`.
@@ -129,13 +147,14 @@ class LanguageModelModule(TorchRLModule, ValueFunctionAPI, InferenceOnlyAPI):
         """Loads weights in either form of `get_state`; a part that is not in `state` is left alone.
 
         Raises:
-            RuntimeError: names or shapes of the weights are not those of the models.
+            RuntimeError: names or shapes of the weights are not those of the models. With adapters that is so for the
+                merged weights, which cannot be taken apart again.
         """
         whole = "policy" in state
         self.forget_gathered()
-        load_weights(self.policy.model, state["policy"] if whole else state)
+        _load_trained(self.policy.model, state["policy"] if whole else state)
         if whole and self.critic is not None and "critic" in state:
-            load_weights(self.critic, state["critic"])
+            _load_trained(self.critic, state["critic"])
 
     def _forward(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
         """Returns the logits, [b, n, V], of int64 token ids [b, n] under `Columns.OBS`; sampling is the engine's."""
@@ -153,7 +172,16 @@ class LanguageModelModule(TorchRLModule, ValueFunctionAPI, InferenceOnlyAPI):
 
 
 def _load(source: str, dtype: torch.dtype, config: dict[str, Any]) -> Any:
-    model = load_causal_lm(source, dtype, weights_dtype=parse_dtype(config.get("weights_dtype", "float32")))
+    weights_dtype, attention = parse_dtype(config.get("weights_dtype", "float32")), config.get("attention", "sdpa")
+    model = load_causal_lm(source, dtype, weights_dtype=weights_dtype, attention=attention)
+    if config.get("lora") is not None:
+        add_adapters(model, config["lora"])
     if config.get("gradient_checkpointing", False):
         recompute_activations(model)
     return model
+
+
+def _load_trained(model: torch.nn.Module, weights: dict[str, Any]) -> None:
+    if has_adapters(model):
+        check_trained(model, weights)
+    load_weights(model, weights, strict=not has_adapters(model))

@@ -13,11 +13,16 @@ from tppo_rl.learner.collective import Collective
 _logger = logging.getLogger(__name__)
 
 
+def trainable(parameters: Iterable[torch.nn.Parameter]) -> list[torch.nn.Parameter]:
+    """Returns the parameters that require a gradient: beside adapters the others are frozen."""
+    return [parameter for parameter in parameters if parameter.requires_grad]
+
+
 def make_adamw(
     parameters: Iterable[torch.nn.Parameter], *, lr: float, betas: tuple[float, float], weight_decay: float
 ) -> torch.optim.AdamW:
-    """Returns AdamW with the fused kernel, which updates all parameters in one pass."""
-    return torch.optim.AdamW(list(parameters), lr=lr, betas=betas, weight_decay=weight_decay, fused=True)
+    """Returns AdamW of the parameters that train, with the fused kernel, which updates all in one pass."""
+    return torch.optim.AdamW(trainable(parameters), lr=lr, betas=betas, weight_decay=weight_decay, fused=True)
 
 
 def parameters_of(optimizer: torch.optim.Optimizer) -> list[torch.nn.Parameter]:

@@ -12,6 +12,7 @@ from tppo_rl.learner.collective import Collective
 from tppo_rl.learner.micro_batches import micro_batches, minibatches, num_minibatches
 from tppo_rl.learner.models import Policy
 from tppo_rl.learner.optimizers import GradientStep, StepReport
+from tppo_rl.learner.packing import model_input
 from tppo_rl.learner.policy_loss import PolicyTerms, WindowTokens, policy_terms
 from tppo_rl.learner.settings import UpdateSettings
 from tppo_rl.learner.sharding import ShardedGradientStep, same_number_of_passes
@@ -65,11 +66,13 @@ class _Tokens:
     """The tokens of one micro-batch on the policy's device: N of windows, and M of earlier windows to imitate."""
 
     input_ids: torch.Tensor
-    """int64 [b, n], padded on the right with 0."""
+    """int64 [b, n], padded on the right with 0, or packed (see `packing`)."""
+    position_ids: torch.Tensor | None
+    """int64 [1, n] if packed."""
     rows: torch.Tensor
-    """int64 [N + M]."""
-    positions: torch.Tensor
-    """int64 [N + M], position of the predicting state."""
+    """int64 [N + M], row of the predicting state in `input_ids`."""
+    columns: torch.Tensor
+    """int64 [N + M], its column."""
     tokens: torch.Tensor
     """int64 [N + M]."""
     window: WindowTokens
@@ -94,6 +97,7 @@ class _Work:
         mean_weights = response_weights(batch.window.lengths) if settings.loss_mean == "response" else None
         self.mean_weights = torch.ones(len(batch)) if mean_weights is None else mean_weights
         self._targets = targets
+        self._packing = settings.packing
         self._version = version
         self._finished_row = torch.full((len(batch),), -1).index_put(
             (batch.finished_rows,), torch.arange(len(batch.finished_rows))
@@ -129,11 +133,16 @@ class _Work:
         reference = self._targets.reference_log_probs
         within = mask.nonzero()[:, 0]
         extra_within, extra_positions, extra_tokens = self._earlier_tokens(rows)
+        inputs = model_input(batch, rows, self.lengths[rows], device, packing=self._packing)
+        states, columns = inputs.places(
+            torch.cat([within, extra_within]), torch.cat([batch.window.positions[rows][mask], extra_positions])
+        )
         imitated = torch.cat([self._imitates[rows][within], torch.ones_like(extra_within, dtype=torch.bool)])
         return _Tokens(
-            input_ids=batch.padded(rows, self.lengths[rows]).to(device),
-            rows=torch.cat([within, extra_within]).to(device),
-            positions=torch.cat([batch.window.positions[rows][mask], extra_positions]).to(device),
+            input_ids=inputs.input_ids,
+            position_ids=inputs.position_ids,
+            rows=states,
+            columns=columns,
             tokens=torch.cat([batch.window.tokens[rows][mask], extra_tokens]).to(device),
             window=WindowTokens(
                 behaviour_log_probs=batch.behaviour_log_probs[rows][mask].to(device),
@@ -236,7 +245,7 @@ class PolicyStep:
         """
         settings = self._settings
         self._step.zero()
-        groups = micro_batches(work.lengths, rows, settings.micro_batch_tokens)
+        groups = micro_batches(work.lengths, rows, settings.micro_batch_tokens, packing=settings.packing)
         tally.add("processed_tokens", groups.positions)
         tally.add("padded_tokens", groups.padded_positions)
         for group in same_number_of_passes(self._policy, groups.rows):
@@ -244,10 +253,11 @@ class PolicyStep:
             every_log_prob, every_entropy = self._policy(
                 tokens.input_ids,
                 tokens.rows,
-                tokens.positions,
+                tokens.columns,
                 tokens.tokens,
                 temperature=settings.temperature,
                 entropy_gradient=settings.entropy_coef > 0,
+                position_ids=tokens.position_ids,
             )
             count = len(tokens.mean_weights)
             log_probs, entropy = every_log_prob[:count], every_entropy[:count]
@@ -272,6 +282,7 @@ class PolicyStep:
             batch.window,
             temperature=self._settings.temperature,
             micro_batch_tokens=self._settings.micro_batch_tokens,
+            packing=self._settings.packing,
         )
 
 

@@ -86,7 +86,9 @@ class UpdateSettings:
     critic_minibatch_size: int | None = None
     """Response tokens per critic optimizer step and learner; None takes the whole value batch in one step."""
     micro_batch_tokens: int = 2048
-    """Most padded tokens in one forward pass. A sequence that is longer goes alone."""
+    """Most tokens in one forward pass, padding included. A sequence that is longer goes alone."""
+    packing: bool = False
+    """Sequences of a micro-batch stand in one row without padding; needs an attention kernel for variable lengths."""
     lr: float = 1e-6
     """Learning rate of the policy."""
     critic_lr: float = 2e-6

@@ -158,15 +158,16 @@ def gather_weights(model: torch.nn.Module, *, keep: bool = True) -> dict[str, np
     return {name: _to_numpy(weight) for name, weight in whole if keep}
 
 
-def load_weights(model: torch.nn.Module, weights: Mapping[str, Any]) -> None:
-    """Loads what `gather_weights` returned, on one learner alone.
+def load_weights(model: torch.nn.Module, weights: Mapping[str, Any], *, strict: bool = True) -> None:
+    """Loads what `gather_weights` returned, on one learner alone; without `strict` also a part of it.
 
     Raises:
         RuntimeError: names or shapes of the weights are not those of the model.
     """
     current = model.state_dict()
     model.load_state_dict(
-        {name: _slice_like(torch.as_tensor(np.array(weight)), current.get(name)) for name, weight in weights.items()}
+        {name: _slice_like(torch.as_tensor(np.array(weight)), current.get(name)) for name, weight in weights.items()},
+        strict=strict,
     )
 
 

@@ -12,6 +12,7 @@ from tppo_rl.learner.batch import SampledTokens, TrainBatch, batch_from_fragment
 from tppo_rl.learner.collective import Collective, SingleLearner
 from tppo_rl.learner.micro_batches import micro_batches
 from tppo_rl.learner.models import Critic, Policy
+from tppo_rl.learner.packing import model_input
 from tppo_rl.learner.settings import LENGTH_ADAPTIVE, UpdateSettings
 from tppo_rl.learner.sharding import same_number_of_passes
 from tppo_rl.maths import divergence
@@ -69,26 +70,27 @@ class Targets:
     """Time that it took."""
 
 
-def position_values(critic: Critic, batch: TrainBatch, micro_batch_tokens: int) -> torch.Tensor:
+def position_values(
+    critic: Critic, batch: TrainBatch, micro_batch_tokens: int, *, packing: bool = False
+) -> torch.Tensor:
     """Returns the critic's V(s) of the state after each position of all sequences, float32 [S] on the CPU."""
     lengths = batch.sequence_lengths
     values = torch.zeros(len(batch.tokens))
-    groups = micro_batches(lengths, torch.arange(len(batch)), micro_batch_tokens).rows
+    groups = micro_batches(lengths, torch.arange(len(batch)), micro_batch_tokens, packing=packing).rows
     # Not in inference mode: what a sharded critic gathers its weights into is used again where gradients are needed.
     with torch.no_grad():
         for rows in same_number_of_passes(critic, groups):
-            predicted = critic(batch.padded(rows, lengths[rows]).to(critic.device)).float().cpu()
-            if not len(rows):
-                continue
-            steps = torch.arange(predicted.shape[1])
-            inside = steps < lengths[rows][:, None]
-            values[(batch.offsets[rows][:, None] + steps)[inside]] = predicted[inside]
+            inputs = model_input(batch, rows, lengths[rows], critic.device, packing=packing)
+            within = torch.arange(len(rows)).repeat_interleave(lengths[rows])
+            positions = torch.cat([torch.zeros(0, dtype=torch.int64), *map(torch.arange, lengths[rows].tolist())])
+            predicted = critic(inputs.input_ids, inputs.position_ids)[inputs.places(within, positions)]
+            values[batch.offsets[rows][within] + positions] = predicted.float().cpu()
     return values
 
 
-def critic_values(critic: Critic, batch: TrainBatch, micro_batch_tokens: int) -> CriticValues:
+def critic_values(critic: Critic, batch: TrainBatch, micro_batch_tokens: int, *, packing: bool = False) -> CriticValues:
     """Returns the critic's values of all states that the update reads, with one forward pass over each sequence."""
-    values = position_values(critic, batch, micro_batch_tokens)
+    values = position_values(critic, batch, micro_batch_tokens, packing=packing)
     rows = torch.arange(len(batch))
     return CriticValues(
         window=batch.at_positions(values, batch.window, rows),
@@ -99,7 +101,13 @@ def critic_values(critic: Critic, batch: TrainBatch, micro_batch_tokens: int) ->
 
 @torch.no_grad()
 def sampled_log_probs(
-    policy: Policy, batch: TrainBatch, sampled: SampledTokens, *, temperature: float, micro_batch_tokens: int
+    policy: Policy,
+    batch: TrainBatch,
+    sampled: SampledTokens,
+    *,
+    temperature: float,
+    micro_batch_tokens: int,
+    packing: bool = False,
 ) -> torch.Tensor:
     """Returns the policy's log-prob of sampled tokens, float32 [B, T] on the CPU, nats; padding 0.
 
@@ -108,22 +116,23 @@ def sampled_log_probs(
         batch: B sequences.
         sampled: [B, T], `batch.window` or `batch.all_sampled`.
         temperature: Sampling temperature.
-        micro_batch_tokens: Most padded tokens in one forward pass.
+        micro_batch_tokens: Most tokens in one forward pass, padding included.
+        packing: Whether the sequences of a forward pass stand in one row without padding.
     """
     log_probs = torch.zeros(sampled.tokens.shape)
     # Nothing after the state that predicts a sequence's last sampled token is needed.
     lengths = last_positions(sampled)
-    groups = micro_batches(lengths, torch.arange(len(batch)), micro_batch_tokens).rows
+    groups = micro_batches(lengths, torch.arange(len(batch)), micro_batch_tokens, packing=packing).rows
     for rows in same_number_of_passes(policy, groups):
         mask = sampled.mask[rows]
         within, columns = mask.nonzero(as_tuple=True)
-        device = policy.device
+        inputs = model_input(batch, rows, lengths[rows], policy.device, packing=packing)
         predicted = policy(
-            batch.padded(rows, lengths[rows]).to(device),
-            within.to(device),
-            sampled.positions[rows][mask].to(device),
-            sampled.tokens[rows][mask].to(device),
+            inputs.input_ids,
+            *inputs.places(within, sampled.positions[rows][mask]),
+            sampled.tokens[rows][mask].to(policy.device),
             temperature=temperature,
+            position_ids=inputs.position_ids,
         ).log_probs
         log_probs[rows[within], columns] = predicted.float().cpu()
     return log_probs
@@ -146,6 +155,7 @@ def with_kl_rewards(batch: TrainBatch, policy: Policy, reference: Policy, settin
             batch.all_sampled,
             temperature=settings.temperature,
             micro_batch_tokens=settings.micro_batch_tokens,
+            packing=settings.packing,
         )
         for model in (policy, reference)
     )
@@ -325,7 +335,7 @@ def estimate_targets(
 ) -> Targets:
     """Returns the targets of an update with a critic and without a reference model, as the learner pipeline does."""
     start = time.perf_counter()
-    values = critic_values(critic, batch, settings.micro_batch_tokens)
+    values = critic_values(critic, batch, settings.micro_batch_tokens, packing=settings.packing)
     estimator = plain_advantages if settings.advantage_estimator == "gae" else extended_advantages
     advantages = normalised_advantages(batch, estimator(batch, values, settings), settings, collective)
     value_batch = VALUE_BATCHES[settings.critic_targets](batch, values, settings)

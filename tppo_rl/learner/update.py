@@ -24,7 +24,8 @@ from tppo_rl.learner.collective import Collective, SingleLearner
 from tppo_rl.learner.critic_step import CRITIC_SUMS, CriticStep
 from tppo_rl.learner.metrics import STATISTIC_MAXIMA, STATISTIC_SUMS, add_statistics, scalars
 from tppo_rl.learner.models import Critic, Policy
-from tppo_rl.learner.optimizers import GradientStep, StepReport, make_adamw, ramped_lr
+from tppo_rl.learner.optimizers import GradientStep, StepReport, make_adamw, ramped_lr, trainable
+from tppo_rl.learner.packing import check_packing
 from tppo_rl.learner.policy_step import POLICY_MAXIMA, POLICY_SUMS, PolicyStep
 from tppo_rl.learner.settings import UpdateSettings
 from tppo_rl.learner.sharding import ShardedGradientStep, shard
@@ -80,6 +81,7 @@ class UpdateStep:
             collective: The other learners; None means that there are none.
 
         Raises:
+            ValueError: `settings.packing` with a model that does not keep packed sequences apart.
             ValueError: the models are to be sharded, and there is one learner.
         """
         self.settings = settings
@@ -88,8 +90,10 @@ class UpdateStep:
         if settings.distributed == "fsdp" and self._collective.size == 1:
             raise ValueError("distributed='fsdp' will not do: there is one learner, nothing to shard over; use 'ddp'")
         for model in (policy, critic):
-            for parameter in model.parameters() if model is not None else ():
+            for parameter in trainable(model.parameters()) if model is not None else ():
                 self._collective.broadcast_(parameter.data)
+            if settings.packing and model is not None:
+                check_packing(model)
             if settings.distributed == "fsdp" and model is not None:
                 shard(model)
         self.policy_optimizer = self._adamw(policy, settings.lr)

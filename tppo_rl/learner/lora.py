@@ -1,0 +1,131 @@
+"""Low-rank adapters (LoRA, arXiv 2106.09685) beside the linear layers of a transformers model.
+
+    y = W x + (alpha / rank) B A x        A random, B zero at first; W is frozen
+
+The adapters are put into the model in place, so that it keeps its class, its backbone and its output layer. An engine
+gets W + (alpha / rank) B A under the names that the model has without adapters; a checkpoint gets what trains and
+nothing else, for W is loaded from the model's source again. There is no dropout: the engine has none either.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+ALL_LINEAR = "all-linear"
+"""Value of `target_modules` that takes every linear layer but the output layer."""
+
+_TRANSPOSED = "Conv1D"
+"""Class of GPT-2's linear layers, whose weight is transposed."""
+_ADAPTER = "default"
+_SEED = 0
+
+
+def add_adapters(model: Any, lora: Mapping[str, Any]) -> None:
+    """Freezes a transformers causal language model and puts trainable adapters beside its linear layers.
+
+    The log-probs stay what they were, bit for bit, for B is zero. A is the same in every process. Both are float32 beside
+    weights of half precision.
+
+    Args:
+        model: Changed in place.
+        lora: `rank`, `alpha` (2 * rank where missing or None) and `target_modules` (names, or "all-linear", the
+            default).
+
+    Raises:
+        ValueError: a name in `target_modules` that no linear layer has, or that is the output layer's.
+    """
+    from peft import LoraConfig, inject_adapter_in_model
+
+    targets = lora.get("target_modules") or ALL_LINEAR
+    if targets != ALL_LINEAR:
+        _check_targets(model, list(targets))
+    alpha = lora.get("alpha")
+    config = LoraConfig(
+        r=lora["rank"],
+        lora_alpha=2 * lora["rank"] if alpha is None else alpha,
+        target_modules=targets,
+        lora_dropout=0.0,
+        fan_in_fan_out=any(type(module).__name__ == _TRANSPOSED for module in model.modules()),
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(_SEED)
+        inject_adapter_in_model(config, model, adapter_name=_ADAPTER)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            # They are small, and a step of reinforcement learning is often below the spacing of bfloat16 numbers.
+            parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
+
+
+def has_adapters(model: nn.Module) -> bool:
+    """Whether `add_adapters` has been called on the model."""
+    return any(hasattr(module, "get_delta_weight") for module in model.modules())
+
+
+def merged_weights(model: nn.Module, weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Returns the weights that the model without adapters would need to compute the same, under its own names.
+
+    Without adapters they are the given ones.
+
+    Args:
+        model: Says where the adapters are; its own weights are not read, for they may be slices.
+        weights: Its whole weights by name.
+    """
+    if not has_adapters(model):
+        return dict(weights)
+    merged = {name.replace(".base_layer.", "."): weight for name, weight in weights.items() if ".lora_" not in name}
+    for name, layer in model.named_modules():
+        if hasattr(layer, "get_delta_weight"):
+            up, down = (weights[f"{name}.lora_{part}.{_ADAPTER}.weight"] for part in "BA")
+            product = layer.scaling[_ADAPTER] * (up @ down)
+            merged[f"{name}.weight"] = merged[f"{name}.weight"] + (product.T if layer.fan_in_fan_out else product)
+    return merged
+
+
+def trained_weights(model: nn.Module, weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Returns what a checkpoint holds: with adapters the weights that train, without them all."""
+    if not has_adapters(model):
+        return dict(weights)
+    return {name: weights[name] for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def check_trained(model: nn.Module, weights: Mapping[str, Any]) -> None:
+    """Checks that the weights are what `trained_weights` gives for a model with adapters.
+
+    Raises:
+        RuntimeError: names or shapes are not those of the parameters that train.
+    """
+    own = {name: parameter.shape for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if own.keys() != weights.keys():
+        raise RuntimeError(
+            f"these weights are not those of the adapters: missing {sorted(own.keys() - weights.keys())[:3]}, unexpected "
+            f"{sorted(weights.keys() - own.keys())[:3]}; take the state of a module with the same lora"
+        )
+    for name, shape in own.items():
+        if tuple(shape) != tuple(weights[name].shape):
+            raise RuntimeError(
+                f"{name} has shape {tuple(shape)}, the state's has {tuple(weights[name].shape)}: lora.rank differs"
+            )
+
+
+def _check_targets(model: Any, targets: list[str]) -> None:
+    linear = [name for name, module in model.named_modules() if _is_linear(module)]
+    output = next(name for name, module in model.named_modules() if module is model.get_output_embeddings())
+    for target in targets:
+        matches = [name for name in linear if name == target or name.endswith(f".{target}")]
+        if not matches:
+            names = sorted({name.rpartition(".")[2] for name in linear if name != output})
+            raise ValueError(
+                f"lora.target_modules: {type(model).__name__} has no linear layer {target!r}; it has {', '.join(names)}"
+            )
+        if output in matches:
+            # Where its weight is also the input embedding, an engine could not be given one without the other.
+            raise ValueError(f"lora.target_modules: {target!r} is the output layer, which stays as it is; remove it")
+
+
+def _is_linear(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear) or type(module).__name__ == _TRANSPOSED

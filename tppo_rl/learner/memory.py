@@ -1,0 +1,147 @@
+"""Memory of the policy's update against vocabulary and length of the sequences: `tppo-rl bench memory`.
+
+The model is narrow, so that logits decide. All tokens go through one forward pass. Every point is measured in a process
+of its own, because the most that a process has ever held does not go down again.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from tppo_rl.fragments import Fragment
+from tppo_rl.learner.batch import batch_from_fragments
+from tppo_rl.learner.models import Policy
+from tppo_rl.learner.settings import UpdateSettings
+from tppo_rl.learner.targets import Targets
+from tppo_rl.learner.update import UpdateStep
+
+_GIB = 2**30
+_PROMPT = 8
+
+
+def memory_records(
+    *, vocabularies: Sequence[int], lengths: Sequence[int], tokens: int, repeats: int
+) -> Iterator[dict[str, Any]]:
+    """Measures one update of a small policy at each vocabulary and length.
+
+    Args:
+        vocabularies: Entries of the output layer.
+        lengths: Tokens of each sequence.
+        tokens: Tokens of all sequences together, a multiple of each length.
+        repeats: Measurements of each point.
+
+    Yields:
+        Records of one figure each: name, median, low, high, repeats, unit.
+
+    Raises:
+        ValueError: `tokens` is no multiple of a length.
+    """
+    for length in lengths:
+        if length <= _PROMPT or tokens % length:
+            raise ValueError(f"lengths={length}: give lengths above {_PROMPT} that divide tokens={tokens}")
+    for vocabulary in vocabularies:
+        for length in lengths:
+            point = f"vocabulary {vocabulary}, {tokens // length} x {length} tokens"
+            runs = [_in_own_process(vocabulary, length, tokens) for _ in range(repeats)]
+            yield _record(f"peak memory, {point}", [run["gib"] for run in runs], "GiB")
+            yield _record(f"all logits, {point}", [tokens * vocabulary * 4 / _GIB], "GiB")
+            yield _record(f"time, {point}", [run["cpu_s"] for run in runs], "CPU s")
+
+
+def measure(vocabulary: int, length: int, tokens: int) -> dict[str, float]:
+    """Makes one update and returns what this process's peak memory rose by ("gib") and its CPU time ("cpu_s")."""
+    torch.set_num_threads(1)
+    step, batch, targets = make_update(vocabulary, length, tokens)
+    before, start = _memory("VmRSS"), time.process_time()
+    step.run(batch, targets, policy_version=0)
+    return {"gib": (_memory("VmHWM") - before) / _GIB, "cpu_s": time.process_time() - start}
+
+
+def make_update(vocabulary: int, length: int, tokens: int) -> tuple[UpdateStep, Any, Targets]:
+    """Returns a policy (Qwen2, 2 layers, 64 wide) in its update step, and a random batch with its targets."""
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=vocabulary,
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=128,
+        max_position_embeddings=length,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=1,
+    )
+    policy = Policy(Qwen2ForCausalLM(config))
+    rng = np.random.default_rng(0)
+    batch = batch_from_fragments([_fragment(rng, index, vocabulary, length) for index in range(tokens // length)])
+    advantages = torch.ones_like(batch.behaviour_log_probs) * batch.window.mask
+    step = UpdateStep(policy, None, UpdateSettings(micro_batch_tokens=tokens))
+    return step, batch, Targets(advantages)
+
+
+def _fragment(rng: np.random.Generator, index: int, vocabulary: int, length: int) -> Fragment:
+    sampled = length - _PROMPT
+    return Fragment(
+        episode_id=index,
+        prompt_index=index,
+        env_runner=0,
+        window_index=0,
+        prompt_length=_PROMPT,
+        context=rng.integers(0, vocabulary, _PROMPT).astype(np.int32),
+        context_sampled=np.zeros(_PROMPT, np.uint8),
+        context_rewards=np.zeros(_PROMPT, np.float32),
+        tokens=rng.integers(0, vocabulary, sampled).astype(np.int32),
+        sampled=np.ones(sampled, np.uint8),
+        behaviour_log_probs=np.full(sampled, -np.log(vocabulary), np.float32),
+        versions=np.zeros(sampled, np.int32),
+        rewards=np.zeros(sampled, np.float32),
+        terminated=True,
+        truncated=False,
+        correct=None,
+    )
+
+
+def _in_own_process(vocabulary: int, length: int, tokens: int) -> dict[str, float]:
+    command = [sys.executable, "-m", __name__, str(vocabulary), str(length), str(tokens)]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    if run.returncode != 0:
+        raise RuntimeError(f"the measurement ended with exit code {run.returncode}:\n{run.stderr[-2000:]}")
+    return dict(json.loads(run.stdout.splitlines()[-1]))
+
+
+def _memory(field: str) -> int:
+    """Bytes of this process: "VmRSS" now, "VmHWM" at most so far.
+
+    `getrusage` would not do: its maximum counts the process that started this one.
+    """
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    (line,) = [line for line in lines if line.startswith(f"{field}:")]
+    return int(line.split()[1]) * 1024
+
+
+def _record(figure: str, values: Sequence[float], unit: str) -> dict[str, Any]:
+    return {
+        "figure": figure,
+        "median": statistics.median(values),
+        "low": min(values),
+        "high": max(values),
+        "repeats": len(values),
+        "unit": unit,
+    }
+
+
+if __name__ == "__main__":
+    print(json.dumps(measure(*map(int, sys.argv[1:]))))
