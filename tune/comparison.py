@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from tppo_rl.figure import learning_curve, plot_comparison
 from tppo_rl.options import OptionError
@@ -66,7 +66,7 @@ def _with_seed(experiment: Experiment, seed: int) -> Experiment:
 
 def comparison_table(folders: Mapping[str, Sequence[Path]]) -> Table:
     """Accuracy before and after (mean over seeds, smallest and largest), response length, occupancy, seconds."""
-    table = Table("experiment", "held-out, sampled, %", "greedy, %", "length", "occupancy", "wall-clock, s")
+    table = Table(Column("experiment", no_wrap=True), "held-out, sampled, %", "greedy, %", "length", "occupancy", "wall-clock, s")
     for name, runs in folders.items():
         summaries = [read_summary(folder) for folder in runs]
         table.add_row(
