@@ -1,0 +1,67 @@
+"""The algorithm's books without engine and learners: its methods on a stand-in for the algorithm."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from helpers import make_fragment
+
+from tppo_rl.algorithms.tppo import TPPO
+from tppo_rl.fragments import table_from_fragments
+from tppo_rl.hindsight import HindsightBuffer
+from tppo_rl.learner.update import FRAGMENT_REPORT_SCHEMA
+from tppo_rl.ledger import Ledger
+from tppo_rl.options import OptionError
+
+
+def stand_in(version: int, **config: Any) -> Any:
+    values = {"gamma": 1.0, "hindsight": True, "boundary_value": "hold", "critic_warmup_updates": 2}
+    return SimpleNamespace(
+        config=SimpleNamespace(**(values | config)),
+        _version=version,
+        _ledger=Ledger(seed=0),
+        _hindsight=HindsightBuffer(1.0),
+    )
+
+
+@pytest.mark.parametrize(("version", "due"), [(1, []), (2, [0.75])])
+def test_a_window_that_a_frozen_policy_was_not_trained_on_has_no_hindsight(version: int, due: list[float]) -> None:
+    algorithm = stand_in(version)
+    window = make_fragment(context=[9], tokens=[1, 2])
+    last = make_fragment(context=[9, 1, 2], tokens=[3], rewards=[1.0], window_index=1, terminated=True)
+    report = FRAGMENT_REPORT_SCHEMA.empty_table().from_pylist(
+        [
+            {
+                "episode_id": 0,
+                "window_index": 0,
+                "trained_tokens": 2,
+                "boundary_value": 0.5,
+                "held_value": 0.25,
+                "mean_value": 0.0,
+            }
+        ],
+        schema=FRAGMENT_REPORT_SCHEMA,
+    )
+    (closed,) = TPPO._close_boundaries(algorithm, [window, last], report)
+    assert closed.return_after == 1.0
+    assert [fragment.hindsight_residual for fragment in algorithm._hindsight.take()] == due
+
+
+def test_a_checkpoint_of_another_group_size_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tickets go on in the old groups: larger ones would never be complete, and the step would never end."""
+    monkeypatch.setattr("ray.rllib.algorithms.algorithm.Algorithm.set_state", lambda self, state: None)
+    algorithm = object.__new__(TPPO)
+    algorithm.config = SimpleNamespace(group_size=8)
+    nothing = table_from_fragments([])
+    saved = {
+        "ledger": Ledger(seed=0, group_size=4).state(),
+        "queue": nothing,
+        "hindsight": nothing,
+        "held": nothing,
+        "accounts": {},
+        "evaluations": {},
+    }
+    with pytest.raises(OptionError, match=r"^group_size=8: .*group_size=4"):
+        algorithm.set_state({"tppo": saved})
