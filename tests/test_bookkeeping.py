@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 from helpers import make_fragment
+from ray.rllib.core import DEFAULT_MODULE_ID
 
+from tppo_rl.accounts import RunAccounts
 from tppo_rl.algorithms.tppo import TPPO
 from tppo_rl.fragments import table_from_fragments
 from tppo_rl.hindsight import HindsightBuffer
@@ -65,3 +67,25 @@ def test_a_checkpoint_of_another_group_size_is_refused(monkeypatch: pytest.Monke
     }
     with pytest.raises(OptionError, match=r"^group_size=8: .*group_size=4"):
         algorithm.set_state({"tppo": saved})
+
+
+def test_an_update_whose_first_minibatch_is_of_hindsight_alone_is_booked() -> None:
+    """Ratios before the first step are of windows that are trained for the first time: here there are none."""
+    values = {"trained_tokens": 3.0, "staleness_max": 0.0}
+    algorithm = stand_in(0, mode="sync")
+    fragment = make_fragment(terminated=True)
+    algorithm._ledger.report(1, [fragment], num_tokens_sampled=3, num_open_tokens=0)
+    algorithm.metrics = SimpleNamespace(peek_results=lambda result: result, aggregate=lambda results, key: None)
+    algorithm._queue = algorithm._groups = SimpleNamespace(num_tokens=0)
+    algorithm._log_values = {}
+    algorithm._accounts = RunAccounts(largest_ratio_deviation=0.5)
+    algorithm._close_boundaries = lambda fragments, reports: []
+    algorithm._run_log = lambda: SimpleNamespace(histogram=lambda *values: None)
+    result = {
+        "fragment_report": FRAGMENT_REPORT_SCHEMA.empty_table(),
+        "staleness_histogram": [3],
+        DEFAULT_MODULE_ID: values,
+    }
+    TPPO._book(algorithm, [fragment], [result])
+    assert algorithm._accounts.largest_ratio_deviation == 0.5
+    assert algorithm._log_values["tokens/trained"] == 3
