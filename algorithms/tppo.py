@@ -261,7 +261,10 @@ class TPPO(Algorithm):
         counts = self._ledger.check(queue_tokens=self._queue.num_tokens + self._groups.num_tokens)
         assert self.config.mode == "sync" or values["staleness_max"] <= self.config.max_staleness
         self._log_values |= learner_metrics(values)
-        self._log_values |= boundary_metrics(self._close_boundaries(fragments, reports))
+        closed = self._close_boundaries(fragments, reports)
+        # Values that have learned what KL takes off say nothing of returns without it.
+        if not (self.config.kl_coef and self.config.kl_in == "reward"):
+            self._log_values |= boundary_metrics(closed)
         self._log_values |= {
             "tokens/sampled": counts.sampled,
             "tokens/trained": counts.trained,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,12 +15,19 @@ from tppo_rl.algorithms.tppo import TPPO
 from tppo_rl.fragments import table_from_fragments
 from tppo_rl.hindsight import HindsightBuffer
 from tppo_rl.learner.update import FRAGMENT_REPORT_SCHEMA
-from tppo_rl.ledger import Ledger
+from tppo_rl.ledger import Boundary, ClosedBoundary, Ledger
 from tppo_rl.options import OptionError
 
 
 def stand_in(version: int, **config: Any) -> Any:
-    values = {"gamma": 1.0, "hindsight": True, "boundary_value": "hold", "critic_warmup_updates": 2}
+    values = {
+        "gamma": 1.0,
+        "hindsight": True,
+        "boundary_value": "hold",
+        "critic_warmup_updates": 2,
+        "kl_coef": 0.0,
+        "kl_in": "loss",
+    }
     return SimpleNamespace(
         config=SimpleNamespace(**(values | config)),
         _version=version,
@@ -69,17 +77,17 @@ def test_a_checkpoint_of_another_group_size_is_refused(monkeypatch: pytest.Monke
         algorithm.set_state({"tppo": saved})
 
 
-def test_an_update_whose_first_minibatch_is_of_hindsight_alone_is_booked() -> None:
-    """Ratios before the first step are of windows that are trained for the first time: here there are none."""
+def book(closed: Sequence[ClosedBoundary] = (), **config: Any) -> Any:
+    """Books an update without a metric of its first minibatch."""
     values = {"trained_tokens": 3.0, "staleness_max": 0.0}
-    algorithm = stand_in(0, mode="sync")
+    algorithm = stand_in(0, mode="sync", **config)
     fragment = make_fragment(terminated=True)
     algorithm._ledger.report(1, [fragment], num_tokens_sampled=3, num_open_tokens=0)
     algorithm.metrics = SimpleNamespace(peek_results=lambda result: result, aggregate=lambda results, key: None)
     algorithm._queue = algorithm._groups = SimpleNamespace(num_tokens=0)
     algorithm._log_values = {}
     algorithm._accounts = RunAccounts(largest_ratio_deviation=0.5)
-    algorithm._close_boundaries = lambda fragments, reports: []
+    algorithm._close_boundaries = lambda fragments, reports: closed
     algorithm._run_log = lambda: SimpleNamespace(histogram=lambda *values: None)
     result = {
         "fragment_report": FRAGMENT_REPORT_SCHEMA.empty_table(),
@@ -87,5 +95,18 @@ def test_an_update_whose_first_minibatch_is_of_hindsight_alone_is_booked() -> No
         DEFAULT_MODULE_ID: values,
     }
     TPPO._book(algorithm, [fragment], [result])
+    return algorithm
+
+
+@pytest.mark.parametrize(("kl_coef", "kl_in", "known"), [(0.1, "reward", False), (0.1, "loss", True)])
+def test_values_with_kl_are_not_compared_with_returns_without_it(kl_coef: float, kl_in: str, known: bool) -> None:
+    boundary = ClosedBoundary(0, Boundary(0.2, 0.3, 0.1), 1.0)
+    algorithm = book([boundary], kl_coef=kl_coef, kl_in=kl_in)
+    assert ("critic/boundary_error_held" in algorithm._log_values) == known
+
+
+def test_an_update_whose_first_minibatch_is_of_hindsight_alone_is_booked() -> None:
+    """Ratios before the first step are of windows that are trained for the first time: here there are none."""
+    algorithm = book()
     assert algorithm._accounts.largest_ratio_deviation == 0.5
     assert algorithm._log_values["tokens/trained"] == 3

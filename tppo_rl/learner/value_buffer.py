@@ -44,7 +44,8 @@ class ValueBuffer:
 
     def hold(self, table: pa.Table) -> None:
         """Holds this learner's share of the episodes in `table`, and nothing else."""
-        self._held = fragments_from_table(table)[self._collective.rank :: self._collective.size]
+        share = fragments_from_table(table)[self._collective.rank :: self._collective.size]
+        self._held = [owned(fragment) for fragment in share]
 
 
 def _response_tokens(fragment: Fragment) -> int:
