@@ -45,6 +45,7 @@ from tppo_rl.hindsight import HindsightBuffer
 from tppo_rl.learner.learner import TPPOLearner
 from tppo_rl.ledger import Boundary, ClosedBoundary, Ledger
 from tppo_rl.metrics import boundary_metrics, episode_metrics, group_metrics, heldout_metrics, learner_metrics
+from tppo_rl.options import OptionError
 from tppo_rl.rollout.chat import Chat
 from tppo_rl.rollout.pump import RolloutPump
 from tppo_rl.run_log import RunLog
@@ -167,6 +168,11 @@ class TPPO(Algorithm):
         super().set_state(state)
         if "tppo" in state:
             saved = state["tppo"]
+            if saved["ledger"]["group_size"] != self.config.group_size:
+                raise OptionError(
+                    f"group_size={self.config.group_size}: the checkpoint has open groups of "
+                    f"group_size={saved['ledger']['group_size']}; go on with that, or begin anew"
+                )
             self._accounts = RunAccounts(**saved["accounts"])
             self._evaluations = saved["evaluations"]
             self._pump.abandon()
@@ -214,6 +220,7 @@ class TPPO(Algorithm):
             group_size=config.group_size,
             replace=config.dynamic_sampling,
             max_rounds=config.dynamic_sampling_max_rounds,
+            by_verdict=config.rewards != "environment",
         )
         for group in sample.dropped:
             self._ledger.book_dropped("no_variance", sum(map(len, group)))
@@ -254,7 +261,10 @@ class TPPO(Algorithm):
         counts = self._ledger.check(queue_tokens=self._queue.num_tokens + self._groups.num_tokens)
         assert self.config.mode == "sync" or values["staleness_max"] <= self.config.max_staleness
         self._log_values |= learner_metrics(values)
-        self._log_values |= boundary_metrics(self._close_boundaries(fragments, reports))
+        closed = self._close_boundaries(fragments, reports)
+        # Values that have learned what KL takes off say nothing of returns without it.
+        if not (self.config.kl_coef and self.config.kl_in == "reward"):
+            self._log_values |= boundary_metrics(closed)
         self._log_values |= {
             "tokens/sampled": counts.sampled,
             "tokens/trained": counts.trained,
@@ -265,7 +275,10 @@ class TPPO(Algorithm):
         self._trained_tokens = int(values["trained_tokens"])
         accounts = self._accounts
         accounts.largest_staleness = max(accounts.largest_staleness, int(values["staleness_max"]))
-        accounts.largest_ratio_deviation = max(accounts.largest_ratio_deviation, values["first_ratio_max_deviation"])
+        # Absent where the first minibatch is of windows in hindsight alone.
+        accounts.largest_ratio_deviation = max(
+            accounts.largest_ratio_deviation, values.get("first_ratio_max_deviation", 0.0)
+        )
         if "engine_gap/fresh_log_prob_mean" in self._log_values:
             self._watch_log_prob_gap(
                 self._log_values["engine_gap/fresh_log_prob_mean"], self._log_values["engine_gap/fresh_log_prob_max"]
@@ -284,7 +297,8 @@ class TPPO(Algorithm):
                 row = rows[fragment.episode_id, fragment.window_index]
                 boundary = Boundary(row["held_value"], row["boundary_value"], row["mean_value"])
                 self._ledger.note_boundary(fragment, boundary)
-                if self.config.hindsight:
+                # While the policy is frozen a window is not trained, and there is nothing to add to.
+                if self.config.hindsight and self._version >= self.config.critic_warmup_updates:
                     used = boundary.held if self.config.boundary_value == "hold" else boundary.true
                     self._hindsight.add(fragment, used)
         return closed

@@ -93,6 +93,24 @@ def test_variance_counts_rewards_of_earlier_windows() -> None:
     assert has_variance([response(0, 1.0), response(0, -1.0)])
 
 
+def test_a_penalty_for_length_makes_no_variance_of_verdicts() -> None:
+    def answers(count: int) -> list[Fragment]:
+        # All right, one of them too long; then one right and one wrong.
+        first = [(0, 1.0, True), (0, 0.9, True)]
+        return [
+            make_fragment(prompt_index=prompt, rewards=[0.0, 0.0, reward], terminated=True, correct=correct)
+            for prompt, reward, correct in (first if count == 4 else []) + [(1, 1.0, True), (1, -1.0, False)]
+        ]
+
+    groups = {"num_groups": 2, "group_size": 2, "replace": True, "max_rounds": 2}
+    by_return = sample_groups(answers, GroupBuffer(2), **groups)
+    assert [fragment.prompt_index for fragment in by_return.fragments] == [0, 0, 1, 1]
+    by_verdict = sample_groups(answers, GroupBuffer(2), by_verdict=True, **groups)
+    assert [fragment.prompt_index for fragment in by_verdict.fragments] == [1, 1, 1, 1]
+    assert [fragment.prompt_index for group in by_verdict.dropped for fragment in group] == [0, 0]
+    assert by_verdict.num_without_variance == 1
+
+
 @pytest.mark.parametrize("count", [1, 2])
 def test_groups_of_one_are_complete_at_once(count: int) -> None:
     assert len(GroupBuffer(1).add([response(index, 1.0) for index in range(count)])) == count

@@ -60,6 +60,18 @@ def test_what_is_due_survives_a_table() -> None:
     assert [fragment.hindsight_residual for fragment in again.take()] == [1.0]
 
 
+def test_windows_that_wait_do_not_keep_the_table_alive() -> None:
+    first, second, last = episode()
+    rows = fragments_from_table(table_from_fragments([first, second]))
+    buffer = HindsightBuffer(gamma=1.0)
+    for row in rows:
+        buffer.add(row, 0.0)
+    buffer.close(last)
+    for row, waited in zip(rows, buffer.take(), strict=True):
+        assert np.array_equal(waited.tokens, row.tokens)
+        assert not any(np.shares_memory(getattr(waited, name), getattr(row, name)) for name in ("context", "tokens"))
+
+
 def test_return_after_counts_sampled_tokens_only() -> None:
     _, _, last = episode()
     spoken = make_fragment(

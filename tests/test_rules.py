@@ -46,6 +46,7 @@ GROUPS = WHOLE | {"critic": None, "advantage_estimator": "group_relative", "grou
         ({"dual_clip": 1.0}, ["dual_clip=1.0", "greater than 1"]),
         ({"lambda_": "adaptive"}, ["lambda_='adaptive'", "length_adaptive"]),
         ({"lambda_": 1.5}, ["lambda_=1.5"]),
+        ({"gamma": 0.0}, ["gamma=0.0", "greater than 0"]),
         ({"overlong_share": 0.0}, ["overlong_share=0.0"]),
         ({"rewards": "signed"}, ["rewards='signed'", "plus_minus_one"]),
     ],
@@ -57,6 +58,8 @@ def test_pairs_are_refused_with_their_reason(values: dict[str, Any], words: list
 
 
 UNREAD = {
+    "gamma": 0.99,
+    "lambda_": 0.9,
     "lambda_alpha": 0.2,
     "boundary_value": "bootstrap",
     "group_scale": False,

@@ -99,7 +99,13 @@ def train_file(config: Path, overrides: tuple[str, ...], resume: bool, results: 
 
 @main.command()
 @click.argument("config", type=click.Path(path_type=Path))
-@click.option("--seeds", default=3, show_default=True, help="Runs of each experiment, with seeds 0, 1, …")
+@click.option(
+    "--seeds",
+    type=click.IntRange(min=1),
+    default=3,
+    show_default=True,
+    help="Runs of each experiment, with seeds 0, 1, …",
+)
 @_set
 @_results
 @_one_clear_error

@@ -7,7 +7,7 @@ A fragment is immutable once emitted. On the wire and on disk a batch of fragmen
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 
 import numpy as np
@@ -105,6 +105,11 @@ class Fragment:
     def oldest_version(self) -> int:
         """Smallest policy version among the sampled tokens."""
         return int(self.versions[self.sampled.astype(bool)].min())
+
+
+def owned(fragment: Fragment) -> Fragment:
+    """Returns the fragment with arrays of its own: views keep the whole table alive that they look into."""
+    return replace(fragment, **{name: getattr(fragment, name).copy() for name in _ARRAYS})
 
 
 def return_after(finished: Fragment, position: int, gamma: float) -> float:

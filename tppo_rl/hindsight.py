@@ -18,7 +18,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from tppo_rl.fragments import Fragment, return_after
+from tppo_rl.fragments import Fragment, owned, return_after
 
 
 class HindsightBuffer:
@@ -39,7 +39,7 @@ class HindsightBuffer:
     def add(self, fragment: Fragment, boundary_value: float) -> None:
         """Keeps an unfinished fragment that was trained with `boundary_value` until its episode ends."""
         # An episode whose env-runner was lost is generated anew under the same number: its new windows take the place.
-        self._trained[fragment.episode_id][fragment.window_index] = (fragment, boundary_value)
+        self._trained[fragment.episode_id][fragment.window_index] = (owned(fragment), boundary_value)
 
     def close(self, finished: Fragment) -> None:
         """Makes the earlier windows of an episode due, given its last fragment."""

@@ -50,7 +50,11 @@ METRICS = (
     Metric("rollout/runner_idle_share", "share", "of env-runners' time in which nothing was asked of them"),
     Metric("rollout/weight_load_share", "share", "of env-runners' time in which the engine stood still for weights"),
     Metric("rollout/complete_groups", "groups", "whose responses all ended in the iteration"),
-    Metric("rollout/zero_variance_share", "share", "of these, whose returns were all equal"),
+    Metric(
+        "rollout/zero_variance_share",
+        "share",
+        "of these, whose returns (with `rewards` of verdicts: verdicts) were all equal",
+    ),
     Metric("rollout/sampling_rounds", "", "rounds of dynamic sampling"),
     Metric(
         "staleness/mean", "versions", "trainer's version minus the token's, mean over trained tokens", "staleness_mean"

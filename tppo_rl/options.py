@@ -79,7 +79,8 @@ class Options(BaseModel):
     )
     dynamic_sampling: bool = Field(
         False,
-        description="Groups whose returns are all equal teach nothing: they are dropped, counted, and replaced (DAPO).",
+        description="Groups whose returns are all equal teach nothing: they are dropped, counted, and replaced (DAPO). With "
+        "`rewards` of verdicts those that are all right or all wrong, whatever `overlong_share` takes off.",
     )
     dynamic_sampling_max_rounds: PositiveInt = Field(
         10, description="Rounds of sampling after which an update takes the groups that there are."
@@ -118,7 +119,7 @@ class Options(BaseModel):
     )
     adam_betas: tuple[float, float] | list[float] = Field((0.9, 0.99), description="AdamW's betas, both models.")
     weight_decay: float = Field(0.0, ge=0, description="AdamW's weight decay, both models.")
-    gamma: float = Field(1.0, ge=0, le=1, description="Discount for each token (T-PPO: 1).")
+    gamma: float = Field(1.0, gt=0, le=1, description="Discount for each token (T-PPO: 1).")
     advantage_estimator: Literal["egae", "gae", "group_relative"] = Field(
         "egae",
         description="`egae` (T-PPO); `gae`: whole episodes only (PPO); `group_relative`: returns against those of the other "

@@ -37,7 +37,7 @@ def compare(
         Folders of the runs by name of the experiment, in the order of the seeds.
 
     Raises:
-        OptionError: an experiment has a grid, or a seed does not do.
+        OptionError: an experiment has a grid or no evaluations, or a seed does not do.
     """
     console = console or Console()
     runs = {experiment.name: [_with_seed(experiment, seed) for seed in seeds] for experiment in experiments}
@@ -59,6 +59,11 @@ def _with_seed(experiment: Experiment, seed: int) -> Experiment:
     if experiment.is_sweep:
         raise OptionError(f"{experiment.name}: a comparison has no grids; give each value an experiment of its own")
     config = experiment.config | {"seed": seed}
+    if config.get("evaluation_interval") is None:
+        raise OptionError(
+            f"{experiment.name}.evaluation_interval=None: a comparison draws evaluations, and there would be none before "
+            "the end; give the iterations between two, for example 4"
+        )
     run = experiment.model_copy(update={"name": f"{experiment.name}-seed{seed}", "config": config})
     check_experiment(run)
     return run

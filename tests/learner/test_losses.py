@@ -141,6 +141,11 @@ def test_kl_off_the_rewards(model_folder: str, other_folder: str, estimator: str
             np.testing.assert_allclose(batch.response.rewards[place, : len(expected)], expected, atol=1e-4)
 
 
+def test_without_a_kl_term_in_the_loss_there_is_no_metric_of_it(model_folder: str) -> None:
+    result = Run(model_folder, kl_coef=0.5, kl_in="reward").update(make_fragments(0, 4))
+    assert "reference_kl" not in result.metrics
+
+
 def test_value_clip_bounds_how_far_a_value_moves(model_folder: str) -> None:
     fragments = make_fragments(0, 8)
     unclipped = Run(model_folder, critic_num_epochs=4, **NO_CLIPPING)

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from learner_helpers import make_fragment, make_fragments
 
-from tppo_rl.fragments import Fragment, table_from_fragments
+from tppo_rl.fragments import Fragment, fragments_from_table, table_from_fragments
 from tppo_rl.learner.batch import batch_from_fragments
 from tppo_rl.learner.collective import SingleLearner
 from tppo_rl.learner.connectors import default_learner_pipeline
@@ -25,6 +25,16 @@ def test_episodes_are_held_until_the_batch_is_full() -> None:
     assert buffer.exchange([episode(1)]) == [], "20 response tokens, earlier windows included"
     assert [fragment.episode_id for fragment in buffer.exchange([episode(2)])] == [0, 1, 2]
     assert buffer.exchange([]) == []
+
+
+def test_held_episodes_do_not_keep_the_table_alive() -> None:
+    (row,) = fragments_from_table(table_from_fragments([episode(0)]))
+    buffer = ValueBuffer(25, SingleLearner())
+    buffer.exchange([row])
+    held = fragments_from_table(buffer.table())
+    (kept,) = buffer._held
+    assert not np.shares_memory(kept.tokens, row.tokens)
+    assert np.array_equal(held[0].tokens, row.tokens)
 
 
 class TwoLearners(SingleLearner):

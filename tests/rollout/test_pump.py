@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from typing import Any
 
 import pytest
@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tppo_rl.fragments import table_from_fragments
+from tppo_rl.groups import GroupBuffer, sample_groups
 from tppo_rl.ledger import Ledger
 from tppo_rl.rollout.engine import Sampling
 from tppo_rl.rollout.env_runner import SampleResult
@@ -28,7 +29,7 @@ STEPS = 6
 class SimulatedRunner:
     """An env-runner without Ray: the real sampler on a simulated engine."""
 
-    def __init__(self, index: int, incarnation: int, version: int | None) -> None:
+    def __init__(self, index: int, incarnation: int, version: int | None, window: int | None = WINDOW) -> None:
         self.incarnation = f"{index}-{incarnation}"
         self.version = version
         self.engine = SimulatedEngine(draw_lognormal_length(12.0, 1.0), seed=100 * index + incarnation)
@@ -37,7 +38,7 @@ class SimulatedRunner:
             CountingEnv,
             IntegerChat(),  # type: ignore[arg-type]
             num_slots=SLOTS,
-            limits=EpisodeLimits(8, 48, WINDOW),
+            limits=EpisodeLimits(8, 48, window),
             sampling=Sampling(),
             env_runner=index,
         )
@@ -68,9 +69,12 @@ class SimulatedRunner:
 class SimulatedGroup:
     """RLlib's EnvRunnerGroup as far as the pump calls it; requests are answered in order, some turns late."""
 
-    def __init__(self, count: int, seed: int) -> None:
+    def __init__(self, count: int, seed: int, window: int | None = WINDOW) -> None:
         self.random = random.Random(seed)
-        self.runners: dict[int, SimulatedRunner | None] = {k + 1: SimulatedRunner(k + 1, 0, 0) for k in range(count)}
+        self.window = window
+        self.runners: dict[int, SimulatedRunner | None] = {
+            k + 1: SimulatedRunner(k + 1, 0, 0, window) for k in range(count)
+        }
         self.pending: dict[int, deque[dict[str, Any]]] = defaultdict(deque)
         self.incarnations = 0
 
@@ -110,7 +114,7 @@ class SimulatedGroup:
         for index, runner in self.runners.items():
             if runner is None:
                 self.incarnations += 1
-                self.runners[index] = SimulatedRunner(index, self.incarnations, None)
+                self.runners[index] = SimulatedRunner(index, self.incarnations, None, self.window)
 
     def deliver(self, version: int) -> None:
         """Weights reach each env-runner at some later turn."""
@@ -120,8 +124,16 @@ class SimulatedGroup:
                 runner.take_weights(version)
 
 
-def make_pump(group: SimulatedGroup, *, batch: int, max_staleness: int, patience_s: float = 60.0) -> Any:
-    ledger, queue = Ledger(seed=0), TrainQueue()
+def make_pump(
+    group: SimulatedGroup,
+    *,
+    batch: int,
+    max_staleness: int,
+    patience_s: float = 60.0,
+    group_size: int = 1,
+    ledger: Ledger | None = None,
+) -> Any:
+    ledger, queue = ledger or Ledger(seed=0, group_size=group_size), TrainQueue()
     state = {"version": 0}
 
     def give_weights(index: int) -> None:
@@ -247,3 +259,52 @@ def test_whole_responses_are_as_many_as_were_asked_for(num_episodes: int) -> Non
         assert finished == list(range(step * num_episodes, (step + 1) * num_episodes))
         ledger.book_trained(sum(map(len, fragments)))
         assert ledger.check(queue_tokens=queue.num_tokens).in_flight == 0
+
+
+@given(runners=st.integers(1, 3), seed=st.integers(0, 10**6), replace=st.booleans(), resume=st.booleans())
+@settings(max_examples=25, deadline=None)
+def test_groups_are_trained_once_whatever_is_lost(runners: int, seed: int, replace: bool, resume: bool) -> None:
+    """Every prompt's group is trained or dropped once, or waits; none is skipped, and the ledger adds up."""
+    size, num_groups = 3, runners * SLOTS // 3 + 1
+    group = SimulatedGroup(runners, seed, window=None)
+    pump, ledger, queue, _ = make_pump(group, batch=1, max_staleness=1, group_size=size)
+    buffer, seen = GroupBuffer(size), Counter[int]()
+    fetch = group.fetch_ready_async_reqs
+
+    def losing(**arguments: Any) -> list[tuple[int, SampleResult]]:
+        if group.random.random() < 0.1:
+            group.lose(group.random.randint(1, runners))
+        return fetch(**arguments)
+
+    group.fetch_ready_async_reqs = losing  # type: ignore[method-assign]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tppo_rl.rollout.pump.time.sleep", lambda _: None)
+        for update in range(8):
+            sample = sample_groups(
+                lambda count: pump.whole_responses(count),  # noqa: B023, PLW0108
+                buffer,
+                num_groups=num_groups,
+                group_size=size,
+                replace=replace,
+                max_rounds=3,
+            )
+            for complete in [*sample.groups, *sample.dropped]:
+                assert len({f.episode_id for f in complete}) == size
+                assert len({f.prompt_index for f in complete}) == 1
+                seen[complete[0].prompt_index] += 1
+            ledger.book_trained(sum(map(len, sample.fragments)))
+            for dropped in sample.dropped:
+                ledger.book_dropped("no_variance", sum(map(len, dropped)))
+            assert ledger.check(queue_tokens=queue.num_tokens + buffer.num_tokens).in_flight == 0
+            group.revive_all()
+            if resume and update == 4:
+                waiting = buffer.fragments()
+                group.runners = {k: SimulatedRunner(k, 50 + k, 0, None) for k in group.runners}
+                pump, ledger, queue, _ = make_pump(
+                    group, batch=1, max_staleness=1, ledger=Ledger.from_state(ledger.state())
+                )
+                queue.push(waiting)
+                buffer = GroupBuffer(size)
+    assert set(seen.values()) == {1}
+    open_prompts = {f.prompt_index for f in buffer.fragments()} | {k // size for k in ledger._returned}
+    assert set(range(max(seen) + 1)) <= set(seen) | open_prompts

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from tppo_rl.fragments import NO_VERSION, Fragment
 from tppo_rl.rollout.engine import Sampling
+from tppo_rl.rollout.rewards import RewardShaping
 from tppo_rl.rollout.sampler import EpisodeLimits, Sampler, evaluate_prompts
 from tppo_rl.rollout.simulated_engine import SimulatedEngine, StepCost, draw_lognormal_length
 from tppo_rl.rollout.window_buffer import Ticket
@@ -40,6 +41,33 @@ def sampler_on(
 def make_sampler(*, mean: float = 15.0, seed: int = 0, **options: Any) -> tuple[Sampler, SimulatedEngine]:
     engine = SimulatedEngine(draw_lognormal_length(mean, 1.0), seed=seed)
     return sampler_on(engine, **options), engine
+
+
+class SilentEnv(CountingEnv):
+    """An environment that does not say whether an answer was right."""
+
+    def step(self, text: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        return (*super().step(text)[:4], {})
+
+
+@pytest.mark.parametrize("source", ["zero_one", "plus_minus_one"])
+def test_rewards_of_verdicts_need_a_verdict(source: Any) -> None:
+    for rewards in (RewardShaping(), RewardShaping(source)):
+        sampler = Sampler(
+            SimulatedEngine(draw_lognormal_length(5.0, 0.1), seed=0),
+            SilentEnv,
+            IntegerChat(),  # type: ignore[arg-type]
+            num_slots=1,
+            limits=EpisodeLimits(8, 64, None),
+            sampling=Sampling(1.0),
+            rewards=rewards,
+        )
+        sampler.tickets.extend(tickets(1))
+        if rewards.source == "environment":
+            assert len(sampler.run_until_empty()) == 1
+        else:
+            with pytest.raises(ValueError, match=rf"^rewards='{source}'.*info\['correct'\]"):
+                sampler.run_until_empty()
 
 
 def tickets(count: int, first: int = 0) -> list[Ticket]:

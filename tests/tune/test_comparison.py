@@ -46,7 +46,7 @@ def experiment(name: str, **config: object) -> Experiment:
         "run": "TPPO",
         "env": "tppo_rl/ArithmeticChain-v0",
         "stop": {"training_iteration": 1},
-        "config": {"policy_model": "tppo_rl/arithmetic-chain"} | config,
+        "config": {"policy_model": "tppo_rl/arithmetic-chain", "evaluation_interval": 1} | config,
     }
     return make_experiment(name, body)
 
@@ -83,3 +83,9 @@ def test_the_curve_ends_with_the_summary(tmp_path: Path) -> None:
 def test_a_grid_is_no_comparison(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="grid: a comparison has no grids"):
         compare([experiment("grid", window_length={"grid_search": [8, 16]})], tmp_path, seeds=[0])
+
+
+def test_without_evaluations_there_is_nothing_to_compare(tmp_path: Path) -> None:
+    """Refused before anything is trained, rather than when the table is made of what no run has."""
+    with pytest.raises(OptionError, match=r"^blind\.evaluation_interval=None"):
+        compare([experiment("blind", evaluation_interval=None)], tmp_path, seeds=[0])

@@ -7,7 +7,7 @@
 | entropy | nats per token, at the sampling temperature |
 | clip_fraction_low, clip_fraction_high | share of tokens without gradient below / above the clip bound |
 | dual_clip_fraction | share of tokens whose loss the dual clip bounded |
-| reference_kl | estimate of KL(policy ‖ reference), nats per token; 0 without a KL term in the loss |
+| reference_kl | estimate of KL(policy ‖ reference), nats per token; absent without a KL term in the loss |
 | sequence_masked_share | share of tokens whose fragment the sequence mask took out |
 | approximate_kl | k3 estimate of KL(behaviour ‖ policy), nats per token, as trained |
 | first_ratio_mean, _max, _min, _max_deviation | pi / pi_old on the first minibatch before any step; deviation = abs(ratio - 1) |
@@ -157,11 +157,12 @@ def _policy_metrics(totals: dict[str, float]) -> dict[str, float]:
         "clip_fraction_high": mean(totals["clipped_high_sum"], count),
         "dual_clip_fraction": mean(totals["dual_clipped_sum"], count),
         "approximate_kl": mean(totals["kl_sum"], count),
-        "reference_kl": mean(totals["reference_kl_sum"], count),
         "sequence_masked_share": mean(totals["masked_sum"], count),
         "processed_per_trained_token": mean(totals["processed_tokens"], count),
         "padding_share": 1.0 - mean(totals["processed_tokens"], totals["padded_tokens"]),
     }
+    if totals["reference_passes"]:
+        metrics["reference_kl"] = mean(totals["reference_kl_sum"], totals["reference_passes"])
     if totals["imitated_tokens"]:
         metrics["positive_lm_loss"] = mean(totals["imitation_sum"], totals["imitated_tokens"])
     if totals["hindsight_passes"]:

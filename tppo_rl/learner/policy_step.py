@@ -31,6 +31,7 @@ POLICY_SUMS = (
     "dual_clipped_sum",
     "kl_sum",
     "reference_kl_sum",
+    "reference_passes",
     "masked_sum",
     "imitation_sum",
     "imitated_tokens",
@@ -295,7 +296,9 @@ def _measure(tally: Tally, tokens: _Tokens, log_probs: torch.Tensor, entropy: to
     tally.add("clipped_high_sum", surrogate.clipped_high[first_time])
     tally.add("dual_clipped_sum", surrogate.dual_clipped[first_time])
     tally.add("kl_sum", k3(log_probs, tokens.window.behaviour_log_probs)[first_time])
-    tally.add("reference_kl_sum", terms.kl_to_reference[first_time])
+    if tokens.window.reference_log_probs is not None:
+        tally.add("reference_kl_sum", terms.kl_to_reference[first_time])
+        tally.add("reference_passes", first_time)
     tally.add("masked_sum", ~tokens.window.kept)
     tally.add("trained_passes", first_time)
     tally.add("hindsight_passes", tokens.window.hindsight)

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 import pyarrow as pa
 import torch
 
-from tppo_rl.fragments import Fragment, fragments_from_table, table_from_fragments
+from tppo_rl.fragments import Fragment, fragments_from_table, owned, table_from_fragments
 from tppo_rl.learner.collective import Collective
 
 
@@ -31,7 +31,7 @@ class ValueBuffer:
 
     def exchange(self, fragments: Iterable[Fragment]) -> list[Fragment]:
         """Adds the finished ones of `fragments`; returns everything held if that fills the batch, else nothing."""
-        self._held += [fragment for fragment in fragments if fragment.finished]
+        self._held += [owned(fragment) for fragment in fragments if fragment.finished]
         held = torch.tensor([sum(_response_tokens(fragment) for fragment in self._held)])
         if int(self._collective.sum_(held)) < self._limit:
             return []
@@ -44,7 +44,8 @@ class ValueBuffer:
 
     def hold(self, table: pa.Table) -> None:
         """Holds this learner's share of the episodes in `table`, and nothing else."""
-        self._held = fragments_from_table(table)[self._collective.rank :: self._collective.size]
+        share = fragments_from_table(table)[self._collective.rank :: self._collective.size]
+        self._held = [owned(fragment) for fragment in share]
 
 
 def _response_tokens(fragment: Fragment) -> int:

@@ -205,6 +205,11 @@ class Sampler:
 
     def _finish(self, request_id: str, *, terminated: bool, correct: bool | None) -> None:
         episode = self._open.pop(request_id)
+        if correct is None and terminated and self._rewards.source != "environment":
+            raise ValueError(
+                f"rewards={self._rewards.source!r}: the environment ended an episode without a verdict; let its last step give "
+                "info['correct'], or set rewards to 'environment'"
+            )
         verdict = bool(correct) if correct is not None else False
         if shaped := self._rewards.of_episode(correct=verdict, response_length=episode.response_length):
             episode.add_reward(shaped)

@@ -1,0 +1,213 @@
+"""Two sharded learners against one: every estimator, target and term of the losses, with shares of any size."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from learner_helpers import load_models, make_fragment, make_fragments, save_tiny_model, split
+from test_distributed import EVERY_TERM
+
+from tppo_rl.fragments import Fragment
+from tppo_rl.learner.batch import batch_from_fragments
+from tppo_rl.learner.collective import Collective, SingleLearner, current_collective
+from tppo_rl.learner.models import Policy
+from tppo_rl.learner.settings import UpdateSettings
+from tppo_rl.learner.sharding import gather_weights, is_sharded
+from tppo_rl.learner.targets import (
+    Targets,
+    estimate_targets,
+    group_advantages,
+    monte_carlo_batch,
+    sampled_log_probs,
+    with_kl_rewards,
+)
+from tppo_rl.learner.update import UpdateStep
+from tppo_rl.learner.value_buffer import ValueBuffer
+
+# Two passes over one minibatch: ratios and values have moved in the second, so that clips and weights matter. Shares
+# are cut into several minibatches otherwise than the whole is.
+COMMON = {"lr": 1e-3, "critic_lr": 3e-3, "micro_batch_tokens": 80, "num_epochs": 2, "critic_num_epochs": 2}
+GROUPS = {"advantage_estimator": "group_relative", "loss_mean": "response", "kl_coef": 0.1, "clip_high": 0.2}
+PLANS: dict[str, dict[str, Any]] = {
+    "every term": EVERY_TERM | {"kl_coef": 0.1},
+    "response mean, whitened": {"loss_mean": "response", "advantage_normalisation": "whiten"},
+    "lambda-returns, recomputed log-probs": {
+        "critic_targets": "lambda_returns",
+        "critic_lambda": 0.8,
+        "value_clip": 0.05,
+        "off_policy_correction": "decoupled",
+        "advantage_normalisation": "scale",
+    },
+    "KL off the rewards": {"kl_coef": 0.1, "kl_in": "reward", "critic_targets": "also_truncated", "value_clip": 0.05},
+    "held episodes, warm-up": {"value_batch_tokens": 30, "critic_warmup_updates": 2, "sequence_mask": (0.1, 1.0)},
+    "groups without a critic": GROUPS,
+}
+DISTRIBUTED = dict.fromkeys(PLANS, ("fsdp",)) | dict.fromkeys(
+    # What `test_distributed` has not.
+    ("every term", "held episodes, warm-up", "groups without a critic"),
+    ("fsdp", "ddp"),
+)
+NUM_UPDATES = 5
+UNCOMPARED = ("padding_share", "seconds")
+
+
+def with_hindsight(fragments: list[Fragment]) -> list[Fragment]:
+    """Every second unfinished fragment once more, as if its episode had ended."""
+    unfinished = [fragment for fragment in fragments if not fragment.finished]
+    return fragments + [replace(fragment, hindsight_residual=0.5) for fragment in unfinished[::2]]
+
+
+def shares(update: int, plan: str) -> list[list[Fragment]]:
+    """The fragments of one update on two learners: even, none on the second, none on the first, nothing finished."""
+    fragments = make_fragments(20 + update, version=0)
+    if plan == "groups without a critic":
+        rng = np.random.default_rng(update)
+        fragments = [
+            replace(make_fragment(rng, episode_id=i, tokens=3 + i, finished=True), prompt_index=i // 4)
+            for i in range(8)
+        ]
+    elif plan == "every term":
+        fragments = with_hindsight(fragments)
+    unfinished = [replace(f, terminated=False, rewards=f.rewards * 0, correct=None) for f in fragments]
+    return [
+        split(fragments, 4),
+        split(fragments, len(fragments)),
+        split(fragments, 0),
+        split(unfinished if plan != "groups without a critic" else fragments, 4),
+        # The second has hindsight alone in "every term", and no finished episode in any but groups.
+        split(sorted(fragments, key=lambda f: (f.hindsight_residual is not None, not f.finished)), 8),
+    ][update]
+
+
+class Learner:
+    """What the learner pipeline does, without Ray."""
+
+    def __init__(self, folder: str, other: str, plan: str, collective: Collective, distributed: str) -> None:
+        policy, critic = load_models(folder)
+        self.policy, self.reference = policy, load_models(other)[0]
+        self.settings = UpdateSettings(**(COMMON | PLANS[plan] | {"distributed": distributed}))
+        self.critic = None if self.settings.advantage_estimator == "group_relative" else critic
+        self.collective = collective
+        self.step = UpdateStep(policy, self.critic, self.settings, collective)
+        # Sizes are per learner.
+        self.buffer = ValueBuffer((self.settings.value_batch_tokens or 1) * 2 // collective.size, collective)
+        assert is_sharded(policy) == (distributed == "fsdp")
+        assert not is_sharded(self.reference)
+
+    def update(self, version: int, fragments: list[Fragment]) -> dict[str, float]:
+        batch = batch_from_fragments(fragments)
+        if self.settings.kl_in == "reward":
+            batch = with_kl_rewards(batch, self.policy, self.reference, self.settings)
+        if self.critic is None:
+            targets = Targets(group_advantages(batch, self.settings))
+        else:
+            targets = estimate_targets(self.critic, batch, self.settings, self.collective)
+            if self.settings.value_batch_tokens is not None:
+                held = batch_from_fragments(self.buffer.exchange(fragments))
+                targets = replace(targets, value_batch=monte_carlo_batch(held, None, self.settings))
+        if self.settings.kl_coef and self.settings.kl_in == "loss":
+            targets = replace(targets, reference_log_probs=self._log_probs(self.reference, batch))
+        metrics = self.step.run(batch, targets, version).metrics
+        return {name: value for name, value in metrics.items() if not name.endswith(UNCOMPARED)}
+
+    def _log_probs(self, model: Policy, batch: Any) -> torch.Tensor:
+        return sampled_log_probs(model, batch, batch.window, temperature=1.0, micro_batch_tokens=80)
+
+
+def trajectory(
+    folder: str, other: str, plan: str, collective: Collective, distributed: str
+) -> tuple[list[dict[str, float]], dict[str, np.ndarray]]:
+    learner = Learner(folder, other, plan, collective, distributed)
+    metrics = []
+    for update in range(NUM_UPDATES):
+        parts = shares(update, plan)
+        metrics.append(learner.update(update, parts[0] + parts[1] if collective.size == 1 else parts[collective.rank]))
+    weights = {f"policy.{name}": weight for name, weight in gather_weights(learner.policy).items()}
+    if learner.critic is not None:
+        weights |= {f"critic.{name}": weight for name, weight in gather_weights(learner.critic).items()}
+    return metrics, weights
+
+
+def learner(rank: int, folder: str, other: str, meeting_point: str, results: str) -> None:
+    assert "ray" not in sys.modules, "the update step is plain torch"
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{meeting_point}", rank=rank, world_size=2, timeout=timedelta(seconds=60)
+    )
+    collective = current_collective()
+    outcomes = {
+        (plan, distributed): trajectory(folder, other, plan, collective, distributed)
+        for plan in PLANS
+        for distributed in DISTRIBUTED[plan]
+    }
+    torch.save(outcomes, f"{results}.{rank}")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def other_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return save_tiny_model(tmp_path_factory.mktemp("reference"), seed=1)
+
+
+@pytest.fixture(scope="module")
+def alone(model_folder: str, other_folder: str) -> dict[str, Any]:
+    return {plan: trajectory(model_folder, other_folder, plan, SingleLearner(), "ddp") for plan in PLANS}
+
+
+@pytest.fixture(scope="module")
+def two_learners(
+    model_folder: str, other_folder: str, tmp_path_factory: pytest.TempPathFactory
+) -> list[dict[tuple[str, str], Any]]:
+    folder: Path = tmp_path_factory.mktemp("sharded_losses")
+    context = torch.multiprocessing.spawn(
+        learner,
+        args=(model_folder, other_folder, str(folder / "meeting"), str(folder / "result")),
+        nprocs=2,
+        join=False,
+    )
+    assert context is not None
+    if not context.join(timeout=240) and not context.join(timeout=5):
+        for process in context.processes:
+            process.kill()
+        pytest.fail("the learners wait for each other")
+    return [torch.load(folder / f"result.{rank}", weights_only=False) for rank in (0, 1)]
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    ("plan", "distributed"), [(plan, name) for plan, names in DISTRIBUTED.items() for name in names]
+)
+def test_two_learners_equal_one(
+    two_learners: list[dict[tuple[str, str], Any]], alone: dict[str, Any], plan: str, distributed: str
+) -> None:
+    (metrics, weights), (others, _) = (outcomes[plan, distributed] for outcomes in two_learners)
+    expected, expected_weights = alone[plan]
+    assert metrics == others
+    for update, (ours, theirs) in enumerate(zip(metrics, expected, strict=True)):
+        assert ours.keys() == theirs.keys()
+        for name, value in theirs.items():
+            assert ours[name] == pytest.approx(value, rel=2e-3, abs=2e-4), (update, name)
+    for name, weight in expected_weights.items():
+        np.testing.assert_allclose(weights[name], weight, atol=2e-3, err_msg=name)
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_the_plans_reach_what_they_are_about(alone: dict[str, Any], plan: str) -> None:
+    metrics, _ = alone[plan]
+    reached = {name for update in metrics for name, value in update.items() if value}
+    wanted = {
+        "every term": {"hindsight_tokens", "dual_clip_fraction", "positive_lm_loss", "reference_kl"},
+        "held episodes, warm-up": {"value_batch_tokens", "sequence_masked_share"},
+        "groups without a critic": {"reference_kl", "advantage_std"},
+    }.get(plan, set())
+    assert wanted <= reached
+    if plan == "held episodes, warm-up":
+        assert [update["policy_steps"] for update in metrics] == [0, 0, 2, 2, 2]
+        assert 0 < sum(update["critic_steps"] == 0 for update in metrics) < NUM_UPDATES
