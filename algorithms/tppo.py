@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -173,12 +174,18 @@ class TPPO(Algorithm):
                     f"group_size={self.config.group_size}: the checkpoint has open groups of "
                     f"group_size={saved['ledger']['group_size']}; go on with that, or begin anew"
                 )
+            queued = fragments_from_table(saved["queue"])
+            if self.config.whole_responses and not all(fragment.finished for fragment in queued):
+                raise OptionError(
+                    f"window_length={self.config.window_length}: windows of unfinished responses wait in the checkpoint, and "
+                    "whole responses are to be trained; go on with the window_length and mode that it was saved with"
+                )
             self._accounts = RunAccounts(**saved["accounts"])
             self._evaluations = saved["evaluations"]
             self._pump.abandon()
             self._start_pipeline(
                 Ledger.from_state(saved["ledger"]),
-                fragments_from_table(saved["queue"]),
+                queued,
                 fragments_from_table(saved["hindsight"]),
             )
             self._ask_learners(partial(TPPOLearner.hold_episodes, table=saved["held"]))
@@ -288,8 +295,12 @@ class TPPO(Algorithm):
 
     def _close_boundaries(self, fragments: list[Fragment], reports: pa.Table) -> list[ClosedBoundary]:
         rows = {(row["episode_id"], row["window_index"]): row for row in reports.to_pylist()}
+        times = Counter((fragment.episode_id, fragment.window_index) for fragment in fragments)
         closed: list[ClosedBoundary] = []
         for fragment in sorted(fragments, key=lambda fragment: fragment.window_index):
+            if times[fragment.episode_id, fragment.window_index] > 1:
+                # Sampled again after the loss of an env-runner: which row of the report is whose is not known.
+                continue
             if fragment.finished:
                 closed += self._ledger.close_boundaries(fragment, self.config.gamma)
                 self._hindsight.close(fragment)

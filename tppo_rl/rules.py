@@ -186,6 +186,8 @@ def _check_hindsight(options: Options) -> None:
 
 
 def _check_losses(options: Options) -> None:
+    if len(options.adam_betas) != 2 or not all(0 <= beta < 1 for beta in options.adam_betas):
+        _refuse(options, "adam_betas", "must be two decay rates in [0, 1), such as [0.9, 0.99]")
     if options.loss_mean == "response" and options.window < options.max_response_length:
         _refuse(
             options,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from tppo_rl.summary import read_summary
 
 FIGURE = "comparison.png"
 CURVES = "curves.csv"
+_OPTIONS = "options.json"
 
 
 def compare(
@@ -37,22 +39,37 @@ def compare(
         Folders of the runs by name of the experiment, in the order of the seeds.
 
     Raises:
-        OptionError: an experiment has a grid or no evaluations, or a seed does not do.
+        OptionError: an experiment has a grid or no evaluations, a seed does not do, or `results` holds a run of that name
+            with other options.
     """
     console = console or Console()
     runs = {experiment.name: [_with_seed(experiment, seed) for seed in seeds] for experiment in experiments}
     folders = {name: [results / run.name for run in seeded] for name, seeded in runs.items()}
     for run in (run for seeded in runs.values() for run in seeded):
         folder = results / run.name
+        _claim(folder, run)
         if (folder / "summary.json").is_file():
             console.print(f"{run.name} has ended before", highlight=False)
             continue
         run_experiment(run, results, resume=any((folder / CHECKPOINTS).glob("iteration_*")), console=console)
+        (folder / _OPTIONS).write_text(_options(run), encoding="utf-8")
     plot_comparison(folders, results / FIGURE)
     write_curves(folders, results / CURVES)
     console.print(comparison_table(folders))
     console.print(f"figure: {results / FIGURE}, curves: {results / CURVES}", soft_wrap=True, highlight=False)
     return folders
+
+
+def _claim(folder: Path, run: Experiment) -> None:
+    """Refuses to take the run of other options for this one."""
+    if (folder / _OPTIONS).is_file() and (folder / _OPTIONS).read_text(encoding="utf-8") != _options(run):
+        raise OptionError(
+            f"{run.name}: {folder} holds a run with other options; give another folder with --results, or move it away"
+        )
+
+
+def _options(run: Experiment) -> str:
+    return json.dumps(run.model_dump(include={"run", "env", "stop", "config"}), indent=1, sort_keys=True)
 
 
 def _with_seed(experiment: Experiment, seed: int) -> Experiment:
@@ -71,7 +88,9 @@ def _with_seed(experiment: Experiment, seed: int) -> Experiment:
 
 def comparison_table(folders: Mapping[str, Sequence[Path]]) -> Table:
     """Accuracy before and after (mean over seeds, smallest and largest), response length, occupancy, seconds."""
-    table = Table(Column("experiment", no_wrap=True), "held-out, sampled, %", "greedy, %", "length", "occupancy", "wall-clock, s")
+    table = Table(
+        Column("experiment", no_wrap=True), "held-out, sampled, %", "greedy, %", "length", "occupancy", "wall-clock, s"
+    )
     for name, runs in folders.items():
         summaries = [read_summary(folder) for folder in runs]
         table.add_row(

@@ -89,3 +89,10 @@ def test_without_evaluations_there_is_nothing_to_compare(tmp_path: Path) -> None
     """Refused before anything is trained, rather than when the table is made of what no run has."""
     with pytest.raises(OptionError, match=r"^blind\.evaluation_interval=None"):
         compare([experiment("blind", evaluation_interval=None)], tmp_path, seeds=[0])
+
+
+def test_a_run_of_other_options_is_not_taken_for_this_one(tmp_path: Path) -> None:
+    write_run(tmp_path / "first-seed0", [0.1, 0.3, 0.5])
+    (tmp_path / "first-seed0" / "options.json").write_text('{"run": "TPPO"}')
+    with pytest.raises(OptionError, match=r"first-seed0: .* holds a run with other options"):
+        compare([experiment("first")], tmp_path, seeds=[0])
