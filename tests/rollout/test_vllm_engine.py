@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any
 
 import gymnasium
+import numba  # noqa: F401  (an engine must start in a process that has used it, as the learner's maths does)
 import numpy as np
 import pytest
 import torch

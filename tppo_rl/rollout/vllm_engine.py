@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -69,6 +70,7 @@ class VLLMEngine:
 
         if device == "cpu":
             torch.set_num_threads(num_threads)
+            _hide_llvmlite()
         defaults: dict[str, Any] = {
             "model": model,
             "dtype": dtype,
@@ -196,6 +198,27 @@ class VLLMEngine:
         contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
         save_file(contiguous, self._weights_folder / "model.safetensors")
         self._engine.collective_rpc("reload_weights", kwargs={"weights_path": str(self._weights_folder)})
+
+
+def _hide_llvmlite() -> None:
+    """Lets an engine start in a process that has used numba.
+
+    On a CPU vLLM asks every object in every module for its `__dict__`, and llvmlite's library takes any attribute that it
+    is asked for as the name of a C function.
+    """
+    ffi = sys.modules.get("llvmlite.binding.ffi")
+    if ffi is None or getattr(ffi, "_answers_no_special_names", False):
+        return
+    library = type(ffi.lib)
+    find_function = library.__getattr__
+
+    def find(self: Any, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return find_function(self, name)
+
+    library.__getattr__ = find
+    ffi._answers_no_special_names = True  # type: ignore[attr-defined]
 
 
 def _set_process_environment(device: str, multiprocessing: bool, num_threads: int, kv_cache_gib: int) -> None:
