@@ -70,3 +70,22 @@ def advantages(**options: Any) -> Sequence[Figure]:
     from tppo_rl.bench.advantages import advantages_figures
 
     return advantages_figures(**options)
+
+
+@bench.command()
+@click.option("--model", default="tppo_rl/arithmetic-chain", show_default=True, help="Folder or hub id.")
+@click.option("--random-weights", metavar="SHAPE", help="Instead of a model: tiny, qwen2.5-0.5b or qwen2.5-1.5b.")
+@click.option("--length", "lengths", multiple=True, default=(64, 256), show_default=True, help="Of whole episodes.")
+@click.option("--window", type=click.IntRange(1), default=32, show_default=True, help="Of T-PPO's fragments, tokens.")
+@click.option("--tokens", type=click.IntRange(1), default=4096, show_default=True, help="Sampled tokens of an update.")
+@click.option("--micro-batch-tokens", type=click.IntRange(1), default=2048, show_default=True)
+@click.option("--dtype", default="float32", show_default=True, help="Of the computation: float32 or bfloat16.")
+@click.option("--device", default="cpu", show_default=True, help="cpu or cuda.")
+@click.option("--threads", type=click.IntRange(1), help="Torch threads.")
+@click.option("--peak-tflops", type=float, help="Of the device, in this dtype: gives the utilisation.")
+@_measures(repeats=7)
+def learner(**options: Any) -> Sequence[Figure]:
+    """The update step against a bare torch loop over the same micro-batches."""
+    from tppo_rl.bench.learner import learner_figures
+
+    return learner_figures(**options)

@@ -10,6 +10,9 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+_LEAST_WIDTH = 130
+"""Characters of a line of the table."""
+
 
 @dataclass(frozen=True)
 class Figure:
@@ -47,13 +50,15 @@ def write_json(figures: Iterable[Figure], file: Path) -> None:
 def print_table(figures: Iterable[Figure]) -> None:
     """Prints one table, and below it the machine."""
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    table = Table("median", "low", "high", "repeats", "unit", "figure")
+    table = Table("median", "low", "high", "repeats", "unit", Column("figure", no_wrap=True))
     for figure in figures:
         numbers = (f"{number:.4g}" for number in (figure.median, figure.low, figure.high))
         table.add_row(*numbers, str(figure.repeats), figure.unit, figure.figure)
     console = Console()
+    # A name that was cut off would be of no use in a log file either.
+    console.width = max(console.width, _LEAST_WIDTH)
     console.print(table)
     console.print(machine(), highlight=False, soft_wrap=True)
 
