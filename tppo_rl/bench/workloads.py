@@ -22,6 +22,14 @@ RANDOM_MODELS: dict[str, dict[str, Any]] = {
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
     },
+    "50m": {
+        "vocab_size": 32768,
+        "hidden_size": 512,
+        "intermediate_size": 2048,
+        "num_hidden_layers": 8,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 2,
+    },
     "qwen2.5-0.5b": {
         "vocab_size": 151936,
         "hidden_size": 896,
