@@ -1,8 +1,9 @@
 """Extended GAE against RLlib's GAE and a loop in Python: `tppo-rl bench advantages`.
 
-All responses are whole, for RLlib's function knows no window that goes on, and their lengths are long-tailed
-(log-normal, mean about 121, at most 2,048). The three are timed in turn, repeat by repeat. What is timed begins with
-the arrays in the form that each takes, [B, T] for ours and flat for the others, and ends with the advantages.
+Lengths of responses are long-tailed (log-normal, mean about 121, at most 2,048), so that 94 % of a padded array is
+padding. They are taken whole, and cut into windows as T-PPO trains them. Every row ends its episode, for RLlib's function
+knows no window that goes on. The three are timed in turn, repeat by repeat. What is timed begins with the arrays in the
+form that each takes, [B, T] for ours and flat for the others, and ends with the advantages.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from tppo_rl.maths.advantages import extended_gae
 
 GAMMA, LAMBDA = 1.0, 0.97
 LONGEST = 2048
+WINDOW = 32
 _MEAN_LOG, _SPREAD_LOG = 4.2, 1.1
 _LOOP_SHARE = 10
 """The loop in Python gets one response in so many; its time is multiplied up to all tokens."""
@@ -49,7 +51,13 @@ def advantages_figures(*, tokens: int, repeats: int, rllib: bool) -> list[Figure
         repeats: Times that each is measured.
         rllib: Whether to compare with RLlib's GAE, if ray is installed.
     """
-    rows = ragged_rows(tokens)
+    return [
+        *_figures(ragged_rows(tokens), "", repeats, rllib),
+        *_figures(ragged_rows(tokens, WINDOW), f", windows of {WINDOW}", repeats, rllib),
+    ]
+
+
+def _figures(rows: Rows, suffix: str, repeats: int, rllib: bool) -> list[Figure]:
     flat_rewards, flat_values, ends = flat_arrays(rows)
     few = int(rows.lengths[: max(1, len(rows.lengths) // _LOOP_SHARE)].sum())
     lists = [array[:few].tolist() for array in (flat_rewards, flat_values, ends)]
@@ -61,32 +69,39 @@ def advantages_figures(*, tokens: int, repeats: int, rllib: bool) -> list[Figure
     expected = ours()[rows.mask].numpy()  # It is compiled, or read from numba's cache, here.
     target = _rllib_targets(flat_rewards, flat_values, ends) if rllib and importlib.util.find_spec("ray") else None
     our_seconds, loop_seconds, rllib_seconds = [], [], []
-    for _ in range(repeats):
-        our_seconds.append(_seconds(ours))
-        loop_seconds.append(_seconds(lambda: python_loop(*lists)) * tokens / few)
-        if target is not None:
-            rllib_seconds.append(_seconds(target))
+    for repeat in range(repeats + 1):
+        seconds = [_seconds(call) for call in (ours, lambda: python_loop(*lists), target) if call is not None]
+        if repeat:  # The first one warms up.
+            our_seconds.append(seconds[0])
+            loop_seconds.append(seconds[1] * len(flat_values) / few)
+            rllib_seconds += seconds[2:]
 
     figures = [
-        figure_of("egae_tokens_per_second", [tokens / seconds for seconds in our_seconds], "tokens/s"),
-        figure_of("egae_speedup_vs_python_loop", _ratios(loop_seconds, our_seconds), "times"),
-        _difference("egae_difference_from_python_loop", np.array(python_loop(*lists)), expected[:few]),
+        figure_of(
+            f"egae_tokens_per_second{suffix}", [len(flat_values) / seconds for seconds in our_seconds], "tokens/s"
+        ),
+        figure_of(f"egae_speedup_vs_python_loop{suffix}", _ratios(loop_seconds, our_seconds), "times"),
+        _difference(f"egae_difference_from_python_loop{suffix}", np.array(python_loop(*lists)), expected[:few]),
     ]
     if target is not None:
         figures += [
-            figure_of("egae_speedup_vs_rllib", _ratios(rllib_seconds, our_seconds), "times"),
-            _difference("egae_difference_from_rllib", target() - flat_values, expected),
+            figure_of(f"egae_speedup_vs_rllib{suffix}", _ratios(rllib_seconds, our_seconds), "times"),
+            _difference(f"egae_difference_from_rllib{suffix}", target() - flat_values, expected),
         ]
     return figures
 
 
-def ragged_rows(tokens: int) -> Rows:
-    """Returns responses of so many tokens, the same at every call."""
+def ragged_rows(tokens: int, window: int = LONGEST) -> Rows:
+    """Returns responses of so many tokens, cut into windows; the same at every call."""
     rng = np.random.default_rng(0)
     drawn = rng.lognormal(_MEAN_LOG, _SPREAD_LOG, tokens // 16 + 1).astype(np.int64).clip(1, LONGEST)
     stop = int(np.searchsorted(drawn.cumsum(), tokens))
     lengths = drawn[: stop + 1]
     lengths[-1] -= lengths.sum() - tokens
+    windows = -(-lengths // window)
+    rest = lengths - window * (windows - 1)
+    lengths = np.full(windows.sum(), window)
+    lengths[windows.cumsum() - 1] = rest
     mask = np.arange(lengths.max()) < lengths[:, None]
     rewards, values = np.zeros((2, *mask.shape), np.float32)
     values[mask] = rng.standard_normal(tokens, np.float32)
