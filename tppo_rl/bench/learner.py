@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,7 +27,7 @@ from tppo_rl.learner.models import Critic, Policy, load_causal_lm, parse_dtype, 
 from tppo_rl.learner.optimizers import make_adamw
 from tppo_rl.learner.packing import model_input
 from tppo_rl.learner.settings import UpdateSettings
-from tppo_rl.learner.targets import Targets, estimate_targets, last_positions
+from tppo_rl.learner.targets import Targets, estimate_targets, last_positions, sampled_log_probs
 from tppo_rl.learner.update import UpdateStep
 
 LARGEST_GRADIENT_DIFFERENCE = {"float32": 1e-3, "bfloat16": 0.1}
@@ -197,11 +198,11 @@ class _Pair:
         self, ours: Models, bare: Models, fragments: list[Fragment], settings: UpdateSettings, device: str
     ) -> None:
         self._models = ours
-        self._fragments = fragments
+        self._fragments = _sampled_by(ours.policy, fragments, settings)
         self._settings = settings
         self._cuda = device.startswith("cuda")
         self._step = UpdateStep(*ours, settings)
-        batch = batch_from_fragments(fragments)
+        batch = batch_from_fragments(self._fragments)
         self._bare = _Bare(bare, batch, estimate_targets(ours.critic, batch, settings), settings)
         lengths = batch.sequence_lengths
         self._positions, self._finished_positions = (
@@ -294,6 +295,18 @@ class _Pair:
         )
         policy = 3 * (forward(*self._positions) + 2 * head * self._metrics["trained_tokens"])
         return policy + forward(*self._positions) + 3 * forward(*finished)
+
+
+def _sampled_by(policy: Policy, fragments: list[Fragment], settings: UpdateSettings) -> list[Fragment]:
+    """Gives the fragments the policy's own log-probs: far from them, all ratios would be clipped and without gradient."""
+    batch = batch_from_fragments(fragments)
+    log_probs = sampled_log_probs(
+        policy, batch, batch.window, temperature=1.0, micro_batch_tokens=settings.micro_batch_tokens
+    ).numpy()
+    return [
+        replace(fragment, behaviour_log_probs=row[: len(fragment)])
+        for fragment, row in zip(fragments, log_probs, strict=True)
+    ]
 
 
 def _gradient(parameter: torch.nn.Parameter) -> torch.Tensor:
