@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tppo_rl import __version__
+from tppo_rl.bench.commands import bench
 
 if TYPE_CHECKING:
     from tppo_rl.run_files import Experiment
@@ -170,41 +171,7 @@ def warmstart(env: str, out: Path, env_config_text: str, seed: int, threads: int
     click.echo(f"{report['seconds']:.0f} s; model in {out}")
 
 
-@main.group()
-def bench() -> None:
-    """Measure this machine."""
-
-
-@bench.command()
-@click.option("--vocabulary", "vocabularies", multiple=True, default=(1024, 8192, 32768), show_default=True)
-@click.option("--length", "lengths", multiple=True, default=(512, 2048, 8192), show_default=True)
-@click.option("--tokens", default=65536, show_default=True, help="Tokens of an update.")
-@click.option("--repeats", type=click.IntRange(1), default=1, show_default=True, help="Measurements of each point.")
-@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Also write the records to this file.")
-@_one_clear_error
-def memory(
-    vocabularies: tuple[int, ...], lengths: tuple[int, ...], tokens: int, repeats: int, json_file: Path | None
-) -> None:
-    """Peak memory of the policy's update against vocabulary and sequence length."""
-    import json
-
-    from rich.console import Console
-    from rich.table import Table
-
-    from tppo_rl.learner.memory import memory_records
-    from tppo_rl.options import OptionError
-
-    table = Table("figure", "median", "low", "high", "repeats", "unit")
-    records = []
-    try:
-        for record in memory_records(vocabularies=vocabularies, lengths=lengths, tokens=tokens, repeats=repeats):
-            records.append(record)
-            table.add_row(*(f"{value:.3g}" if isinstance(value, float) else str(value) for value in record.values()))
-    except ValueError as error:
-        raise OptionError(str(error)) from None
-    Console().print(table)
-    if json_file is not None:
-        json_file.write_text(json.dumps(records, indent=1), encoding="utf-8")
+main.add_command(bench)
 
 
 def _run_all(experiments: list[Experiment], results: Path, resume: bool) -> None:

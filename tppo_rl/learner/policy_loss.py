@@ -32,8 +32,9 @@ class WindowTokens:
     """w_t; 1 without a correction."""
     kept: torch.Tensor
     """bool: whether the sequence mask leaves the token's fragment in."""
-    hindsight: torch.Tensor
-    """bool: whether the token is trained a second time, on what its boundary value was off by."""
+    hindsight: torch.Tensor | None
+    """bool: whether the token is trained a second time, on what its boundary value was off by; None where none is, so
+    that a GPU need not be asked."""
     reference_log_probs: torch.Tensor | None
     """nats; None without a KL term in the loss."""
 
@@ -68,7 +69,7 @@ def policy_terms(
         dual_clip=settings.dual_clip,
     )
     loss = surrogate.loss * tokens.importance_weights
-    if bool(tokens.hindsight.any()):
+    if tokens.hindsight is not None:
         again = truncated_policy_gradient(
             log_probs, tokens.behaviour_log_probs, tokens.advantages, cap=settings.importance_cap
         )

@@ -78,6 +78,8 @@ class _Tokens:
     """int64 [N + M]."""
     window: WindowTokens
     """Of the N."""
+    first_time: slice | torch.Tensor
+    """Picks those of the N that are not in hindsight: a slice where all are, for picking by a mask waits for a GPU."""
     mean_weights: torch.Tensor
     """float32 [N]: weight of the token in the minibatch's mean."""
     imitated: torch.Tensor
@@ -138,6 +140,7 @@ class _Work:
         states, columns = inputs.places(
             torch.cat([within, extra_within]), torch.cat([batch.window.positions[rows][mask], extra_positions])
         )
+        hindsight = batch.hindsight[rows][within]
         imitated = torch.cat([self._imitates[rows][within], torch.ones_like(extra_within, dtype=torch.bool)])
         return _Tokens(
             input_ids=inputs.input_ids,
@@ -151,9 +154,10 @@ class _Work:
                 advantages=self._targets.advantages[rows][mask].to(device),
                 importance_weights=self.importance_weights[rows][mask].to(device),
                 kept=self.kept[rows][within].to(device),
-                hindsight=batch.hindsight[rows][within].to(device),
+                hindsight=hindsight.to(device) if bool(hindsight.any()) else None,
                 reference_log_probs=None if reference is None else reference[rows][mask].to(device),
             ),
+            first_time=(~hindsight).to(device) if bool(hindsight.any()) else slice(None),
             mean_weights=self.mean_weights[rows][within].to(device),
             imitated=imitated.to(device),
             fresh=(batch.versions[rows][mask] == self._version).to(device),
@@ -289,7 +293,7 @@ class PolicyStep:
 
 def _measure(tally: Tally, tokens: _Tokens, log_probs: torch.Tensor, entropy: torch.Tensor, terms: PolicyTerms) -> None:
     # Windows in hindsight have been measured when they were trained first.
-    first_time, surrogate = ~tokens.window.hindsight, terms.surrogate
+    first_time, surrogate, hindsight = tokens.first_time, terms.surrogate, tokens.window.hindsight
     tally.add("policy_loss_sum", terms.loss[first_time])
     tally.add("entropy_sum", entropy[first_time])
     tally.add("clipped_low_sum", surrogate.clipped_low[first_time])
@@ -300,13 +304,14 @@ def _measure(tally: Tally, tokens: _Tokens, log_probs: torch.Tensor, entropy: to
         tally.add("reference_kl_sum", terms.kl_to_reference[first_time])
         tally.add("reference_passes", first_time)
     tally.add("masked_sum", ~tokens.window.kept)
-    tally.add("trained_passes", first_time)
-    tally.add("hindsight_passes", tokens.window.hindsight)
-    tally.add("hindsight_advantage_sum", tokens.window.advantages[tokens.window.hindsight].abs())
+    tally.add("trained_passes", len(log_probs) if hindsight is None else ~hindsight)
+    if hindsight is not None:
+        tally.add("hindsight_passes", hindsight)
+        tally.add("hindsight_advantage_sum", tokens.window.advantages[hindsight].abs())
 
 
 def _measure_first(tally: Tally, tokens: _Tokens, log_probs: torch.Tensor, ratio: torch.Tensor) -> None:
-    first_time = ~tokens.window.hindsight
+    first_time = tokens.first_time
     behaviour, fresh = tokens.window.behaviour_log_probs[first_time], tokens.fresh[first_time]
     ratio = ratio[first_time]
     gap = (log_probs[first_time] - behaviour).abs()

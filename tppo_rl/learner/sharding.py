@@ -154,8 +154,15 @@ def gather_weights(model: torch.nn.Module, *, keep: bool = True) -> dict[str, np
         model: A model, sharded or not.
         keep: False returns nothing: a learner that only gives its slices to the others needs no memory for the whole.
     """
-    whole = ((name, gathered(weight)) for name, weight in model.state_dict().items())
-    return {name: _to_numpy(weight) for name, weight in whole if keep}
+    copies: dict[Any, np.ndarray] = {}
+    weights = {}
+    for name, weight in model.state_dict().items():
+        whole = gathered(weight)
+        if keep:
+            # Tied weights are there under two names: one copy does for both.
+            key = name if whole is not weight else (weight.data_ptr(), weight.shape, weight.stride())
+            weights[name] = copies[key] if key in copies else copies.setdefault(key, _to_numpy(whole))
+    return weights
 
 
 def load_weights(model: torch.nn.Module, weights: Mapping[str, Any], *, strict: bool = True) -> None:
@@ -209,9 +216,11 @@ def _slice_like(value: Any, sharded: torch.Tensor | None) -> Any:
 
 
 def _to_numpy(tensor: torch.Tensor) -> np.ndarray:
-    tensor = tensor.detach().cpu()
+    tensor = tensor.detach()
+    whole = tensor.cpu()
+    whole = whole.to(_at_least_float32(whole)) if whole.is_floating_point() else whole
     # A view would change under the reader's hands with the next optimizer step.
-    return tensor.to(_at_least_float32(tensor)).numpy().copy() if tensor.is_floating_point() else tensor.numpy().copy()
+    return whole.numpy().copy() if whole.data_ptr() == tensor.data_ptr() else whole.numpy()
 
 
 def _at_least_float32(tensor: torch.Tensor) -> torch.dtype:

@@ -38,17 +38,25 @@ def extended_gae_rows(  # pragma: no cover (runs compiled)
         advantages: [B, T], zeros; padding is not written.
     """
     one = np.ones_like(gamma)[0]
+    zero = one - one
     for row in range(len(lengths)):
-        running = one - one
-        weight = one - one
+        running = zero
         following = boundary_values[row]
-        for step in range(lengths[row] - 1, -1, -1):
-            delta = rewards[row, step] + gamma[0] * following - values[row, step]
-            if tail_corrected[row]:
+        decay = decays[row]
+        # Each kind of row has a loop of its own: a branch at every token costs a quarter of the time.
+        if tail_corrected[row]:
+            weight = zero
+            for step in range(lengths[row] - 1, -1, -1):
+                value = values[row, step]
+                delta = rewards[row, step] + gamma[0] * following - value
                 weight = one + lambdas[row] * weight
-                running = weight * delta + decays[row] * running
+                running = weight * delta + decay * running
                 advantages[row, step] = running / weight
-            else:
-                running = delta + decays[row] * running
+                following = value
+        else:
+            for step in range(lengths[row] - 1, -1, -1):
+                value = values[row, step]
+                delta = rewards[row, step] + gamma[0] * following - value
+                running = delta + decay * running
                 advantages[row, step] = running
-            following = values[row, step]
+                following = value

@@ -7,17 +7,17 @@ of its own, because the most that a process has ever held does not go down again
 from __future__ import annotations
 
 import json
-import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from tppo_rl.bench.records import Figure, figure_of
 from tppo_rl.fragments import Fragment
 from tppo_rl.learner.batch import batch_from_fragments
 from tppo_rl.learner.models import Policy
@@ -29,9 +29,7 @@ _GIB = 2**30
 _PROMPT = 8
 
 
-def memory_records(
-    *, vocabularies: Sequence[int], lengths: Sequence[int], tokens: int, repeats: int
-) -> Iterator[dict[str, Any]]:
+def memory_figures(*, vocabularies: Sequence[int], lengths: Sequence[int], tokens: int, repeats: int) -> list[Figure]:
     """Measures one update of a small policy at each vocabulary and length.
 
     Args:
@@ -40,31 +38,32 @@ def memory_records(
         tokens: Tokens of all sequences together, a multiple of each length.
         repeats: Measurements of each point.
 
-    Yields:
-        Records of one figure each: name, median, low, high, repeats, unit.
-
     Raises:
         ValueError: `tokens` is no multiple of a length.
     """
     for length in lengths:
         if length <= _PROMPT or tokens % length:
             raise ValueError(f"lengths={length}: give lengths above {_PROMPT} that divide tokens={tokens}")
+    figures = []
     for vocabulary in vocabularies:
         for length in lengths:
             point = f"vocabulary {vocabulary}, {tokens // length} x {length} tokens"
             runs = [_in_own_process(vocabulary, length, tokens) for _ in range(repeats)]
-            yield _record(f"peak memory, {point}", [run["gib"] for run in runs], "GiB")
-            yield _record(f"all logits, {point}", [tokens * vocabulary * 4 / _GIB], "GiB")
-            yield _record(f"time, {point}", [run["cpu_s"] for run in runs], "CPU s")
+            figures += [
+                figure_of(f"peak memory, {point}", [run["gib"] for run in runs], "GiB"),
+                figure_of(f"all logits, {point}", [tokens * vocabulary * 4 / _GIB], "GiB"),
+                figure_of(f"time, {point}", [run["cpu_s"] for run in runs], "CPU s"),
+            ]
+    return figures
 
 
 def measure(vocabulary: int, length: int, tokens: int) -> dict[str, float]:
     """Makes one update and returns what this process's peak memory rose by ("gib") and its CPU time ("cpu_s")."""
     torch.set_num_threads(1)
     step, batch, targets = make_update(vocabulary, length, tokens)
-    before, start = _memory("VmRSS"), time.process_time()
+    before, start = process_memory("VmRSS"), time.process_time()
     step.run(batch, targets, policy_version=0)
-    return {"gib": (_memory("VmHWM") - before) / _GIB, "cpu_s": time.process_time() - start}
+    return {"gib": (process_memory("VmHWM") - before) / _GIB, "cpu_s": time.process_time() - start}
 
 
 def make_update(vocabulary: int, length: int, tokens: int) -> tuple[UpdateStep, Any, Targets]:
@@ -122,7 +121,7 @@ def _in_own_process(vocabulary: int, length: int, tokens: int) -> dict[str, floa
     return dict(json.loads(run.stdout.splitlines()[-1]))
 
 
-def _memory(field: str) -> int:
+def process_memory(field: str) -> int:
     """Bytes of this process: "VmRSS" now, "VmHWM" at most so far.
 
     `getrusage` would not do: its maximum counts the process that started this one.
@@ -130,17 +129,6 @@ def _memory(field: str) -> int:
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     (line,) = [line for line in lines if line.startswith(f"{field}:")]
     return int(line.split()[1]) * 1024
-
-
-def _record(figure: str, values: Sequence[float], unit: str) -> dict[str, Any]:
-    return {
-        "figure": figure,
-        "median": statistics.median(values),
-        "low": min(values),
-        "high": max(values),
-        "repeats": len(values),
-        "unit": unit,
-    }
 
 
 if __name__ == "__main__":

@@ -11,8 +11,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from tppo_rl.bench.memory import make_update, memory_figures
 from tppo_rl.learner import models
-from tppo_rl.learner.memory import make_update, memory_records
 
 VOCABULARY, LENGTH, TOKENS = 2000, 64, 512
 
@@ -44,15 +44,15 @@ def test_no_tensor_holds_all_logits(monkeypatch: pytest.MonkeyPatch, entropy_coe
     assert limit <= largest.elements == max(limit, weights) < 0.3 * TOKENS * VOCABULARY
 
 
-def test_records_and_bad_sizes() -> None:
-    records = list(memory_records(vocabularies=[100], lengths=[32], tokens=64, repeats=2))
-    assert [record["unit"] for record in records] == ["GiB", "GiB", "CPU s"]
-    assert all(record["low"] <= record["median"] <= record["high"] for record in records)
-    assert records[0]["repeats"] == 2
-    assert "vocabulary 100, 2 x 32 tokens" in records[0]["figure"]
-    assert records[1]["median"] == 100 * 64 * 4 / 2**30
+def test_figures_and_bad_sizes() -> None:
+    figures = memory_figures(vocabularies=[100], lengths=[32], tokens=64, repeats=2)
+    assert [figure.unit for figure in figures] == ["GiB", "GiB", "CPU s"]
+    assert all(figure.low <= figure.median <= figure.high for figure in figures)
+    assert figures[0].repeats == 2
+    assert "vocabulary 100, 2 x 32 tokens" in figures[0].figure
+    assert figures[1].median == 100 * 64 * 4 / 2**30
     with pytest.raises(ValueError, match="lengths=33"):
-        next(memory_records(vocabularies=[100], lengths=[33], tokens=64, repeats=1))
+        memory_figures(vocabularies=[100], lengths=[33], tokens=64, repeats=1)
 
 
 def test_the_command_writes_a_table_and_a_file_without_ray_or_vllm(tmp_path: Path) -> None:

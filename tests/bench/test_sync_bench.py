@@ -1,0 +1,37 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tppo_rl.bench.sync import sync_figures
+
+NAMES = [
+    "weight_sync_ratio",
+    "weight_sync_seconds",
+    "weight_gather_seconds",
+    "weight_load_seconds",
+    "plain_copy_seconds",
+    "weights",
+]
+
+
+def test_the_engine_takes_the_weights_and_the_records_are_written(tmp_path: Path) -> None:
+    file = tmp_path / "figures.json"
+    command = [sys.executable, "-m", "tppo_rl", "bench", "sync", "--random-weights", "tiny", "--repeats", "2", "--json"]
+    run = subprocess.run([*command, str(file)], capture_output=True, text=True, timeout=300, check=False)
+    assert run.returncode == 0, run.stderr
+    records = json.loads(file.read_text(encoding="utf-8"))
+    assert [record["figure"] for record in records] == [f"{name}, tiny, float32" for name in NAMES]
+    assert {tuple(record) for record in records} == {("figure", "median", "low", "high", "repeats", "unit")}
+
+
+@pytest.mark.parametrize("options", [{"random_weights": "huge"}, {"dtype": "int8"}])
+def test_bad_values_are_named(options: dict[str, str]) -> None:
+    with pytest.raises(ValueError, match=r"huge|int8"):
+        sync_figures(
+            **({"model": "", "random_weights": None, "dtype": "float32", "threads": 1, "repeats": 1} | options)
+        )

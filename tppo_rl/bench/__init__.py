@@ -1,0 +1,1 @@
+"""Measurements of this machine: `tppo-rl bench`. Each file has one function that returns figures."""

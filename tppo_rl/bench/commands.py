@@ -1,0 +1,104 @@
+"""The commands `tppo-rl bench …`. Heavy imports stand inside them, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from tppo_rl.bench.records import Figure
+
+_BAD_INPUT = 2
+
+
+def _measures(repeats: int) -> Callable[[Callable[..., Sequence[Figure]]], Callable[..., None]]:
+    """Gives a command that returns figures its common options, and prints and writes what it returns."""
+
+    def decorate(command: Callable[..., Sequence[Figure]]) -> Callable[..., None]:
+        @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Also write the records to FILE.")
+        @click.option(
+            "--repeats", type=click.IntRange(1), default=repeats, show_default=True, help="Measurements of each figure."
+        )
+        @wraps(command)
+        def wrapped(*, json_file: Path | None, **options: Any) -> None:
+            from tppo_rl.bench.records import print_table, write_json
+
+            try:
+                figures = list(command(**options))
+            except ValueError as error:
+                click.echo(f"error: {error}", err=True)
+                sys.exit(_BAD_INPUT)
+            print_table(figures)
+            if json_file is not None:
+                write_json(figures, json_file)
+
+        return wrapped
+
+    return decorate
+
+
+@click.group()
+def bench() -> None:
+    """Measure this machine."""
+
+
+@bench.command()
+@click.option("--vocabulary", "vocabularies", multiple=True, default=(1024, 8192, 32768), show_default=True)
+@click.option("--length", "lengths", multiple=True, default=(512, 2048, 8192), show_default=True)
+@click.option("--tokens", default=65536, show_default=True, help="Tokens of an update.")
+@_measures(repeats=1)
+def memory(**options: Any) -> Sequence[Figure]:
+    """Peak memory of the policy's update against vocabulary and sequence length."""
+    from tppo_rl.bench.memory import memory_figures
+
+    return memory_figures(**options)
+
+
+@bench.command()
+@click.option("--tokens", type=click.IntRange(1), default=10**6, show_default=True, help="Tokens of all responses.")
+@click.option(
+    "--rllib/--no-rllib", default=True, show_default=True, help="Compare with RLlib's GAE, which imports ray."
+)
+@_measures(repeats=7)
+def advantages(**options: Any) -> Sequence[Figure]:
+    """EGAE of ragged responses against RLlib's GAE and a loop in Python."""
+    from tppo_rl.bench.advantages import advantages_figures
+
+    return advantages_figures(**options)
+
+
+@bench.command()
+@click.option("--model", default="tppo_rl/arithmetic-chain", show_default=True, help="Folder or hub id.")
+@click.option("--random-weights", metavar="SHAPE", help="Instead of a model: tiny, 50m, qwen2.5-0.5b or qwen2.5-1.5b.")
+@click.option("--length", "lengths", multiple=True, default=(64, 256), show_default=True, help="Of whole episodes.")
+@click.option("--window", type=click.IntRange(1), default=32, show_default=True, help="Of T-PPO's fragments, tokens.")
+@click.option("--tokens", type=click.IntRange(1), default=4096, show_default=True, help="Sampled tokens of an update.")
+@click.option("--micro-batch-tokens", type=click.IntRange(1), default=2048, show_default=True)
+@click.option("--dtype", default="float32", show_default=True, help="Of the computation: float32 or bfloat16.")
+@click.option("--device", default="cpu", show_default=True, help="cpu or cuda.")
+@click.option("--threads", type=click.IntRange(1), help="Torch threads.")
+@click.option("--peak-tflops", type=float, help="Of the device, in this dtype: gives the utilisation.")
+@_measures(repeats=7)
+def learner(**options: Any) -> Sequence[Figure]:
+    """The update step against a bare torch loop over the same micro-batches."""
+    from tppo_rl.bench.learner import learner_figures
+
+    return learner_figures(**options)
+
+
+@bench.command()
+@click.option("--model", default="tppo_rl/arithmetic-chain", show_default=True, help="Folder or hub id.")
+@click.option("--random-weights", metavar="SHAPE", help="Instead of a model: tiny, 50m, qwen2.5-0.5b or qwen2.5-1.5b.")
+@click.option("--dtype", default="float32", show_default=True, help="Of the engine: float32 or bfloat16.")
+@click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Torch threads.")
+@_measures(repeats=9)
+def sync(**options: Any) -> Sequence[Figure]:
+    """Weights from a learner into a vLLM engine against a plain copy of the same bytes."""
+    from tppo_rl.bench.sync import sync_figures
+
+    return sync_figures(**options)

@@ -1,0 +1,118 @@
+"""Weights from a learner into a vLLM engine in this process, against a plain copy of the same bytes: `tppo-rl bench sync`.
+
+Timed is what a weight update takes beside Ray: the learner gathers its weights, the engine loads them and drops the keys
+and values of the old ones. The plain copy goes from the learner's tensors into others that are there already.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from tppo_rl.base_models import resolve_model
+from tppo_rl.bench.records import Figure, figure_of
+from tppo_rl.bench.workloads import RANDOM_MODELS, random_model
+from tppo_rl.learner.models import load_causal_lm, parse_dtype
+from tppo_rl.learner.sharding import gather_weights
+from tppo_rl.rollout.vllm_engine import VLLMEngine
+
+_PROBE = list(range(2, 34))
+_LARGEST_GAP = {"float32": 1e-4, "bfloat16": 0.05}
+"""Mean absolute log-prob gap on the probe, nats, above which the engine has not taken the weights."""
+_GIB = 2**30
+
+
+def sync_figures(*, model: str, random_weights: str | None, dtype: str, threads: int, repeats: int) -> list[Figure]:
+    """Times weight updates of an engine that generates nothing meanwhile.
+
+    Args:
+        model: Folder, hub id, or name of a shipped model.
+        random_weights: A name of `RANDOM_MODELS` instead: nothing is read or downloaded.
+        dtype: "float32" or "bfloat16", of the engine; the learner's weights are float32.
+        threads: Torch threads of both.
+        repeats: Updates that are timed.
+
+    Raises:
+        ValueError: an unknown model or dtype.
+        RuntimeError: the engine does not hold the weights that it was given.
+    """
+    if random_weights is not None and random_weights not in RANDOM_MODELS:
+        raise ValueError(f"random_weights={random_weights!r} is unknown: use one of {', '.join(RANDOM_MODELS)}")
+    if dtype not in _LARGEST_GAP:
+        raise ValueError(f"dtype={dtype!r}: use one of {', '.join(_LARGEST_GAP)}")
+    torch.manual_seed(0)
+    with tempfile.TemporaryDirectory() as folder:
+        if random_weights is not None:
+            random_model(random_weights).save_pretrained(folder)
+        source = resolve_model(model) if random_weights is None else folder
+        policy = load_causal_lm(source, parse_dtype("float32"))
+        engine = VLLMEngine(
+            source, dtype=dtype, max_model_len=512, max_num_seqs=8, end_of_turn=[1], num_threads=threads
+        )
+        try:
+            return _measure(policy, engine, dtype, f"{random_weights or Path(source).name}, {dtype}", repeats)
+        finally:
+            engine.stop()
+
+
+def _measure(policy: torch.nn.Module, engine: VLLMEngine, dtype: str, name: str, repeats: int) -> list[Figure]:
+    tensors = [parameter.detach() for parameter in policy.parameters()]
+    copies = [tensor.clone() for tensor in tensors]
+
+    def copy() -> None:
+        for tensor, into in zip(tensors, copies, strict=True):
+            into.copy_(tensor)
+
+    copy_seconds, gather_seconds, load_seconds = [], [], []
+    for version in range(1, repeats + 2):
+        with torch.no_grad():
+            for tensor in tensors:
+                tensor.mul_(1.0 + 0.01 / version)
+        copied = _seconds(copy)
+        start = time.perf_counter()
+        weights = gather_weights(policy)
+        gathered = time.perf_counter() - start
+        loaded = _seconds(partial(engine.load_weights, weights, version))
+        if version == 1:
+            continue  # The first time vLLM compiles and imports what the others find.
+        copy_seconds.append(copied)
+        gather_seconds.append(gathered)
+        load_seconds.append(loaded)
+    _check(policy, engine, dtype)
+
+    seconds = [sum(parts) for parts in zip(gather_seconds, load_seconds, strict=True)]
+    size = sum(tensor.nbytes for tensor in tensors) / _GIB
+    return [
+        figure_of(
+            f"weight_sync_ratio, {name}",
+            [sync / plain for sync, plain in zip(seconds, copy_seconds, strict=True)],
+            "times a plain copy",
+        ),
+        figure_of(f"weight_sync_seconds, {name}", seconds, "s"),
+        figure_of(f"weight_gather_seconds, {name}", gather_seconds, "s"),
+        figure_of(f"weight_load_seconds, {name}", load_seconds, "s"),
+        figure_of(f"plain_copy_seconds, {name}", copy_seconds, "s"),
+        figure_of(f"weights, {name}", [size], "GiB"),
+    ]
+
+
+@torch.no_grad()
+def _check(policy: torch.nn.Module, engine: VLLMEngine, dtype: str) -> None:
+    tokens = torch.tensor([_PROBE])
+    logits = policy(input_ids=tokens, use_cache=False).logits[0, :-1]
+    expected = logits.log_softmax(-1).gather(1, tokens[0, 1:, None])[:, 0].numpy()
+    gap = float(np.abs(engine.score(_PROBE) - expected).mean())
+    if not gap <= _LARGEST_GAP[dtype]:
+        raise RuntimeError(f"engine and learner differ by {gap:.2e} nats on average: it has not taken the weights")
+
+
+def _seconds(call: Callable[[], None]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
