@@ -102,3 +102,19 @@ def sync(**options: Any) -> Sequence[Figure]:
     from tppo_rl.bench.sync import sync_figures
 
     return sync_figures(**options)
+
+
+@bench.command()
+@click.option("--model", default="tppo_rl/arithmetic-chain", show_default=True, help="Folder, hub id or shipped model.")
+@click.option("--slots", multiple=True, type=click.IntRange(1), default=(32, 64), show_default=True)
+@click.option("--window", type=click.IntRange(1), default=32, show_default=True, help="Tokens of a fragment.")
+@click.option("--mean-length", type=click.IntRange(1), default=48, show_default=True, help="Of responses, tokens.")
+@click.option("--cap", type=click.IntRange(1), default=800, show_default=True, help="Of responses, tokens.")
+@click.option("--steps", type=click.IntRange(1), default=200, show_default=True, help="Engine steps of a measurement.")
+@click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Torch threads of the engine.")
+@_measures(repeats=7)
+def rollout(**options: Any) -> Sequence[Figure]:
+    """An env-runner against the bare engine with as many endless requests."""
+    from tppo_rl.bench.rollout import rollout_figures
+
+    return rollout_figures(**options)
