@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from tppo_rl.learner.collective import SingleLearner, current_collective
-from tppo_rl.learner.optimizers import GradientStep, make_adamw, ramped_lr
+from tppo_rl.learner.optimizers import GradientStep, make_adamw, ramped_lr, squared_norm
 from tppo_rl.learner.sharding import gather_optimizer_state
 from tppo_rl.learner.tally import Tally
 
@@ -34,6 +34,16 @@ def test_equals_plain_adamw_with_clipping() -> None:
         assert report == (pytest.approx(float(norm)), True)
     for left, right in zip(model.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(left, right)
+
+
+def test_norm_of_many_elements_keeps_its_digits() -> None:
+    # 0.1 in float32, squared and summed exactly; one float32 pass over as many elements is off by 7e-4.
+    many = torch.full((10_000_000,), 0.1)
+    exact = len(many) * float(many[0]) ** 2
+    assert float(squared_norm([many])) == pytest.approx(exact, rel=5e-5)
+    assert float(squared_norm(many.split(333_333))) == pytest.approx(exact, rel=5e-5)
+    assert float(squared_norm([torch.tensor([3.0]), torch.tensor([[4.0]])])) == 25.0
+    assert float(squared_norm([torch.tensor([1.0, float("nan")])])) != 1.0
 
 
 def test_moments_in_bfloat16_are_saved_as_float32() -> None:

@@ -54,14 +54,11 @@ class LongTailedEngine:
 
     def __init__(self, engine: VLLMEngine, *, mean: float, cap: int) -> None:
         self.engine = engine
+        self.version = engine.version
         self._mean_log = np.log(mean) - _SPREAD_LOG**2 / 2
         self._cap = cap
         self._random = np.random.default_rng(0)
         self._left: dict[str, int] = {}
-
-    @property
-    def version(self) -> int:
-        return self.engine.version
 
     def submit(self, request: Request) -> None:
         length = int(np.clip(self._random.lognormal(self._mean_log, _SPREAD_LOG), 1, self._cap))
@@ -81,6 +78,7 @@ class LongTailedEngine:
 
     def load_weights(self, weights: Mapping[str, Any], version: int) -> None:
         self.engine.load_weights(weights, version)
+        self.version = version
 
     def score(self, tokens: Sequence[int]) -> np.ndarray:
         return self.engine.score(tokens)

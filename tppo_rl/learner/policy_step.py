@@ -302,7 +302,7 @@ def _measure(tally: Tally, tokens: _Tokens, log_probs: torch.Tensor, entropy: to
     tally.add("kl_sum", k3(log_probs, tokens.window.behaviour_log_probs)[first_time])
     if tokens.window.reference_log_probs is not None:
         tally.add("reference_kl_sum", terms.kl_to_reference[first_time])
-        tally.add("reference_passes", first_time)
+        tally.add("reference_passes", len(log_probs) if hindsight is None else ~hindsight)
     tally.add("masked_sum", ~tokens.window.kept)
     tally.add("trained_passes", len(log_probs) if hindsight is None else ~hindsight)
     if hindsight is not None:

@@ -36,7 +36,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from tppo_rl.learner.collective import Collective, current_collective
 from tppo_rl.learner.models import Critic, Policy, transformer_blocks
-from tppo_rl.learner.optimizers import StepReport, parameters_of
+from tppo_rl.learner.optimizers import StepReport, parameters_of, squared_norm
 
 _logger = logging.getLogger(__name__)
 
@@ -122,8 +122,7 @@ class ShardedGradientStep:
         Every learner must call it, after equally many backward passes.
         """
         slices = self._slices()
-        squares = [torch.linalg.vector_norm(part, dtype=_at_least_float32(part)).double().square() for part in slices]
-        norm = math.sqrt(float(self._collective.sum_(torch.stack(squares).sum())))
+        norm = math.sqrt(float(self._collective.sum_(squared_norm(slices))))
         if not norm < float("inf"):
             _logger.warning("%s gradient is not finite: this optimizer step is skipped", self._name)
             return StepReport(norm, applied=False)
