@@ -23,7 +23,14 @@ ALLOWED = {
     "tppo_rl.rollout": {"tppo_rl", "tppo_rl.base_models", "tppo_rl.envs"},
     "tppo_rl.algorithms": {"tppo_rl", "tppo_rl.base_models", "tppo_rl.learner", "tppo_rl.rollout"},
     "tppo_rl.tune": {"tppo_rl", "tppo_rl.algorithms"},
-    "tppo_rl.bench": {"tppo_rl", "tppo_rl.base_models", "tppo_rl.learner", "tppo_rl.maths", "tppo_rl.rollout"},
+    "tppo_rl.bench": {
+        "tppo_rl",
+        "tppo_rl.base_models",
+        "tppo_rl.envs",
+        "tppo_rl.learner",
+        "tppo_rl.maths",
+        "tppo_rl.rollout",
+    },
     "tppo_rl.configs": set(),
     "tppo_rl.base_models": set(),
 }
