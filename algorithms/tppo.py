@@ -223,7 +223,7 @@ class TPPO(Algorithm):
         sample = sample_groups(
             self._pump.whole_responses,
             self._groups,
-            num_groups=config.num_slots() // config.group_size,
+            num_groups=config.num_slots // config.group_size,
             group_size=config.group_size,
             replace=config.dynamic_sampling,
             max_rounds=config.dynamic_sampling_max_rounds,

@@ -13,13 +13,13 @@ from tppo_rl.checks import check_attention, check_environment, check_model, chec
 from tppo_rl.learner.learner import TPPOLearner
 from tppo_rl.learner.learner_group import TPPOLearnerGroup
 from tppo_rl.learner.module import LanguageModelModule
-from tppo_rl.options import OptionError, Options
+from tppo_rl.options import DerivedOptions, OptionError, Options
 from tppo_rl.presets import PRESETS
 from tppo_rl.rollout.env_runner import VLLMEnvRunner
 from tppo_rl.rollout.pump import REQUESTS_IN_FLIGHT
 
 
-class TPPOConfig(AlgorithmConfig):
+class TPPOConfig(AlgorithmConfig, DerivedOptions):
     """Configuration of T-PPO; every option with unit, default and meaning is in `tppo_rl.options.Options`.
 
     An unknown attribute, key, or a bad value raises `OptionError` (a ValueError) before Ray starts anything.
@@ -63,15 +63,7 @@ class TPPOConfig(AlgorithmConfig):
 
         With `lora` adapters train in place of all weights.
         """
-        return self._set(
-            policy_model=policy_model,
-            dtype=dtype,
-            weights_dtype=weights_dtype,
-            critic=critic,
-            reference_model=reference_model,
-            lora=lora,
-            attention=attention,
-        )
+        return self._set(locals())
 
     def env_runners(  # type: ignore[override]
         self,
@@ -91,26 +83,14 @@ class TPPOConfig(AlgorithmConfig):
     ) -> Self:
         """Sets windows, caps, sampling, groups, rewards and engine; RLlib's own options go on to RLlib."""
         super().env_runners(**kwargs)
-        return self._set(
-            window_length=window_length,
-            max_response_length=max_response_length,
-            max_prompt_length=max_prompt_length,
-            sampling=sampling,
-            engine=engine,
-            engine_steps_per_sample=engine_steps_per_sample,
-            group_size=group_size,
-            dynamic_sampling=dynamic_sampling,
-            dynamic_sampling_max_rounds=dynamic_sampling_max_rounds,
-            rewards=rewards,
-            overlong_share=overlong_share,
-        )
+        return self._set(locals())
 
     def learners(  # type: ignore[override]
         self, *, distributed: str = NotProvided, gradient_checkpointing: bool = NotProvided, **kwargs: Any
     ) -> Self:
         """Sets what learners share and whether they keep activations; RLlib's own options go on to RLlib."""
         super().learners(**kwargs)
-        return self._set(distributed=distributed, gradient_checkpointing=gradient_checkpointing)
+        return self._set(locals())
 
     def training(  # type: ignore[override]
         self,
@@ -153,42 +133,7 @@ class TPPOConfig(AlgorithmConfig):
     ) -> Self:
         """Sets estimator, losses, optimizers and batch sizes; RLlib's own options go on to RLlib."""
         super().training(**kwargs)
-        return self._set(
-            critic_lr=critic_lr,
-            lr_warmup_updates=lr_warmup_updates,
-            adam_betas=adam_betas,
-            weight_decay=weight_decay,
-            advantage_estimator=advantage_estimator,
-            lambda_=lambda_,
-            lambda_alpha=lambda_alpha,
-            boundary_value=boundary_value,
-            hindsight=hindsight,
-            advantage_normalisation=advantage_normalisation,
-            advantage_normalisation_scope=advantage_normalisation_scope,
-            group_scale=group_scale,
-            critic_targets=critic_targets,
-            critic_lambda=critic_lambda,
-            value_batch_tokens=value_batch_tokens,
-            clip_low=clip_low,
-            clip_high=clip_high,
-            dual_clip=dual_clip,
-            loss_mean=loss_mean,
-            value_clip=value_clip,
-            entropy_coef=entropy_coef,
-            kl_coef=kl_coef,
-            kl_estimator=kl_estimator,
-            kl_in=kl_in,
-            positive_lm_coef=positive_lm_coef,
-            off_policy_correction=off_policy_correction,
-            importance_cap=importance_cap,
-            sequence_mask=sequence_mask,
-            micro_batch_tokens=micro_batch_tokens,
-            packing=packing,
-            critic_num_epochs=critic_num_epochs,
-            critic_minibatch_size=critic_minibatch_size,
-            critic_warmup_updates=critic_warmup_updates,
-            critic_grad_clip=critic_grad_clip,
-        )
+        return self._set(locals())
 
     def pipeline(
         self,
@@ -199,14 +144,12 @@ class TPPOConfig(AlgorithmConfig):
         log_prob_gap_alarm: float | None = NotProvided,
     ) -> Self:
         """Sets how sampling and training are coupled."""
-        return self._set(
-            mode=mode, max_staleness=max_staleness, kv_on_update=kv_on_update, log_prob_gap_alarm=log_prob_gap_alarm
-        )
+        return self._set(locals())
 
     def reporting(self, *, rollout_log_fragments: int = NotProvided, **kwargs: Any) -> Self:  # type: ignore[override]
         """Sets how many fragments are kept for reading; RLlib's own options go on to RLlib."""
         super().reporting(**kwargs)
-        return self._set(rollout_log_fragments=rollout_log_fragments)
+        return self._set(locals())
 
     def update_from_dict(self, config_dict: dict[str, Any]) -> Self:
         """Sets options by key, as YAML files and Tune do.
@@ -223,20 +166,6 @@ class TPPOConfig(AlgorithmConfig):
     def options(self) -> Options:
         """The checked options of `tppo_rl.options`."""
         return check_options({key: getattr(self, key) for key in Options.model_fields}, algorithm=self.algorithm)
-
-    @property
-    def window(self) -> int:
-        """Most sampled tokens of a fragment."""
-        return int(self.max_response_length if self.window_length is None else self.window_length)
-
-    @property
-    def whole_responses(self) -> bool:
-        """Whether every step of a slot is one whole response (see `Options.whole_responses`)."""
-        return bool(self.mode == "sync" and self.window == self.max_response_length)
-
-    def num_slots(self) -> int:
-        """Slots of all env-runners."""
-        return int(self.num_envs_per_env_runner * max(1, self.num_env_runners))
 
     def validate(self) -> None:
         """Checks everything that can be checked without an engine.
@@ -284,8 +213,9 @@ class TPPOConfig(AlgorithmConfig):
         """Sampled tokens of one update, over all learners."""
         return int(self.train_batch_size_per_learner * max(1, self.num_learners))
 
-    def _set(self, **options: Any) -> Self:
-        for key, value in options.items():
-            if value is not NotProvided:
+    def _set(self, arguments: dict[str, Any]) -> Self:
+        """Sets those of a builder method's arguments that are options of ours and were given."""
+        for key, value in arguments.items():
+            if key in Options.model_fields and value is not NotProvided:
                 setattr(self, key, value)
         return self

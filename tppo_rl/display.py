@@ -17,7 +17,7 @@ from tppo_rl.options import Options
 def sizes_table(options: Options) -> Table:
     """The batch sizes of a run in their one vocabulary, all in tokens."""
     learners = max(1, options.num_learners)
-    slots = options.num_envs_per_env_runner * max(1, options.num_env_runners)
+    slots = options.num_slots
     batch = options.train_batch_size_per_learner * learners if options.mode == "async" else slots * options.window
     table = Table(title="batch sizes", show_header=False)
     table.add_column(style="bold")

@@ -6,7 +6,7 @@ is reported before anything heavy is loaded.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
@@ -15,7 +15,33 @@ class OptionError(ValueError):
     """A bad option: the message names key, value and remedy."""
 
 
-class Options(BaseModel):
+class DerivedOptions:
+    """What follows from options: for the schema, and for RLlib's config, which has attributes of the same names."""
+
+    if TYPE_CHECKING:
+        mode: Any
+        num_env_runners: Any
+        num_envs_per_env_runner: Any
+        window_length: Any
+        max_response_length: Any
+
+    @property
+    def window(self) -> int:
+        """Most sampled tokens of a fragment."""
+        return int(self.max_response_length if self.window_length is None else self.window_length)
+
+    @property
+    def whole_responses(self) -> bool:
+        """Whether every step of a slot is one whole response: nothing is cut, and no slot is refilled until all ended."""
+        return bool(self.mode == "sync" and self.window == self.max_response_length)
+
+    @property
+    def num_slots(self) -> int:
+        """Slots of all env-runners."""
+        return int(self.num_envs_per_env_runner * max(1, self.num_env_runners))
+
+
+class Options(BaseModel, DerivedOptions):
     """Options by YAML key. Keys that RLlib defines keep RLlib's meaning; the rest is documented here."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
@@ -249,13 +275,3 @@ class Options(BaseModel):
     results_folder: str | None = Field(
         None, description="Folder of TensorBoard events and `rollouts/`; None: Tune's folder of the trial."
     )
-
-    @property
-    def window(self) -> int:
-        """Most sampled tokens of a fragment."""
-        return self.max_response_length if self.window_length is None else self.window_length
-
-    @property
-    def whole_responses(self) -> bool:
-        """Whether every step of a slot is one whole response: nothing is cut, and no slot is refilled until all ended."""
-        return self.mode == "sync" and self.window == self.max_response_length

@@ -210,12 +210,11 @@ def _check_losses(options: Options) -> None:
 
 
 def _check_groups(options: Options) -> None:
-    slots = options.num_envs_per_env_runner * max(1, options.num_env_runners)
-    if options.whole_responses and slots % options.group_size:
+    if options.whole_responses and options.num_slots % options.group_size:
         _refuse(
             options,
             "group_size",
-            f"a step has {slots} slots, which are no whole number of groups; make num_envs_per_env_runner x "
+            f"a step has {options.num_slots} slots, which are no whole number of groups; make num_envs_per_env_runner x "
             "num_env_runners a multiple of it",
         )
     if options.advantage_normalisation_scope == "group" and options.group_size == 1:
@@ -246,7 +245,6 @@ _READ_ONLY_WITH: dict[str, tuple[str, Any]] = {
     "critic_targets": ("a critic", lambda o: o.critic is not None),
     "value_batch_tokens": ("a critic", lambda o: o.critic is not None),
     "value_clip": ("a critic", lambda o: o.critic is not None),
-    "hindsight": ("advantage_estimator='egae'", lambda o: o.advantage_estimator == "egae"),
     **{
         key: ("a critic", lambda o: o.critic is not None)
         for key in (

@@ -227,3 +227,12 @@ def test_every_option_has_a_place_in_the_builder() -> None:
     }
     # The folder is the runner's or Tune's business.
     assert set(Options.model_fields) - arguments == {"results_folder"}
+
+
+def test_the_builder_sets_what_it_is_given() -> None:
+    config = TPPOConfig()
+    for method in ("language_model", "env_runners", "learners", "training", "pipeline", "reporting"):
+        for name in set(inspect.signature(getattr(TPPOConfig, method)).parameters) & set(Options.model_fields):
+            value = object()
+            getattr(config, method)(**{name: value})
+            assert getattr(config, name) is value, f"{method}({name}=…)"

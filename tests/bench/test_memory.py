@@ -56,7 +56,7 @@ def test_figures_and_bad_sizes() -> None:
 
 
 def test_the_command_writes_a_table_and_a_file_without_ray_or_vllm(tmp_path: Path) -> None:
-    arguments = ["bench", "memory", "--vocabulary", "64", "--length", "16", "--tokens", "32", "--json"]
+    arguments = ["bench", "memory", "--vocabulary", "64", "--length", "32", "--tokens", "64", "--json"]
     program = (
         "import sys; from tppo_rl.cli import main\n"
         f"main({[*arguments, str(tmp_path / 'memory.json')]!r}, standalone_mode=False)\n"

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 from tppo_rl.fragments import NO_VERSION, Fragment
@@ -157,3 +158,22 @@ def parameters_of(*models: torch.nn.Module) -> torch.Tensor:
 def split(fragments: Sequence[Fragment], size: int) -> list[list[Fragment]]:
     """Returns the first `size` fragments and the others."""
     return [list(fragments[:size]), list(fragments[size:])]
+
+
+def run_two_learners(function: Callable[..., None], folder: Path, *arguments: Any, timeout_s: float) -> list[Any]:
+    """Calls `function(rank, *arguments, meeting point, results)` in two processes and returns what each has saved.
+
+    Args:
+        function: Saves its outcome with `torch.save` as `results.<rank>`.
+        folder: Where they meet and save.
+        *arguments: Passed on.
+        timeout_s: Seconds after which the learners are taken to wait for each other; the test then fails.
+    """
+    files = (str(folder / "meeting"), str(folder / "result"))
+    context = torch.multiprocessing.spawn(function, args=(*arguments, *files), nprocs=2, join=False)
+    assert context is not None
+    if not context.join(timeout=timeout_s) and not context.join(timeout=5):
+        for process in context.processes:
+            process.kill()
+        pytest.fail("the learners wait for each other")
+    return [torch.load(folder / f"result.{rank}", weights_only=False) for rank in (0, 1)]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from learner_helpers import load_models, make_fragments, parameters_of, split
+from learner_helpers import load_models, make_fragments, parameters_of, run_two_learners, split
 
 from tppo_rl.fragments import Fragment
 from tppo_rl.learner.batch import batch_from_fragments
@@ -104,15 +104,7 @@ def learner(rank: int, folder: str, meeting_point: str, results: str) -> None:
 @pytest.fixture(scope="module")
 def two_learners(model_folder: str, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     folder: Path = tmp_path_factory.mktemp("two_learners")
-    context = torch.multiprocessing.spawn(
-        learner, args=(model_folder, str(folder / "meeting"), str(folder / "result")), nprocs=2, join=False
-    )
-    assert context is not None
-    if not context.join(timeout=120) and not context.join(timeout=5):
-        for process in context.processes:
-            process.kill()
-        pytest.fail("the learners wait for each other")
-    return [torch.load(folder / f"result.{rank}", weights_only=False) for rank in (0, 1)]
+    return run_two_learners(learner, folder, model_folder, timeout_s=120)
 
 
 @pytest.mark.timeout(180)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from learner_helpers import load_models, make_fragment, make_fragments, save_tiny_model, split
+from learner_helpers import load_models, make_fragment, make_fragments, run_two_learners, save_tiny_model, split
 from test_distributed import EVERY_TERM
 
 from tppo_rl.fragments import Fragment
@@ -166,18 +166,7 @@ def two_learners(
     model_folder: str, other_folder: str, tmp_path_factory: pytest.TempPathFactory
 ) -> list[dict[tuple[str, str], Any]]:
     folder: Path = tmp_path_factory.mktemp("sharded_losses")
-    context = torch.multiprocessing.spawn(
-        learner,
-        args=(model_folder, other_folder, str(folder / "meeting"), str(folder / "result")),
-        nprocs=2,
-        join=False,
-    )
-    assert context is not None
-    if not context.join(timeout=240) and not context.join(timeout=5):
-        for process in context.processes:
-            process.kill()
-        pytest.fail("the learners wait for each other")
-    return [torch.load(folder / f"result.{rank}", weights_only=False) for rank in (0, 1)]
+    return run_two_learners(learner, folder, model_folder, other_folder, timeout_s=240)
 
 
 @pytest.mark.timeout(300)

@@ -11,7 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from learner_helpers import VOCABULARY, load_models, make_fragment, make_fragments, save_tiny_model, split
+from learner_helpers import (
+    VOCABULARY,
+    load_models,
+    make_fragment,
+    make_fragments,
+    run_two_learners,
+    save_tiny_model,
+    split,
+)
 from torch.distributed.tensor import DTensor
 
 from tppo_rl.fragments import Fragment
@@ -237,15 +245,7 @@ def alone(model_folder: str) -> tuple[list[dict[str, float]], list[dict[str, Any
 def two_learners(model_folder: str, alone: Any, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     folder: Path = tmp_path_factory.mktemp("sharded")
     torch.save(alone[1][0], folder / "result.alone")
-    context = torch.multiprocessing.spawn(
-        learner, args=(model_folder, str(folder / "meeting"), str(folder / "result")), nprocs=2, join=False
-    )
-    assert context is not None
-    if not context.join(timeout=240) and not context.join(timeout=5):
-        for process in context.processes:
-            process.kill()
-        pytest.fail("the learners wait for each other")
-    return [torch.load(folder / f"result.{rank}", weights_only=False) for rank in (0, 1)]
+    return run_two_learners(learner, folder, model_folder, timeout_s=240)
 
 
 def largest_deviation(left: list[dict[str, float]], right: list[dict[str, float]]) -> float:

@@ -14,11 +14,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from tppo_rl.bench.records import Figure, figure_of
-from tppo_rl.fragments import Fragment
+from tppo_rl.bench.workloads import PROMPT, random_model, whole_episodes
 from tppo_rl.learner.batch import batch_from_fragments
 from tppo_rl.learner.models import Policy
 from tppo_rl.learner.settings import UpdateSettings
@@ -26,7 +25,6 @@ from tppo_rl.learner.targets import Targets
 from tppo_rl.learner.update import UpdateStep
 
 _GIB = 2**30
-_PROMPT = 8
 
 
 def memory_figures(*, vocabularies: Sequence[int], lengths: Sequence[int], tokens: int, repeats: int) -> list[Figure]:
@@ -42,8 +40,8 @@ def memory_figures(*, vocabularies: Sequence[int], lengths: Sequence[int], token
         ValueError: `tokens` is no multiple of a length.
     """
     for length in lengths:
-        if length <= _PROMPT or tokens % length:
-            raise ValueError(f"lengths={length}: give lengths above {_PROMPT} that divide tokens={tokens}")
+        if length <= PROMPT or tokens % length:
+            raise ValueError(f"lengths={length}: give lengths above {PROMPT} that divide tokens={tokens}")
     figures = []
     for vocabulary in vocabularies:
         for length in lengths:
@@ -68,49 +66,14 @@ def measure(vocabulary: int, length: int, tokens: int) -> dict[str, float]:
 
 def make_update(vocabulary: int, length: int, tokens: int) -> tuple[UpdateStep, Any, Targets]:
     """Returns a policy (Qwen2, 2 layers, 64 wide) in its update step, and a random batch with its targets."""
-    from transformers import Qwen2Config, Qwen2ForCausalLM
-
     torch.manual_seed(0)
-    config = Qwen2Config(
-        vocab_size=vocabulary,
-        hidden_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        intermediate_size=128,
-        max_position_embeddings=length,
-        tie_word_embeddings=True,
-        bos_token_id=None,
-        eos_token_id=1,
-    )
-    policy = Policy(Qwen2ForCausalLM(config))
-    rng = np.random.default_rng(0)
-    batch = batch_from_fragments([_fragment(rng, index, vocabulary, length) for index in range(tokens // length)])
+    policy = Policy(random_model("tiny", vocab_size=vocabulary, hidden_size=64, intermediate_size=128))
+    episodes = tokens // length
+    fragments = whole_episodes(vocabulary, tokens=episodes * (length - PROMPT), length=length)
+    batch = batch_from_fragments(fragments)
     advantages = torch.ones_like(batch.behaviour_log_probs) * batch.window.mask
     step = UpdateStep(policy, None, UpdateSettings(micro_batch_tokens=tokens))
     return step, batch, Targets(advantages)
-
-
-def _fragment(rng: np.random.Generator, index: int, vocabulary: int, length: int) -> Fragment:
-    sampled = length - _PROMPT
-    return Fragment(
-        episode_id=index,
-        prompt_index=index,
-        env_runner=0,
-        window_index=0,
-        prompt_length=_PROMPT,
-        context=rng.integers(0, vocabulary, _PROMPT).astype(np.int32),
-        context_sampled=np.zeros(_PROMPT, np.uint8),
-        context_rewards=np.zeros(_PROMPT, np.float32),
-        tokens=rng.integers(0, vocabulary, sampled).astype(np.int32),
-        sampled=np.ones(sampled, np.uint8),
-        behaviour_log_probs=np.full(sampled, -np.log(vocabulary), np.float32),
-        versions=np.zeros(sampled, np.int32),
-        rewards=np.zeros(sampled, np.float32),
-        terminated=True,
-        truncated=False,
-        correct=None,
-    )
 
 
 def _in_own_process(vocabulary: int, length: int, tokens: int) -> dict[str, float]:

@@ -50,11 +50,11 @@ RANDOM_MODELS: dict[str, dict[str, Any]] = {
 """Shapes of Qwen2 models. Attention heads are at least 32 wide: vLLM has no narrower ones on a CPU."""
 
 
-def random_model(name: str) -> Any:
-    """Returns a causal language model of a shape of `RANDOM_MODELS`, float32, from torch's seed."""
+def random_model(name: str, **changes: Any) -> Any:
+    """Returns a causal language model of a shape of `RANDOM_MODELS`, with changes to it, float32, from torch's seed."""
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
-    shape = RANDOM_MODELS[name]
+    shape = RANDOM_MODELS[name] | changes
     config = Qwen2Config(
         **shape, max_position_embeddings=32768, tie_word_embeddings=True, bos_token_id=None, eos_token_id=1
     )

@@ -256,8 +256,7 @@ class TPPOLearner(TorchLearner):
             custom = self.config._learner_connector(None, None)
             pieces += custom if isinstance(custom, list | tuple) else [custom]
         if self.config.add_default_connectors_to_learner_pipeline:
-            module = self.module[DEFAULT_MODULE_ID]
-            assert isinstance(module, LanguageModelModule)
+            module = self._language_model()
             if self._settings.packing and module.reference is not None:
                 check_packing(module.reference)
             pieces += default_learner_pipeline(

@@ -46,7 +46,8 @@ class LanguageModelModule(TorchRLModule, ValueFunctionAPI, InferenceOnlyAPI):
         lora: `rank`, `alpha` and `target_modules` of adapters of policy and critic (see `lora`); None, the default,
             trains all weights.
 
-    With `inference_only` there is neither critic nor reference. The reference is never trained and in no checkpoint. Observation and action spaces are not read; they may be Text spaces.
+    With `inference_only` there is neither critic nor reference. The reference is never trained and in no checkpoint.
+    Observation and action spaces are not read; they may be Text spaces.
     """
 
     policy: Policy

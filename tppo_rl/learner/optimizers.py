@@ -61,6 +61,38 @@ class StepReport(NamedTuple):
     """False where the norm was not finite and the weights were left alone."""
 
 
+def clip_and_step(
+    optimizer: torch.optim.Optimizer,
+    gradients: list[torch.Tensor],
+    norm: float,
+    *,
+    lr: float,
+    max_norm: float | None,
+    name: str,
+) -> StepReport:
+    """Brings gradients of global norm `norm` down to `max_norm` and steps with learning rate `lr`.
+
+    A norm that is not finite leaves the weights alone and is reported.
+
+    Args:
+        optimizer: Its parameters have the gradients.
+        gradients: All of this learner's, changed in place.
+        norm: Over all learners.
+        lr: Learning rate of the step.
+        max_norm: Bound on the norm; None never clips.
+        name: Names the model in the warning.
+    """
+    if not norm < float("inf"):
+        _logger.warning("%s gradient is not finite: this optimizer step is skipped", name)
+        return StepReport(norm, applied=False)
+    if max_norm is not None and norm > max_norm:
+        torch._foreach_mul_(gradients, max_norm / norm)
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    optimizer.step()
+    return StepReport(norm, applied=True)
+
+
 class GradientStep:
     """The gradients of one model as views into one buffer, and the optimizer that they feed.
 
@@ -105,12 +137,4 @@ class GradientStep:
         assert gradient.data_ptr() == self.buffer.data_ptr(), "gradients were replaced: the buffer has not seen them"
         self._collective.sum_(self.buffer)
         norm = math.sqrt(float(squared_norm([self.buffer])))
-        if not norm < float("inf"):
-            _logger.warning("%s gradient is not finite: this optimizer step is skipped", self._name)
-            return StepReport(norm, applied=False)
-        if self._max_norm is not None and norm > self._max_norm:
-            self.buffer.mul_(self._max_norm / norm)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        self.optimizer.step()
-        return StepReport(norm, applied=True)
+        return clip_and_step(self.optimizer, [self.buffer], norm, lr=lr, max_norm=self._max_norm, name=self._name)

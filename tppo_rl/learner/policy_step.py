@@ -97,8 +97,8 @@ class _Work:
         self.old_log_probs = batch.behaviour_log_probs
         self.importance_weights = torch.ones_like(batch.behaviour_log_probs)
         self.kept = torch.ones(len(batch), dtype=torch.bool)
-        mean_weights = response_weights(batch.window.lengths) if settings.loss_mean == "response" else None
-        self.mean_weights = torch.ones(len(batch)) if mean_weights is None else mean_weights
+        by_response = settings.loss_mean == "response"
+        self.mean_weights = response_weights(batch.window.lengths) if by_response else torch.ones(len(batch))
         self._targets = targets
         self._packing = settings.packing
         self._version = version

@@ -23,7 +23,6 @@ computed again (`recompute_activations`), or the weights are bfloat16 themselves
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -36,9 +35,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from tppo_rl.learner.collective import Collective, current_collective
 from tppo_rl.learner.models import Critic, Policy, transformer_blocks
-from tppo_rl.learner.optimizers import StepReport, parameters_of, squared_norm
-
-_logger = logging.getLogger(__name__)
+from tppo_rl.learner.optimizers import StepReport, clip_and_step, parameters_of, squared_norm
 
 
 def shard(model: Policy | Critic) -> None:
@@ -123,15 +120,7 @@ class ShardedGradientStep:
         """
         slices = self._slices()
         norm = math.sqrt(float(self._collective.sum_(squared_norm(slices))))
-        if not norm < float("inf"):
-            _logger.warning("%s gradient is not finite: this optimizer step is skipped", self._name)
-            return StepReport(norm, applied=False)
-        if self._max_norm is not None and norm > self._max_norm:
-            torch._foreach_mul_(slices, self._max_norm / norm)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        self.optimizer.step()
-        return StepReport(norm, applied=True)
+        return clip_and_step(self.optimizer, slices, norm, lr=lr, max_norm=self._max_norm, name=self._name)
 
     def _slices(self) -> list[torch.Tensor]:
         gradients = [parameter.grad for parameter in parameters_of(self.optimizer)]
