@@ -15,6 +15,7 @@ from tppo_rl.learner.lora import add_adapters, check_trained, has_adapters, merg
 from tppo_rl.learner.models import Critic, Policy, load_causal_lm, parse_dtype, recompute_activations
 from tppo_rl.learner.sharding import gather_weights, is_sharded, load_weights
 from tppo_rl.learner.targets import CriticValues, critic_values
+from tppo_rl.linear import use_fastest_linear
 
 TRAIN_BATCH = "train_batch"
 """Key of the `TrainBatch` in a module's batch."""
@@ -177,6 +178,7 @@ def _load(source: str, dtype: torch.dtype, config: dict[str, Any]) -> Any:
     model = load_causal_lm(source, dtype, weights_dtype=weights_dtype, attention=attention)
     if config.get("lora") is not None:
         add_adapters(model, config["lora"])
+    use_fastest_linear(model)
     if config.get("gradient_checkpointing", False):
         recompute_activations(model)
     return model

@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+from tppo_rl.bench.workloads import random_model
+from tppo_rl.learner.models import Policy
+from tppo_rl.linear import FastLinear, linear, onednn_is_faster, onednn_linear, use_fastest_linear
+
+
+@pytest.fixture
+def onednn_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tppo_rl.linear.onednn_is_faster", lambda threads: True)
+
+
+@pytest.mark.parametrize("shape", [(7,), (3, 7), (2, 3, 7), (0, 7)])
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_values_and_gradients_are_those_of_a_float64_product(shape: tuple[int, ...], with_bias: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(5, 7, generator=generator, requires_grad=True)
+    bias = torch.randn(5, generator=generator, requires_grad=True) if with_bias else None
+    inputs = torch.randn(*shape, generator=generator, requires_grad=True)
+    wanted_from = [tensor.detach().double().requires_grad_() for tensor in (inputs, weight, bias) if tensor is not None]
+    wanted = wanted_from[0] @ wanted_from[1].T + (wanted_from[2] if with_bias else 0.0)
+    factor = torch.randn(wanted.shape, generator=generator)
+    (wanted * factor).sum().backward()
+
+    got = linear(inputs, weight, bias)
+    (got * factor).sum().backward()
+    torch.testing.assert_close(got.double(), wanted, rtol=1e-5, atol=1e-5)
+    for ours, theirs in zip([inputs, weight, bias], wanted_from, strict=False):
+        torch.testing.assert_close(ours.grad.double(), theirs.grad, rtol=1e-5, atol=1e-5)
+
+
+def test_only_the_gradients_that_are_needed_are_computed() -> None:
+    inputs, weight = torch.randn(3, 7), torch.randn(5, 7)
+    assert not linear(inputs, weight).requires_grad
+    frozen = linear(inputs.requires_grad_(), weight)
+    frozen.sum().backward()
+    assert weight.grad is None
+    torch.testing.assert_close(inputs.grad, weight.sum(0).expand(3, 7))
+    with torch.no_grad():
+        assert not linear(inputs, weight).requires_grad
+
+
+def test_other_dtypes_and_autocast_are_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: torch.Tensor) -> torch.Tensor:
+        raise AssertionError("oneDNN was asked")
+
+    monkeypatch.setattr("tppo_rl.linear.onednn_linear", refuse)
+    inputs, weight = torch.randn(3, 7), torch.randn(5, 7)
+    assert linear(inputs.double(), weight.double()).dtype == torch.float64
+    with torch.autocast("cpu", torch.bfloat16):
+        assert linear(inputs, weight).dtype == torch.bfloat16
+    with pytest.raises(AssertionError, match="asked"):
+        linear(inputs, weight)
+
+
+def test_a_model_that_uses_it_computes_the_same(onednn_wins: None) -> None:
+    torch.manual_seed(0)
+    usual = Policy(random_model("tiny"))
+    fast = copy.deepcopy(usual)
+    assert use_fastest_linear(fast)
+    fast = pickle.loads(pickle.dumps(copy.deepcopy(fast)))
+    assert any(isinstance(module, FastLinear) for module in fast.modules())
+    ids = torch.randint(0, 256, (2, 9), generator=torch.Generator().manual_seed(1))
+    rows, columns = torch.arange(2).repeat_interleave(8), torch.arange(8).repeat(2)
+    for policy in (usual, fast):
+        policy(ids, rows, columns, ids[:, 1:].reshape(-1), temperature=1.0).log_probs.sum().backward()
+    for ours, theirs in zip(fast.parameters(), usual.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-4)
+
+
+def test_weights_that_are_exchanged_are_used(onednn_wins: None) -> None:
+    model = nn.Sequential(nn.Linear(4, 3))
+    use_fastest_linear(model)
+    model[0].weight = nn.Parameter(torch.ones(3, 4))
+    model[0].bias = None
+    assert torch.equal(model(torch.ones(2, 4)), torch.full((2, 3), 4.0))
+
+
+def test_the_measurement_finds_the_faster_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    for usual, onednn, wanted in [(2.0, 1.0, True), (1.1, 1.0, False), (1.0, 2.0, False)]:
+        seconds = iter([usual, onednn])
+        monkeypatch.setattr("tppo_rl.linear._seconds", lambda call, seconds=seconds: next(seconds))
+        onednn_is_faster.cache_clear()
+        assert onednn_is_faster(1) is wanted
+    onednn_is_faster.cache_clear()
+
+
+def test_weights_need_no_repacking() -> None:
+    weight, inputs = torch.zeros(5, 7), torch.ones(2, 7)
+    onednn_linear(inputs, weight)
+    weight.fill_(2.0)
+    assert torch.equal(onednn_linear(inputs, weight), torch.full((2, 5), 14.0))

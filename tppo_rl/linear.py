@@ -1,0 +1,120 @@
+"""Linear layers in float32 on a CPU by oneDNN, where it is the faster library.
+
+torch takes float32 matrix products from MKL, which leaves half of the speed of other makers' processors unused; oneDNN is
+in every build of torch for x86 but is not asked. Which one is faster is measured once a process. Both sum in float32, in
+another order.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from torch import nn
+
+_GAIN = 1.2
+"""oneDNN must be faster by this factor: near 1 the choice, and with it the rounding, would change from run to run."""
+_ROWS, _WIDTH = 512, 256
+_TIMES = 9
+
+_logger = logging.getLogger(__name__)
+
+
+def onednn_linear(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """Returns `inputs @ weight.T + bias` without a gradient, float32 [..., N].
+
+    Args:
+        inputs: float32 [..., K], on a CPU.
+        weight: float32 [N, K], as it is stored: nothing is repacked ahead.
+        bias: float32 [N].
+    """
+    rows = inputs.reshape(-1, inputs.shape[-1])
+    outputs = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
+    return outputs.view(*inputs.shape[:-1], weight.shape[0])
+
+
+class _OneDNNLinear(torch.autograd.Function):
+    """`onednn_linear` with its gradients, which are matrix products as well."""
+
+    @staticmethod
+    def forward(ctx: Any, inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        ctx.save_for_backward(inputs, weight)
+        return onednn_linear(inputs, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (gradient,) = gradients
+        inputs, weight = ctx.saved_tensors
+        rows = gradient.reshape(-1, gradient.shape[-1])
+        of_inputs = of_weight = of_bias = None
+        if ctx.needs_input_grad[0]:
+            of_inputs = onednn_linear(gradient, weight.t())
+        if ctx.needs_input_grad[1]:
+            of_weight = onednn_linear(rows.t(), inputs.reshape(-1, inputs.shape[-1]).t())
+        if ctx.needs_input_grad[2]:
+            of_bias = rows.sum(0)
+        return of_inputs, of_weight, of_bias
+
+
+def linear(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """`torch.nn.functional.linear`, by oneDNN where inputs and weight are float32 on a CPU, outside of autocast."""
+    by_onednn = (
+        inputs.dtype == weight.dtype == torch.float32
+        and inputs.device.type == weight.device.type == "cpu"
+        and inputs.numel() > 0
+        and not torch.is_autocast_enabled("cpu")
+    )
+    if not by_onednn:
+        return nn.functional.linear(inputs, weight, bias)
+    if torch.is_grad_enabled() and (inputs.requires_grad or weight.requires_grad):
+        return _OneDNNLinear.apply(inputs, weight, bias)  # type: ignore[no-any-return, no-untyped-call]
+    return onednn_linear(inputs, weight, bias)
+
+
+class FastLinear(nn.Linear):
+    """A linear layer that computes with `linear`."""
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Returns [..., N] of [..., K]."""
+        return linear(inputs, self.weight, self.bias)
+
+
+def use_fastest_linear(model: nn.Module) -> bool:
+    """Makes a model's linear layers use the library that is faster here; returns whether that is oneDNN.
+
+    Layers with a forward pass of their own (subclasses of `Linear`) are left alone.
+    """
+    if next(model.parameters()).device.type != "cpu" or not onednn_is_faster(torch.get_num_threads()):
+        return False
+    for module in model.modules():
+        if type(module) is nn.Linear:
+            module.__class__ = FastLinear
+    return True
+
+
+@cache
+def onednn_is_faster(num_threads: int) -> bool:
+    """Measures both libraries on one matrix product, some milliseconds, once for each number of torch threads."""
+    if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        return False
+    generator = torch.Generator().manual_seed(0)
+    inputs, weight = (torch.randn(rows, _WIDTH, generator=generator) for rows in (_ROWS, _WIDTH))
+    usual = _seconds(lambda: nn.functional.linear(inputs, weight))
+    onednn = _seconds(lambda: onednn_linear(inputs, weight))
+    _logger.info("linear layers, %d threads: torch %.0f us, oneDNN %.0f us", num_threads, 1e6 * usual, 1e6 * onednn)
+    return usual > _GAIN * onednn
+
+
+def _seconds(call: Callable[[], Any]) -> float:
+    """The least of some measurements: other processes can only make it longer."""
+    call()
+    least = float("inf")
+    for _ in range(_TIMES):
+        start = time.perf_counter()
+        call()
+        least = min(least, time.perf_counter() - start)
+    return least
