@@ -58,6 +58,7 @@ def test_the_options_are_these_and_all_are_described() -> None:
         ({"lora": {"rank": 8, "alpha": -1}}, ["lora.alpha=-1", "leave it out for 16"]),
         ({"lora": {"rank": 8, "dropout": 0.1}}, ["lora.dropout=0.1", "remove the key"]),
         ({"lora": {"rank": 8, "target_modules": "q_proj"}}, ["lora.target_modules='q_proj'", "['q_proj', 'v_proj']"]),
+        ({"engine": {"linear": "fast"}}, ["engine.linear='fast'", "'in_place' or 'packed'"]),
         ({"engine": {"device": "tpu"}}, ["engine.device='tpu'", "'cpu' or 'cuda'"]),
         ({"engine": {"max_num_batched_token": 1}}, ["engine.max_num_batched_token=1", "max_num_batched_tokens"]),
     ],

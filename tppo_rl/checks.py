@@ -155,9 +155,11 @@ def _explain(problem: Any) -> str:
 
 
 def _check_engine(engine: Mapping[str, Any]) -> None:
-    own = {"device", "kv_cache_gib", "multiprocessing"}
+    own = {"device", "kv_cache_gib", "linear", "multiprocessing"}
     if engine.get("device", "cpu") not in ("cpu", "cuda"):
         raise OptionError(f"engine.device={engine['device']!r}: must be 'cpu' or 'cuda'")
+    if engine.get("linear", "in_place") not in ("in_place", "packed"):
+        raise OptionError(f"engine.linear={engine['linear']!r}: must be 'in_place' or 'packed'")
     unknown = set(engine) - own
     vllm_keys = vllm_engine_args() if unknown else frozenset()
     for key in sorted(unknown - vllm_keys):

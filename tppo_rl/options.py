@@ -94,7 +94,9 @@ class Options(BaseModel, DerivedOptions):
         {"temperature": 1.0}, description="`temperature` > 0 of training responses; log-probs are taken after it."
     )
     engine: dict[str, Any] = Field(
-        {}, description="`device` (`cpu`, `cuda`), `kv_cache_gib` (CPU), `multiprocessing`, and vLLM's EngineArgs."
+        {},
+        description="`device` (`cpu`, `cuda`), `kv_cache_gib` (CPU), `linear` (CPU: `in_place`, or `packed`: faster steps of "
+        "wide models, slow updates), `multiprocessing`, and vLLM's EngineArgs.",
     )
     engine_steps_per_sample: PositiveInt | None = Field(
         None, description="Engine steps of one request to an env-runner in async mode; None is min(window_length, 32)."

@@ -59,7 +59,9 @@ def weights_of(policy: Any) -> Any:
     def weights(version: int) -> dict[str, torch.Tensor]:
         generator = torch.Generator().manual_seed(version)
         noise = 0.01 if version else 0.0
-        return {k: w * (1 + noise * torch.randn(w.shape, generator=generator)) for k, w in base.items()}
+        changed = {k: w * (1 + noise * torch.randn(w.shape, generator=generator)) for k, w in base.items()}
+        # Tied weights are one tensor under two names, as a trainer has them.
+        return changed | {"lm_head.weight": changed["model.embed_tokens.weight"]}
 
     return weights
 

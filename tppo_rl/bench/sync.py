@@ -1,7 +1,7 @@
 """Weights from a learner into a vLLM engine in this process, against a plain copy of the same bytes: `tppo-rl bench sync`.
 
-Timed is what a weight update takes beside Ray: the learner gathers its weights, the engine loads them and drops the keys
-and values of the old ones. The plain copy goes from the learner's tensors into others that are there already.
+Timed is what a weight update takes beside Ray: the learner gathers its weights, the engine loads them; and apart from that
+what it takes to drop the keys and values of the old ones. The plain copy goes from the learner's tensors into others that are there already.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tppo_rl.base_models import resolve_model
 from tppo_rl.bench.records import Figure, figure_of
 from tppo_rl.bench.workloads import RANDOM_MODELS, random_model
 from tppo_rl.learner.models import load_causal_lm, parse_dtype
-from tppo_rl.learner.sharding import gather_weights
+from tppo_rl.learner.sharding import WeightViews
 from tppo_rl.rollout.vllm_engine import VLLMEngine
 
 _PROBE = list(range(2, 34))
@@ -53,7 +53,13 @@ def sync_figures(*, model: str, random_weights: str | None, dtype: str, threads:
         source = resolve_model(model) if random_weights is None else folder
         policy = load_causal_lm(source, parse_dtype("float32"))
         engine = VLLMEngine(
-            source, dtype=dtype, max_model_len=512, max_num_seqs=8, end_of_turn=[1], num_threads=threads
+            source,
+            dtype=dtype,
+            max_model_len=512,
+            max_num_seqs=8,
+            end_of_turn=[1],
+            kv_on_update="keep",
+            num_threads=threads,
         )
         try:
             return _measure(policy, engine, dtype, f"{random_weights or Path(source).name}, {dtype}", repeats)
@@ -69,34 +75,38 @@ def _measure(policy: torch.nn.Module, engine: VLLMEngine, dtype: str, name: str,
         for tensor, into in zip(tensors, copies, strict=True):
             into.copy_(tensor)
 
-    copy_seconds, gather_seconds, load_seconds = [], [], []
+    views = WeightViews(policy)
+    copy_seconds, gather_seconds, load_seconds, forget_seconds = [], [], [], []
     for version in range(1, repeats + 2):
         with torch.no_grad():
             for tensor in tensors:
                 tensor.mul_(1.0 + 0.01 / version)
         copied = _seconds(copy)
         start = time.perf_counter()
-        weights = gather_weights(policy)
+        weights = views.of_now()
         gathered = time.perf_counter() - start
         loaded = _seconds(partial(engine.load_weights, weights, version))
+        forgotten = _seconds(engine.forget_kv)
         if version == 1:
             continue  # The first time vLLM compiles and imports what the others find.
         copy_seconds.append(copied)
         gather_seconds.append(gathered)
         load_seconds.append(loaded)
+        forget_seconds.append(forgotten)
     _check(policy, engine, dtype)
 
     seconds = [sum(parts) for parts in zip(gather_seconds, load_seconds, strict=True)]
     size = sum(tensor.nbytes for tensor in tensors) / _GIB
     return [
         figure_of(
-            f"weight_sync_ratio, {name}",
+            "weight_sync_ratio",
             [sync / plain for sync, plain in zip(seconds, copy_seconds, strict=True)],
             "times a plain copy",
         ),
         figure_of(f"weight_sync_seconds, {name}", seconds, "s"),
         figure_of(f"weight_gather_seconds, {name}", gather_seconds, "s"),
         figure_of(f"weight_load_seconds, {name}", load_seconds, "s"),
+        figure_of(f"kv_forget_seconds, {name}", forget_seconds, "s"),
         figure_of(f"plain_copy_seconds, {name}", copy_seconds, "s"),
         figure_of(f"weights, {name}", [size], "GiB"),
     ]

@@ -13,7 +13,7 @@ from ray.rllib.core.rl_module.torch import TorchRLModule
 
 from tppo_rl.learner.lora import add_adapters, check_trained, has_adapters, merged_weights, trained_weights
 from tppo_rl.learner.models import Critic, Policy, load_causal_lm, parse_dtype, recompute_activations
-from tppo_rl.learner.sharding import gather_weights, is_sharded, load_weights
+from tppo_rl.learner.sharding import WeightViews, gather_weights, is_sharded, load_weights
 from tppo_rl.learner.targets import CriticValues, critic_values
 from tppo_rl.linear import use_fastest_linear
 
@@ -79,6 +79,7 @@ class LanguageModelModule(TorchRLModule, ValueFunctionAPI, InferenceOnlyAPI):
             self.reference = Policy(_load(config["reference_model"], dtype, config | {"lora": None}), dtype)
             self.reference.requires_grad_(False)
         self._gathered: dict[str, dict[str, np.ndarray] | None] = {}
+        self._policy_views = WeightViews(self.policy.model)
 
     def compute_values(
         self, batch: dict[str, Any], embeddings: Any = None, *, micro_batch_tokens: int = 2048, packing: bool = False
@@ -110,16 +111,19 @@ class LanguageModelModule(TorchRLModule, ValueFunctionAPI, InferenceOnlyAPI):
         inference_only: bool = False,
         **kwargs: Any,
     ) -> dict[str, Any]:
-        """Returns copies of the weights as numpy arrays.
+        """Returns the weights as numpy arrays.
 
-        With `inference_only` they are the policy's under their transformers names, which is what an engine loads;
-        otherwise {"policy": {...}, "critic": {...}}, the latter where there is a critic. With adapters the former are
+        With `inference_only` they are the policy's under their transformers names, which is what an engine loads, and change
+        with the next update; otherwise they are copies, {"policy": {...}, "critic": {...}}, the latter where there is a
+        critic. With adapters the former are
         merged into the weights, and the latter holds adapters and value head alone. Those of sharded models are what the
         last `gather` has kept.
 
         Raises:
             RuntimeError: the models are sharded, and their weights were not gathered since they changed, or not here.
         """
+        if inference_only and not is_sharded(self.policy) and not has_adapters(self.policy.model):
+            return self._policy_views.of_now()
         policy = self._weights("policy", self.policy.model)
         if inference_only:
             return merged_weights(self.policy.model, policy)

@@ -153,6 +153,30 @@ def gather_weights(model: torch.nn.Module, *, keep: bool = True) -> dict[str, np
     return weights
 
 
+class WeightViews:
+    """A model's weights without a copy, where it is whole, in float32 and on a CPU."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self._model = model
+        self._parameters: list[torch.Tensor] = []
+        self._addresses: list[int] = []
+        self._views: dict[str, np.ndarray] = {}
+
+    def of_now(self) -> dict[str, np.ndarray]:
+        """Returns the weights by name as `gather_weights` does; they change with the next optimizer step.
+
+        Where there can be no views they are copies, and the model must not be sharded.
+        """
+        if self._addresses != [parameter.data_ptr() for parameter in self._parameters] or not self._views:
+            self._parameters = list(self._model.parameters())
+            self._addresses = [parameter.data_ptr() for parameter in self._parameters]
+            state = self._model.state_dict()
+            if any(weight.device.type != "cpu" or weight.dtype != torch.float32 for weight in state.values()):
+                return gather_weights(self._model)
+            self._views = {name: weight.numpy() for name, weight in state.items()}
+        return dict(self._views)
+
+
 def load_weights(model: torch.nn.Module, weights: Mapping[str, Any], *, strict: bool = True) -> None:
     """Loads what `gather_weights` returned, on one learner alone; without `strict` also a part of it.
 

@@ -1,8 +1,9 @@
 """vLLM as the engine: in this process on a CPU, in its own processes on GPUs.
 
-Two ways for weights, chosen by where the model runs:
+Three ways for weights:
 
-- in this process: the tensors are handed to vLLM's `reload_weights`;
+- the model runs in this process, and its linear layers are left unpacked (the default on a CPU): copied into place;
+- in this process, packed: the tensors are handed to vLLM's `reload_weights`, which packs them again;
 - in processes of vLLM: they are written to a safetensors file in shared memory, and every worker reloads from it.
 
 With `kv_on_update="recompute"` the requests that run during an update are preempted and their keys and values are
@@ -16,6 +17,8 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +26,11 @@ import numpy as np
 import torch
 
 from tppo_rl.rollout.engine import KV_ON_UPDATE, Output, Request, Sampling
+from tppo_rl.rollout.weight_copies import WeightCopies, unpacked_linear_layers
 
+LINEAR = ("in_place", "packed")
+"""Weights of linear layers on a CPU: as the trainer has them, so that an update is a copy (default); or packed for
+oneDNN, which saves some microseconds a layer at each step, and takes tens of times as long to update."""
 _LARGEST_PREFILL = 8192
 """Default of `max_num_batched_tokens`: tokens that one step may process, prompts included."""
 
@@ -41,7 +48,8 @@ class VLLMEngine:
         seed: seed of the engine's sampler.
         num_threads: torch threads, on a CPU.
         device: "cpu" (in this process) or "cuda" (own processes).
-        engine_args: further keyword arguments of vLLM's `EngineArgs`; they win over the defaults here.
+        engine_args: further keyword arguments of vLLM's `EngineArgs`; they win over the defaults here. Of ours are
+            `linear`, see `LINEAR`, `multiprocessing` and `kv_cache_gib`.
     """
 
     def __init__(
@@ -64,6 +72,7 @@ class VLLMEngine:
         self._end_of_turn = frozenset(end_of_turn)
         engine_args = dict(engine_args or {})
         multiprocessing = bool(engine_args.pop("multiprocessing", device != "cpu"))
+        in_place = engine_args.pop("linear", "in_place") == "in_place" and device == "cpu" and not multiprocessing
         _set_process_environment(device, multiprocessing, num_threads, engine_args.pop("kv_cache_gib", 1))
 
         from vllm import EngineArgs, LLMEngine
@@ -86,8 +95,13 @@ class VLLMEngine:
             "async_scheduling": False,
             "enforce_eager": device == "cpu",
         }
-        self._engine = LLMEngine.from_engine_args(EngineArgs(**(defaults | engine_args)))
+        with unpacked_linear_layers() if in_place else nullcontext():
+            self._engine = LLMEngine.from_engine_args(EngineArgs(**(defaults | engine_args)))
         self._in_process = not multiprocessing
+        self._copies: WeightCopies | None = None
+        if in_place:
+            (load_weights,) = self._engine.apply_model(attrgetter("load_weights"))
+            self._copies = WeightCopies(load_weights)
         self._step_version = 0
         self._params: dict[tuple[float, int], Any] = {}
         self._watch_weight_version()
@@ -123,8 +137,13 @@ class VLLMEngine:
             self._engine.abort_request(list(request_ids))
 
     def load_weights(self, weights: Mapping[str, Any], version: int) -> None:
-        tensors = {name: torch.as_tensor(value) for name, value in weights.items()}
-        if self._in_process:
+        tensors = {
+            name: value if isinstance(value, torch.Tensor) else torch.from_numpy(value)
+            for name, value in weights.items()
+        }
+        if self._copies is not None:
+            self._copies.load(tensors)
+        elif self._in_process:
             self._engine.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(tensors.items())})
         else:
             core = self._engine.engine_core
@@ -133,9 +152,13 @@ class VLLMEngine:
         self._engine.set_weight_version(str(version))
         self.version = version
         if self._kv_on_update == "recompute":
-            self._engine.reset_prefix_cache(reset_running_requests=True)
+            self.forget_kv()
         if not self._in_process:
             self._engine.engine_core.call_utility("resume_scheduler")
+
+    def forget_kv(self) -> None:
+        """Preempts the requests under way; the next step computes their keys and values by the weights that it has."""
+        self._engine.reset_prefix_cache(reset_running_requests=True)
 
     def score(self, tokens: Sequence[int]) -> np.ndarray:
         from vllm import SamplingParams

@@ -1,0 +1,111 @@
+"""New weights into a vLLM model in this process, in place.
+
+vLLM loads a checkpoint by code of its own for each architecture, which fuses and slices tensors and takes Python for every
+one of them: many times as long as the copies that it makes. What it copies where depends on names and shapes alone, so the
+copies are noted once and made again at each update.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from tppo_rl.linear import linear, onednn_is_faster
+
+
+@contextmanager
+def unpacked_linear_layers() -> Iterator[None]:
+    """Engines that start in this context keep their linear layers' weights as they were loaded.
+
+    On a CPU vLLM repacks them for oneDNN into memory that nothing can write to afterwards, so that an update has to pack
+    all of them again.
+    """
+    from vllm.model_executor.layers import utils
+
+    dispatch = utils.dispatch_cpu_unquantized_gemm
+    by_onednn = onednn_is_faster(torch.get_num_threads())
+
+    def leave_unpacked(layer: Any, remove_weight: bool) -> None:
+        layer.cpu_linear = linear if by_onednn else torch.nn.functional.linear
+
+    utils.dispatch_cpu_unquantized_gemm = leave_unpacked
+    try:
+        yield
+    finally:
+        utils.dispatch_cpu_unquantized_gemm = dispatch
+
+
+@dataclass(frozen=True)
+class _Copy:
+    """`into` takes a part of the tensor `source`."""
+
+    into: torch.Tensor
+    source: str
+    offset: int
+    """Elements, from the first one of `source`."""
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+
+    def part(self, weights: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        whole = weights[self.source]
+        if self.size == whole.shape:
+            return whole
+        return whole.as_strided(self.size, self.stride, whole.storage_offset() + self.offset)
+
+
+class WeightCopies:
+    """Loads weights into a model whose parameters stand where they were loaded to."""
+
+    def __init__(self, load_weights: Callable[[Iterable[tuple[str, torch.Tensor]]], Any]) -> None:
+        """Takes the model's own loader, vLLM's `load_weights`."""
+        self._load_weights = load_weights
+        self._layout: dict[str, tuple[torch.Size, torch.dtype]] | None = None
+        self._copies: list[_Copy] | None = None
+
+    @torch.no_grad()
+    def load(self, weights: Mapping[str, torch.Tensor]) -> None:
+        """Loads contiguous tensors by their transformers names."""
+        layout = {name: (tensor.shape, tensor.dtype) for name, tensor in weights.items()}
+        if layout != self._layout:
+            self._copies = self._load_and_note(weights)
+            self._layout = layout
+        elif self._copies is None:
+            self._load_weights(weights.items())
+        else:
+            torch._foreach_copy_([copy.into for copy in self._copies], [copy.part(weights) for copy in self._copies])
+
+    def _load_and_note(self, weights: Mapping[str, torch.Tensor]) -> list[_Copy] | None:
+        """Returns the copies that the model's loader made, None where it computed more than copies of parts."""
+        note = _NoteCopies(weights)
+        with note:
+            self._load_weights(weights.items())
+        return note.copies if note.complete else None
+
+
+class _NoteCopies(TorchDispatchMode):
+    """Notes the copies out of given tensors that are made in its context."""
+
+    def __init__(self, weights: Mapping[str, torch.Tensor]) -> None:
+        super().__init__()
+        self.copies: list[_Copy] = []
+        self.complete = True
+        self._names = {tensor.untyped_storage().data_ptr(): name for name, tensor in weights.items()}
+        self._offsets = {name: tensor.storage_offset() for name, tensor in weights.items()}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.copy_.default:
+            self._note(*args[:2])
+        return func(*args, **(kwargs or {}))
+
+    def _note(self, into: torch.Tensor, source: torch.Tensor) -> None:
+        name = self._names.get(source.untyped_storage().data_ptr())
+        if name is None or into.shape != source.shape:
+            self.complete = False
+            return
+        offset = source.storage_offset() - self._offsets[name]
+        self.copies.append(_Copy(into, name, int(offset), tuple(source.shape), source.stride()))
