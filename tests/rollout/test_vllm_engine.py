@@ -187,6 +187,18 @@ def test_log_probs_are_those_of_the_temperature(engine: VLLMEngine, chat: Chat, 
 
 
 def test_score_is_the_log_prob_of_the_loaded_weights(engine: VLLMEngine, policy: Any, weights_of: Any) -> None:
+    check_scores(engine, policy, weights_of)
+
+
+def test_packed_linear_layers_take_new_weights(chat: Chat, policy: Any, weights_of: Any) -> None:
+    engine = make_engine(chat, engine_args={"linear": "packed"})
+    try:
+        check_scores(engine, policy, weights_of)
+    finally:
+        engine.stop()
+
+
+def check_scores(engine: VLLMEngine, policy: Any, weights_of: Any) -> None:
     tokens = torch.arange(4, 40)
     for version in (3, 0):
         engine.load_weights(weights_of(version), version)

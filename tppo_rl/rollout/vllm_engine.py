@@ -218,8 +218,15 @@ class VLLMEngine:
         from safetensors.torch import save_file
 
         assert self._weights_folder is not None
-        contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
-        save_file(contiguous, self._weights_folder / "model.safetensors")
+        # A file holds no tensor under two names, and tied weights are one.
+        own = {tensor.data_ptr(): name for name, tensor in tensors.items()}
+        apart = {
+            name: tensor.contiguous()
+            if own[tensor.data_ptr()] == name
+            else tensor.clone(memory_format=torch.contiguous_format)
+            for name, tensor in tensors.items()
+        }
+        save_file(apart, self._weights_folder / "model.safetensors")
         self._engine.collective_rpc("reload_weights", kwargs={"weights_path": str(self._weights_folder)})
 
 
