@@ -190,14 +190,6 @@ def test_score_is_the_log_prob_of_the_loaded_weights(engine: VLLMEngine, policy:
     check_scores(engine, policy, weights_of)
 
 
-def test_packed_linear_layers_take_new_weights(chat: Chat, policy: Any, weights_of: Any) -> None:
-    engine = make_engine(chat, engine_args={"linear": "packed"})
-    try:
-        check_scores(engine, policy, weights_of)
-    finally:
-        engine.stop()
-
-
 def check_scores(engine: VLLMEngine, policy: Any, weights_of: Any) -> None:
     tokens = torch.arange(4, 40)
     for version in (3, 0):
@@ -250,3 +242,11 @@ def test_an_engine_in_its_own_process_knows_the_version_of_every_token(
     assert len({int(version) for fragment in fragments for version in fragment.versions}) > 5
     gaps = log_prob_gaps(fragments, policy, weights_of, temperature=1.0)
     assert gaps.mean() <= 1e-6
+
+
+def test_packed_linear_layers_take_new_weights(chat: Chat, policy: Any, weights_of: Any) -> None:
+    engine = make_engine(chat, engine_args={"linear": "packed"})
+    try:
+        check_scores(engine, policy, weights_of)
+    finally:
+        engine.stop()
