@@ -37,6 +37,7 @@ from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, LEARNER_RESULTS, NUM_ENV
 from ray.tune.registry import register_trainable
 
 from tppo_rl.accounts import RunAccounts
+from tppo_rl.alarms import Alarms
 from tppo_rl.algorithms.tppo_config import TPPOConfig
 from tppo_rl.base_models import resolve_model
 from tppo_rl.evaluation import accuracy_statistics, evaluate_heldout
@@ -87,6 +88,8 @@ class TPPO(Algorithm):
         self._evaluations: dict[str, dict[str, Any]] = {}
         self._log_values: dict[str, float] = {}
         self._log: RunLog | None = None
+        self._alarms = Alarms(asynchronous=self.config.mode == "async", refills=not self.config.whole_responses)
+        self._alarms_on: set[str] = set()
         self._start_pipeline(Ledger(seed=self.config.seed, group_size=self.config.group_size), [])
         self._version = self._weight_sync.push()
         self._log_values["engine_gap/probe_mean"] = self._weight_sync.verify()
@@ -350,6 +353,7 @@ class TPPO(Algorithm):
         }
         if statistics.slot_steps:
             values["rollout/slot_occupancy"] = statistics.productive_slot_steps / statistics.slot_steps
+        values |= self._watch_for_alarms(values)
         step = int(values["tokens/sampled"])
         self._run_log().scalars(step, values)
         self._run_log().rollouts(self.iteration + 1, step, statistics.fragments)
@@ -358,6 +362,14 @@ class TPPO(Algorithm):
         for name, value in values.items():
             self.metrics.log_value(tuple(name.split("/")), float(value), reduce="item")
         self._log_values = {"sampled_before": float(step)}
+
+    def _watch_for_alarms(self, values: dict[str, float]) -> dict[str, float]:
+        """Warns of every alarm that goes on; returns which are on now."""
+        alarms = {alarm.name: alarm.message for alarm in self._alarms.watch(values)}
+        for name in alarms.keys() - self._alarms_on:
+            logger.warning("%s: %s", name, alarms[name])
+        self._alarms_on = set(alarms)
+        return {f"alarm/{name}": float(name in alarms) for name in self._alarms.names()}
 
     # Construction
 

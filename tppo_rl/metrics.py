@@ -133,6 +133,12 @@ METRICS = (
     Metric("engine_gap/heldout_log_prob_max", "nats", "largest gap on held-out episodes of the newest weights"),
     Metric("engine_gap/probe_mean", "nats", "gap of the last weight verification"),
     Metric("engine_gap/alarm", "0/1", "mean gap of fresh tokens above `log_prob_gap_alarm`"),
+    Metric("alarm/few_finished_episodes", "0/1", "too few in a value batch; this and the other alarms: `alarms.py`"),
+    Metric("alarm/explained_variance", "0/1", "the critic's, far below its best"),
+    Metric("alarm/boundary_error", "0/1", "of held values, far above its least"),
+    Metric("alarm/slot_occupancy", "0/1", "finished slots are not refilled at once"),
+    Metric("alarm/learner_idle", "0/1", "learners wait for fragments"),
+    Metric("alarm/env_runner_idle", "0/1", "env-runners wait for updates"),
     Metric(
         "learner/processed_per_trained_token",
         "",

@@ -51,7 +51,7 @@ def run_experiment(
     (options,) = experiment.points()
     console.print(sizes_table(check_options(options, algorithm=experiment.run, other_keys=options)))
     quiet_libraries()
-    algorithm = _build(experiment, options, folder)
+    algorithm = build_algorithm(experiment, options, folder)
     try:
         if checkpoint is not None:
             algorithm.restore_from_path(str(checkpoint))
@@ -93,7 +93,14 @@ def start_ray() -> None:
         ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
 
 
-def _build(experiment: Experiment, options: Mapping[str, Any], folder: Path) -> Any:
+def build_algorithm(experiment: Experiment, options: Mapping[str, Any], folder: Path) -> Any:
+    """Returns the algorithm of an experiment, started, with its engines; stop it in the end.
+
+    Args:
+        experiment: Checked.
+        options: One point of its grid.
+        folder: Of its results.
+    """
     import torch
 
     from tppo_rl.algorithms import algorithm_class

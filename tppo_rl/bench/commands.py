@@ -108,8 +108,8 @@ def sync(**options: Any) -> Sequence[Figure]:
 @click.option("--model", default="tppo_rl/arithmetic-chain", show_default=True, help="Folder, hub id or shipped model.")
 @click.option("--slots", multiple=True, type=click.IntRange(1), default=(32, 64), show_default=True)
 @click.option("--window", type=click.IntRange(1), default=32, show_default=True, help="Tokens of a fragment.")
-@click.option("--mean-length", type=click.IntRange(1), default=48, show_default=True, help="Of responses, tokens.")
-@click.option("--cap", type=click.IntRange(1), default=800, show_default=True, help="Of responses, tokens.")
+@click.option("--mean-length", type=click.IntRange(1), default=256, show_default=True, help="Of responses, tokens.")
+@click.option("--cap", type=click.IntRange(1), default=4096, show_default=True, help="Of responses, tokens.")
 @click.option("--steps", type=click.IntRange(1), default=200, show_default=True, help="Engine steps of a measurement.")
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Torch threads of the engine.")
 @_measures(repeats=7)
@@ -118,3 +118,19 @@ def rollout(**options: Any) -> Sequence[Figure]:
     from tppo_rl.bench.rollout import rollout_figures
 
     return rollout_figures(**options)
+
+
+@bench.command()
+@click.argument("config", required=False, type=click.Path(path_type=Path))
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Overrides an option of all experiments.")
+@click.option("--results", type=click.Path(path_type=Path), default=Path("runs/pipeline"), show_default=True)
+@click.option("--target", default=0.9, show_default=True, help="Held-out accuracy to reach, sampled, share.")
+@click.option(
+    "--overlap-updates", type=click.IntRange(0), default=20, show_default=True, help="Of `overlap_cost`; 0: without."
+)
+@_measures(repeats=3)
+def pipeline(**options: Any) -> Sequence[Figure]:
+    """T-PPO, asynchronous and synchronous, against full-response PPO: time to equal accuracy. CONFIG is a run file."""
+    from tppo_rl.bench.pipeline import pipeline_figures
+
+    return pipeline_figures(**options)

@@ -30,6 +30,7 @@ from tppo_rl.learner.packing import model_input
 from tppo_rl.learner.settings import UpdateSettings
 from tppo_rl.learner.targets import Targets, estimate_targets, last_positions, sampled_log_probs
 from tppo_rl.learner.update import UpdateStep
+from tppo_rl.linear import use_fastest_linear
 
 LARGEST_GRADIENT_DIFFERENCE = {"float32": 1e-4, "bfloat16": 0.1}
 """Relative; above it the two loops would not do the same work."""
@@ -109,6 +110,8 @@ def make_models(model: str, random_weights: str | None, dtype: str, device: str)
         backbones = [load_causal_lm(resolve_model(model), compute) for _ in range(2)]
     else:
         backbones = [random_model(random_weights) for _ in range(2)]
+    for backbone in backbones:
+        use_fastest_linear(backbone)
     policy, critic = Policy(backbones[0], compute), Critic(backbones[1], compute)
     # A value head at zero would leave the critic's backbone without gradients.
     torch.nn.init.normal_(critic.value_head.weight, std=0.02)

@@ -113,6 +113,8 @@ def rollout_figures(
             max_num_seqs=count,
             end_of_turn=(),
             num_threads=threads,
+            # Lengths are drawn, so what the model would say at such positions does not matter.
+            engine_args={"hf_overrides": {"max_position_embeddings": _MAX_PROMPT + cap}},
         )
         sampler = _sampler(LongTailedEngine(engine, mean=mean_length, cap=cap), chat, count, window, cap)
         try:
@@ -171,13 +173,15 @@ def _measure(engine: VLLMEngine, sampler: Sampler, model: str, *, steps: int, re
 
 
 def _bare_tokens_per_second(engine: VLLMEngine, contexts: Sequence[Sequence[int]], steps: int) -> float:
-    """Steps vLLM alone with endless requests that begin with the given contexts."""
+    """Steps vLLM alone with endless requests whose contexts are on average as long as the given ones."""
     vllm = engine._engine
     names = [f"bare-{index}" for index in range(len(contexts))]
     params = engine._sampling_params(Sampling(), steps + 2 * _WARM_UP_STEPS)
     limit = vllm.model_config.max_model_len - params.max_tokens
     for name, context in zip(names, contexts, strict=True):
-        vllm.add_request(name, {"prompt_token_ids": list(context)[-limit:]}, params)
+        # They grow, and those of an env-runner do not.
+        kept = min(limit, max(1, len(context) - steps // 2))
+        vllm.add_request(name, {"prompt_token_ids": list(context)[:kept]}, params)
     for _ in range(_WARM_UP_STEPS):
         vllm.step()
     start = time.perf_counter()

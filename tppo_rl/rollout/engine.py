@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -40,9 +40,8 @@ class Request:
     sampling: Sampling
 
 
-@dataclass(frozen=True)
-class Output:
-    """What one step sampled for one request."""
+class Output(NamedTuple):
+    """What one step sampled for one request. A tuple, for one is made for every token."""
 
     request_id: str
     tokens: Sequence[int]

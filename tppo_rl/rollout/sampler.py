@@ -175,15 +175,16 @@ class Sampler:
         self._engine.submit(Request(request_id, episode.all_tokens(), room, self._sampling))
 
     def _take(self, output: Output) -> None:
-        episode = self._open[output.request_id]
-        last = len(output.tokens) - 1
-        for index, (token, log_prob) in enumerate(zip(output.tokens, output.log_probs, strict=True)):
-            episode.add_sampled(token, log_prob, output.version)
-            self.num_tokens_sampled += 1
-            if index == last and output.request_ended:
-                self._end_turn(output.request_id, episode, output.turn_ended)
-            elif episode.open_tokens == self._limits.window_length:
+        request_id, tokens, log_probs, version, turn_ended, request_ended = output
+        episode, window_length = self._open[request_id], self._limits.window_length
+        # The window of the last token of a request is closed with its reward.
+        last = len(tokens) - 1 if request_ended else None
+        for index, token in enumerate(tokens):
+            if episode.add_sampled(token, log_probs[index], version) == window_length and index != last:
                 self._closed.append(episode.close_window())
+        self.num_tokens_sampled += len(tokens)
+        if request_ended:
+            self._end_turn(request_id, episode, turn_ended)
 
     def _end_turn(self, request_id: str, episode: OpenEpisode, turn_ended: bool) -> None:
         env = self._envs[self._slot_of[request_id]]

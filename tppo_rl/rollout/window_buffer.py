@@ -25,9 +25,9 @@ class Window:
     """Tokens since the episode's last fragment; lists grow by one entry a token."""
 
     tokens: list[int] = field(default_factory=list)
-    sampled: list[int] = field(default_factory=list)
     log_probs: list[float] = field(default_factory=list)
     versions: list[int] = field(default_factory=list)
+    """`NO_VERSION` for text of the environment."""
     rewards: dict[int, float] = field(default_factory=dict)
     """Rewards by index in `tokens`; nearly all tokens have none."""
     num_sampled: int = 0
@@ -66,22 +66,21 @@ class OpenEpisode:
         # Versions never fall within a window, so the first sampled token is the oldest.
         return next((version for version in versions if version != NO_VERSION), None)
 
-    def add_sampled(self, token: int, log_prob: float, version: int) -> None:
-        """Appends a token that the policy sampled."""
+    def add_sampled(self, token: int, log_prob: float, version: int) -> int:
+        """Appends a token that the policy sampled; returns the number of sampled tokens in the window."""
         window = self._window
         window.tokens.append(token)
-        window.sampled.append(1)
         window.log_probs.append(log_prob)
         window.versions.append(version)
         window.num_sampled += 1
         self.turn_tokens.append(token)
         self.response_length += 1
+        return window.num_sampled
 
     def add_environment_text(self, tokens: Sequence[int]) -> None:
         """Appends text that the environment returned between turns: context that is never trained."""
         window = self._window
         window.tokens.extend(tokens)
-        window.sampled.extend([0] * len(tokens))
         window.log_probs.extend([0.0] * len(tokens))
         window.versions.extend([NO_VERSION] * len(tokens))
         self.response_length += len(tokens)
@@ -101,6 +100,7 @@ class OpenEpisode:
     ) -> Fragment:
         """Returns the window as a fragment and begins the next one."""
         window = self._window
+        versions = np.array(window.versions, np.int32)
         rewards = np.zeros(len(window.tokens), np.float32)
         for index, reward in window.rewards.items():
             rewards[index] = reward
@@ -114,9 +114,9 @@ class OpenEpisode:
             context_sampled=self._context_sampled,
             context_rewards=self._context_rewards,
             tokens=np.array(window.tokens, np.int32),
-            sampled=np.array(window.sampled, np.uint8),
+            sampled=(versions != NO_VERSION).astype(np.uint8),
             behaviour_log_probs=np.array(window.log_probs, np.float32),
-            versions=np.array(window.versions, np.int32),
+            versions=versions,
             rewards=rewards,
             terminated=terminated,
             truncated=truncated,

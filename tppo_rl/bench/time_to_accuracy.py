@@ -1,0 +1,73 @@
+"""When a run reached an accuracy, read from the results that it wrote.
+
+Only training counts: evaluations and the start are left out. Between two evaluations accuracy is taken as linear in time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tppo_rl.result_log import read_results
+from tppo_rl.summary import read_summary
+
+
+@dataclass(frozen=True)
+class Progress:
+    """A run at its evaluations, arrays of one length, the first entry before any update."""
+
+    seconds: np.ndarray
+    """Of training so far."""
+    generation_seconds: np.ndarray
+    """In which the env-runners were sampling, sum over them."""
+    tokens: np.ndarray
+    """Sampled so far."""
+    accuracy: np.ndarray
+    """On the held-out prompts, sampled at the training temperature."""
+
+
+def read_progress(folder: Path) -> Progress:
+    """Reads the run of a folder; it must have evaluated before its first update.
+
+    Raises:
+        ValueError: it has not.
+    """
+    results = read_results(folder)
+    if not results or not results[0].get("heldout_before"):
+        raise ValueError(f"{folder}: no evaluation before the first update; set evaluation_interval")
+    points = [(0.0, 0.0, 0.0, float(results[0]["heldout_before"]["sampled"]["accuracy"]))]
+    seconds = 0.0
+    for result in results:
+        seconds += float(result["time"]["iteration"])
+        if "evaluation" in result:
+            points.append((*_spent(result, seconds), float(result["evaluation"]["sampled"]["accuracy"])))
+    end = (*_spent(results[-1], seconds), float(read_summary(folder)["heldout_accuracy_after"]))
+    if points[-1][2] < end[2]:
+        points.append(end)
+    return Progress(*np.array(points).T)
+
+
+def _spent(result: Mapping[str, Any], seconds: float) -> tuple[float, float, float]:
+    return seconds, float(result["run"]["seconds"]["env_runner_sampling"]), float(result["tokens"]["sampled"])
+
+
+def reached_after(accuracy: Sequence[float] | np.ndarray, spent: Sequence[float] | np.ndarray, target: float) -> float:
+    """Returns what was spent when accuracy first reached `target`, nan where it never did.
+
+    Args:
+        accuracy: [N], at evaluations.
+        spent: [N], rising: seconds or tokens.
+        target: Share.
+    """
+    reached = np.flatnonzero(np.asarray(accuracy) >= target)
+    if len(reached) == 0:
+        return float("nan")
+    after = int(reached[0])
+    if after == 0:
+        return float(spent[0])
+    between = [after - 1, after]
+    return float(np.interp(target, np.asarray(accuracy)[between], np.asarray(spent)[between]))
