@@ -125,6 +125,7 @@ class TPPOConfig(AlgorithmConfig, DerivedOptions):
         sequence_mask: tuple[float, float] | None = NotProvided,
         micro_batch_tokens: int = NotProvided,
         packing: bool = NotProvided,
+        context_gradient: bool = NotProvided,
         critic_num_epochs: int = NotProvided,
         critic_minibatch_size: int | None = NotProvided,
         critic_warmup_updates: int = NotProvided,

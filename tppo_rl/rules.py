@@ -185,9 +185,26 @@ def _check_hindsight(options: Options) -> None:
         _refuse(options, "hindsight", "the return that it compares with has no KL in it; set kl_in to 'loss'")
 
 
+def _check_context_gradient(options: Options) -> None:
+    if options.context_gradient:
+        return
+    reasons = {
+        "packing": "packed sequences stand in one row, which has no context of its own; set packing to false",
+        "gradient_checkpointing": "blocks that are computed again would add to the context's keys and values twice; set "
+        "gradient_checkpointing to false",
+        "positive_lm_coef": "tokens of earlier windows are imitated, which needs their gradient; set positive_lm_coef to 0",
+    }
+    for key, reason in reasons.items():
+        if getattr(options, key):
+            _refuse(
+                options, "context_gradient", f"{key}={getattr(options, key)!r}: {reason}, or context_gradient to true"
+            )
+
+
 def _check_losses(options: Options) -> None:
     if len(options.adam_betas) != 2 or not all(0 <= beta < 1 for beta in options.adam_betas):
         _refuse(options, "adam_betas", "must be two decay rates in [0, 1), such as [0.9, 0.99]")
+    _check_context_gradient(options)
     if options.loss_mean == "response" and options.window < options.max_response_length:
         _refuse(
             options,

@@ -53,6 +53,7 @@ KEYS = {
     "importance_cap",
     "sequence_mask",
     "packing",
+    "context_gradient",
     "distributed",
 }
 

@@ -149,6 +149,7 @@ class Policy(_EvaluationMode):
         temperature: float,
         entropy_gradient: bool = False,
         position_ids: torch.Tensor | None = None,
+        context: torch.Tensor | None = None,
     ) -> TokenLogProbs:
         """Returns log-prob and entropy of N given tokens, float32 [N]; only their positions pass the output layer.
 
@@ -160,9 +161,14 @@ class Policy(_EvaluationMode):
             temperature: Sampling temperature.
             entropy_gradient: Whether the entropy carries a gradient.
             position_ids: int64 [b, n] of packed sequences.
+            context: int64 [b], columns at the beginning of each row through whose states no gradient is sent; all
+                `positions` must be behind them. None sends it through all.
         """
         inputs = {"input_ids": input_ids, "position_ids": position_ids, "use_cache": False}
         with self.autocast():
+            if context is not None and torch.is_grad_enabled() and len(rows):
+                inputs = after_context(self.model.base_model, input_ids, context)
+                positions = positions - context[rows]
             if not self._head_suffices:
                 logits = self.model(**inputs).logits[rows, positions]
                 return token_log_probs(logits, tokens, temperature=temperature, entropy_gradient=entropy_gradient)
@@ -185,6 +191,64 @@ class Policy(_EvaluationMode):
     ) -> TokenLogProbs:
         logits = self.model.get_output_embeddings()(hidden)
         return token_log_probs(logits, tokens, temperature=temperature, entropy_gradient=entropy_gradient)
+
+
+def after_context(backbone: Any, input_ids: torch.Tensor, context: torch.Tensor) -> dict[str, Any]:
+    """Computes keys and values of the context without a gradient; returns what a model reads to go on after it.
+
+    Row i then begins at column `context[i]`; it sees its own context and nothing of the padding behind it.
+
+    Args:
+        backbone: With keys and values of the usual kind, a pair for each position.
+        input_ids: int64 [b, n], padded on the right with any token.
+        context: int64 [b], below n.
+    """
+    rows, longest = input_ids.shape[0], int(context.max())
+    width = input_ids.shape[1] - int(context.min())
+    columns = torch.arange(width, device=input_ids.device)
+    positions = context[:, None] + columns
+    behind = positions.clamp(max=input_ids.shape[1] - 1)
+    inputs = {"input_ids": input_ids.gather(1, behind), "position_ids": behind, "use_cache": False}
+    if longest == 0:
+        return inputs
+    with torch.no_grad():
+        cache = backbone(input_ids=input_ids[:, :longest], use_cache=True).past_key_values
+    of_context = torch.arange(longest, device=input_ids.device) < context[:, None]
+    seen = torch.cat(
+        [
+            of_context[:, None].expand(rows, width, longest),
+            (columns <= columns[:, None]).expand(rows, width, width),
+        ],
+        dim=2,
+    )
+    return inputs | {"past_key_values": cache, "attention_mask": seen[:, None]}
+
+
+@torch.no_grad()
+def check_after_context(policy: Policy) -> None:
+    """Checks that a model goes on after a context as if it had read both at once.
+
+    Raises:
+        ValueError: it does not, or it has layers that see only what is near.
+    """
+    backbone = policy.model.base_model
+    remedy = "set context_gradient to True"
+    kinds = set(getattr(policy.model.config, "layer_types", None) or ()) - {"full_attention"}
+    if kinds:
+        raise ValueError(
+            f"context_gradient=False: {type(backbone).__name__} has layers of {', '.join(sorted(kinds))}; {remedy}"
+        )
+    input_ids = torch.tensor([[0, 1, 2, 1], [1, 0, 2, 0]], device=policy.device)
+    with policy.autocast():
+        whole = backbone(input_ids=input_ids, use_cache=False).last_hidden_state[:, -1]
+        inputs = after_context(backbone, input_ids, torch.tensor([1, 3], device=policy.device))
+        last = backbone(**inputs).last_hidden_state[[0, 1], [2, 0]]
+    difference = float((last - whole).norm() / whole.norm())
+    if not difference < (1e-3 if policy.dtype in (torch.float32, torch.float64) else 0.05):
+        raise ValueError(
+            f"context_gradient=False: {type(backbone).__name__} computes otherwise after a context (relative difference "
+            f"{difference:.0e}); {remedy}"
+        )
 
 
 class Critic(_EvaluationMode):

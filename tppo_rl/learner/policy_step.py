@@ -70,6 +70,8 @@ class _Tokens:
     """int64 [b, n], padded on the right with 0, or packed (see `packing`)."""
     position_ids: torch.Tensor | None
     """int64 [1, n] if packed."""
+    context: torch.Tensor | None
+    """int64 [b]: columns through which no gradient is sent; None where it is sent through all."""
     rows: torch.Tensor
     """int64 [N + M], row of the predicting state in `input_ids`."""
     columns: torch.Tensor
@@ -101,6 +103,7 @@ class _Work:
         self.mean_weights = response_weights(batch.window.lengths) if by_response else torch.ones(len(batch))
         self._targets = targets
         self._packing = settings.packing
+        self._context_gradient = settings.context_gradient
         self._version = version
         self._finished_row = torch.full((len(batch),), -1).index_put(
             (batch.finished_rows,), torch.arange(len(batch.finished_rows))
@@ -145,6 +148,7 @@ class _Work:
         return _Tokens(
             input_ids=inputs.input_ids,
             position_ids=inputs.position_ids,
+            context=None if self._context_gradient else batch.window.positions[rows, 0].to(device),
             rows=states,
             columns=columns,
             tokens=torch.cat([batch.window.tokens[rows][mask], extra_tokens]).to(device),
@@ -263,6 +267,7 @@ class PolicyStep:
                 temperature=settings.temperature,
                 entropy_gradient=settings.entropy_coef > 0,
                 position_ids=tokens.position_ids,
+                context=tokens.context,
             )
             count = len(tokens.mean_weights)
             log_probs, entropy = every_log_prob[:count], every_entropy[:count]

@@ -89,6 +89,8 @@ class UpdateSettings:
     """Most tokens in one forward pass, padding included. A sequence that is longer goes alone."""
     packing: bool = False
     """Sequences of a micro-batch stand in one row without padding; needs an attention kernel for variable lengths."""
+    context_gradient: bool = True
+    """Whether the policy's gradient goes through keys and values of prompt and earlier windows."""
     lr: float = 1e-6
     """Learning rate of the policy."""
     critic_lr: float = 2e-6

@@ -23,7 +23,7 @@ from tppo_rl.learner.batch import TrainBatch
 from tppo_rl.learner.collective import Collective, SingleLearner
 from tppo_rl.learner.critic_step import CRITIC_SUMS, CriticStep
 from tppo_rl.learner.metrics import STATISTIC_MAXIMA, STATISTIC_SUMS, add_statistics, scalars
-from tppo_rl.learner.models import Critic, Policy
+from tppo_rl.learner.models import Critic, Policy, check_after_context
 from tppo_rl.learner.optimizers import GradientStep, StepReport, make_adamw, ramped_lr, trainable
 from tppo_rl.learner.packing import check_packing
 from tppo_rl.learner.policy_step import POLICY_MAXIMA, POLICY_SUMS, PolicyStep
@@ -81,7 +81,8 @@ class UpdateStep:
             collective: The other learners; None means that there are none.
 
         Raises:
-            ValueError: `settings.packing` with a model that does not keep packed sequences apart.
+            ValueError: `settings.packing` with a model that does not keep packed sequences apart, or no
+                `settings.context_gradient` with one that cannot go on after a context.
             ValueError: the models are to be sharded, and there is one learner.
         """
         self.settings = settings
@@ -94,6 +95,8 @@ class UpdateStep:
                 self._collective.broadcast_(parameter.data)
             if settings.packing and model is not None:
                 check_packing(model)
+            if not settings.context_gradient and isinstance(model, Policy):
+                check_after_context(model)
             if settings.distributed == "fsdp" and model is not None:
                 shard(model)
         self.policy_optimizer = self._adamw(policy, settings.lr)
