@@ -10,6 +10,7 @@ staleness is that of a run. Driver time is CPU time of the driver's thread; in t
 
 from __future__ import annotations
 
+import gc
 import pickle
 import time
 from collections import deque
@@ -48,6 +49,8 @@ _TURNS_OF_UPDATE = 3
 """Turns of the pump during a simulated update where env-runners are in this process and no time passes."""
 _WINDOWS_OF_UPDATE = 2
 """Of every slot in one batch, as in the quickstart."""
+_LEAST_RUNNER_UPDATES = 200
+"""Updates of a measurement times env-runners in this process: few env-runners make few fragments."""
 _KEPT_RESULTS = 64
 _IN_PROCESS = "in process"
 _ACTORS = "actors"
@@ -174,8 +177,20 @@ def _measure_in_process(counts: Sequence[int], workload: Workload, updates: int,
         for count, side in sides.items():
             group = SimulatedGroup(count, workload, chat)
             driver = Driver(group, count, workload, turns=lambda: iter(range(_TURNS_OF_UPDATE)))
-            _measure(driver, side, updates, others_seconds=lambda group=group: group.runner_cpu_seconds)  # type: ignore[misc]
+            with _garbage_of_others_left_alone():
+                _measure(driver, side, max(updates, _LEAST_RUNNER_UPDATES // count), lambda: group.runner_cpu_seconds)  # noqa: B023
     return sides
+
+
+@contextmanager
+def _garbage_of_others_left_alone() -> Iterator[None]:
+    """Keeps the collector, which runs on the driver's time, from walking through the env-runners' objects."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def _config(workload: Workload) -> TPPOConfig:
