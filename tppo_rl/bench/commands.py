@@ -118,3 +118,20 @@ def rollout(**options: Any) -> Sequence[Figure]:
     from tppo_rl.bench.rollout import rollout_figures
 
     return rollout_figures(**options)
+
+
+@bench.command()
+@click.option("--actors", multiple=True, type=click.IntRange(1), default=(1, 2, 4, 8, 16), show_default=True)
+@click.option("--in-process", multiple=True, type=click.IntRange(1), default=(1, 10, 100, 1000), show_default=True)
+@click.option("--slots", type=click.IntRange(1), default=8, show_default=True, help="Of an env-runner.")
+@click.option("--window", type=click.IntRange(1), default=32, show_default=True, help="Tokens of a fragment.")
+@click.option("--mean-length", type=click.IntRange(1), default=48, show_default=True, help="Of responses, tokens.")
+@click.option("--cap", type=click.IntRange(1), default=320, show_default=True, help="Of responses, tokens.")
+@click.option("--step-seconds", type=float, default=0.01, show_default=True, help="Of an engine step of an actor.")
+@click.option("--updates", type=click.IntRange(1), default=8, show_default=True, help="Of a measurement with actors.")
+@_measures(repeats=3)
+def scale(**options: Any) -> Sequence[Figure]:
+    """The driver's time per fragment against the number of env-runners, on simulated engines."""
+    from tppo_rl.bench.scale import scale_figures
+
+    return scale_figures(**options)

@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -38,7 +39,7 @@ from tppo_rl.run import quiet_libraries
 from tppo_rl.train_queue import TrainQueue
 from tppo_rl.weight_sync import WeightSync
 
-_MODEL = "tppo_rl/arithmetic-chain"
+MODEL = "tppo_rl/arithmetic-chain"
 _ENV = "tppo_rl/ArithmeticChain-v0"
 _MAX_PROMPT = 128
 _MAX_STALENESS = 2
@@ -49,8 +50,8 @@ _TURNS_OF_UPDATE = 3
 """Turns of the pump during a simulated update where env-runners are in this process and no time passes."""
 _WINDOWS_OF_UPDATE = 2
 """Of every slot in one batch, as in the quickstart."""
-_LEAST_RUNNER_UPDATES = 200
-"""Updates of a measurement times env-runners in this process: few env-runners make few fragments."""
+_RUNNER_UPDATES = 400
+"""Updates of a measurement times env-runners, in this process: few env-runners make few fragments an update."""
 _KEPT_RESULTS = 64
 _IN_PROCESS = "in process"
 _ACTORS = "actors"
@@ -61,10 +62,9 @@ class Side:
     """Measurements of one number of env-runners, one entry a repeat."""
 
     driver_us: list[float] = field(default_factory=list)
-    """Per fragment, like `wall_us` and `size`."""
-    wall_us: list[float] = field(default_factory=list)
+    """CPU time per fragment."""
     size: list[float] = field(default_factory=list)
-    """Bytes of the results."""
+    """Bytes of the results per fragment."""
     fragments_per_second: list[float] = field(default_factory=list)
     staleness_mean: list[float] = field(default_factory=list)
     staleness_max: list[float] = field(default_factory=list)
@@ -92,7 +92,8 @@ def scale_figures(
         mean_length: Mean of the response lengths, tokens.
         cap: Largest response length, tokens.
         step_seconds: What an engine step of an actor takes.
-        updates: Updates of a measurement.
+        updates: Updates of a measurement with actors. In this process they are as many as it takes to make
+            `_RUNNER_UPDATES` batches of one env-runner.
         repeats: Measurements of each number.
 
     Raises:
@@ -105,7 +106,7 @@ def scale_figures(
     quiet_libraries()
     with _own_ray(max(actors)):
         remote = _measure_actors(sorted(actors), workload, updates, repeats)
-        local = _measure_in_process(sorted(in_process), workload, updates, repeats)
+        local = _measure_in_process(sorted(in_process), workload, repeats)
     return [
         _growth("driver_scaling", remote),
         _growth(f"driver_scaling, {_IN_PROCESS}", local),
@@ -127,12 +128,17 @@ def _figures(sides: dict[int, Side], kind: str) -> list[Figure]:
         point = f"{count} {kind}"
         figures += [
             figure_of(f"driver_time_per_fragment, {point}", side.driver_us, "CPU us"),
-            figure_of(f"wall_time_per_fragment, {point}", side.wall_us, "us"),
             figure_of(f"bytes_per_fragment, {point}", side.size, "bytes"),
-            figure_of(f"fragments_per_second, {point}", side.fragments_per_second, "fragments/s"),
             figure_of(f"staleness_mean, {point}", side.staleness_mean, "versions"),
             figure_of(f"staleness_max, {point}", side.staleness_max, "versions"),
         ]
+        # In this process the env-runners take turns with the driver, so that time on the clock says nothing.
+        if kind == _ACTORS:
+            wall_us = [1e6 / rate for rate in side.fragments_per_second]
+            figures += [
+                figure_of(f"wall_time_per_fragment, {point}", wall_us, "us"),
+                figure_of(f"fragments_per_second, {point}", side.fragments_per_second, "fragments/s"),
+            ]
     return figures
 
 
@@ -170,34 +176,37 @@ def _measure_actors(counts: Sequence[int], workload: Workload, updates: int, rep
     return sides
 
 
-def _measure_in_process(counts: Sequence[int], workload: Workload, updates: int, repeats: int) -> dict[int, Side]:
-    chat = Chat.from_pretrained(resolve_model(_MODEL))
+def _measure_in_process(counts: Sequence[int], workload: Workload, repeats: int) -> dict[int, Side]:
+    chat = Chat.from_pretrained(resolve_model(MODEL))
     sides = {count: Side() for count in counts}
     for _ in range(repeats):
         for count, side in sides.items():
             group = SimulatedGroup(count, workload, chat)
             driver = Driver(group, count, workload, turns=lambda: iter(range(_TURNS_OF_UPDATE)))
-            with _garbage_of_others_left_alone():
-                _measure(driver, side, max(updates, _LEAST_RUNNER_UPDATES // count), lambda: group.runner_cpu_seconds)  # noqa: B023
+            with _collector_off():
+                _measure(driver, side, max(2, _RUNNER_UPDATES // count), partial(getattr, group, "runner_cpu_seconds"))
     return sides
 
 
 @contextmanager
-def _garbage_of_others_left_alone() -> Iterator[None]:
-    """Keeps the collector, which runs on the driver's time, from walking through the env-runners' objects."""
+def _collector_off() -> Iterator[None]:
+    """Switches the garbage collector off; the stand-in runs it on the env-runners' time.
+
+    It would walk through the objects of all env-runners, which a driver does not have, on the driver's time.
+    """
     gc.collect()
-    gc.freeze()
+    gc.disable()
     try:
         yield
     finally:
-        gc.unfreeze()
+        gc.enable()
 
 
 def _config(workload: Workload) -> TPPOConfig:
     return (
         TPPOConfig()
         .environment(workload.env)
-        .language_model(_MODEL)
+        .language_model(MODEL)
         .env_runners(
             num_env_runners=1,
             num_envs_per_env_runner=workload.slots,
@@ -313,7 +322,6 @@ def _measure(driver: Driver, side: Side, updates: int, others_seconds: Callable[
     results = list(driver.pump.results)
     num_fragments = sum(result.fragments.num_rows for result in results)
     side.driver_us.append(1e6 * cpu / driver.num_fragments)
-    side.wall_us.append(1e6 * wall / driver.num_fragments)
     side.fragments_per_second.append(driver.num_fragments / wall)
     side.size.append(sum(map(_num_bytes, results)) / num_fragments)
     side.staleness_mean.append(float(staleness.mean()))

@@ -7,6 +7,7 @@ RLlib's EnvRunnerGroup; what it spends on sampling it counts, so that a measurem
 
 from __future__ import annotations
 
+import gc
 import random
 import time
 from collections import deque
@@ -29,6 +30,10 @@ LENGTH_SIGMA = 1.0
 """Shape of the lognormal distribution of response lengths: a long tail."""
 _READY_SHARE = 0.25
 """Probability that a request is answered by the next turn: some turns fetch few results, as with real env-runners."""
+
+
+_YOUNG = 1
+"""Generations of the garbage collector that are collected once a turn."""
 
 
 @dataclass(frozen=True)
@@ -167,6 +172,7 @@ class SimulatedGroup:
             for index, calls in self._calls.items():
                 if calls and self._random.random() < _READY_SHARE:
                     self._execute(index, calls)
+            gc.collect(_YOUNG)
             self.runner_cpu_seconds += time.thread_time() - started
         answers = self._answers.pop(tags, [])
         for index, _ in answers:
