@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 import tempfile
 import time
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -83,9 +84,7 @@ class Reward:
 
 def _hide_vllm() -> None:
     """TRL imports vLLM where it is installed, which takes long and is not needed to generate without it."""
-    import trl.import_utils
-
-    trl.import_utils.is_vllm_available = lambda *_, **__: False
+    import_module("trl.import_utils").is_vllm_available = lambda *_, **__: False  # type: ignore[attr-defined]
 
 
 def _build(settings: SideSettings, reward: Reward, folder: str) -> Any:
