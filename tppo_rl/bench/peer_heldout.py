@@ -58,12 +58,15 @@ class HeldOut:
 
         The same random numbers each time; those of the caller are left alone.
         """
-        was_training = model.training
+        was_training, threads = model.training, torch.get_num_threads()
         model.eval()
+        # A small model gains nothing from a second thread, and loses much where something else runs on its core.
+        torch.set_num_threads(1)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             correct = sum(self._num_correct(model, batch) for batch in self._batches)
         model.train(was_training)
+        torch.set_num_threads(threads)
         return correct / len(self._seeds)
 
     def _num_correct(self, model: Any, batch: list[tuple[int, list[int]]]) -> int:

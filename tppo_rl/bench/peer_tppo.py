@@ -74,7 +74,6 @@ def _weights(algorithm: Any) -> Weights:
 
 
 def _evaluate(kept: list[tuple[int, float, Weights]], settings: SideSettings) -> list[Point]:
-    torch.set_num_threads(settings.trl["threads"])
     model = load_causal_lm(resolve_model(settings.options["policy_model"]), parse_dtype("float32"))
     heldout = HeldOut(settings.options, settings.num_prompts)
     points: list[Point] = []
