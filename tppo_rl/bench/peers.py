@@ -246,8 +246,15 @@ def _options(config: Path, overrides: Sequence[str]) -> tuple[dict[str, Any], in
         raise ValueError(f"config={str(config)!r}: give a run file with one experiment and without grids")
     (experiment,) = experiments
     (point,) = experiment.points()
+    if experiment.run != "TPPO":
+        raise ValueError(f"{experiment.name}.run={experiment.run!r}: the comparison is of TPPO")
     if _STOP not in experiment.stop:
         raise ValueError(f"{experiment.name}.stop={experiment.stop!r}: give {_STOP}, the tokens of a side")
     options = check_options(point, algorithm=experiment.run, other_keys=point)
+    if options.rewards != "environment" or options.overlong_share is not None:
+        raise ValueError(
+            f"rewards={options.rewards!r}, overlong_share={options.overlong_share!r}: TRL's side is given the environment's "
+            "rewards; leave both at their defaults"
+        )
     unset = {"evaluation_interval": None}
     return point | options.model_dump(mode="json") | unset, int(experiment.stop[_STOP])
