@@ -145,7 +145,7 @@ def scale(**options: Any) -> Sequence[Figure]:
 @click.option("--prompts", "num_prompts", type=click.IntRange(1), default=512, show_default=True, help="Held-out ones.")
 @click.option("--limit-tokens", type=click.IntRange(1), help="Sampled tokens of a side; else the run file's.")
 @click.option("--limit-seconds", type=float, default=900.0, show_default=True, help="On the clock of a side.")
-@click.option("--trl-prompts", type=click.IntRange(1), default=32, show_default=True, help="Of TRL's batch.")
+@click.option("--trl-prompts", type=click.IntRange(1), default=8, show_default=True, help="Of TRL's batch.")
 @click.option("--trl-generations", type=click.IntRange(2), default=8, show_default=True, help="Responses to each.")
 @click.option("--trl-minibatch", type=click.IntRange(1), default=64, show_default=True, help="Responses of a pass.")
 @click.option(
