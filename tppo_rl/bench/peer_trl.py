@@ -1,6 +1,11 @@
 """TRL's side of `tppo-rl bench peers`: `python -m tppo_rl.bench.peer_trl SETTINGS RESULT`.
 
 GRPO as TRL's users run it: one optimizer step for each batch of groups, loss over the tokens of the batch, no reference.
+
+With TRL 1.16 and the CPU build of vLLM 0.32 neither of TRL's vLLM modes runs. Colocated, the engine starts, and the first
+weights end in "'Parameter' object has no attribute 'weight_loader'": TRL calls `load_weights` on a model whose linear
+layers were repacked for the CPU. As a server, vLLM's command line asks for the version of a distribution named `vllm`, which
+the CPU build is not; and TRL's client sends weights through NCCL, for which it demands a CUDA device.
 """
 
 from __future__ import annotations
