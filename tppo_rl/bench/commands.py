@@ -141,7 +141,7 @@ def scale(**options: Any) -> Sequence[Figure]:
 @click.option("--config", type=click.Path(path_type=Path), help="Run file; the shipped quickstart if none is given.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override an option; repeatable.")
 @click.option("--target", default=0.8, show_default=True, help="Held-out accuracy, sampled.")
-@click.option("--every-tokens", type=click.IntRange(1), default=8192, show_default=True, help="Between evaluations.")
+@click.option("--every-tokens", type=click.IntRange(1), default=4096, show_default=True, help="Between evaluations.")
 @click.option("--prompts", "num_prompts", type=click.IntRange(1), default=512, show_default=True, help="Held-out ones.")
 @click.option("--limit-tokens", type=click.IntRange(1), help="Sampled tokens of a side; else the run file's.")
 @click.option("--limit-seconds", type=float, default=900.0, show_default=True, help="On the clock of a side.")
@@ -154,7 +154,7 @@ def scale(**options: Any) -> Sequence[Figure]:
     default="transformers",
     show_default=True,
 )
-@click.option("--trl-threads", type=click.IntRange(1), default=2, show_default=True, help="Torch threads of TRL.")
+@click.option("--trl-threads", type=click.IntRange(1), default=1, show_default=True, help="Torch threads of TRL.")
 @_measures(repeats=3)
 def peers(*, config: Path | None, **options: Any) -> Sequence[Figure]:
     """Time to the same held-out accuracy beside TRL's GRPO, seeds 0, 1, …"""
