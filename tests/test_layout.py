@@ -25,6 +25,7 @@ ALLOWED = {
     "tppo_rl.tune": {"tppo_rl", "tppo_rl.algorithms"},
     "tppo_rl.bench": {
         "tppo_rl",
+        "tppo_rl.algorithms",
         "tppo_rl.base_models",
         "tppo_rl.envs",
         "tppo_rl.learner",

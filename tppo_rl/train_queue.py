@@ -80,4 +80,5 @@ def may_update(version: int, max_staleness: int, oldest_open_versions: Iterable[
         oldest_open_versions: for each env-runner the oldest version among its open tokens, or the version that its
             next token will have if it has none.
     """
-    return all(oldest >= oldest_allowed_to_stay(version, max_staleness) for oldest in oldest_open_versions)
+    least = oldest_allowed_to_stay(version, max_staleness)
+    return all(oldest >= least for oldest in oldest_open_versions)

@@ -69,6 +69,8 @@ class WeightSync:
         if env_runner is not None:
             self._undelivered.add(env_runner)
         self._group.fetch_ready_async_reqs(tags=WEIGHTS_TAG, timeout_seconds=0.0)
+        if not self._undelivered:
+            return
         for target in sorted(self._undelivered & set(self._group.healthy_env_runner_ids())):
             if self._group.foreach_env_runner_async(
                 "set_state", tag=WEIGHTS_TAG, kwargs={"state": self._state}, remote_worker_ids=[target]

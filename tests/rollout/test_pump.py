@@ -201,6 +201,31 @@ def test_requests_stop_at_the_limit_and_begin_again_after_an_update() -> None:
     assert queue.num_tokens > full - 100 - WINDOW
 
 
+def test_a_turn_sums_up_requests_a_fixed_number_of_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the number of env-runners, or a turn would be quadratic in it."""
+    calls = Counter[int]()
+    num_requests = RolloutPump._num_requests
+
+    def counting(pump: RolloutPump) -> int:
+        calls[len(pump._runners)] += 1
+        return num_requests(pump)
+
+    monkeypatch.setattr(RolloutPump, "_num_requests", counting)
+    for count in (2, 40):
+        pump, *_ = make_pump(SimulatedGroup(count, seed=8), batch=100 * count, max_staleness=2)
+        for runner in range(1, count + 1):
+            pump._runners[runner]
+        pump.turn(0, timeout_s=0.0)
+    assert calls[2] == calls[40] > 0
+
+
+def test_requests_of_one_turn_count_towards_the_limit() -> None:
+    group = SimulatedGroup(6, seed=9)
+    pump, *_ = make_pump(group, batch=5 * SLOTS * STEPS, max_staleness=1)
+    pump._send_requests(0)
+    assert pump._num_requests() == group.num_in_flight_async_reqs("") == 5
+
+
 def test_a_turn_without_requests_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     group = SimulatedGroup(1, seed=6)
     pump, *_ = make_pump(group, batch=20, max_staleness=1)

@@ -134,3 +134,49 @@ def pipeline(**options: Any) -> Sequence[Figure]:
     from tppo_rl.bench.pipeline import pipeline_figures
 
     return pipeline_figures(**options)
+
+
+@bench.command()
+@click.option("--actors", multiple=True, type=click.IntRange(1), default=(1, 2, 4, 8, 16), show_default=True)
+@click.option("--in-process", multiple=True, type=click.IntRange(1), default=(1, 10, 100, 1000), show_default=True)
+@click.option("--slots", type=click.IntRange(1), default=8, show_default=True, help="Of an env-runner.")
+@click.option("--window", type=click.IntRange(1), default=32, show_default=True, help="Tokens of a fragment.")
+@click.option("--mean-length", type=click.IntRange(1), default=48, show_default=True, help="Of responses, tokens.")
+@click.option("--cap", type=click.IntRange(1), default=320, show_default=True, help="Of responses, tokens.")
+@click.option("--step-seconds", type=float, default=0.01, show_default=True, help="Of an engine step of an actor.")
+@click.option("--updates", type=click.IntRange(1), default=8, show_default=True, help="Of a measurement with actors.")
+@_measures(repeats=3)
+def scale(**options: Any) -> Sequence[Figure]:
+    """The driver's time per fragment against the number of env-runners, on simulated engines."""
+    from tppo_rl.bench.scale import scale_figures
+
+    return scale_figures(**options)
+
+
+@bench.command()
+@click.option("--config", type=click.Path(path_type=Path), help="Run file; the shipped quickstart if none is given.")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override an option; repeatable.")
+@click.option("--target", default=0.8, show_default=True, help="Held-out accuracy, sampled.")
+@click.option("--every-tokens", type=click.IntRange(1), default=4096, show_default=True, help="Between evaluations.")
+@click.option("--prompts", "num_prompts", type=click.IntRange(1), default=512, show_default=True, help="Held-out ones.")
+@click.option("--limit-tokens", type=click.IntRange(1), help="Sampled tokens of a side; else the run file's.")
+@click.option("--limit-seconds", type=float, default=900.0, show_default=True, help="On the clock of a side.")
+@click.option("--trl-prompts", type=click.IntRange(1), default=8, show_default=True, help="Of TRL's batch.")
+@click.option("--trl-generations", type=click.IntRange(2), default=8, show_default=True, help="Responses to each.")
+@click.option("--trl-minibatch", type=click.IntRange(1), default=64, show_default=True, help="Responses of a pass.")
+@click.option(
+    "--trl-generation",
+    type=click.Choice(["transformers", "continuous_batching", "vllm_colocate", "vllm_server"]),
+    default="transformers",
+    show_default=True,
+)
+@click.option("--trl-threads", type=click.IntRange(1), default=1, show_default=True, help="Torch threads of TRL.")
+@_measures(repeats=3)
+def peers(*, config: Path | None, **options: Any) -> Sequence[Figure]:
+    """Time to the same held-out accuracy beside TRL's GRPO, seeds 0, 1, …"""
+    from importlib.resources import as_file, files
+
+    from tppo_rl.bench.peers import peers_figures
+
+    with as_file(files("tppo_rl.configs") / "quickstart.yaml") as quickstart:
+        return peers_figures(config=config or quickstart, **options)

@@ -18,7 +18,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -124,7 +124,7 @@ class RolloutPump:
             RuntimeError: no env-runner was healthy for `patience_s` seconds.
         """
         last_healthy = time.monotonic()
-        while self._queue.num_tokens < self._batch_tokens or self._blocking(version):
+        while not self._may_update(version):
             self.turn(version, timeout_s=0.05)
             if self._group.num_healthy_remote_workers() > 0:
                 last_healthy = time.monotonic()
@@ -235,15 +235,23 @@ class RolloutPump:
                 self._wait_for_health(last_healthy)
 
     def _send_requests(self, version: int) -> None:
-        blocking = set(self._blocking(version))
+        healthy = self._group.healthy_env_runner_ids()
+        blocking = set(self._blocking(version, healthy))
+        tokens_of_request = self._num_slots * self._engine_steps
         limit = self._max_staleness * self._batch_tokens
-        for env_runner in self._group.healthy_env_runner_ids():
+        # Summed up once: a sum for each env-runner would make a turn quadratic in their number.
+        expected = self._queue.num_tokens + self._num_requests() * tokens_of_request
+        for env_runner in healthy:
             runner = self._runners[env_runner]
-            while runner.requests < REQUESTS_IN_FLIGHT:
-                if self._queue.num_tokens + self._requested_tokens() >= limit and env_runner not in blocking:
-                    break
-                tickets = self._tickets_for(env_runner, self._engine_steps)
-                if not self._request(env_runner, tickets, {"num_engine_steps": self._engine_steps}):
+            while runner.requests < REQUESTS_IN_FLIGHT and (expected < limit or env_runner in blocking):
+                requests = runner.requests
+                sent = self._request(
+                    env_runner,
+                    self._tickets_for(env_runner, self._engine_steps),
+                    {"num_engine_steps": self._engine_steps},
+                )
+                expected += (runner.requests - requests) * tokens_of_request
+                if not sent:
                     break
 
     def _request(self, env_runner: int, tickets: list[Ticket], arguments: dict[str, Any]) -> int:
@@ -273,16 +281,17 @@ class RolloutPump:
     def _num_requests(self) -> int:
         return sum(runner.requests for runner in self._runners.values())
 
-    def _requested_tokens(self) -> int:
-        return self._num_requests() * self._num_slots * self._engine_steps
+    def _blocking(self, version: int, env_runners: Iterable[int]) -> list[int]:
+        """Those of the env-runners whose open windows must close before an update at `version`."""
+        oldest = oldest_allowed_to_stay(version, self._max_staleness)
+        return [env_runner for env_runner in env_runners if self._runners[env_runner].oldest_version < oldest]
 
-    def _blocking(self, version: int) -> list[int]:
-        """Env-runners whose open windows must close before an update at `version`."""
-        return [
-            env_runner
-            for env_runner in self._group.healthy_env_runner_ids()
-            if not may_update(version, self._max_staleness, [self._runners[env_runner].oldest_version])
-        ]
+    def _may_update(self, version: int) -> bool:
+        """Whether there are tokens for an update at `version` and no open window would be too old after it."""
+        if self._queue.num_tokens < self._batch_tokens:
+            return False
+        oldest = (self._runners[env_runner].oldest_version for env_runner in self._group.healthy_env_runner_ids())
+        return may_update(version, self._max_staleness, oldest)
 
     def _forget_lost_env_runners(self) -> None:
         healthy = set(self._group.healthy_env_runner_ids())

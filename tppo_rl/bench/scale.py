@@ -1,0 +1,335 @@
+"""The driver's time per fragment against the number of env-runners: `tppo-rl bench scale`.
+
+    env-runners on simulated engines ──fragments──▶ RolloutPump, Ledger, TrainQueue ──batch──▶ a pause ──▶ weights
+      Ray actors, or a stand-in for                 the product's own, measured               instead of
+      RLlib's group in this process                                                           a learner
+
+Weak scaling: an update takes one window of every slot of every env-runner, so all env-runners generate all the time and
+staleness is that of a run. Driver time is CPU time of the driver's thread; in this process without the env-runners' part.
+"""
+
+from __future__ import annotations
+
+import gc
+import pickle
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+import ray
+from ray.rllib.core import COMPONENT_LEARNER, COMPONENT_RL_MODULE, DEFAULT_MODULE_ID
+from ray.rllib.env.env_runner_group import EnvRunnerGroup
+from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
+
+from tppo_rl.algorithms.tppo_config import TPPOConfig
+from tppo_rl.base_models import resolve_model
+from tppo_rl.bench.records import Figure, figure_of
+from tppo_rl.bench.simulated_group import SimulatedEnvRunner, SimulatedGroup, Workload
+from tppo_rl.fragments import Fragment
+from tppo_rl.ledger import Ledger
+from tppo_rl.rollout.chat import Chat
+from tppo_rl.rollout.env_runner import SampleResult
+from tppo_rl.rollout.pump import RolloutPump
+from tppo_rl.run import quiet_libraries
+from tppo_rl.train_queue import TrainQueue
+from tppo_rl.weight_sync import WeightSync
+
+MODEL = "tppo_rl/arithmetic-chain"
+_ENV = "tppo_rl/ArithmeticChain-v0"
+_MAX_PROMPT = 128
+_MAX_STALENESS = 2
+_WARM_UP_UPDATES = 3
+_UPDATE_SHARE = 0.75
+"""Duration of a simulated update relative to the time in which its tokens are generated: sampling is the bottleneck."""
+_TURNS_OF_UPDATE = 3
+"""Turns of the pump during a simulated update where env-runners are in this process and no time passes."""
+_WINDOWS_OF_UPDATE = 2
+"""Of every slot in one batch, as in the quickstart."""
+_RUNNER_UPDATES = 400
+"""Updates of a measurement times env-runners, in this process: few env-runners make few fragments an update."""
+_KEPT_RESULTS = 64
+_IN_PROCESS = "in process"
+_ACTORS = "actors"
+
+
+@dataclass
+class Side:
+    """Measurements of one number of env-runners, one entry a repeat."""
+
+    driver_us: list[float] = field(default_factory=list)
+    """CPU time per fragment."""
+    size: list[float] = field(default_factory=list)
+    """Bytes of the results per fragment."""
+    fragments_per_second: list[float] = field(default_factory=list)
+    staleness_mean: list[float] = field(default_factory=list)
+    staleness_max: list[float] = field(default_factory=list)
+
+
+def scale_figures(
+    *,
+    actors: Sequence[int],
+    in_process: Sequence[int],
+    slots: int,
+    window: int,
+    mean_length: int,
+    cap: int,
+    step_seconds: float,
+    updates: int,
+    repeats: int,
+) -> list[Figure]:
+    """Measures every number of env-runners in turn, `repeats` times. Starts Ray on this machine.
+
+    Args:
+        actors: Numbers of env-runners that are Ray actors; the largest number of them is started, once.
+        in_process: Numbers of env-runners of the stand-in.
+        slots: Of an env-runner.
+        window: Most sampled tokens of a fragment, and engine steps of a request.
+        mean_length: Mean of the response lengths, tokens.
+        cap: Largest response length, tokens.
+        step_seconds: What an engine step of an actor takes.
+        updates: Updates of a measurement with actors. In this process they are as many as it takes to make
+            `_RUNNER_UPDATES` batches of one env-runner.
+        repeats: Measurements of each number.
+
+    Raises:
+        ValueError: no numbers, or one twice.
+    """
+    for name, numbers in (("actors", actors), ("in_process", in_process)):
+        if not numbers or len(set(numbers)) < len(numbers):
+            raise ValueError(f"{name}={tuple(numbers)}: give at least one number of env-runners, and each once")
+    workload = Workload(_ENV, slots, window, mean_length, cap, _MAX_PROMPT, step_seconds)
+    quiet_libraries()
+    with _own_ray(max(actors)):
+        remote = _measure_actors(sorted(actors), workload, updates, repeats)
+        local = _measure_in_process(sorted(in_process), workload, repeats)
+    return [
+        _growth("driver_scaling", remote),
+        _growth(f"driver_scaling, {_IN_PROCESS}", local),
+        *_figures(remote, _ACTORS),
+        *_figures(local, _IN_PROCESS),
+    ]
+
+
+def _growth(name: str, sides: dict[int, Side]) -> Figure:
+    """Driver time per fragment with the most env-runners over that with the fewest, repeat by repeat."""
+    few, many = sides[min(sides)], sides[max(sides)]
+    ratios = [most / least for most, least in zip(many.driver_us, few.driver_us, strict=True)]
+    return figure_of(name, ratios, f"times {min(sides)} env-runner(s), at {max(sides)}")
+
+
+def _figures(sides: dict[int, Side], kind: str) -> list[Figure]:
+    figures = []
+    for count, side in sides.items():
+        point = f"{count} {kind}"
+        figures += [
+            figure_of(f"driver_time_per_fragment, {point}", side.driver_us, "CPU us"),
+            figure_of(f"bytes_per_fragment, {point}", side.size, "bytes"),
+            figure_of(f"staleness_mean, {point}", side.staleness_mean, "versions"),
+            figure_of(f"staleness_max, {point}", side.staleness_max, "versions"),
+        ]
+        # In this process the env-runners take turns with the driver, so that time on the clock says nothing.
+        if kind == _ACTORS:
+            wall_us = [1e6 / rate for rate in side.fragments_per_second]
+            figures += [
+                figure_of(f"wall_time_per_fragment, {point}", wall_us, "us"),
+                figure_of(f"fragments_per_second, {point}", side.fragments_per_second, "fragments/s"),
+            ]
+    return figures
+
+
+@contextmanager
+def _own_ray(num_actors: int) -> Iterator[None]:
+    """A Ray of our own, whatever else runs on the machine."""
+    assert not ray.is_initialized(), "the benchmark starts its own Ray"
+    ray.init(
+        address="local", num_cpus=num_actors + 1, include_dashboard=False, log_to_driver=False, logging_level="error"
+    )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _measure_actors(counts: Sequence[int], workload: Workload, updates: int, repeats: int) -> dict[int, Side]:
+    config = _config(workload)
+    # What a run would do with each number of its own; actors that nobody asks cost nothing.
+    env_runners = [
+        ray.remote(num_cpus=1)(SimulatedEnvRunner).remote(config=config, worker_index=index + 1)
+        for index in range(max(counts))
+    ]
+    ray.get([env_runner.ping.remote() for env_runner in env_runners])
+    sides = {count: Side() for count in counts}
+    seconds = _UPDATE_SHARE * _WINDOWS_OF_UPDATE * workload.window * workload.step_seconds
+    for _ in range(repeats):
+        for count, side in sides.items():
+            ray.get([env_runner.abandon.remote() for env_runner in env_runners])
+            group = EnvRunnerGroup(config=config, _setup=False)
+            group.reset(env_runners[:count])
+            driver = Driver(group, count, workload, turns=lambda: _turns_for(seconds))
+            _measure(driver, side, updates)
+            driver.drain()
+    return sides
+
+
+def _measure_in_process(counts: Sequence[int], workload: Workload, repeats: int) -> dict[int, Side]:
+    chat = Chat.from_pretrained(resolve_model(MODEL))
+    sides = {count: Side() for count in counts}
+    for _ in range(repeats):
+        for count, side in sides.items():
+            group = SimulatedGroup(count, workload, chat)
+            driver = Driver(group, count, workload, turns=lambda: iter(range(_TURNS_OF_UPDATE)))
+            with _collector_off():
+                _measure(driver, side, max(2, _RUNNER_UPDATES // count), partial(getattr, group, "runner_cpu_seconds"))
+    return sides
+
+
+@contextmanager
+def _collector_off() -> Iterator[None]:
+    """Switches the garbage collector off; the stand-in runs it on the env-runners' time.
+
+    It would walk through the objects of all env-runners, which a driver does not have, on the driver's time.
+    """
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+def _config(workload: Workload) -> TPPOConfig:
+    return (
+        TPPOConfig()
+        .environment(workload.env)
+        .language_model(MODEL)
+        .env_runners(
+            num_env_runners=1,
+            num_envs_per_env_runner=workload.slots,
+            window_length=workload.window,
+            max_response_length=workload.cap,
+            max_prompt_length=workload.max_prompt,
+            engine={"mean_length": workload.mean_length, "step_seconds": workload.step_seconds},
+        )
+    )
+
+
+def _turns_for(seconds: float) -> Iterator[None]:
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        yield
+
+
+class _Learner:
+    """What the weight sync asks of RLlib's LearnerGroup."""
+
+    def __init__(self) -> None:
+        self.version = 0
+        self._weights = {DEFAULT_MODULE_ID: {"weight": np.zeros(1024, np.float32)}}
+
+    def get_state(self, **_: Any) -> dict[str, Any]:
+        return {COMPONENT_LEARNER: {COMPONENT_RL_MODULE: self._weights, WEIGHTS_SEQ_NO: self.version}}
+
+
+class _Pump(RolloutPump):
+    """Keeps the last results, to count their bytes when the clock stands."""
+
+    results: deque[SampleResult]
+
+    def take(self, env_runner: int, result: SampleResult) -> None:
+        self.results.append(result)
+        super().take(env_runner, result)
+
+
+class Driver:
+    """Everything that the algorithm's driver does about fragments, with a pause in the learner's place.
+
+    Args:
+        group: EnvRunnerGroup or its stand-in.
+        num_env_runners: Of the group.
+        workload: Of each of them.
+        turns: Yields as long as an update lasts; the pump takes a turn each time.
+    """
+
+    def __init__(
+        self, group: Any, num_env_runners: int, workload: Workload, *, turns: Callable[[], Iterator[Any]]
+    ) -> None:
+        self.num_fragments = 0
+        self.staleness: list[np.ndarray] = []
+        """Of the trained tokens, an array an update."""
+        self._group = group
+        self._turns = turns
+        self._batch_tokens = _WINDOWS_OF_UPDATE * num_env_runners * workload.slots * workload.window
+        self._ledger = Ledger(seed=0)
+        self._queue = TrainQueue()
+        self._learner = _Learner()
+        self._weights = WeightSync(self._learner, group, dtype="float32", vocabulary_size=2)
+        self.pump = _Pump(
+            group,
+            self._ledger,
+            self._queue,
+            batch_tokens=self._batch_tokens,
+            max_staleness=_MAX_STALENESS,
+            num_slots=workload.slots,
+            engine_steps=workload.window,
+            on_restart=self._weights.deliver,
+            deliver_weights=self._weights.deliver,
+            restore=lambda: None,
+        )
+        self.pump.results = deque(maxlen=_KEPT_RESULTS)
+        self._weights.push()
+
+    def update(self) -> list[Fragment]:
+        """One batch, turns of the pump as long as it is trained, the books, and new weights."""
+        version = self._learner.version
+        fragments = self.pump.batch(version)
+        for _ in self._turns():
+            self.pump.turn(version, timeout_s=0.02)
+        self._ledger.book_trained(sum(map(len, fragments)))
+        self._ledger.check(queue_tokens=self._queue.num_tokens)
+        self._learner.version = version + 1
+        self._weights.push()
+        self.pump.take_statistics()
+        return fragments
+
+    def count(self, fragments: Sequence[Fragment]) -> None:
+        """Counts what was trained by the last update."""
+        version = self._learner.version - 1
+        self.num_fragments += len(fragments)
+        self.staleness += [version - fragment.versions[fragment.sampled.astype(bool)] for fragment in fragments]
+
+    def drain(self) -> None:
+        """Waits for the requests that are under way, so that the next driver finds idle env-runners."""
+        while any(self._group.num_in_flight_async_reqs(tag) for tag in ("tppo_sample", "tppo_weights")):
+            self._group.fetch_ready_async_reqs(tags=["tppo_sample", "tppo_weights"], timeout_seconds=1.0)
+
+
+def _measure(driver: Driver, side: Side, updates: int, others_seconds: Callable[[], float] = lambda: 0.0) -> None:
+    for _ in range(_WARM_UP_UPDATES):
+        driver.update()
+    cpu = wall = 0.0
+    for _ in range(updates):
+        started_cpu, started = time.thread_time() - others_seconds(), time.perf_counter()
+        fragments = driver.update()
+        cpu += time.thread_time() - others_seconds() - started_cpu
+        wall += time.perf_counter() - started
+        driver.count(fragments)
+    staleness = np.concatenate(driver.staleness)
+    results = list(driver.pump.results)
+    num_fragments = sum(result.fragments.num_rows for result in results)
+    side.driver_us.append(1e6 * cpu / driver.num_fragments)
+    side.fragments_per_second.append(driver.num_fragments / wall)
+    side.size.append(sum(map(_num_bytes, results)) / num_fragments)
+    side.staleness_mean.append(float(staleness.mean()))
+    side.staleness_max.append(float(staleness.max()))
+
+
+def _num_bytes(result: SampleResult) -> int:
+    """Bytes of a result as Ray serializes it: a pickle, and the table's buffers beside it."""
+    buffers: list[pickle.PickleBuffer] = []
+    head = pickle.dumps(result, protocol=5, buffer_callback=buffers.append)
+    return len(head) + sum(buffer.raw().nbytes for buffer in buffers)
