@@ -29,8 +29,10 @@ ALLOWED = {
         "tppo_rl.envs",
         "tppo_rl.learner",
         "tppo_rl.maths",
+        "tppo_rl.plan",
         "tppo_rl.rollout",
     },
+    "tppo_rl.plan": {"tppo_rl"},
     "tppo_rl.configs": set(),
     "tppo_rl.base_models": set(),
 }

@@ -189,7 +189,9 @@ def read_costs(path: Path) -> Costs:
     """
     content = _load(path, "costs")
     if not isinstance(content, Mapping) or not {"engine", "learner"} <= set(content):
-        raise OptionError(f"costs={str(path)!r}: keys 'engine' and 'learner' are wanted; `tppo-rl bench plan --costs` writes")
+        raise OptionError(
+            f"costs={str(path)!r}: keys 'engine' and 'learner' are wanted; `tppo-rl bench plan --costs` writes"
+        )
     engine = _section(path, "engine", content["engine"], AffineEngineCost)
     parts = content["learner"]
     known = [field.name for field in fields(MeasuredLearnerCost)]
@@ -214,7 +216,9 @@ def engine_of_records(path: Path) -> AffineEngineCost:
             slots.append(int(name.split(", ")[1].split()[0]))
             seconds.append(slots[-1] / median)
     if len(slots) < 2:
-        raise OptionError(f"rollout_records={str(path)!r}: {len(slots)} numbers of slots; measure two or more with --slots")
+        raise OptionError(
+            f"rollout_records={str(path)!r}: {len(slots)} numbers of slots; measure two or more with --slots"
+        )
     updates = [median for name, median in medians.items() if name.startswith("weight_update_seconds")]
     nothing = np.zeros(len(slots))
     return fit_engine(slots, nothing, nothing, seconds, weight_update=float(np.mean(updates)) if updates else 0.0)  # type: ignore[arg-type]

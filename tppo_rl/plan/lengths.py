@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -28,7 +29,9 @@ class ResponseLengths:
         weights = np.asarray(self.probabilities, np.float64)
         usable = weights.ndim == 1 and len(weights) > 1 and np.isfinite(weights).all() and weights.min(initial=0) >= 0
         if not usable or weights[0] or weights.sum() <= 0:
-            raise OptionError(f"lengths of {self.source}: a histogram needs counts >= 0 of lengths from 1 on, not all 0")
+            raise OptionError(
+                f"lengths of {self.source}: a histogram needs counts >= 0 of lengths from 1 on, not all 0"
+            )
         longest = int(np.flatnonzero(weights)[-1])
         object.__setattr__(self, "probabilities", weights[: longest + 1] / weights.sum())
 
@@ -45,7 +48,7 @@ class ResponseLengths:
     @property
     def survival(self) -> np.ndarray:
         """float64 [longest + 1]: entry t is P(length > t)."""
-        return np.clip(1.0 - np.cumsum(self.probabilities), 0.0, 1.0)
+        return np.clip(1.0 - self._cumulative, 0.0, 1.0)
 
     @property
     def step(self) -> int:
@@ -72,9 +75,13 @@ class ResponseLengths:
         kept[cap] += self.probabilities[cap + 1 :].sum()
         return ResponseLengths(kept, self.source)
 
+    @cached_property
+    def _cumulative(self) -> np.ndarray:
+        return self.probabilities.cumsum()
+
     def draw(self, generator: np.random.Generator) -> int:
         """Returns the length of one response."""
-        return int(np.searchsorted(self.probabilities.cumsum(), generator.random(), side="right").clip(1, self.longest))
+        return min(int(np.searchsorted(self._cumulative, generator.random(), side="right")), self.longest)
 
 
 def lognormal(mean: float, sigma: float, cap: int | None = None) -> ResponseLengths:

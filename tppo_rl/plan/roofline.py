@@ -78,7 +78,9 @@ class ModelShape:
         return self.parameters * _BYTES + self.cache_bytes_per_token * context_tokens
 
 
-def _qwen(hidden: int, layers: int, heads: int, key_value_heads: int, intermediate: int, vocabulary: int) -> dict[str, int]:
+def _qwen(
+    hidden: int, layers: int, heads: int, key_value_heads: int, intermediate: int, vocabulary: int
+) -> dict[str, int]:
     return {
         "hidden_size": hidden,
         "num_hidden_layers": layers,
@@ -123,7 +125,9 @@ def shape_of_model(name: str) -> ModelShape:
     try:
         return shape_of_config(config)
     except (KeyError, TypeError) as error:
-        raise OptionError(f"model={name!r}: its config has no {error}; give a dense transformer, or {', '.join(SHAPES)}") from None
+        raise OptionError(
+            f"model={name!r}: its config has no {error}; give a dense transformer, or {', '.join(SHAPES)}"
+        ) from None
 
 
 @dataclass(frozen=True)
