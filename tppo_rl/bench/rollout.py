@@ -27,8 +27,9 @@ from tppo_rl.rollout.sampler import EpisodeLimits, Sampler
 from tppo_rl.rollout.vllm_engine import VLLMEngine
 from tppo_rl.rollout.window_buffer import Ticket
 
-_SPREAD_LOG = 1.1
-_MAX_PROMPT = 128
+SPREAD_LOG = 1.1
+"""Standard deviation of the logarithm of response lengths."""
+MAX_PROMPT = 128
 _WARM_UP_STEPS = 8
 
 
@@ -50,18 +51,19 @@ class LongTailedEngine:
         engine: made without end-of-turn tokens.
         mean: of the lengths before the cap, tokens.
         cap: largest length, tokens.
+        seed: of the lengths.
     """
 
-    def __init__(self, engine: VLLMEngine, *, mean: float, cap: int) -> None:
+    def __init__(self, engine: VLLMEngine, *, mean: float, cap: int, seed: int = 0) -> None:
         self.engine = engine
         self.version = engine.version
-        self._mean_log = np.log(mean) - _SPREAD_LOG**2 / 2
+        self._mean_log = np.log(mean) - SPREAD_LOG**2 / 2
         self._cap = cap
-        self._random = np.random.default_rng(0)
+        self._random = np.random.default_rng(seed)
         self._left: dict[str, int] = {}
 
     def submit(self, request: Request) -> None:
-        length = int(np.clip(self._random.lognormal(self._mean_log, _SPREAD_LOG), 1, self._cap))
+        length = round(np.clip(self._random.lognormal(self._mean_log, SPREAD_LOG), 1, self._cap))
         left = self._left.setdefault(request.request_id, length)
         self.engine.submit(replace(request, max_new_tokens=min(left, request.max_new_tokens)))
 
@@ -109,12 +111,12 @@ def rollout_figures(
         engine = VLLMEngine(
             resolve_model(model),
             dtype="float32",
-            max_model_len=_MAX_PROMPT + cap,
+            max_model_len=MAX_PROMPT + cap,
             max_num_seqs=count,
             end_of_turn=(),
             num_threads=threads,
         )
-        sampler = _sampler(LongTailedEngine(engine, mean=mean_length, cap=cap), chat, count, window, cap)
+        sampler = make_sampler(LongTailedEngine(engine, mean=mean_length, cap=cap), chat, count, window, cap)
         try:
             side = _measure(engine, sampler, model, steps=steps, repeats=repeats)
         finally:
@@ -133,16 +135,20 @@ def rollout_figures(
     return [*figures, figure_of("slot_occupancy", [occupancy], "share")]
 
 
-def _sampler(engine: LongTailedEngine, chat: Chat, slots: int, window: int, cap: int) -> Sampler:
+def make_sampler(
+    engine: LongTailedEngine, chat: Chat, slots: int, window: int | None, cap: int, name: str = "train"
+) -> Sampler:
+    """Returns the slots of an env-runner on an engine; names keep samplers apart that share one."""
+
     def make_env() -> gymnasium.Env:
         return gymnasium.make("tppo_rl/ArithmeticChain-v0", disable_env_checker=True, split="train")
 
-    limits = EpisodeLimits(_MAX_PROMPT, cap, window)
-    return Sampler(engine, make_env, chat, num_slots=slots, limits=limits, sampling=Sampling())
+    limits = EpisodeLimits(MAX_PROMPT, cap, window)
+    return Sampler(engine, make_env, chat, num_slots=slots, limits=limits, sampling=Sampling(), name=name)
 
 
 def _measure(engine: VLLMEngine, sampler: Sampler, model: str, *, steps: int, repeats: int) -> _Side:
-    tickets, weights = _tickets(), _weights(model)
+    tickets, weights = endless_tickets(), model_weights(model)
     side = _Side([], [], [], [])
 
     def run(num_steps: int) -> tuple[int, float]:
@@ -188,12 +194,14 @@ def _bare_tokens_per_second(engine: VLLMEngine, contexts: Sequence[Sequence[int]
     return len(contexts) * steps / seconds
 
 
-def _tickets() -> Iterator[Ticket]:
+def endless_tickets() -> Iterator[Ticket]:
+    """Returns tickets of prompts 0, 1, 2, …"""
     for index in itertools.count():
         yield Ticket(index, index, prompt_seed(0, index))
 
 
-def _weights(model: str) -> dict[str, Any]:
+def model_weights(model: str) -> dict[str, Any]:
+    """Returns the float32 weights of a model as an engine takes them."""
     from tppo_rl.learner.models import load_causal_lm, parse_dtype
 
     return dict(load_causal_lm(resolve_model(model), parse_dtype("float32")).state_dict())

@@ -142,7 +142,8 @@ def fit_engine(
         weight_update: Measured apart, seconds.
     """
     features = np.column_stack([np.ones(len(seconds)), running, context_tokens, prompt_tokens])
-    return AffineEngineCost(*_fit(features, seconds), weight_update=weight_update)
+    base, per_sequence, per_context_token, per_prompt_token = _fit(features, seconds)
+    return AffineEngineCost(base, per_sequence, per_context_token, per_prompt_token, weight_update)
 
 
 def fit_pass(works: Sequence[PassWork], seconds: Sequence[float]) -> PassCost:

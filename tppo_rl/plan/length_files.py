@@ -99,12 +99,13 @@ def product_limit(starts: np.ndarray, ends: np.ndarray, finished: np.ndarray) ->
 def prompt_length_of_run(folder: Path) -> float:
     """Returns the mean length of the prompts of the newer half of a run, tokens.
 
+    The mean is over fragments, not over responses: long responses often have long prompts, and every window of theirs is
+    read with the prompt before it.
+
     Raises:
         OptionError: the folder keeps no fragments.
     """
-    table = _table_of_run(folder, ["prompt_length", "window_index"])
-    lengths = table.column("prompt_length").to_numpy()
-    return float(lengths[table.column("window_index").to_numpy() == 0].mean())
+    return float(_table_of_run(folder, ["prompt_length"]).column("prompt_length").to_numpy().mean())
 
 
 def _fragments_of_run(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

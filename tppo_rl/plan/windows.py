@@ -98,5 +98,20 @@ def work_per_token(lengths: ResponseLengths, mode: Mode, window: int | None, pro
     return per_response.times(1 / lengths.mean)
 
 
+def work_of_fragments(positions: np.ndarray, finished: np.ndarray) -> LearnerWork:
+    """Returns the work that an update makes of given fragments.
+
+    Args:
+        positions: int64 [F]: tokens of each with its context.
+        finished: bool [F]: whether the response ended there.
+    """
+    one = np.ones(len(positions))
+    return LearnerWork(
+        values=_work(one, positions),
+        policy=_work(one, positions - 1),
+        critic=_work(finished.astype(np.float64), positions - 1),
+    )
+
+
 def _work(count: np.ndarray, positions: np.ndarray) -> PassWork:
     return PassWork(float(count.sum()), float(count @ positions), float(count @ positions**2))

@@ -1,0 +1,88 @@
+"""Updates for `tppo-rl bench plan`: what their passes cost, and what an update of sampled fragments takes."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from tppo_rl.bench.learner import make_models
+from tppo_rl.bench.workloads import tppo_fragments, whole_episodes
+from tppo_rl.fragments import Fragment
+from tppo_rl.learner.batch import batch_from_fragments
+from tppo_rl.learner.settings import UpdateSettings
+from tppo_rl.learner.targets import estimate_targets
+from tppo_rl.learner.update import UpdateStep
+from tppo_rl.plan.costs import MeasuredLearnerCost, fit_pass
+from tppo_rl.plan.windows import LearnerWork, PassWork, work_of_fragments
+
+_PASSES = ("values", "policy", "critic")
+_WINDOWS = (16, 64)
+_LENGTHS = (48, 128, 320)
+_SIZES = (1.0, 0.25)
+"""Workloads that the passes are measured on: windows, lengths of whole episodes, tokens as shares of an update's."""
+
+
+class LearnerBench:
+    """A real update step.
+
+    Args:
+        model: Folder, hub id, or name of a shipped model.
+        threads: Torch threads.
+    """
+
+    def __init__(self, model: str, *, threads: int) -> None:
+        torch.set_num_threads(threads)
+        self._models = make_models(model, None, "float32", "cpu")
+        self._settings = UpdateSettings()
+        self._step = UpdateStep(*self._models, self._settings)
+        self._vocabulary = self._models.policy.model.config.vocab_size
+        self.seconds(tppo_fragments(self._vocabulary, tokens=256, window=16))  # The first update is slow.
+
+    def costs(self, tokens: int) -> MeasuredLearnerCost:
+        """Measures the passes on made-up fragments.
+
+        Args:
+            tokens: Sampled tokens of an update.
+        """
+        works: list[LearnerWork] = []
+        seconds: dict[str, list[float]] = defaultdict(list)
+        for fragments in self._workloads(tokens):
+            works.append(work_of(fragments))
+            for name, value in self._timed(fragments).items():
+                seconds[name].append(value)
+        passes = {name: [getattr(work, name) for work in works] for name in _PASSES}
+        passes["rest"] = [PassWork(work.values.sequences, work.values.positions, 0.0) for work in works]
+        return MeasuredLearnerCost(**{name: fit_pass(passes[name], seconds[name]) for name in passes})
+
+    def seconds(self, fragments: Sequence[Fragment]) -> float:
+        """Returns what an update of the fragments takes."""
+        return sum(self._timed(fragments).values())
+
+    def _workloads(self, tokens: int) -> list[list[Fragment]]:
+        sizes = [max(64, round(share * tokens)) for share in _SIZES]
+        windows = [
+            tppo_fragments(self._vocabulary, tokens=size, window=window) for size in sizes for window in _WINDOWS
+        ]
+        return windows + [
+            whole_episodes(self._vocabulary, tokens=size, length=length) for size in sizes for length in _LENGTHS
+        ]
+
+    def _timed(self, fragments: Sequence[Fragment]) -> dict[str, float]:
+        start = time.perf_counter()
+        batch = batch_from_fragments(list(fragments))
+        targets = estimate_targets(self._models.critic, batch, self._settings)
+        version = max(int(fragment.versions.max()) for fragment in fragments)
+        metrics = self._step.run(batch, targets, policy_version=version).metrics
+        total = time.perf_counter() - start
+        seconds = {name: float(metrics[f"{name}_seconds"]) for name in _PASSES}
+        return seconds | {"rest": max(1e-6, total - sum(seconds.values()))}
+
+
+def work_of(fragments: Sequence[Fragment]) -> LearnerWork:
+    """Returns the work that an update makes of fragments."""
+    positions = np.array([fragment.num_positions for fragment in fragments])
+    return work_of_fragments(positions, np.array([fragment.finished for fragment in fragments]))
