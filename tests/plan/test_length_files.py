@@ -32,7 +32,14 @@ def test_histograms_in_files(tmp_path: Path, name: str, content: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "content"),
-    [("a.json", "{"), ("b.json", '"x"'), ("c.csv", "2;3"), ("d.json", "[0, 3]"), ("e.json", "{}"), ("f.json", "[1.5]x")],
+    [
+        ("a.json", "{"),
+        ("b.json", '"x"'),
+        ("c.csv", "2;3"),
+        ("d.json", "[0, 3]"),
+        ("e.json", "{}"),
+        ("f.json", "[1.5]x"),
+    ],
 )
 def test_other_files_are_refused(tmp_path: Path, name: str, content: str) -> None:
     (tmp_path / name).write_text(content, encoding="utf-8")

@@ -57,7 +57,16 @@ def test_names_give_distributions() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["normal:3,1", "lognormal:20", "lognormal:-3,1", "lognormal:20,0", "uniform:4,2", "fixed:0", "fixed:x", "uniform:0,3"],
+    [
+        "normal:3,1",
+        "lognormal:20",
+        "lognormal:-3,1",
+        "lognormal:20,0",
+        "uniform:4,2",
+        "fixed:0",
+        "fixed:x",
+        "uniform:0,3",
+    ],
 )
 def test_bad_names_and_numbers_are_named(text: str) -> None:
     with pytest.raises(OptionError, match="lengths="):

@@ -20,7 +20,9 @@ def test_fixed_lengths_in_fixed_windows_by_hand() -> None:
     assert work_per_token(fixed(10), "async", 10, 3.0).times(10) == whole
     # Windows of 5 always cut in the middle; windows of 4 wander, by steps of 2: 2, 4, 6 and 8 are cut half of the times.
     assert work_per_token(fixed(10), "sync", 5, 3.0).times(10).values.positions == pytest.approx(8 + 13)
-    assert work_per_token(fixed(10), "sync", 4, 3.0).times(10).values.positions == pytest.approx((5 + 7 + 9 + 11) / 2 + 13)
+    assert work_per_token(fixed(10), "sync", 4, 3.0).times(10).values.positions == pytest.approx(
+        (5 + 7 + 9 + 11) / 2 + 13
+    )
 
 
 DISTRIBUTIONS = {
