@@ -32,7 +32,7 @@ def test_it_prints_a_table_and_a_recommendation_and_writes_files(tmp_path: Path)
         main, ["plan", *SMALL, "--window", "25", "--window", "100", "--figure", str(figure), "--json", str(file)]
     )
     assert result.exit_code == 0, result.output
-    for words in ("T-PPO async", "T-PPO sync", "PPO", "Take ", "trained tokens a second", "operations/byte"):
+    for words in ("T-PPO async", "T-PPO sync", "PPO", "Take ", "trained tokens a second", "of generation"):
         assert words in result.output, words
     assert figure.read_bytes().startswith(b"\x89PNG")
     content = json.loads(file.read_text(encoding="utf-8"))

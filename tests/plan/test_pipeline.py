@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 
@@ -44,7 +45,7 @@ def test_staleness_keeps_its_bound_and_time_cannot_be_less_than_either_side(
 
 def test_more_staleness_never_slows_a_run_down() -> None:
     seconds = [simulate(replace(PIPELINE, max_staleness=bound)).seconds_per_token for bound in (1, 2, 4, 8)]
-    assert all(later <= before * 1.02 for before, later in zip(seconds, seconds[1:], strict=False))
+    assert all(later <= before * 1.02 for before, later in pairwise(seconds))
     assert seconds[0] > 1.2 * seconds[-1]
 
 

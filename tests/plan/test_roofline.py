@@ -64,6 +64,6 @@ def test_bad_values_are_named(device: str, model: str, words: str) -> None:
 
 def test_weights_that_do_not_fit_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(DEVICES, "small", Device(1e12, 1e14, 24e9))
-    with pytest.raises(OptionError, match="tensor_parallel=1: .* 64 GB, and 24 GB are there; give at least 3"):
+    with pytest.raises(OptionError, match=r"tensor_parallel=1: .* 64 GB, and 24 GB are there; give at least 3"):
         roofline_costs("small", "qwen2.5-32b")
     assert roofline_costs("small", "qwen2.5-32b", 3).source == "qwen2.5-32b on 3 x small"

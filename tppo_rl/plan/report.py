@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from rich.table import Table
+from rich.table import Column, Table
 
 from tppo_rl.plan.costs import Costs
 from tppo_rl.plan.predict import Prediction, Workload
@@ -18,20 +18,20 @@ _MICRO = 1e6
 
 def predictions_table(predictions: Sequence[Prediction], recommended: Prediction) -> Table:
     """Returns a row for each mode and window; times are in microseconds of each trained token."""
-    columns = (
+    names = (
         "mode",
         "window",
-        "env-runners + learners",
-        "µs/token",
-        "generation",
-        "learner",
-        "occupancy",
-        "tokens per update",
-        "processed/trained",
-        "staleness, mean (max)",
-        "operations/byte",
+        "env-runners\n+ learners",
+        "µs per\ntoken",
+        "of them\ngeneration",
+        "\nlearner",
+        "slot\noccupancy",
+        "tokens per\nupdate",
+        "processed\nper trained",
+        "staleness,\nmean (max)",
+        "operations/byte\nof generation",
     )
-    table = Table(*columns)
+    table = Table(*(Column(name, justify="left" if name == "mode" else "right", no_wrap=True) for name in names))
     for one in predictions:
         table.add_row(
             MODES[one.mode],
