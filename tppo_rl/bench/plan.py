@@ -1,9 +1,9 @@
 """What `tppo-rl plan` predicts against what is measured: `tppo-rl bench plan`.
 
 The engine's curve is fitted at some numbers of slots and the learner's on made-up fragments; then another number of slots
-samples for real in each mode, and what it sampled is trained for real. Sides are measured one after the other on the same
-core. Seconds per trained token are the slower side's in async mode, where each has a core of its own, and the sum of both
-in the others.
+samples for real in each mode, and what it sampled is trained for real. Sides are measured one after the other, in seconds
+of a core (`tppo_rl.bench.plan_clock`). Seconds per trained token are the slower side's in async mode, where each has a core
+of its own, and the sum of both in the others.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 from tppo_rl.bench.plan_engine import EngineBench
 from tppo_rl.bench.plan_learner import LearnerBench
@@ -81,30 +82,27 @@ def plan_figures(
         engine.stop()
     if costs_file is not None:
         write_costs(costs, costs_file)
-    return plan_errors(predicted, measured)
+    share = figure_of("plan_core_share", [engine.clock.share, learner.clock.share], "measured seconds per wall second")
+    return [*plan_errors(predicted, measured), share]
 
 
 def plan_errors(predicted: Mapping[str, Sequence[float]], measured: Mapping[str, Sequence[float]]) -> list[Figure]:
     """Compares predicted and measured seconds for each trained token.
 
-    Returns `plan_error`, the relative error over all cases and repeats whose names begin with "total", and for every
-    name what was predicted, what was measured and the error.
+    Returns for every case what was predicted, what was measured and the relative error of the medians; `plan_error` is
+    over the cases whose names begin with "total".
 
     Args:
-        predicted: Seconds for each trained token, by name ("total, T-PPO async, window 32"), one for each repeat.
-        measured: The same, in the same order; also those of whole runs, if they were planned.
+        predicted: Seconds for each trained token, by case ("total, T-PPO async, window 32"), one for each repeat.
+        measured: The same; those of whole runs too, if they were planned.
     """
-    errors = {
-        name: [abs(guess - truth) / truth for guess, truth in zip(predicted[name], measured[name], strict=True)]
-        for name in measured
-    }
-    totals = [error for name, some in errors.items() if name.startswith("total") for error in some]
-    figures = [figure_of("plan_error", totals, "relative")]
-    for name, some in errors.items():
+    errors = {name: abs(median(predicted[name]) / median(seconds) - 1) for name, seconds in measured.items()}
+    figures = [figure_of("plan_error", [errors[name] for name in errors if name.startswith("total")], "relative")]
+    for name, seconds in measured.items():
         figures += [
-            figure_of(f"plan_predicted, {name}", [1e6 * seconds for seconds in predicted[name]], _CASES_UNIT),
-            figure_of(f"plan_measured, {name}", [1e6 * seconds for seconds in measured[name]], _CASES_UNIT),
-            figure_of(f"plan_error, {name}", some, "relative"),
+            figure_of(f"plan_predicted, {name}", [1e6 * one for one in predicted[name]], _CASES_UNIT),
+            figure_of(f"plan_measured, {name}", [1e6 * one for one in seconds], _CASES_UNIT),
+            figure_of(f"plan_error, {name}", [errors[name]], "relative"),
         ]
     return figures
 

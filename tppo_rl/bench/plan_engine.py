@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -11,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from tppo_rl.base_models import resolve_model
+from tppo_rl.bench.plan_clock import Clock
 from tppo_rl.bench.rollout import MAX_PROMPT, LongTailedEngine, endless_tickets, make_sampler, model_weights
 from tppo_rl.fragments import Fragment
 from tppo_rl.plan.costs import AffineEngineCost, fit_engine
@@ -50,6 +50,7 @@ class EngineBench:
     """
 
     def __init__(self, model: str, *, mean: float, cap: int, most_slots: int, threads: int) -> None:
+        self.clock = Clock(threads)
         self._chat = Chat.from_pretrained(resolve_model(model))
         self._engine = VLLMEngine(
             resolve_model(model),
@@ -78,7 +79,7 @@ class EngineBench:
             slots: Numbers of slots.
             refilled_blocks: Measurements with full slots.
         """
-        rows, updates, prompts = _Rows(), [], []
+        rows, updates, prompts = _Rows(self.clock), [], []
         for count in slots:
             sampler, tickets = self._sampler(count, _WINDOW), endless_tickets()
             sampler.tickets.extend(itertools.islice(tickets, count * (refilled_blocks * _BLOCK_STEPS + 1)))
@@ -121,15 +122,14 @@ class EngineBench:
         # Until lengths and phases of open responses are those of a run that goes on.
         while mode != "ppo" and sampler.num_slot_steps < slots * self._cap:
             batch()
-        result, before = Sampled([], 0.0), sampler.num_tokens_sampled
-        start = time.perf_counter()
-        while sampler.num_tokens_sampled - before < batches * batch_tokens:
-            result.batches.append(batch())
-            self._load_weights()
-        seconds = time.perf_counter() - start
+        sampled, before = [], sampler.num_tokens_sampled
+        with self.clock.timing() as timing:
+            while sampler.num_tokens_sampled - before < batches * batch_tokens:
+                sampled.append(batch())
+                self._engine.load_weights(self._weights, self._engine.version + 1)
         sampler.abandon()
         sampler.close()
-        return result._replace(seconds=seconds)
+        return Sampled(sampled, timing.seconds)
 
     def _sampler(self, slots: int, window: int | None) -> Sampler:
         seed = next(self._seeds)
@@ -137,15 +137,16 @@ class EngineBench:
         return make_sampler(engine, self._chat, slots, window, self._cap, name=f"plan-{seed}")
 
     def _load_weights(self) -> float:
-        start = time.perf_counter()
-        self._engine.load_weights(self._weights, self._engine.version + 1)
-        return time.perf_counter() - start
+        with self.clock.timing() as timing:
+            self._engine.load_weights(self._weights, self._engine.version + 1)
+        return timing.seconds
 
 
 @dataclass
 class _Rows:
     """Measurements of the cost curve: means over the steps of a block."""
 
+    clock: Clock
     running: list[float] = field(default_factory=list)
     context: list[float] = field(default_factory=list)
     prefilled: list[float] = field(default_factory=list)
@@ -160,9 +161,8 @@ class _Rows:
         """
         known = set(sampler._open)
         context, steps, tokens = _context_tokens(sampler), sampler.num_slot_steps, sampler.num_tokens_sampled
-        start = time.perf_counter()
-        fragments = sampler.run(_BLOCK_STEPS)
-        seconds = time.perf_counter() - start
+        with self.clock.timing() as timing:
+            fragments = sampler.run(_BLOCK_STEPS)
         steps = (sampler.num_slot_steps - steps) // sampler.num_slots
         prompts = [episode._prompt_length for name, episode in sampler._open.items() if name not in known]
         prompts += [
@@ -171,7 +171,7 @@ class _Rows:
         self.running.append((sampler.num_tokens_sampled - tokens) / steps)
         self.context.append((context + _context_tokens(sampler)) / 2)
         self.prefilled.append((held + sum(prompts)) / steps)
-        self.seconds.append(seconds / steps)
+        self.seconds.append(timing.seconds / steps)
         return prompts
 
 

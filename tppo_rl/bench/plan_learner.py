@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import defaultdict
 from collections.abc import Sequence
 
@@ -10,7 +9,8 @@ import numpy as np
 import torch
 
 from tppo_rl.bench.learner import make_models
-from tppo_rl.bench.workloads import tppo_fragments, whole_episodes
+from tppo_rl.bench.plan_clock import Clock
+from tppo_rl.bench.workloads import LONGEST_RESPONSE, tppo_fragments, whole_episodes
 from tppo_rl.fragments import Fragment
 from tppo_rl.learner.batch import batch_from_fragments
 from tppo_rl.learner.settings import UpdateSettings
@@ -20,10 +20,12 @@ from tppo_rl.plan.costs import MeasuredLearnerCost, fit_pass
 from tppo_rl.plan.windows import LearnerWork, PassWork, work_of_fragments
 
 _PASSES = ("values", "policy", "critic")
-_WINDOWS = (16, 64)
-_LENGTHS = (48, 128, 320)
+_WINDOWS = (16, 64, LONGEST_RESPONSE)
+_LENGTHS = (64, 256)
 _SIZES = (1.0, 0.25)
-"""Workloads that the passes are measured on: windows, lengths of whole episodes, tokens as shares of an update's."""
+_ROUNDS = 2
+"""Workloads that the passes are measured on: windows, lengths of whole episodes, tokens as shares of an update's,
+rounds over all of them."""
 
 
 class LearnerBench:
@@ -36,6 +38,7 @@ class LearnerBench:
 
     def __init__(self, model: str, *, threads: int) -> None:
         torch.set_num_threads(threads)
+        self.clock = Clock(threads)
         self._models = make_models(model, None, "float32", "cpu")
         self._settings = UpdateSettings()
         self._step = UpdateStep(*self._models, self._settings)
@@ -50,7 +53,7 @@ class LearnerBench:
         """
         works: list[LearnerWork] = []
         seconds: dict[str, list[float]] = defaultdict(list)
-        for fragments in self._workloads(tokens):
+        for fragments in _ROUNDS * self._workloads(tokens):
             works.append(work_of(fragments))
             for name, value in self._timed(fragments).items():
                 seconds[name].append(value)
@@ -72,14 +75,15 @@ class LearnerBench:
         ]
 
     def _timed(self, fragments: Sequence[Fragment]) -> dict[str, float]:
-        start = time.perf_counter()
-        batch = batch_from_fragments(list(fragments))
-        targets = estimate_targets(self._models.critic, batch, self._settings)
-        version = max(int(fragment.versions.max()) for fragment in fragments)
-        metrics = self._step.run(batch, targets, policy_version=version).metrics
-        total = time.perf_counter() - start
-        seconds = {name: float(metrics[f"{name}_seconds"]) for name in _PASSES}
-        return seconds | {"rest": max(1e-6, total - sum(seconds.values()))}
+        with self.clock.timing() as total:
+            batch = batch_from_fragments(list(fragments))
+            targets = estimate_targets(self._models.critic, batch, self._settings)
+            version = max(int(fragment.versions.max()) for fragment in fragments)
+            metrics = self._step.run(batch, targets, policy_version=version).metrics
+        # The update step reads a wall clock; its parts are shares here.
+        shares = {name: float(metrics[f"{name}_seconds"]) / total.wall for name in _PASSES}
+        shares["rest"] = max(1e-6, 1.0 - sum(shares.values()))
+        return {name: share * total.seconds for name, share in shares.items()}
 
 
 def work_of(fragments: Sequence[Fragment]) -> LearnerWork:

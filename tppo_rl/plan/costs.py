@@ -123,6 +123,8 @@ ONE_CORE = Costs(
 )
 """The shipped model, `tppo-rl bench plan` on one core of an Intel Xeon with AVX-512."""
 
+_REWEIGHTINGS = 4
+
 
 def fit_engine(
     running: Sequence[float],
@@ -160,14 +162,19 @@ def fit_pass(works: Sequence[PassWork], seconds: Sequence[float]) -> PassCost:
 def _fit(features: np.ndarray, seconds: Sequence[float]) -> list[float]:
     """Returns coefficients >= 0 with the least sum of squared relative errors.
 
-    Columns are brought to one size first, for squared lengths are a million times as large as numbers of sequences.
+    Errors are relative to what is fitted, for relative to what was measured the slow ones of repeated measurements would
+    count less than the fast ones. Columns are brought to one size first: squared lengths are a million times as large as
+    numbers of sequences.
     """
     from scipy.optimize import nnls
 
-    rows = features / np.asarray(seconds)[:, None]
-    sizes = np.abs(rows).max(axis=0)
+    measured = np.asarray(seconds, np.float64)
+    sizes = np.abs(features).max(axis=0)
     sizes[sizes == 0] = 1.0
-    coefficients, _ = nnls(rows / sizes, np.ones(len(seconds)))
+    coefficients, scale = np.zeros(features.shape[1]), measured
+    for _ in range(_REWEIGHTINGS):
+        coefficients, _residual = nnls(features / sizes / scale[:, None], measured / scale)
+        scale = np.maximum(features / sizes @ coefficients, 1e-3 * measured)
     return [float(value) for value in coefficients / sizes]
 
 
