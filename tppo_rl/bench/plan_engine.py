@@ -21,6 +21,8 @@ from tppo_rl.rollout.vllm_engine import VLLMEngine
 
 _BLOCK_STEPS = 16
 """Engine steps of one measurement of the curve."""
+_FULL_BLOCKS, _BLOCKS_OF_WEIGHTS = 16, 4
+"""Measurements with full slots, and how many there are for each weight update."""
 _WINDOW = 32
 """Of the env-runners that the curve is measured with, tokens."""
 
@@ -63,6 +65,7 @@ class EngineBench:
         self._weights = model_weights(model)
         self._mean, self._cap = mean, cap
         self._seeds = itertools.count()
+        self._rows, self._updates, self._prompts = _Rows(self.clock), list[float](), list[int]()
         # The first steps of an engine are slow.
         self.sample("async", _WINDOW, slots=most_slots, batch_tokens=8 * most_slots, batches=2)
 
@@ -70,33 +73,36 @@ class EngineBench:
         """Ends the engine."""
         self._engine.stop()
 
-    def cost_curve(self, slots: Sequence[int], *, refilled_blocks: int = 20) -> tuple[AffineEngineCost, float]:
+    def measure_steps(self, slots: Sequence[int]) -> None:
         """Measures steps with full slots, with slots that run dry, and after new weights.
-
-        Returns the curve and the mean length of prompts, tokens.
 
         Args:
             slots: Numbers of slots.
-            refilled_blocks: Measurements with full slots.
         """
-        rows, updates, prompts = _Rows(self.clock), [], []
         for count in slots:
-            sampler, tickets = self._sampler(count, _WINDOW), endless_tickets()
-            sampler.tickets.extend(itertools.islice(tickets, count * (refilled_blocks * _BLOCK_STEPS + 1)))
-            for block in range(refilled_blocks):
+            sampler = self._sampler(count, _WINDOW)
+            sampler.tickets.extend(itertools.islice(endless_tickets(), count * (_FULL_BLOCKS * _BLOCK_STEPS + 1)))
+            for block in range(_FULL_BLOCKS):
                 held = 0
-                if block % 5 == 4:
-                    updates.append(self._load_weights())
+                if block % _BLOCKS_OF_WEIGHTS == _BLOCKS_OF_WEIGHTS - 1:
+                    self._updates.append(self._load_weights())
                     held = _context_tokens(sampler)
-                prompts += rows.add(sampler, held)
+                self._prompts += self._rows.add(sampler, held)
             sampler.tickets.clear()
             while sampler._open:
-                rows.add(sampler, 0)
+                self._rows.add(sampler, 0)
             sampler.close()
-        curve = fit_engine(
-            rows.running, rows.context, rows.prefilled, rows.seconds, weight_update=float(np.median(updates))
-        )
-        return curve, float(np.mean(prompts))
+
+    def cost_curve(self) -> AffineEngineCost:
+        """Returns the curve of all steps that were measured."""
+        rows = self._rows
+        weight_update = float(np.median(self._updates))
+        return fit_engine(rows.running, rows.context, rows.prefilled, rows.seconds, weight_update=weight_update)
+
+    @property
+    def prompt_length(self) -> float:
+        """Mean of all prompts so far, tokens."""
+        return float(np.mean(self._prompts))
 
     def sample(self, mode: Mode, window: int | None, *, slots: int, batch_tokens: int, batches: int) -> Sampled:
         """Samples as a mode does, new weights after each batch.

@@ -23,9 +23,7 @@ _PASSES = ("values", "policy", "critic")
 _WINDOWS = (16, 64, LONGEST_RESPONSE)
 _LENGTHS = (64, 256)
 _SIZES = (1.0, 0.25)
-_ROUNDS = 2
-"""Workloads that the passes are measured on: windows, lengths of whole episodes, tokens as shares of an update's,
-rounds over all of them."""
+"""Workloads that the passes are measured on: windows, lengths of whole episodes, tokens as shares of an update's."""
 
 
 class LearnerBench:
@@ -39,27 +37,30 @@ class LearnerBench:
     def __init__(self, model: str, *, threads: int) -> None:
         torch.set_num_threads(threads)
         self.clock = Clock(threads)
+        self._works: list[LearnerWork] = []
+        self._seconds: dict[str, list[float]] = defaultdict(list)
         self._models = make_models(model, None, "float32", "cpu")
         self._settings = UpdateSettings()
         self._step = UpdateStep(*self._models, self._settings)
         self._vocabulary = self._models.policy.model.config.vocab_size
         self.seconds(tppo_fragments(self._vocabulary, tokens=256, window=16))  # The first update is slow.
 
-    def costs(self, tokens: int) -> MeasuredLearnerCost:
-        """Measures the passes on made-up fragments.
+    def measure_passes(self, tokens: int) -> None:
+        """Measures updates of made-up fragments.
 
         Args:
             tokens: Sampled tokens of an update.
         """
-        works: list[LearnerWork] = []
-        seconds: dict[str, list[float]] = defaultdict(list)
-        for fragments in _ROUNDS * self._workloads(tokens):
-            works.append(work_of(fragments))
+        for fragments in self._workloads(tokens):
+            self._works.append(work_of(fragments))
             for name, value in self._timed(fragments).items():
-                seconds[name].append(value)
-        passes = {name: [getattr(work, name) for work in works] for name in _PASSES}
-        passes["rest"] = [PassWork(work.values.sequences, work.values.positions, 0.0) for work in works]
-        return MeasuredLearnerCost(**{name: fit_pass(passes[name], seconds[name]) for name in passes})
+                self._seconds[name].append(value)
+
+    def costs(self) -> MeasuredLearnerCost:
+        """Returns the costs of all passes that were measured."""
+        passes = {name: [getattr(work, name) for work in self._works] for name in _PASSES}
+        passes["rest"] = [PassWork(work.values.sequences, work.values.positions, 0.0) for work in self._works]
+        return MeasuredLearnerCost(**{name: fit_pass(passes[name], self._seconds[name]) for name in passes})
 
     def seconds(self, fragments: Sequence[Fragment]) -> float:
         """Returns what an update of the fragments takes."""
