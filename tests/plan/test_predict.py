@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -9,7 +10,7 @@ from tppo_rl.options import OptionError
 from tppo_rl.plan.costs import AffineEngineCost, Costs, forward_and_backward
 from tppo_rl.plan.lengths import fixed, lognormal
 from tppo_rl.plan.predict import Prediction, Workload, default_windows, predict, recommend
-from tppo_rl.plan.roofline import shape_of_model
+from tppo_rl.plan.roofline import roofline_costs, shape_of_model
 
 SHAPE = shape_of_model("tppo_rl/arithmetic-chain")
 COSTS = Costs(AffineEngineCost(2e-3, 1e-4, weight_update=0.01), forward_and_backward(1e-5, 0.0), "a test")
@@ -108,3 +109,14 @@ def test_bad_values_are_named(change: dict[str, Any]) -> None:
         replace(LONG_TAILED, **change)
     with pytest.raises(OptionError, match="windows=0"):
         predict(LONG_TAILED, COSTS, SHAPE, [0])
+
+
+def test_slots_that_do_not_fit_into_memory_are_refused() -> None:
+    costs, shape = roofline_costs("h100", "qwen2.5-7b"), shape_of_model("qwen2.5-7b")
+    many = Workload(lognormal(4000.0, 0.5, 16000), slots=4096, prompt_length=200.0, batch_tokens=2**22)
+    with pytest.raises(OptionError, match=r"slots=4096: .* give at most (\d+) slots") as error:
+        predict(many, costs, shape, [4000])
+    most = int(re.search(r"at most (\d+)", str(error.value)).group(1))  # type: ignore[union-attr]
+    assert predict(replace(many, slots=most), costs, shape, [4000])
+    with pytest.raises(OptionError):
+        predict(replace(many, slots=most + 1), costs, shape, [4000])

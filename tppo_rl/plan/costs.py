@@ -10,6 +10,7 @@ much as long ones.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -27,6 +28,10 @@ class EngineCost(Protocol):
     @property
     def weight_update(self) -> float:
         """Seconds that an engine stands still for new weights, without recomputing what its requests hold."""
+
+    @property
+    def room(self) -> float:
+        """Tokens whose keys and values the engine's memory holds; infinite where it is not known."""
 
     def seconds(self, running: Any, context_tokens: Any, prompt_tokens: Any) -> Any:
         """Returns seconds of a step.
@@ -59,6 +64,10 @@ class AffineEngineCost:
     per_context_token: float = 0.0
     per_prompt_token: float = 0.0
     weight_update: float = 0.0
+
+    @property
+    def room(self) -> float:
+        return math.inf
 
     def seconds(self, running: Any, context_tokens: Any, prompt_tokens: Any) -> Any:
         return (
@@ -117,11 +126,16 @@ class Costs:
 
 
 ONE_CORE = Costs(
-    AffineEngineCost(base=1.1e-3, per_sequence=1e-4),
-    MeasuredLearnerCost(),
+    AffineEngineCost(1.42e-3, 8.17e-5, 0.0, 1.72e-5, 1.36e-2),
+    MeasuredLearnerCost(
+        values=PassCost(1.8e-3, 0.0, 2.08e-5, 3.65e-8),
+        policy=PassCost(8.1e-3, 1.01e-3, 4.25e-5, 1.50e-7),
+        critic=PassCost(2.43e-2, 1.26e-3, 2.73e-5, 1.42e-7),
+        rest=PassCost(2.6e-3, 0.0, 4.7e-7, 0.0),
+    ),
     "one core",
 )
-"""The shipped model, `tppo-rl bench plan` on one core of an Intel Xeon with AVX-512."""
+"""The shipped model in float32, by `tppo-rl bench plan` on one core of an AMD EPYC."""
 
 _REWEIGHTINGS = 4
 

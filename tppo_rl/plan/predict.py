@@ -104,11 +104,12 @@ def predict(workload: Workload, costs: Costs, shape: ModelShape, windows: Sequen
         windows: Tokens; those above the longest response come out as whole responses.
 
     Raises:
-        OptionError: a window below 1.
+        OptionError: a window below 1, or more slots than the engine's memory has room for.
     """
     for window in windows:
         if window < 1:
             raise OptionError(f"windows={window} will not do: give lengths in tokens, at least 1")
+    _check_room(workload, costs, shape)
     cases: list[tuple[Mode, int | None]] = [(mode, window) for mode in ("async", "sync") for window in windows]  # type: ignore[misc]
     return [_predict(workload, costs, shape, mode, window) for mode, window in [*cases, ("ppo", None)]]
 
@@ -134,6 +135,23 @@ def learner_work(workload: Workload, mode: Mode, window: int | None) -> LearnerW
     return replace(
         work, policy=work.policy.times(workload.policy_epochs), critic=work.critic.times(workload.critic_epochs)
     )
+
+
+def _check_room(workload: Workload, costs: Costs, shape: ModelShape) -> None:
+    held = generation(
+        workload.lengths,
+        "async",
+        slots=workload.slots,
+        prompt_length=workload.prompt_length,
+        cost=costs.engine,
+        shape=shape,
+    ).held_tokens
+    if held > costs.engine.room:
+        most = int(workload.slots * costs.engine.room / held)
+        raise OptionError(
+            f"slots={workload.slots}: they hold {held:,.0f} tokens on average, and the memory has room for the keys and "
+            f"values of {costs.engine.room:,.0f}; give at most {most} slots, or raise tensor_parallel"
+        )
 
 
 def _predict(workload: Workload, costs: Costs, shape: ModelShape, mode: Mode, window: int | None) -> Prediction:

@@ -6,12 +6,13 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from rich.table import Column, Table
 
 from tppo_rl.plan.costs import Costs
 from tppo_rl.plan.predict import Prediction, Workload
-from tppo_rl.plan.windows import MODES
+from tppo_rl.plan.windows import MODES, Mode
 
 _MICRO = 1e6
 
@@ -98,26 +99,15 @@ def plot_predictions(predictions: Sequence[Prediction], recommended: Prediction,
     with mpl.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
         figure = Figure(figsize=(12, 3.2), layout="constrained")
         panels = figure.subplots(1, 4)
-        for index, (mode, name) in enumerate(MODES.items()):
+        for index, mode in enumerate(MODES):
             rows = [one for one in predictions if one.mode == mode]
-            windows = [one.window or longest for one in rows]
-            style = {"color": f"C{index}", "marker": "o", "markersize": 3, "linewidth": 1.2}
             for axes, values in zip(panels, _values(rows), strict=True):
-                axes.plot(windows, values, label=name, **style)
-            if mode == "async":
-                for values, line in (
-                    ([one.generation_s for one in rows], ":"),
-                    ([one.learner_s for one in rows], "--"),
-                ):
-                    side = "generation" if line == ":" else "learner"
-                    panels[0].plot(
-                        windows,
-                        [_MICRO * value for value in values],
-                        line,
-                        color="0.6",
-                        linewidth=1,
-                        label=f"its {side}",
-                    )
+                _draw(axes, mode, rows, values, color=f"C{index}")
+        side_by_side = [one for one in predictions if one.mode == "async"]
+        for side, line in (("generation", ":"), ("learner", "--")):
+            values = [_MICRO * (one.generation_s if side == "generation" else one.learner_s) for one in side_by_side]
+            windows = [one.window for one in side_by_side]
+            panels[0].plot(windows, values, line, color="0.6", linewidth=1, label=f"{MODES['async']}, {side}")
         panels[0].plot(
             recommended.window or longest, _MICRO * recommended.seconds_per_token, "k*", label="recommended", zorder=3
         )
@@ -130,6 +120,15 @@ def plot_predictions(predictions: Sequence[Prediction], recommended: Prediction,
             axes.tick_params(axis="x", labelrotation=45)
         panels[0].legend(frameon=False, fontsize=7)
         figure.savefig(path, dpi=150)
+
+
+def _draw(axes: Any, mode: Mode, rows: Sequence[Prediction], values: Sequence[float], *, color: str) -> None:
+    if mode == "ppo":  # Without windows: one level for all of them.
+        axes.axhline(values[0], color=color, linewidth=1.2, label=MODES[mode])
+        return
+    style = "o-" if mode == "async" else "s--"
+    windows = [one.window for one in rows]
+    axes.plot(windows, values, style, color=color, markersize=3, linewidth=1.2, label=MODES[mode])
 
 
 def _values(rows: Sequence[Prediction]) -> list[list[float]]:

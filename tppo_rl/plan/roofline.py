@@ -139,6 +139,11 @@ class RooflineEngineCost:
     devices: int = 1
     weight_update: float = 0.0
 
+    @property
+    def room(self) -> float:
+        free = self.devices * self.device.memory - self.shape.parameters * _BYTES
+        return free / self.shape.cache_bytes_per_token
+
     def seconds(self, running: Any, context_tokens: Any, prompt_tokens: Any) -> Any:
         read = self.shape.bytes_read(context_tokens) / (self.devices * self.device.bandwidth * BANDWIDTH_REACH)
         operations = self.shape.operations(running + prompt_tokens, context_tokens)
