@@ -1,12 +1,24 @@
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
+import numpy as np
 import pytest
+from helpers import CountingEnv, IntegerChat
 
+from tppo_rl.fragments import table_from_fragments
+from tppo_rl.ledger import Ledger
 from tppo_rl.plan.lengths import fixed, lognormal
 from tppo_rl.plan.pipeline import Pipeline, simulate
+from tppo_rl.rollout.engine import Sampling
+from tppo_rl.rollout.env_runner import SampleResult
+from tppo_rl.rollout.pump import RolloutPump
+from tppo_rl.rollout.sampler import EpisodeLimits, Sampler
+from tppo_rl.rollout.simulated_engine import SimulatedEngine
+from tppo_rl.train_queue import TrainQueue
 
 PIPELINE = Pipeline(
     lengths=lognormal(40.0, 1.0, 320),
@@ -72,3 +84,134 @@ def test_many_slots_are_stood_for_by_fewer() -> None:
 
 def test_a_simulation_repeats_itself() -> None:
     assert simulate(PIPELINE) == simulate(PIPELINE)
+
+
+class Driver:
+    """The algorithm's loop around the real pump, in virtual time: one env-runner, requests and weights in order."""
+
+    def __init__(self, pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.pipeline = pipeline
+        self.now = self.free_at = 0.0
+        self.version = self.delivered = self.engine_version = 0
+        self.inbox: deque[tuple[str, Any]] = deque()
+        self.running: tuple[float, SampleResult] | None = None
+        self.ledger, self.queue = Ledger(seed=0), TrainQueue()
+        self.engine = SimulatedEngine(pipeline.lengths.draw, seed=0)
+        self.sampler = Sampler(
+            self.engine,
+            CountingEnv,
+            IntegerChat(),  # type: ignore[arg-type]
+            num_slots=pipeline.slots,
+            limits=EpisodeLimits(64, pipeline.lengths.longest, pipeline.window),
+            sampling=Sampling(),
+            env_runner=1,
+        )
+        self.pump = RolloutPump(
+            self,
+            self.ledger,
+            self.queue,
+            batch_tokens=pipeline.batch_tokens,
+            max_staleness=pipeline.max_staleness,
+            num_slots=pipeline.slots,
+            engine_steps=min(pipeline.engine_steps, pipeline.window),
+            on_restart=lambda _: None,
+            deliver_weights=self.deliver,
+            restore=lambda: None,
+        )
+        monkeypatch.setattr("tppo_rl.rollout.pump.time.sleep", lambda seconds: self.pass_time(self.now + seconds))
+
+    def run(self, updates: int) -> tuple[float, float, int, float]:
+        """Seconds for each token, mean and largest staleness, tokens of an update, without the first third."""
+        staleness: list[int] = []
+        start, sizes = 0.0, []
+        for update in range(updates):
+            fragments = self.pump.batch(self.version)
+            tokens = sum(map(len, fragments))
+            ends = self.now + self.pipeline.update_seconds + tokens * self.pipeline.token_seconds
+            while self.now < ends:
+                self.pump.turn(self.version, timeout_s=min(0.02, ends - self.now))
+            self.version += 1
+            self.deliver()
+            if update < updates // 3:
+                start = self.now
+                continue
+            sizes.append(tokens)
+            for fragment in fragments:
+                staleness += (self.version - 1 - fragment.versions).tolist()
+        seconds = (self.now - start) / sum(sizes)
+        return seconds, float(np.mean(staleness)), max(staleness), float(np.mean(sizes))
+
+    # RLlib's group
+
+    def healthy_env_runner_ids(self) -> list[int]:
+        return [1]
+
+    def num_healthy_remote_workers(self) -> int:
+        return 1
+
+    def num_in_flight_async_reqs(self, tag: str) -> int:
+        return sum(name == "sample" for name, _ in self.inbox) + (self.running is not None)
+
+    def foreach_env_runner_async(self, name: str, *, tag: str, kwargs: Any, remote_worker_ids: list[int]) -> int:
+        self.inbox.append((name, kwargs))
+        self.begin_next()
+        return 1
+
+    def fetch_ready_async_reqs(self, *, tags: str, timeout_seconds: float) -> list[tuple[int, SampleResult]]:
+        until = self.now + timeout_seconds
+        self.begin_next()
+        if self.running is None or self.running[0] > until + 1e-12:
+            self.now = until
+            return []
+        self.now, result = max(self.now, self.running[0]), self.running[1]
+        self.free_at = self.running[0]
+        self.running = None
+        self.begin_next()
+        return [(1, result)]
+
+    def pass_time(self, until: float) -> None:
+        self.now = until
+
+    def deliver(self) -> None:
+        if self.delivered < self.version:
+            self.delivered = self.version
+            self.inbox.append(("weights", self.version))
+            self.begin_next()
+
+    def begin_next(self) -> None:
+        while self.running is None and self.inbox:
+            name, content = self.inbox.popleft()
+            self.free_at = max(self.free_at, self.now)
+            if name == "weights":
+                self.engine.load_weights({}, content)
+                self.free_at += self.pipeline.weight_seconds
+                continue
+            self.sampler.tickets.extend(content["tickets"])
+            fragments = self.sampler.run(content["num_engine_steps"])
+            result = SampleResult(
+                fragments=table_from_fragments(fragments),
+                incarnation="1",
+                version=self.engine.version,
+                num_tokens_sampled=self.sampler.num_tokens_sampled,
+                num_open_tokens=self.sampler.num_open_tokens,
+                oldest_open_version=self.sampler.oldest_open_version,
+                num_waiting_tickets=len(self.sampler.tickets),
+            )
+            self.running = (self.free_at + content["num_engine_steps"] * self.pipeline.step_seconds, result)
+
+
+@pytest.mark.parametrize("token_seconds", [4e-5, 1e-4, 3e-4], ids=["engine", "balanced", "learner"])
+@pytest.mark.parametrize(("window", "max_staleness"), [(16, 2), (64, 1), (320, 3)])
+def test_the_real_pump_comes_to_the_same(
+    window: int, max_staleness: int, token_seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline = replace(
+        PIPELINE, window=window, max_staleness=max_staleness, token_seconds=token_seconds, weight_seconds=0.02
+    )
+    seconds, mean, largest, tokens = Driver(pipeline, monkeypatch).run(30)
+    result = simulate(pipeline)
+    # Responses are others; where both sides wait for long windows that makes a few per cent.
+    assert result.seconds_per_token == pytest.approx(seconds, rel=0.1)
+    assert result.staleness_mean == pytest.approx(mean, abs=0.15)
+    assert result.staleness_max == largest
+    assert result.tokens_per_update == pytest.approx(tokens, rel=0.1)

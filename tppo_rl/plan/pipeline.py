@@ -8,7 +8,7 @@ to env-runners (`tppo_rl.rollout.pump`). Engine steps and updates take given sec
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -117,7 +117,9 @@ class _Run:
         self.now = 0.0
         self.version = 0
         self.staleness: Counter[int] = Counter()
-        self._requests = 0
+        # Weights go to an env-runner behind the requests that it was sent before: each samples with the version at which
+        # it was sent.
+        self._requests: deque[int] = deque()
         self._request_ends: float | None = None
         self._update_ends: float | None = None
         self._runner_version = 0
@@ -142,18 +144,18 @@ class _Run:
             self._begin_update()
             self._send_requests()
         if self._request_ends is None and self._requests:
-            fresh = self._runner_version < self.version
-            self._runner_version = self.version
+            fresh = self._runner_version < self._requests[0]
+            self._runner_version = self._requests[0]
             seconds = self._steps * self._pipeline.step_seconds + fresh * self._pipeline.weight_seconds
             self._request_ends = self.now + seconds
 
     def _send_requests(self) -> None:
         tokens = self._pipeline.slots * self._steps
         limit = self._pipeline.max_staleness * self._pipeline.batch_tokens
-        while self._requests < REQUESTS_IN_FLIGHT:
-            if self._queue.num_tokens + self._requests * tokens >= limit and self._may_update():
+        while len(self._requests) < REQUESTS_IN_FLIGHT:
+            if self._queue.num_tokens + len(self._requests) * tokens >= limit and self._may_update():
                 break
-            self._requests += 1
+            self._requests.append(self.version)
 
     def _begin_update(self) -> None:
         stay = oldest_allowed_to_stay(self.version, self._pipeline.max_staleness)
@@ -168,7 +170,7 @@ class _Run:
         closed: list[Any] = self._slots.run(self._steps, self._runner_version)
         self._queue.push(closed)
         self._oldest_version = self._slots.oldest_version(self._runner_version)
-        self._requests -= 1
+        self._requests.popleft()
         self._request_ends = None
 
     def _may_update(self) -> bool:
