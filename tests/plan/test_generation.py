@@ -22,7 +22,7 @@ def predicted(lengths: ResponseLengths, mode: Mode, *, slots: int = 16, prompt_l
 def test_occupancy_steps_and_seconds_are_those_of_the_real_sampler(
     lengths: ResponseLengths, mode: Mode, window: int | None
 ) -> None:
-    run = simulated_run(lengths, mode, window, steps=12000 if mode == "ppo" else 3000)
+    run = simulated_run(lengths, mode, window, steps=8000 if mode == "ppo" else 3000)
     expected = predicted(lengths, mode, prompt_length=run.prompt_length)
     # Fragments that were open at the beginning or at the end make the difference.
     assert expected.occupancy == pytest.approx(run.tokens / run.slot_steps, rel=0.04)

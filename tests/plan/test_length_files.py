@@ -5,13 +5,17 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from helpers import make_fragment
+from helpers import CountingEnv, IntegerChat, make_fragment
 from simulated_runs import simulated_run
 
 from tppo_rl.fragments import Fragment, table_from_fragments
 from tppo_rl.options import OptionError
 from tppo_rl.plan.length_files import lengths_of_run, product_limit, prompt_length_of_run, read_lengths
 from tppo_rl.plan.lengths import lognormal
+from tppo_rl.rollout.engine import Sampling
+from tppo_rl.rollout.sampler import EpisodeLimits, Sampler
+from tppo_rl.rollout.simulated_engine import SimulatedEngine
+from tppo_rl.rollout.window_buffer import Ticket
 
 
 @pytest.mark.parametrize(
@@ -72,9 +76,7 @@ def write_run(folder: Path, fragments: list[Fragment], files: int = 4) -> Path:
 
 def test_a_short_run_does_not_look_shorter_than_its_responses_are(tmp_path: Path) -> None:
     lengths = lognormal(60.0, 1.0, 600)
-    # So few steps that most long responses are open yet; the sampler has no settling time here.
-    from tppo_rl.rollout.simulated_engine import SimulatedEngine
-
+    # So few steps that most long responses are open yet.
     fragments = young_fragments(SimulatedEngine(lengths.draw, seed=1), steps=120)
     finished = [fragment for fragment in fragments if fragment.finished]
     naive = np.mean([fragment.num_positions - fragment.prompt_length for fragment in finished])
@@ -84,15 +86,9 @@ def test_a_short_run_does_not_look_shorter_than_its_responses_are(tmp_path: Path
     assert estimate.mean == pytest.approx(known.mean, rel=0.07)
 
 
-def young_fragments(engine: object, *, steps: int) -> list[Fragment]:
-    from helpers import CountingEnv, IntegerChat
-
-    from tppo_rl.rollout.engine import Sampling
-    from tppo_rl.rollout.sampler import EpisodeLimits, Sampler
-    from tppo_rl.rollout.window_buffer import Ticket
-
+def young_fragments(engine: SimulatedEngine, *, steps: int) -> list[Fragment]:
     sampler = Sampler(
-        engine,  # type: ignore[arg-type]
+        engine,
         CountingEnv,
         IntegerChat(),  # type: ignore[arg-type]
         num_slots=400,

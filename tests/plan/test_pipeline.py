@@ -11,8 +11,10 @@ from helpers import CountingEnv, IntegerChat
 
 from tppo_rl.fragments import table_from_fragments
 from tppo_rl.ledger import Ledger
+from tppo_rl.plan import pipeline
 from tppo_rl.plan.lengths import fixed, lognormal
 from tppo_rl.plan.pipeline import Pipeline, simulate
+from tppo_rl.rollout import pump
 from tppo_rl.rollout.engine import Sampling
 from tppo_rl.rollout.env_runner import SampleResult
 from tppo_rl.rollout.pump import RolloutPump
@@ -86,23 +88,27 @@ def test_a_simulation_repeats_itself() -> None:
     assert simulate(PIPELINE) == simulate(PIPELINE)
 
 
+def test_as_many_requests_are_in_flight_as_in_the_pump() -> None:
+    assert pipeline.REQUESTS_IN_FLIGHT == pump.REQUESTS_IN_FLIGHT
+
+
 class Driver:
     """The algorithm's loop around the real pump, in virtual time: one env-runner, requests and weights in order."""
 
-    def __init__(self, pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.pipeline = pipeline
+    def __init__(self, run: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.planned = run
         self.now = self.free_at = 0.0
         self.version = self.delivered = self.engine_version = 0
         self.inbox: deque[tuple[str, Any]] = deque()
         self.running: tuple[float, SampleResult] | None = None
         self.ledger, self.queue = Ledger(seed=0), TrainQueue()
-        self.engine = SimulatedEngine(pipeline.lengths.draw, seed=0)
+        self.engine = SimulatedEngine(run.lengths.draw, seed=0)
         self.sampler = Sampler(
             self.engine,
             CountingEnv,
             IntegerChat(),  # type: ignore[arg-type]
-            num_slots=pipeline.slots,
-            limits=EpisodeLimits(64, pipeline.lengths.longest, pipeline.window),
+            num_slots=run.slots,
+            limits=EpisodeLimits(64, run.lengths.longest, run.window),
             sampling=Sampling(),
             env_runner=1,
         )
@@ -110,10 +116,10 @@ class Driver:
             self,
             self.ledger,
             self.queue,
-            batch_tokens=pipeline.batch_tokens,
-            max_staleness=pipeline.max_staleness,
-            num_slots=pipeline.slots,
-            engine_steps=min(pipeline.engine_steps, pipeline.window),
+            batch_tokens=run.batch_tokens,
+            max_staleness=run.max_staleness,
+            num_slots=run.slots,
+            engine_steps=min(run.engine_steps, run.window),
             on_restart=lambda _: None,
             deliver_weights=self.deliver,
             restore=lambda: None,
@@ -127,7 +133,7 @@ class Driver:
         for update in range(updates):
             fragments = self.pump.batch(self.version)
             tokens = sum(map(len, fragments))
-            ends = self.now + self.pipeline.update_seconds + tokens * self.pipeline.token_seconds
+            ends = self.now + self.planned.update_seconds + tokens * self.planned.token_seconds
             while self.now < ends:
                 self.pump.turn(self.version, timeout_s=min(0.02, ends - self.now))
             self.version += 1
@@ -184,7 +190,7 @@ class Driver:
             self.free_at = max(self.free_at, self.now)
             if name == "weights":
                 self.engine.load_weights({}, content)
-                self.free_at += self.pipeline.weight_seconds
+                self.free_at += self.planned.weight_seconds
                 continue
             self.sampler.tickets.extend(content["tickets"])
             fragments = self.sampler.run(content["num_engine_steps"])
@@ -197,7 +203,7 @@ class Driver:
                 oldest_open_version=self.sampler.oldest_open_version,
                 num_waiting_tickets=len(self.sampler.tickets),
             )
-            self.running = (self.free_at + content["num_engine_steps"] * self.pipeline.step_seconds, result)
+            self.running = (self.free_at + content["num_engine_steps"] * self.planned.step_seconds, result)
 
 
 @pytest.mark.parametrize("token_seconds", [4e-5, 1e-4, 3e-4], ids=["engine", "balanced", "learner"])
@@ -205,11 +211,11 @@ class Driver:
 def test_the_real_pump_comes_to_the_same(
     window: int, max_staleness: int, token_seconds: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pipeline = replace(
+    planned = replace(
         PIPELINE, window=window, max_staleness=max_staleness, token_seconds=token_seconds, weight_seconds=0.02
     )
-    seconds, mean, largest, tokens = Driver(pipeline, monkeypatch).run(30)
-    result = simulate(pipeline)
+    seconds, mean, largest, tokens = Driver(planned, monkeypatch).run(30)
+    result = simulate(planned)
     # Responses are others; where both sides wait for long windows that makes a few per cent.
     assert result.seconds_per_token == pytest.approx(seconds, rel=0.1)
     assert result.staleness_mean == pytest.approx(mean, abs=0.15)

@@ -15,11 +15,15 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tppo_rl.options import OptionError
 from tppo_rl.plan.lengths import NAMED, ResponseLengths, named_lengths
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 _LAYOUT = 'a JSON object {"LENGTH": COUNT, …}, a JSON list of lengths, or CSV lines LENGTH,COUNT'
 
@@ -118,7 +122,7 @@ def _fragments_of_run(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]
     return starts, starts + tokens, finished
 
 
-def _table_of_run(folder: Path, columns: list[str]):  # type: ignore[no-untyped-def]
+def _table_of_run(folder: Path, columns: list[str]) -> pa.Table:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
