@@ -12,7 +12,8 @@ from tppo_rl.bench.plan import plan_errors, plan_figures, run_errors
 from tppo_rl.bench.plan_clock import Clock
 from tppo_rl.bench.plan_learner import work_of
 from tppo_rl.bench.workloads import PROMPT, whole_episodes
-from tppo_rl.plan.costs import AffineEngineCost, Costs, forward_and_backward, read_costs
+from tppo_rl.plan.cost_files import read_costs
+from tppo_rl.plan.costs import AffineEngineCost, Costs, forward_and_backward
 from tppo_rl.plan.lengths import fixed
 from tppo_rl.plan.predict import Workload, predict
 from tppo_rl.plan.roofline import shape_of_model

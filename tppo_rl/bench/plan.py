@@ -18,7 +18,8 @@ from tppo_rl.bench.plan_engine import EngineBench
 from tppo_rl.bench.plan_learner import LearnerBench
 from tppo_rl.bench.records import Figure, figure_of
 from tppo_rl.bench.rollout import SPREAD_LOG
-from tppo_rl.plan.costs import Costs, write_costs
+from tppo_rl.plan.cost_files import write_costs
+from tppo_rl.plan.costs import Costs
 from tppo_rl.plan.lengths import lognormal
 from tppo_rl.plan.predict import Prediction, Workload, predict
 from tppo_rl.plan.roofline import shape_of_model

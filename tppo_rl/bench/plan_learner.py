@@ -16,7 +16,8 @@ from tppo_rl.learner.batch import batch_from_fragments
 from tppo_rl.learner.settings import UpdateSettings
 from tppo_rl.learner.targets import estimate_targets
 from tppo_rl.learner.update import UpdateStep
-from tppo_rl.plan.costs import MeasuredLearnerCost, fit_pass
+from tppo_rl.plan.costs import MeasuredLearnerCost
+from tppo_rl.plan.fits import fit_pass
 from tppo_rl.plan.windows import LearnerWork, PassWork, work_of_fragments
 
 _PASSES = ("values", "policy", "critic")

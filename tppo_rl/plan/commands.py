@@ -120,7 +120,7 @@ def _costs(
     learner_speed: float | None,
 ) -> Costs:
     from tppo_rl.options import OptionError
-    from tppo_rl.plan import costs
+    from tppo_rl.plan import cost_files, costs
     from tppo_rl.plan.roofline import DEVICES, roofline_costs
 
     if learner_records is not None and learner_speed is not None:
@@ -141,12 +141,12 @@ def _costs(
                 f"`tppo-rl bench plan --model {model} --costs FILE`"
             )
     else:
-        result = costs.read_costs(Path(name))
+        result = cost_files.read_costs(Path(name))
     engine, learner, source = result.engine, result.learner, result.source
     if rollout_records is not None:
-        engine, source = costs.engine_of_records(rollout_records), f"{rollout_records.name}, {source}"
+        engine, source = cost_files.engine_of_records(rollout_records), f"{rollout_records.name}, {source}"
     if learner_records is not None:
-        learner, source = costs.learner_of_records(learner_records), f"{learner_records.name}, {source}"
+        learner, source = cost_files.learner_of_records(learner_records), f"{learner_records.name}, {source}"
     if learner_speed is not None:
         learner, source = costs.learner_of_speed(learner_speed), f"{learner_speed:g} positions/s, {source}"
     return costs.Costs(engine, learner, source)
