@@ -138,7 +138,7 @@ def rollout(**options: Any) -> Sequence[Figure]:
 @click.option("--batches", type=click.IntRange(1), default=2, show_default=True, help="Updates of a measurement.")
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Torch threads of each side.")
 @click.option("--costs", "costs_file", type=click.Path(path_type=Path), help="Write the costs for `plan --costs FILE`.")
-@_measures(repeats=3)
+@_measures(repeats=2)
 def plan_command(**options: Any) -> Sequence[Figure]:
     """What `tppo-rl plan` predicts against a real engine and real updates."""
     from tppo_rl.bench.plan import plan_figures

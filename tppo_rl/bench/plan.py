@@ -18,6 +18,7 @@ from tppo_rl.bench.plan_engine import EngineBench
 from tppo_rl.bench.plan_learner import LearnerBench
 from tppo_rl.bench.records import Figure, figure_of
 from tppo_rl.bench.rollout import SPREAD_LOG
+from tppo_rl.fragments import Fragment
 from tppo_rl.plan.cost_files import write_costs
 from tppo_rl.plan.costs import Costs
 from tppo_rl.plan.lengths import lognormal
@@ -28,6 +29,8 @@ from tppo_rl.plan.windows import MODES, Mode
 _UNIT = "µs/token"
 _WINDOWED: tuple[Mode, ...] = ("async", "sync")
 _WHOLE: tuple[Mode, None] = ("ppo", None)
+_WHOLE_MORE = 4
+"""Whole responses are sampled for so many times as many tokens: their steps hang on the longest of each batch."""
 
 
 def plan_figures(
@@ -72,9 +75,10 @@ def plan_figures(
         for _ in range(repeats):
             engine.measure_steps(fitted_slots)
             for mode, window in [*cases, _WHOLE]:
-                sampled = engine.sample(mode, window, slots=slots, batch_tokens=batch_tokens, batches=batches)
-                trained_s = sum(learner.seconds(batch) for batch in sampled.batches if batch)
-                sides = _Sides(sampled.seconds / sampled.tokens, trained_s / sampled.tokens)
+                several = _WHOLE_MORE * batches if mode == "ppo" else batches
+                sampled = engine.sample(mode, window, slots=slots, batch_tokens=batch_tokens, batches=several)
+                trained_s = _seconds_per_token(learner, sampled.batches, batches * batch_tokens)
+                sides = _Sides(sampled.seconds / sampled.tokens, trained_s)
                 for name, seconds in sides.parts(mode, window).items():
                     measured[name].append(seconds)
             learner.measure_passes(batch_tokens)
@@ -135,6 +139,17 @@ def run_errors(
         {name: predicted[case] for case, name in names.items()},
         {name: measured[case] for case, name in names.items()},
     )
+
+
+def _seconds_per_token(learner: LearnerBench, batches: Iterable[Sequence[Fragment]], most_tokens: int) -> float:
+    """Trains batches until that many tokens are trained."""
+    seconds, tokens = 0.0, 0
+    for batch in filter(None, batches):
+        if tokens >= most_tokens:
+            break
+        seconds += learner.seconds(batch)
+        tokens += sum(map(len, batch))
+    return seconds / tokens
 
 
 def case_name(mode: Mode, window: int | None) -> str:

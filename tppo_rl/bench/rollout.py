@@ -16,6 +16,7 @@ from typing import Any
 
 import gymnasium
 import numpy as np
+from scipy.special import ndtri
 
 import tppo_rl.envs  # noqa: F401  (registers the environments)
 from tppo_rl.base_models import resolve_model
@@ -30,6 +31,7 @@ from tppo_rl.rollout.window_buffer import Ticket
 SPREAD_LOG = 1.1
 """Standard deviation of the logarithm of response lengths."""
 MAX_PROMPT = 128
+_EVEN_DRAWS = 256
 _WARM_UP_STEPS = 8
 
 
@@ -47,6 +49,9 @@ class _Side:
 class LongTailedEngine:
     """A real engine whose requests end at lengths drawn from a lognormal distribution.
 
+    They are drawn evenly: of some hundred in a row each comes from another part of the distribution, else a measurement
+    would show how many long ones it happened to get.
+
     Args:
         engine: made without end-of-turn tokens.
         mean: of the lengths before the cap, tokens.
@@ -60,12 +65,20 @@ class LongTailedEngine:
         self._mean_log = np.log(mean) - SPREAD_LOG**2 / 2
         self._cap = cap
         self._random = np.random.default_rng(seed)
+        self._drawn: list[int] = []
         self._left: dict[str, int] = {}
 
     def submit(self, request: Request) -> None:
-        length = round(np.clip(self._random.lognormal(self._mean_log, SPREAD_LOG), 1, self._cap))
+        if not self._drawn:
+            self._drawn = self._draw()
+        length = self._drawn.pop()
         left = self._left.setdefault(request.request_id, length)
         self.engine.submit(replace(request, max_new_tokens=min(left, request.max_new_tokens)))
+
+    def _draw(self) -> list[int]:
+        shares = (self._random.permutation(_EVEN_DRAWS) + self._random.random(_EVEN_DRAWS)) / _EVEN_DRAWS
+        lengths = np.exp(self._mean_log + SPREAD_LOG * ndtri(shares))
+        return lengths.round().clip(1, self._cap).astype(int).tolist()
 
     def step(self) -> list[Output]:
         outputs = self.engine.step()
