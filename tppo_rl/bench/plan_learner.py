@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
 
 from tppo_rl.bench.learner import make_models
 from tppo_rl.bench.plan_clock import Clock
-from tppo_rl.bench.workloads import LONGEST_RESPONSE, tppo_fragments, whole_episodes
+from tppo_rl.bench.workloads import LONGEST_RESPONSE, PROMPT, tppo_fragments, whole_episodes
 from tppo_rl.fragments import Fragment
 from tppo_rl.learner.batch import batch_from_fragments
 from tppo_rl.learner.settings import UpdateSettings
@@ -22,9 +23,9 @@ from tppo_rl.plan.windows import LearnerWork, PassWork, work_of_fragments
 
 _PASSES = ("values", "policy", "critic")
 _WINDOWS = (16, 64, LONGEST_RESPONSE)
-_LENGTHS = (64, 256)
+_LONG = 48
 _SIZES = (1.0, 0.25)
-"""Workloads that the passes are measured on: windows, lengths of whole episodes, tokens as shares of an update's."""
+"""Workloads that the passes are measured on: windows, responses from which on they are long, shares of an update's tokens."""
 
 
 class LearnerBench:
@@ -69,12 +70,14 @@ class LearnerBench:
 
     def _workloads(self, tokens: int) -> list[list[Fragment]]:
         sizes = [max(64, round(share * tokens)) for share in _SIZES]
-        windows = [
-            tppo_fragments(self._vocabulary, tokens=size, window=window) for size in sizes for window in _WINDOWS
-        ]
-        return windows + [
-            whole_episodes(self._vocabulary, tokens=size, length=length) for size in sizes for length in _LENGTHS
-        ]
+        make = partial(tppo_fragments, self._vocabulary)
+        windows = [make(tokens=size, window=window) for size in sizes for window in _WINDOWS]
+        # Long and short responses apart, for the cost of a position to be told from that of a sequence and of a pair.
+        whole = make(tokens=4 * tokens, window=LONGEST_RESPONSE)
+        long = [fragment for fragment in whole if len(fragment) > _LONG]
+        short = [fragment for fragment in whole if len(fragment) <= _LONG]
+        longest = whole_episodes(self._vocabulary, tokens=tokens, length=PROMPT + LONGEST_RESPONSE)
+        return windows + [_first(some, size) for size in sizes for some in (long, short, longest)]
 
     def _timed(self, fragments: Sequence[Fragment]) -> dict[str, float]:
         with self.clock.timing() as total:
@@ -86,6 +89,12 @@ class LearnerBench:
         shares = {name: float(metrics[f"{name}_seconds"]) / total.wall for name in _PASSES}
         shares["rest"] = max(1e-6, 1.0 - sum(shares.values()))
         return {name: share * total.seconds for name, share in shares.items()}
+
+
+def _first(fragments: Sequence[Fragment], tokens: int) -> list[Fragment]:
+    """Returns as many of the fragments as make so many tokens, at least one."""
+    before = np.cumsum([0, *map(len, fragments[:-1])])
+    return [fragment for fragment, count in zip(fragments, before, strict=True) if count < tokens]
 
 
 def work_of(fragments: Sequence[Fragment]) -> LearnerWork:
