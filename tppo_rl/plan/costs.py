@@ -121,12 +121,12 @@ class Costs:
 
 
 ONE_CORE = Costs(
-    AffineEngineCost(1.42e-3, 8.17e-5, 0.0, 1.72e-5, 1.36e-2),
+    AffineEngineCost(1.46e-3, 7.71e-5, 0.0, 1.71e-5, 1.34e-2),
     MeasuredLearnerCost(
-        values=PassCost(1.8e-3, 0.0, 2.08e-5, 3.65e-8),
-        policy=PassCost(8.1e-3, 1.01e-3, 4.25e-5, 1.50e-7),
-        critic=PassCost(2.43e-2, 1.26e-3, 2.73e-5, 1.42e-7),
-        rest=PassCost(2.6e-3, 0.0, 4.7e-7, 0.0),
+        values=PassCost(9.3e-3, 1.8e-5, 1.88e-5, 1.77e-8),
+        policy=PassCost(2.91e-2, 0.0, 6.48e-5, 5.28e-8),
+        critic=PassCost(8.2e-3, 1.21e-4, 6.19e-5, 7.07e-8),
+        rest=PassCost(2.9e-3, 0.0, 6.2e-7, 0.0),
     ),
     "one core",
 )
