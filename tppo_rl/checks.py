@@ -61,8 +61,8 @@ def check_model(options: Options) -> None:
     for key, own in (("policy_model", None), ("critic", "separate"), ("reference_model", "initial")):
         value = getattr(options, key)
         if value not in (None, own):
-            _load_model_config(key, value)
-    context = _load_model_config("policy_model", options.policy_model).get("max_position_embeddings")
+            load_model_config(key, value)
+    context = load_model_config("policy_model", options.policy_model).get("max_position_embeddings")
     needed = options.max_prompt_length + options.max_response_length
     if context is not None and needed > context:
         raise OptionError(
@@ -192,7 +192,16 @@ def _class_body(package: str, file: str, name: str) -> list[ast.stmt]:
     return found.body
 
 
-def _load_model_config(key: str, name: str) -> dict[str, Any]:
+def load_model_config(key: str, name: str) -> dict[str, Any]:
+    """Returns the config of a model: a folder, a hub id or a shipped model.
+
+    Args:
+        key: Option that names it, for the message.
+        name: The option's value.
+
+    Raises:
+        OptionError: no such model.
+    """
     model = resolve_model(name)
     folder = Path(model)
     if folder.is_dir():

@@ -12,6 +12,7 @@ import click
 
 from tppo_rl import __version__
 from tppo_rl.bench.commands import bench
+from tppo_rl.plan.commands import plan
 
 if TYPE_CHECKING:
     from tppo_rl.run_files import Experiment
@@ -172,6 +173,7 @@ def warmstart(env: str, out: Path, env_config_text: str, seed: int, threads: int
 
 
 main.add_command(bench)
+main.add_command(plan)
 
 
 def _run_all(experiments: list[Experiment], results: Path, resume: bool) -> None:

@@ -180,3 +180,29 @@ def peers(*, config: Path | None, **options: Any) -> Sequence[Figure]:
 
     with as_file(files("tppo_rl.configs") / "quickstart.yaml") as quickstart:
         return peers_figures(config=config or quickstart, **options)
+
+
+@bench.command("plan")
+@click.option("--model", default="tppo_rl/arithmetic-chain", show_default=True, help="Folder, hub id or shipped model.")
+@click.option("--slots", type=click.IntRange(1), default=32, show_default=True, help="That are predicted.")
+@click.option(
+    "--fitted-slots",
+    multiple=True,
+    type=click.IntRange(1),
+    default=(12, 48),
+    show_default=True,
+    help="That are fitted.",
+)
+@click.option("--window", "windows", multiple=True, type=click.IntRange(1), default=(24, 96), show_default=True)
+@click.option("--mean-length", type=click.IntRange(1), default=40, show_default=True, help="Of responses, tokens.")
+@click.option("--cap", type=click.IntRange(1), default=320, show_default=True, help="Of responses, tokens.")
+@click.option("--batch-tokens", type=click.IntRange(1), default=4096, show_default=True, help="Of an async update.")
+@click.option("--batches", type=click.IntRange(1), default=2, show_default=True, help="Updates of a measurement.")
+@click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Torch threads of each side.")
+@click.option("--costs", "costs_file", type=click.Path(path_type=Path), help="Write the costs for `plan --costs FILE`.")
+@_measures(repeats=2)
+def plan_command(**options: Any) -> Sequence[Figure]:
+    """What `tppo-rl plan` predicts against a real engine and real updates."""
+    from tppo_rl.bench.plan import plan_figures
+
+    return plan_figures(**options)

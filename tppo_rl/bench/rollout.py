@@ -16,6 +16,7 @@ from typing import Any
 
 import gymnasium
 import numpy as np
+from scipy.special import ndtri
 
 import tppo_rl.envs  # noqa: F401  (registers the environments)
 from tppo_rl.base_models import resolve_model
@@ -27,8 +28,10 @@ from tppo_rl.rollout.sampler import EpisodeLimits, Sampler
 from tppo_rl.rollout.vllm_engine import VLLMEngine
 from tppo_rl.rollout.window_buffer import Ticket
 
-_SPREAD_LOG = 1.1
-_MAX_PROMPT = 128
+SPREAD_LOG = 1.1
+"""Standard deviation of the logarithm of response lengths."""
+MAX_PROMPT = 128
+_EVEN_DRAWS = 256
 _WARM_UP_STEPS = 8
 
 
@@ -46,24 +49,36 @@ class _Side:
 class LongTailedEngine:
     """A real engine whose requests end at lengths drawn from a lognormal distribution.
 
+    They are drawn evenly: of some hundred in a row each comes from another part of the distribution, else a measurement
+    would show how many long ones it happened to get.
+
     Args:
         engine: made without end-of-turn tokens.
         mean: of the lengths before the cap, tokens.
         cap: largest length, tokens.
+        seed: of the lengths.
     """
 
-    def __init__(self, engine: VLLMEngine, *, mean: float, cap: int) -> None:
+    def __init__(self, engine: VLLMEngine, *, mean: float, cap: int, seed: int = 0) -> None:
         self.engine = engine
         self.version = engine.version
-        self._mean_log = np.log(mean) - _SPREAD_LOG**2 / 2
+        self._mean_log = np.log(mean) - SPREAD_LOG**2 / 2
         self._cap = cap
-        self._random = np.random.default_rng(0)
+        self._random = np.random.default_rng(seed)
+        self._drawn: list[int] = []
         self._left: dict[str, int] = {}
 
     def submit(self, request: Request) -> None:
-        length = int(np.clip(self._random.lognormal(self._mean_log, _SPREAD_LOG), 1, self._cap))
+        if not self._drawn:
+            self._drawn = self._draw()
+        length = self._drawn.pop()
         left = self._left.setdefault(request.request_id, length)
         self.engine.submit(replace(request, max_new_tokens=min(left, request.max_new_tokens)))
+
+    def _draw(self) -> list[int]:
+        shares = (self._random.permutation(_EVEN_DRAWS) + self._random.random(_EVEN_DRAWS)) / _EVEN_DRAWS
+        lengths = np.exp(self._mean_log + SPREAD_LOG * ndtri(shares))
+        return lengths.round().clip(1, self._cap).astype(int).tolist()
 
     def step(self) -> list[Output]:
         outputs = self.engine.step()
@@ -109,14 +124,14 @@ def rollout_figures(
         engine = VLLMEngine(
             resolve_model(model),
             dtype="float32",
-            max_model_len=_MAX_PROMPT + cap,
+            max_model_len=MAX_PROMPT + cap,
             max_num_seqs=count,
             end_of_turn=(),
             num_threads=threads,
             # Lengths are drawn, so what the model would say at such positions does not matter.
             engine_args={"hf_overrides": {"max_position_embeddings": _MAX_PROMPT + cap}},
         )
-        sampler = _sampler(LongTailedEngine(engine, mean=mean_length, cap=cap), chat, count, window, cap)
+        sampler = make_sampler(LongTailedEngine(engine, mean=mean_length, cap=cap), chat, count, window, cap)
         try:
             side = _measure(engine, sampler, model, steps=steps, repeats=repeats)
         finally:
@@ -135,16 +150,20 @@ def rollout_figures(
     return [*figures, figure_of("slot_occupancy", [occupancy], "share")]
 
 
-def _sampler(engine: LongTailedEngine, chat: Chat, slots: int, window: int, cap: int) -> Sampler:
+def make_sampler(
+    engine: LongTailedEngine, chat: Chat, slots: int, window: int | None, cap: int, name: str = "train"
+) -> Sampler:
+    """Returns the slots of an env-runner on an engine; names keep samplers apart that share one."""
+
     def make_env() -> gymnasium.Env:
         return gymnasium.make("tppo_rl/ArithmeticChain-v0", disable_env_checker=True, split="train")
 
-    limits = EpisodeLimits(_MAX_PROMPT, cap, window)
-    return Sampler(engine, make_env, chat, num_slots=slots, limits=limits, sampling=Sampling())
+    limits = EpisodeLimits(MAX_PROMPT, cap, window)
+    return Sampler(engine, make_env, chat, num_slots=slots, limits=limits, sampling=Sampling(), name=name)
 
 
 def _measure(engine: VLLMEngine, sampler: Sampler, model: str, *, steps: int, repeats: int) -> _Side:
-    tickets, weights = _tickets(), _weights(model)
+    tickets, weights = endless_tickets(), model_weights(model)
     side = _Side([], [], [], [])
 
     def run(num_steps: int) -> tuple[int, float]:
@@ -192,12 +211,14 @@ def _bare_tokens_per_second(engine: VLLMEngine, contexts: Sequence[Sequence[int]
     return len(contexts) * steps / seconds
 
 
-def _tickets() -> Iterator[Ticket]:
+def endless_tickets() -> Iterator[Ticket]:
+    """Returns tickets of prompts 0, 1, 2, …"""
     for index in itertools.count():
         yield Ticket(index, index, prompt_seed(0, index))
 
 
-def _weights(model: str) -> dict[str, Any]:
+def model_weights(model: str) -> dict[str, Any]:
+    """Returns the float32 weights of a model as an engine takes them."""
     from tppo_rl.learner.models import load_causal_lm, parse_dtype
 
     return dict(load_causal_lm(resolve_model(model), parse_dtype("float32")).state_dict())

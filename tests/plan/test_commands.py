@@ -1,0 +1,90 @@
+"""The command on its own, and the report that it prints."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from tppo_rl.cli import main
+
+SMALL = [
+    "--lengths",
+    "lognormal:30,1",
+    "--cap",
+    "200",
+    "--slots",
+    "8",
+    "--batch-tokens",
+    "512",
+    "--learner-speed",
+    "20000",
+]
+
+
+def test_it_prints_a_table_and_a_recommendation_and_writes_files(tmp_path: Path) -> None:
+    figure, file = tmp_path / "plan.png", tmp_path / "plan.json"
+    result = CliRunner().invoke(
+        main, ["plan", *SMALL, "--window", "25", "--window", "100", "--figure", str(figure), "--json", str(file)]
+    )
+    assert result.exit_code == 0, result.output
+    for words in ("T-PPO async", "T-PPO sync", "PPO", "Take ", "trained tokens a second", "of generation"):
+        assert words in result.output, words
+    assert figure.read_bytes().startswith(b"\x89PNG")
+    content = json.loads(file.read_text(encoding="utf-8"))
+    assert [(row["mode"], row["window"]) for row in content["predictions"]] == [
+        ("async", 25),
+        ("async", 100),
+        ("sync", 25),
+        ("sync", 100),
+        ("ppo", None),
+    ]
+    assert content["recommended"] in content["predictions"]
+
+
+def test_it_imports_nothing_heavy() -> None:
+    program = (
+        "import sys; from tppo_rl.cli import main\n"
+        f"main({['plan', *SMALL]!r}, standalone_mode=False)\n"
+        "sys.exit(bool({'ray', 'vllm', 'torch', 'transformers'} & set(sys.modules)))"
+    )
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert run.returncode == 0, run.stderr
+
+
+def test_the_defaults_and_a_gpu_do() -> None:
+    for arguments in (
+        ["--window", "64"],
+        ["--costs", "h100", "--model", "qwen2.5-7b", "--devices", "8", "--window", "64"],
+        ["--costs", "h100", "--model", "qwen2.5-32b", "--tensor-parallel", "2", "--devices", "4", "--window", "64"],
+        ["--devices", "1", "--window", "64"],
+    ):
+        result = CliRunner().invoke(main, ["plan", *arguments])
+        assert result.exit_code == 0, result.output
+        assert "Take " in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--lengths", "normal:3"], "lengths='normal:3'"),
+        (["--lengths", "runs/none"], "lengths='runs/none'"),
+        (["--costs", "none.json"], "costs='none.json'"),
+        (["--rollout-records", "none.json"], "rollout_records='none.json'"),
+        (["--learner-speed", "0"], "learner_speed=0"),
+        (["--learner-speed", "1", "--learner-records", "x.json"], "give one of them"),
+        (["--slots", "0"], "slots=0"),
+        (["--model", "qwen2.5-7b"], "bench plan --model qwen2.5-7b"),
+        (["--tensor-parallel", "2"], "tensor_parallel=2"),
+        (["--costs", "h100", "--model", "./nothing"], "model='./nothing'"),
+    ],
+)
+def test_bad_input_ends_with_one_message(arguments: list[str], words: str) -> None:
+    result = CliRunner().invoke(main, ["plan", *arguments])
+    assert result.exit_code == 2
+    assert result.output.startswith("error: ")
+    assert words in result.output
