@@ -129,7 +129,7 @@ def rollout_figures(
             end_of_turn=(),
             num_threads=threads,
             # Lengths are drawn, so what the model would say at such positions does not matter.
-            engine_args={"hf_overrides": {"max_position_embeddings": _MAX_PROMPT + cap}},
+            engine_args={"hf_overrides": {"max_position_embeddings": MAX_PROMPT + cap}},
         )
         sampler = make_sampler(LongTailedEngine(engine, mean=mean_length, cap=cap), chat, count, window, cap)
         try:
