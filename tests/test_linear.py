@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+import tppo_rl.linear
 from tppo_rl.bench.workloads import random_model
 from tppo_rl.learner.models import Policy
 from tppo_rl.linear import FastLinear, linear, onednn_is_faster, onednn_linear, use_fastest_linear
@@ -17,7 +18,7 @@ def onednn_wins(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tppo_rl.linear.onednn_is_faster", lambda threads: True)
 
 
-@pytest.mark.parametrize("shape", [(7,), (3, 7), (2, 3, 7), (0, 7)])
+@pytest.mark.parametrize("shape", [(7,), (3, 7), (2, 3, 7), (0, 7), (64, 7), (5, 13, 7), (200, 7)])
 @pytest.mark.parametrize("with_bias", [True, False])
 def test_values_and_gradients_are_those_of_a_float64_product(shape: tuple[int, ...], with_bias: bool) -> None:
     generator = torch.Generator().manual_seed(0)
@@ -90,6 +91,21 @@ def test_the_measurement_finds_the_faster_one(monkeypatch: pytest.MonkeyPatch) -
         onednn_is_faster.cache_clear()
         assert onednn_is_faster(1) is wanted
     onednn_is_faster.cache_clear()
+
+
+def test_few_shapes_are_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """oneDNN compiles code for each."""
+    seen, product = set(), tppo_rl.linear._product
+
+    def note(inputs: torch.Tensor, weight: torch.Tensor, *bias: torch.Tensor | None) -> torch.Tensor:
+        seen.add((tuple(inputs.shape), tuple(weight.shape)))
+        return product(inputs, weight, *bias)
+
+    monkeypatch.setattr("tppo_rl.linear._product", note)
+    weight = torch.randn(5, 7, requires_grad=True)
+    for rows in range(65, 257):
+        linear(torch.randn(rows, 7, requires_grad=True), weight).sum().backward()
+    assert len(seen) == 3 * 3
 
 
 def test_weights_need_no_repacking() -> None:

@@ -18,6 +18,9 @@ from torch import nn
 
 _GAIN = 1.2
 """oneDNN must be faster by this factor: near 1 the choice, and with it the rounding, would change from run to run."""
+_ROW_STEP = 64
+"""Rows are padded to a multiple of it: oneDNN compiles code for every shape, which takes as long as many products, and no
+two micro-batches have the same number of tokens."""
 _ROWS, _WIDTH = 512, 256
 _TIMES = 9
 
@@ -33,8 +36,7 @@ def onednn_linear(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor
         bias: float32 [N].
     """
     rows = inputs.reshape(-1, inputs.shape[-1])
-    outputs = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
-    return outputs.view(*inputs.shape[:-1], weight.shape[0])
+    return _product(_padded(rows), weight, bias)[: len(rows)].view(*inputs.shape[:-1], weight.shape[0])
 
 
 class _OneDNNLinear(torch.autograd.Function):
@@ -42,22 +44,36 @@ class _OneDNNLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        ctx.save_for_backward(inputs, weight)
-        return onednn_linear(inputs, weight, bias)
+        padded = _padded(inputs.reshape(-1, inputs.shape[-1]))
+        ctx.save_for_backward(padded, weight)
+        ctx.shape = inputs.shape
+        outputs = _product(padded, weight, bias)
+        return outputs[: inputs.shape[:-1].numel()].view(*inputs.shape[:-1], weight.shape[0])
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (gradient,) = gradients
         inputs, weight = ctx.saved_tensors
         rows = gradient.reshape(-1, gradient.shape[-1])
+        padded = _padded(rows)
         of_inputs = of_weight = of_bias = None
         if ctx.needs_input_grad[0]:
-            of_inputs = onednn_linear(gradient, weight.t())
+            of_inputs = _product(padded, weight.t())[: len(rows)].view(ctx.shape)
         if ctx.needs_input_grad[1]:
-            of_weight = onednn_linear(rows.t(), inputs.reshape(-1, inputs.shape[-1]).t())
+            of_weight = _product(padded.t(), inputs.t())
         if ctx.needs_input_grad[2]:
             of_bias = rows.sum(0)
         return of_inputs, of_weight, of_bias
+
+
+def _padded(rows: torch.Tensor) -> torch.Tensor:
+    """Returns [M, K] with zeros below, M a multiple of `_ROW_STEP` where it is larger."""
+    missing = -len(rows) % _ROW_STEP if len(rows) > _ROW_STEP else 0
+    return nn.functional.pad(rows, (0, 0, 0, missing)) if missing else rows
+
+
+def _product(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    return torch.ops.mkldnn._linear_pointwise(inputs, weight, bias, "none", [], "")  # type: ignore[no-any-return]
 
 
 def linear(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
