@@ -154,7 +154,11 @@ def scale(**options: Any) -> Sequence[Figure]:
 
 
 @bench.command()
-@click.option("--config", type=click.Path(path_type=Path), help="Run file; the shipped quickstart if none is given.")
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    help="Run file, of which the first experiment is taken; else the one of `bench pipeline`.",
+)
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override an option; repeatable.")
 @click.option("--target", default=0.8, show_default=True, help="Held-out accuracy, sampled.")
 @click.option("--every-tokens", type=click.IntRange(1), default=4096, show_default=True, help="Between evaluations.")
@@ -178,8 +182,8 @@ def peers(*, config: Path | None, **options: Any) -> Sequence[Figure]:
 
     from tppo_rl.bench.peers import peers_figures
 
-    with as_file(files("tppo_rl.configs") / "quickstart.yaml") as quickstart:
-        return peers_figures(config=config or quickstart, **options)
+    with as_file(files("tppo_rl.configs") / "pipeline.yaml") as shipped:
+        return peers_figures(config=config or shipped, **options)
 
 
 @bench.command("plan")

@@ -250,15 +250,17 @@ class _Pair:
             for update, seconds in timed if repeat % 2 else reversed(timed):
                 seconds.append(self._seconds(update))
         trained = self._metrics["trained_tokens"]
+        # The fixed names are those of T-PPO's own workload.
+        at = "" if name.startswith("windows") else f", {name}"
         tflops = [self._floating_point_operations() / seconds / 1e12 for seconds in our_seconds]
         pairs = zip(bare_seconds, our_seconds, strict=True)
         figures = [
-            figure_of(f"learner_efficiency, {name}", [bare / ours for bare, ours in pairs], "share"),
+            figure_of(f"learner_efficiency{at}", [bare / ours for bare, ours in pairs], "share"),
             figure_of(f"learner_tokens_per_second, {name}", [trained / one for one in our_seconds], "tokens/s"),
             figure_of(f"bare_tokens_per_second, {name}", [trained / one for one in bare_seconds], "tokens/s"),
-            figure_of(f"padding_share, {name}", [self._metrics["padding_share"]], "share"),
+            figure_of(f"padding_share{at}", [self._metrics["padding_share"]], "share"),
             figure_of(
-                f"processed_per_trained_token, {name}",
+                f"processed_per_trained_token{at}",
                 [self._metrics["processed_per_trained_token"]],
                 "positions/token",
             ),

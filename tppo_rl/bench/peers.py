@@ -240,11 +240,10 @@ def _side_figures(
 
 
 def _options(config: Path, overrides: Sequence[str]) -> tuple[dict[str, Any], int]:
-    """Every option of the run file's experiment, and its limit of sampled tokens."""
-    experiments = load_run_file(config, overrides)
-    if len(experiments) != 1 or experiments[0].is_sweep:
-        raise ValueError(f"config={str(config)!r}: give a run file with one experiment and without grids")
-    (experiment,) = experiments
+    """Every option of the run file's first experiment, and its limit of sampled tokens."""
+    experiment, *_ = load_run_file(config, overrides)
+    if experiment.is_sweep:
+        raise ValueError(f"config={str(config)!r}: give a run file whose first experiment has no grids")
     (point,) = experiment.points()
     if experiment.run != "TPPO":
         raise ValueError(f"{experiment.name}.run={experiment.run!r}: the comparison is of TPPO")

@@ -57,7 +57,13 @@ def pipeline_figures(
     folders = {name: [results / f"{name}-seed{seed}" for seed in range(repeats)] for name in folders}
     figures = [figure for name, runs in folders.items() for figure in _of_experiment(name, runs, target)]
     progress = {name: [read_progress(folder) for folder in runs] for name, runs in folders.items()}
-    return [*_speedups(experiments, progress, baseline, target), *overlap, *figures]
+    pauses = [_pause_share(folder) for folder in folders[experiments[0].name]]
+    return [
+        *_speedups(experiments, progress, baseline, target),
+        *overlap,
+        figure_of("sync_pause_share", pauses, "share of the training time"),
+        *figures,
+    ]
 
 
 def _speedups(
@@ -116,13 +122,17 @@ def _of_experiment(name: str, folders: Sequence[Path], target: float) -> list[Fi
         each("waiting_for_fragments", share("waiting_for_fragments"), "share of the time"),
         each("updating", share("update"), "share of the time"),
         each("env_runner_idle", share("env_runner_idle"), "share of the time"),
-        each("engine_loads_weights", share("env_runner_weights"), "share of the time"),
         each(
             "processed_per_trained_token",
             [float(np.mean([_learner(result, "processed_per_trained_token") for result in run])) for run in results],
             "positions/token",
         ),
     ]
+
+
+def _pause_share(folder: Path) -> float:
+    """Share of the training time in which the engine stood still for weights."""
+    return _seconds(read_results(folder)[-1], "env_runner_weights") / float(read_progress(folder).seconds[-1])
 
 
 def _updates(results: Sequence[Mapping[str, Any]], progress: Progress, target: float) -> float:

@@ -47,7 +47,7 @@ def write_run(folder: Path, accuracies: list[float], *, seconds: float, generati
                     "waiting_for_fragments": 0.25 * seconds * iteration,
                     "update": 0.75 * seconds * iteration,
                     "env_runner_idle": 0.0,
-                    "env_runner_weights": 0.0,
+                    "env_runner_weights": 0.01 * seconds * iteration,
                 }
             },
             "learners": {"default_policy": {"processed_per_trained_token": 1.5}},
@@ -97,6 +97,7 @@ def test_speedups_are_paired_by_seed(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert by_name["tokens_to_0.7, baseline"].median == 300.0
     assert by_name["final_accuracy, ours"].median == 0.9
     assert by_name["updating, ours"].median == 0.75
+    assert by_name["sync_pause_share"].median == pytest.approx(0.01)
     assert by_name["tokens_per_second, baseline"].high == 50.0
 
 
