@@ -17,6 +17,7 @@ from typing import Any
 
 from tppo_rl.bench.records import Figure, figure_of
 from tppo_rl.fragments import Fragment
+from tppo_rl.ledger import Ledger
 from tppo_rl.run import build_algorithm
 from tppo_rl.run_files import Experiment
 
@@ -74,7 +75,10 @@ def _measure(algorithm: Any, updates: int) -> tuple[float, float, float]:
     for batch in batches:
         algorithm.learner_group.update(training_data=algorithm._training_data(batch))
     learning = (time.perf_counter() - start) * 1000 / _tokens(batches)
+    # What was sampled before is now too old to be trained.
     algorithm._version = algorithm._weight_sync.push()
+    algorithm._pump.abandon()
+    algorithm._start_pipeline(Ledger(seed=algorithm.config.seed, group_size=algorithm.config.group_size), [])
     return both, sampling, learning
 
 
