@@ -126,7 +126,7 @@ def rollout(**options: Any) -> Sequence[Figure]:
 @click.option("--results", type=click.Path(path_type=Path), default=Path("runs/pipeline"), show_default=True)
 @click.option("--target", default=0.9, show_default=True, help="Held-out accuracy to reach, sampled, share.")
 @click.option(
-    "--overlap-updates", type=click.IntRange(0), default=20, show_default=True, help="Of `overlap_cost`; 0: without."
+    "--overlap-updates", type=click.IntRange(0), default=5, show_default=True, help="Of `overlap_cost`; 0: without."
 )
 @_measures(repeats=3)
 def pipeline(**options: Any) -> Sequence[Figure]:

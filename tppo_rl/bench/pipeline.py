@@ -2,7 +2,7 @@
 
 Every experiment of a run file is run once for each seed, seed by seed, so that the sides of a pair stand next to each
 other in time. Compared is the training time until a held-out accuracy was reached (evaluations and start-up left out), and
-the part of it in which the env-runners were sampling. `overlap_cost` is measured on the pipeline itself, see `overlap`.
+the part of it in which the env-runners were sampling. `overlap_cost` is measured on the quickstart's pipeline, see `overlap`.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from tppo_rl.summary import read_summary
 from tppo_rl.tune.comparison import compare
 
 PIPELINE = Path(tppo_rl.configs.__file__).with_name("pipeline.yaml")
+QUICKSTART = PIPELINE.with_name("quickstart.yaml")
 
 
 def pipeline_figures(
@@ -51,7 +52,10 @@ def pipeline_figures(
         raise ValueError(
             f"config={config}: give a file whose first experiment is to be compared with one of `run: PPO`"
         )
-    overlap = overlap_figures(experiments[0], updates=overlap_updates, repeats=repeats) if overlap_updates else []
+    overlap: list[Figure] = []
+    if overlap_updates:
+        (quickstart,) = load_run_file(QUICKSTART, ())
+        overlap = overlap_figures(quickstart, updates=overlap_updates, repeats=repeats)
     for seed in range(repeats):
         folders = compare(experiments, results, seeds=[seed])
     folders = {name: [results / f"{name}-seed{seed}" for seed in range(repeats)] for name in folders}
