@@ -12,6 +12,7 @@ evaluations around it.
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 import tempfile
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tppo_rl.bench.records import Figure, figure_of
+from tppo_rl.bench.time_to_accuracy import reached_after
 from tppo_rl.checks import check_options
 from tppo_rl.run_files import load_run_file
 
@@ -190,15 +192,8 @@ def time_to_accuracy(points: Sequence[Point], target: float) -> float | None:
         points: In the order of time.
         target: Accuracy.
     """
-    before: Point | None = None
-    for point in points:
-        if point.accuracy >= target:
-            if before is None or point.accuracy == before.accuracy:
-                return point.seconds
-            share = (target - before.accuracy) / (point.accuracy - before.accuracy)
-            return before.seconds + share * (point.seconds - before.seconds)
-        before = point
-    return None
+    seconds = reached_after([point.accuracy for point in points], [point.seconds for point in points], target)
+    return None if math.isnan(seconds) else seconds
 
 
 def figures_of(results: Mapping[str, Sequence[SideResult]], target: float) -> list[Figure]:
