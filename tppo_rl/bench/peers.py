@@ -238,7 +238,7 @@ def _options(config: Path, overrides: Sequence[str]) -> tuple[dict[str, Any], in
     """Every option of the run file's first experiment, and its limit of sampled tokens."""
     experiment, *_ = load_run_file(config, overrides)
     if experiment.is_sweep:
-        raise ValueError(f"config={str(config)!r}: give a run file whose first experiment has no grids")
+        raise ValueError(f"config={str(config)!r}: give a run file whose first experiment is without grids")
     (point,) = experiment.points()
     if experiment.run != "TPPO":
         raise ValueError(f"{experiment.name}.run={experiment.run!r}: the comparison is of TPPO")
