@@ -124,7 +124,7 @@ def rollout(**options: Any) -> Sequence[Figure]:
 @click.argument("config", required=False, type=click.Path(path_type=Path))
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Overrides an option of all experiments.")
 @click.option("--results", type=click.Path(path_type=Path), default=Path("runs/pipeline"), show_default=True)
-@click.option("--target", default=0.9, show_default=True, help="Held-out accuracy to reach, sampled, share.")
+@click.option("--target", default=0.85, show_default=True, help="Held-out accuracy to reach, sampled, share.")
 @click.option(
     "--overlap-updates", type=click.IntRange(0), default=5, show_default=True, help="Of `overlap_cost`; 0: without."
 )
