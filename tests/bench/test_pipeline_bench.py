@@ -102,10 +102,13 @@ def test_speedups_are_paired_by_seed(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_a_target_that_was_not_reached_gives_no_figure(tmp_path: Path) -> None:
-    write_run(tmp_path / "run", [0.2, 0.5], seconds=1.0, generation=1.0)
-    names = [figure.figure for figure in pipeline._of_experiment("run", [tmp_path / "run"], 0.9)]
-    assert "seconds_to_0.9, run" not in names
-    assert "final_accuracy, run" in names
+    write_run(tmp_path / "slow", [0.2, 0.5], seconds=1.0, generation=1.0)
+    write_run(tmp_path / "fast", [0.2, 0.95], seconds=1.0, generation=1.0)
+    for folders in (["slow"], ["slow", "fast"], ["fast"]):
+        runs = [tmp_path / folder for folder in folders]
+        names = [figure.figure for figure in pipeline._of_experiment("run", runs, 0.9)]
+        assert ("seconds_to_0.9, run" in names) == (folders == ["fast"])
+        assert "final_accuracy, run" in names
 
 
 def test_bad_input_is_refused(tmp_path: Path) -> None:
