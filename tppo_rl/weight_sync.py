@@ -20,6 +20,7 @@ from ray.rllib.core import COMPONENT_LEARNER, COMPONENT_RL_MODULE, DEFAULT_MODUL
 from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
 
 from tppo_rl.fragments import Fragment
+from tppo_rl.rollout.packed_weights import PackedWeights
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +58,8 @@ class WeightSync:
         version = int(state[WEIGHTS_SEQ_NO])
         remote = self._group.healthy_env_runner_ids()
         if remote:
-            self._state = {COMPONENT_RL_MODULE: ray.put(state[COMPONENT_RL_MODULE]), WEIGHTS_SEQ_NO: version}
+            packed = PackedWeights.pack(state[COMPONENT_RL_MODULE][DEFAULT_MODULE_ID])
+            self._state = {COMPONENT_RL_MODULE: ray.put(packed), WEIGHTS_SEQ_NO: version}
             self._undelivered = set(remote)
             self.deliver()
         elif self._group.local_env_runner is not None:

@@ -34,6 +34,7 @@ from tppo_rl.base_models import resolve_model
 from tppo_rl.fragments import Fragment, table_from_fragments
 from tppo_rl.rollout.chat import Chat
 from tppo_rl.rollout.engine import Engine, Sampling
+from tppo_rl.rollout.packed_weights import PackedWeights
 from tppo_rl.rollout.rewards import RewardShaping
 from tppo_rl.rollout.sampler import EpisodeLimits, Sampler, evaluate_prompts
 from tppo_rl.rollout.vllm_engine import VLLMEngine
@@ -177,7 +178,8 @@ class VLLMEnvRunner(EnvRunner):
         if isinstance(module_state, ray.ObjectRef):
             module_state = ray.get(module_state)
         version = int(state[WEIGHTS_SEQ_NO])
-        self._engine.load_weights(module_state[DEFAULT_MODULE_ID], version)
+        packed = isinstance(module_state, PackedWeights)
+        self._engine.load_weights(module_state.unpack() if packed else module_state[DEFAULT_MODULE_ID], version)
         self._policy_version = version
         self._weight_seconds += time.perf_counter() - started
         self._last_call_ended = time.perf_counter()
