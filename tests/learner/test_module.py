@@ -37,12 +37,16 @@ def test_inference_state_is_the_policy_under_its_own_names(model_folder: str) ->
 
 def test_states_are_copies(model_folder: str) -> None:
     module = build(model_folder)
-    weights = module.get_state(inference_only=True)
+    weights = module.get_state()["policy"]
+    for_engines = module.get_state(inference_only=True)
     before = {name: weight.copy() for name, weight in weights.items()}
+    assert all(np.array_equal(for_engines[name], before[name]) for name in before)
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.add_(1.0)
     assert all(np.array_equal(weights[name], before[name]) for name in before)
+    # What engines load is copied by them, and is not copied before.
+    assert all(np.array_equal(for_engines[name], before[name] + 1.0) for name in before)
 
 
 def test_both_forms_of_state_are_accepted(model_folder: str, tmp_path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -190,7 +191,7 @@ def test_weights_and_log_probs_for_the_engines(sharded: Any, model_folder: str) 
     received, log_probs = [], []
     for group in (sharded, alone):
         train(group, SHARES["even"])
-        env_runner = SimpleNamespace(set_state=received.append)
+        env_runner = SimpleNamespace(set_state=lambda state: received.append(copy.deepcopy(state)))
         env_runners = SimpleNamespace(healthy_env_runner_ids=list, local_env_runner=env_runner)
         sync = WeightSync(group, env_runners, dtype="float32", vocabulary_size=50)
         assert sync.push() == received[-1][WEIGHTS_SEQ_NO] == 1
