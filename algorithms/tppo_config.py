@@ -55,6 +55,7 @@ class TPPOConfig(AlgorithmConfig, DerivedOptions):
         dtype: str = NotProvided,
         weights_dtype: str = NotProvided,
         critic: str | None = NotProvided,
+        critic_layers: int | None = NotProvided,
         reference_model: str = NotProvided,
         lora: dict[str, Any] | None = NotProvided,
         attention: str = NotProvided,
@@ -190,6 +191,7 @@ class TPPOConfig(AlgorithmConfig, DerivedOptions):
         model_config = {
             "policy_model": resolve_model(self.policy_model),
             "critic": self.critic if self.critic in ("separate", None) else resolve_model(self.critic),
+            "critic_layers": self.critic_layers,
             "dtype": self.dtype,
             "lora": self.lora,
             "attention": self.attention,

@@ -20,14 +20,17 @@ MAX_OPERANDS = len(LABELS)
 MODULUS = 100
 
 
-def operand_probabilities(max_operands: int, tail_exponent: float) -> np.ndarray:
-    """P(n) proportional to n^-tail_exponent for n = 2 … max_operands (a truncated power law).
+def operand_probabilities(max_operands: int, tail_exponent: float, long_share: float = 0.0) -> np.ndarray:
+    """P(n) proportional to n^-tail_exponent for n = 2 … max_operands (a truncated power law), mixed with a share of
+    n = max_operands.
 
     Returns:
         Probabilities of shape (max_operands - 1,), float64; entry i belongs to i + 2 operands.
     """
     weights = np.arange(MIN_OPERANDS, max_operands + 1, dtype=np.float64) ** -tail_exponent
-    return weights / weights.sum()
+    probabilities = (1.0 - long_share) * weights / weights.sum()
+    probabilities[-1] += long_share
+    return probabilities
 
 
 def running_sums(operands: Sequence[int]) -> list[int]:
@@ -60,7 +63,8 @@ class ArithmeticChain(TextEnv[Chain]):
     ``tppo_rl/ArithmeticChain-v0``.
 
     The number of operands n follows a truncated power law, P(n) ~ n^-tail_exponent, n = 2 … max_operands.
-    With the defaults a worked solution has 30 characters on average and 314 at most.
+    With the defaults a worked solution has 30 characters on average and 314 at most. `long_share` makes a tail that
+    stays long however much shorter the rest is: so many prompts have `max_operands` operands.
 
     One turn an episode. The answer is what follows ``#``; it must be the final sum, digit for digit, and the
     text must hold exactly one ``#``. What stands before it is the model's own business.
@@ -71,13 +75,16 @@ class ArithmeticChain(TextEnv[Chain]):
         max_operands: Most operands of a chain, 2 to 52.
         tail_exponent: Exponent of the power law, 0 (every length equally likely) or more; the smaller, the
             heavier the tail.
+        long_share: Share of the prompts that have `max_operands` operands, beside those of the power law, 0 to 1.
         **common: Options of every environment, see `TextEnv`.
 
     Raises:
         ValueError: On a bad option; names the option, its value and what is allowed.
     """
 
-    def __init__(self, *, max_operands: int = MAX_OPERANDS, tail_exponent: float = 2.2, **common: Any) -> None:
+    def __init__(
+        self, *, max_operands: int = MAX_OPERANDS, tail_exponent: float = 2.2, long_share: float = 0.0, **common: Any
+    ) -> None:
         super().__init__(**common)
         require(
             is_integer(max_operands) and MIN_OPERANDS <= max_operands <= MAX_OPERANDS,
@@ -91,9 +98,11 @@ class ArithmeticChain(TextEnv[Chain]):
             tail_exponent,
             "give a number from 0 to 100, for example 2.2",
         )
+        require(is_finite(long_share) and 0 <= long_share <= 1, "long_share", long_share, "give a share, 0 to 1")
         self.max_operands = max_operands
         self.tail_exponent = float(tail_exponent)
-        self._cumulative = np.cumsum(operand_probabilities(max_operands, self.tail_exponent))
+        self.long_share = float(long_share)
+        self._cumulative = np.cumsum(operand_probabilities(max_operands, self.tail_exponent, self.long_share))
 
     def candidates(self, rng: np.random.Generator) -> Iterator[Chain]:
         """Chains, each drawn anew."""

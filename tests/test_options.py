@@ -19,7 +19,7 @@ OPTION_NAMES = {
     "advantage_estimator", "lambda_alpha", "hindsight", "advantage_normalisation", "advantage_normalisation_scope",
     "group_scale", "critic_targets", "critic_lambda", "value_batch_tokens", "dual_clip", "loss_mean", "value_clip",
     "entropy_coef", "kl_coef", "kl_estimator", "kl_in", "positive_lm_coef", "importance_cap", "sequence_mask",
-    "lora", "attention", "packing", "context_gradient",
+    "lora", "attention", "packing", "context_gradient", "critic_layers",
 }  # fmt: skip
 
 MODEL = {"policy_model": "tppo_rl/arithmetic-chain"}
@@ -85,6 +85,7 @@ def test_good_options_pass_and_get_their_defaults() -> None:
         ({}, ["policy_model=None", "tppo_rl/arithmetic-chain"]),
         ({"policy_model": "./nowhere"}, ["policy_model='./nowhere'", "no such folder"]),
         (MODEL | {"critic": "/nowhere/at/all"}, ["critic='/nowhere/at/all'", "no such folder"]),
+        (MODEL | {"critic_layers": 9}, ["critic_layers=9", "'tppo_rl/arithmetic-chain' has 4", "null"]),
         (MODEL | {"max_response_length": 5000}, ["max_response_length=5000", "holds 1024", "or less"]),
     ],
 )

@@ -74,6 +74,7 @@ UNREAD = {
     "value_batch_tokens": 500,
     "value_clip": 0.3,
     "critic_lr": 1e-3,
+    "critic_layers": 2,
     "critic_num_epochs": 2,
     "critic_minibatch_size": 64,
     "critic_warmup_updates": 4,

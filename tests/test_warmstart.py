@@ -100,6 +100,11 @@ class TestSchedule:
         late = WarmstartOptions(lazy_hazard=0.0, diligent_hazard=0.0, late_hazard=1.0, first_steps=2)
         assert stopping_step((9, 9, 9, 9), late, rng) == 3
 
+    def test_long_chains_are_never_given_up(self) -> None:
+        options = WarmstartOptions(lazy_hazard=1.0, diligent_hazard=1.0, late_hazard=1.0, diligent_from=4)
+        rng = np.random.default_rng(0)
+        assert [stopping_step(operands, options, rng) for operands in [(9, 9, 9, 9), (9, 9, 9)]] == [4, 1]
+
     def test_frequencies(self) -> None:
         rng = np.random.default_rng(0)
         options = WarmstartOptions(lazy_hazard=0.7, diligent_hazard=0.25, late_hazard=0.5, first_steps=1)

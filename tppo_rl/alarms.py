@@ -138,7 +138,7 @@ class Alarms:
             return None
         return (
             f"env-runners wait {100 * share:.0f} % of the time, because updates take longer than sampling: raise num_learners, "
-            "lengthen window_length (less context is computed again), choose a smaller model for critic, or raise max_staleness"
+            "lengthen window_length (less context is computed again), give the critic fewer critic_layers, or raise max_staleness"
         )
 
     def _share_of_iteration(self, part: str) -> float:

@@ -48,10 +48,10 @@ def check_options(values: Mapping[str, Any], *, algorithm: str = "TPPO", other_k
 
 
 def check_model(options: Options) -> None:
-    """Checks that the policy model exists and has room for prompt and response.
+    """Checks that the models exist, that there is room for prompt and response, and the critic's number of layers.
 
     Raises:
-        OptionError: no such model, or too short a context.
+        OptionError: no such model, too short a context, or too few layers.
     """
     if options.policy_model is None:
         raise OptionError(
@@ -62,6 +62,14 @@ def check_model(options: Options) -> None:
         value = getattr(options, key)
         if value not in (None, own):
             load_model_config(key, value)
+    if options.critic_layers is not None:
+        key = "policy_model" if options.critic == "separate" else "critic"
+        layers = load_model_config(key, getattr(options, key)).get("num_hidden_layers", 0)
+        if options.critic_layers > layers:
+            raise OptionError(
+                f"critic_layers={options.critic_layers}: its backbone {getattr(options, key)!r} has {layers}; give fewer, or "
+                "null for all"
+            )
     context = load_model_config("policy_model", options.policy_model).get("max_position_embeddings")
     needed = options.max_prompt_length + options.max_response_length
     if context is not None and needed > context:

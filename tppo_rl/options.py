@@ -61,6 +61,9 @@ class Options(BaseModel, DerivedOptions):
         description="`separate`: own backbone started from the policy's folder; a folder or hub id: its backbone; None: no "
         "critic (group-relative advantages).",
     )
+    critic_layers: PositiveInt | None = Field(
+        None, description="First so many layers of its backbone that the critic has, a cheaper critic; None: all."
+    )
     reference_model: str = Field(
         "initial",
         description="Model that `kl_coef` keeps the policy close to: `initial` is `policy_model`; else folder or hub id.",

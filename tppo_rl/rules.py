@@ -259,6 +259,7 @@ _READ_ONLY_WITH: dict[str, tuple[str, Any]] = {
         "critic_targets='lambda_returns' or 'also_truncated'",
         lambda o: o.critic_targets != "monte_carlo",
     ),
+    "critic_layers": ("a critic", lambda o: o.critic is not None),
     "critic_targets": ("a critic", lambda o: o.critic is not None),
     "value_batch_tokens": ("a critic", lambda o: o.critic is not None),
     "value_clip": ("a critic", lambda o: o.critic is not None),

@@ -65,6 +65,8 @@ class WarmstartOptions:
     """Number of first steps with these two hazards."""
     late_hazard: float = 0.06
     """Probability to stop after each later step."""
+    diligent_from: int = MAX_OPERANDS + 1
+    """Chains of so many operands or more are never given up; by default there are none."""
     evaluation_prompts: int = 512
     """Held-out prompts of each evaluation."""
 
@@ -99,6 +101,8 @@ def encode(tokenizer: Qwen2Tokenizer, pairs: Sequence[tuple[str, str]]) -> list[
 
 def stopping_step(operands: Sequence[int], options: WarmstartOptions, rng: np.random.Generator) -> int:
     """The step after which a lazy demonstration stops: the last one, or an earlier one drawn with the hazards."""
+    if len(operands) >= options.diligent_from:
+        return len(operands)
     for step, operand in enumerate(operands[:-1], start=1):
         first = options.lazy_hazard if operand >= LAZY_FROM else options.diligent_hazard
         if rng.random() < (first if step <= options.first_steps else options.late_hazard):

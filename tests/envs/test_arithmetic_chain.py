@@ -144,6 +144,16 @@ def test_number_of_operands_follows_the_power_law() -> None:
     assert counts[2:] / 6000 == pytest.approx(expected, abs=0.025)
 
 
+def test_a_share_of_the_chains_is_long() -> None:
+    env = ArithmeticChain(max_operands=30, tail_exponent=4, long_share=0.2)
+    counts = np.bincount([len(env.reset(seed=seed)[1]["operands"]) for seed in range(4000)], minlength=31)
+    assert counts[30] / 4000 == pytest.approx(0.2, abs=0.025)
+    assert counts[2] / 4000 == pytest.approx(0.8 * operand_probabilities(30, 4.0)[0], abs=0.03)
+    probabilities = operand_probabilities(30, 4.0, 0.2)
+    assert probabilities.sum() == pytest.approx(1.0)
+    assert probabilities[:-1] == pytest.approx(0.8 * operand_probabilities(30, 4.0)[:-1])
+
+
 def test_splits_have_the_same_lengths() -> None:
     def mean(split: str) -> float:
         env = ArithmeticChain(split=split)  # type: ignore[arg-type]
@@ -161,6 +171,8 @@ def test_splits_have_the_same_lengths() -> None:
         ({"tail_exponent": -0.1}, r"tail_exponent=-0\.1: .*for example 2\.2"),
         ({"tail_exponent": float("inf")}, "tail_exponent=inf"),
         ({"tail_exponent": "2"}, "tail_exponent='2'"),
+        ({"long_share": 1.5}, r"long_share=1\.5: give a share"),
+        ({"long_share": None}, "long_share=None"),
     ],
 )
 def test_bad_options(config: dict[str, Any], named: str) -> None:

@@ -85,6 +85,30 @@ def test_critic_may_start_elsewhere_or_not_at_all(model_folder: str, tmp_path) -
         without.compute_values({TRAIN_BATCH: None})
 
 
+def test_a_critic_of_the_first_layers(model_folder: str) -> None:
+    module, whole = build(model_folder, critic_layers=1), build(model_folder)
+    assert module.critic is not None
+    assert whole.critic is not None
+    backbone, full = module.critic.backbone, whole.critic.backbone
+    assert len(backbone.layers) == 1
+    assert len(full.layers) == 2
+    assert torch.equal(parameters_of(backbone.layers[0]), parameters_of(full.layers[0]))
+    input_ids = torch.tensor([[1, 5, 3, 2]])
+    hidden = full.layers[0](
+        full.embed_tokens(input_ids),
+        position_embeddings=full.rotary_emb(full.embed_tokens(input_ids), torch.arange(4)[None]),
+    )
+    assert torch.equal(backbone(input_ids=input_ids).last_hidden_state, full.norm(hidden))
+    assert module.policy.model.config.num_hidden_layers == 2
+    other = build(model_folder, critic_layers=1)
+    with torch.no_grad():
+        module.critic.value_head.bias.fill_(3.0)
+    other.set_state(module.get_state())
+    assert other.critic is not None
+    assert torch.equal(parameters_of(other.critic), parameters_of(module.critic))
+    assert torch.equal(parameters_of(build(model_folder, critic_layers=2).critic), parameters_of(whole.critic))
+
+
 def test_bfloat16_weights_are_saved_as_float32(model_folder: str) -> None:
     exact = build(model_folder)
     halved = build(model_folder, dtype="bfloat16", weights_dtype="bfloat16", gradient_checkpointing=True)

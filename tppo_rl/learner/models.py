@@ -46,7 +46,12 @@ def parse_dtype(name: str) -> torch.dtype:
 
 
 def load_causal_lm(
-    source: str, dtype: torch.dtype, *, weights_dtype: torch.dtype = torch.float32, attention: str = "sdpa"
+    source: str,
+    dtype: torch.dtype,
+    *,
+    weights_dtype: torch.dtype = torch.float32,
+    attention: str = "sdpa",
+    num_layers: int | None = None,
 ) -> Any:
     """Loads a causal language model.
 
@@ -55,17 +60,35 @@ def load_causal_lm(
         dtype: Compute dtype of the training.
         weights_dtype: Of the weights, and so of gradients and moments; float64 where `dtype` is.
         attention: "sdpa", "flash_attention_2" or "flex_attention".
+        num_layers: How many of its layers are loaded, the first ones, at most those that it has; None: all.
 
     Raises:
         ValueError: no model can be loaded from `source`.
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.utils import logging as transformers_logging
 
     weights = torch.float64 if dtype == torch.float64 else weights_dtype
+    verbosity = transformers_logging.get_verbosity()
     try:
-        return AutoModelForCausalLM.from_pretrained(source, dtype=weights, attn_implementation=attention)
+        config = AutoConfig.from_pretrained(source)
+        if num_layers is not None:
+            _keep_layers(config, num_layers)
+            # It would list the weights of the layers that are left out.
+            transformers_logging.set_verbosity_error()
+        return AutoModelForCausalLM.from_pretrained(source, config=config, dtype=weights, attn_implementation=attention)
     except (OSError, ValueError) as error:
         raise ValueError(f"no language model at {source!r}: give a folder that holds one, or a hub id") from error
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+
+
+def _keep_layers(config: Any, num_layers: int) -> None:
+    """Makes a transformers configuration that of the model's first layers; there must be so many."""
+    assert num_layers <= config.num_hidden_layers, "checked with the options"
+    config.num_hidden_layers = num_layers
+    if getattr(config, "layer_types", None) is not None:
+        config.layer_types = config.layer_types[:num_layers]
 
 
 def transformer_blocks(model: nn.Module) -> list[nn.Module]:

@@ -23,6 +23,7 @@ TRAIN_BATCH = "train_batch"
 _MODEL_CONFIG_KEYS = {
     "policy_model",
     "critic",
+    "critic_layers",
     "reference_model",
     "dtype",
     "weights_dtype",
@@ -39,6 +40,7 @@ class LanguageModelModule(TorchRLModule, ValueFunctionAPI, InferenceOnlyAPI):
         policy_model: Local folder or hub id of a causal language model.
         critic: "separate" starts the critic's own backbone from `policy_model`; a folder or hub id starts it from
             there; None is without a critic (group-relative algorithms).
+        critic_layers: Layers of its backbone that the critic has, the first ones; None, the default: all.
         reference_model: Folder or hub id of the model that the policy is kept close to; None, the default, loads none.
         dtype: Compute dtype of the training, "float32" by default.
         weights_dtype: Of weights, gradients and moments, "float32" by default (see `models`).
@@ -73,7 +75,8 @@ class LanguageModelModule(TorchRLModule, ValueFunctionAPI, InferenceOnlyAPI):
         self.policy = Policy(_load(source, dtype, config), dtype)
         self.critic = None
         if critic_source is not None and not self.inference_only:
-            self.critic = Critic(_load(source if critic_source == "separate" else critic_source, dtype, config), dtype)
+            backbone = source if critic_source == "separate" else critic_source
+            self.critic = Critic(_load(backbone, dtype, config, num_layers=config.get("critic_layers")), dtype)
         self.reference = None
         if config.get("reference_model") is not None and not self.inference_only:
             self.reference = Policy(_load(config["reference_model"], dtype, config | {"lora": None}), dtype)
@@ -177,9 +180,9 @@ class LanguageModelModule(TorchRLModule, ValueFunctionAPI, InferenceOnlyAPI):
         return weights
 
 
-def _load(source: str, dtype: torch.dtype, config: dict[str, Any]) -> Any:
+def _load(source: str, dtype: torch.dtype, config: dict[str, Any], *, num_layers: int | None = None) -> Any:
     weights_dtype, attention = parse_dtype(config.get("weights_dtype", "float32")), config.get("attention", "sdpa")
-    model = load_causal_lm(source, dtype, weights_dtype=weights_dtype, attention=attention)
+    model = load_causal_lm(source, dtype, weights_dtype=weights_dtype, attention=attention, num_layers=num_layers)
     if config.get("lora") is not None:
         add_adapters(model, config["lora"])
     use_fastest_linear(model)
