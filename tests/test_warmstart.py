@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import tppo_rl
+from tppo_rl.envs.arithmetic_chain import MAX_OPERANDS
 from tppo_rl.envs.text_env import split_of
 from tppo_rl.small_model import CHARACTERS, build_model, build_tokenizer, encode_prompts
 from tppo_rl.small_model_evaluation import HoldBack, evaluate, generate, make_env
@@ -280,6 +281,19 @@ class TestShippedModel:
         assert report["options"] == asdict(WarmstartOptions())
         assert (report["env_id"], report["env_config"], report["seed"]) == (CHAIN, {}, 0)
         assert report["within_target"] is True
+
+    def test_the_long_tailed_one_gives_up_short_chains_and_solves_long_ones(self) -> None:
+        folder = SHIPPED.with_name("arithmetic-chain-long-tail")
+        model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+        report = json.loads((folder / "warmstart.json").read_text())
+        assert report["within_target"] is True
+        env = make_env(CHAIN, report["env_config"] | {"split": "heldout"})
+        long = [seed for seed in range(1000) if len(env.reset(seed=seed)[1]["operands"]) == MAX_OPERANDS][:24]
+        found = evaluate(model, tokenizer, env, long, greedy=True)
+        assert found.accuracy >= 0.8
+        assert 512 > found.mean_response_tokens > 9 * report["sampled"]["mean_response_tokens"]
+        short = [seed for seed in range(96) if seed not in long]
+        assert evaluate(model, tokenizer, env, short, greedy=True).accuracy <= 0.4
 
     @pytest.mark.parametrize("greedy", [True, False])
     def test_it_stops_too_soon_on_heldout_prompts(self, shipped: tuple[Any, Any], greedy: bool) -> None:
