@@ -9,6 +9,7 @@ from typing import Any
 
 from ray.tune import Callback
 from ray.tune.experiment import Trial
+from rich import box
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
@@ -17,7 +18,14 @@ from tppo_rl.display import lookup
 
 _LINE_EVERY_S = 10.0
 _TABLE_EVERY_S = 0.5
-_COLUMNS = ("trial", "state", "iteration", "reward", "held-out", "tokens", "tokens/s", "left")
+_STATES = {
+    Trial.PENDING: "waits",
+    Trial.RUNNING: "runs",
+    Trial.PAUSED: "paused",
+    Trial.TERMINATED: "ended",
+    Trial.ERROR: "failed",
+}
+_COLUMNS = ("trial", "state", "updates", "reward", "held-out", "tokens", "tokens/s", "left")
 
 
 class SweepProgress(Callback):
@@ -68,7 +76,7 @@ class SweepProgress(Callback):
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Says how a trial ended."""
         cells = dict(zip(_COLUMNS, self._cells(trial, trial.last_result or {}), strict=True))
-        text = "  ".join(f"{label} {cells[label]}" for label in ("iteration", "reward", "held-out", "tokens"))
+        text = "  ".join(f"{label} {cells[label]}" for label in ("updates", "reward", "held-out", "tokens"))
         self._line(f"{name_of(trial)}: ended  {text}", trials)
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
@@ -96,9 +104,11 @@ class SweepProgress(Callback):
 
     def table(self, trials: list[Trial]) -> Table:
         """One row for each trial."""
-        table = Table(title=f"{sum(map(_has_ended, trials))} of {self._num_trials} trials, {self._time_left(trials)}")
+        title = f"{sum(map(_has_ended, trials))} of {self._num_trials} trials, {self._time_left(trials)}"
+        table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
         for column in _COLUMNS:
-            table.add_column(column, justify="left" if column in ("trial", "state") else "right")
+            is_number = column not in ("trial", "state")
+            table.add_column(column, justify="right" if is_number else "left", no_wrap=is_number)
         for trial in trials:
             table.add_row(*self._cells(trial, trial.last_result or {}))
         return table
@@ -110,7 +120,7 @@ class SweepProgress(Callback):
     def _cells(self, trial: Trial, result: Mapping[str, Any]) -> tuple[str, ...]:
         return (
             name_of(trial),
-            trial.status.lower(),
+            _STATES[trial.status],
             _number(result.get("training_iteration"), "d"),
             _number(lookup(result, "rollout/return_mean"), ".3f"),
             _number(lookup(result, "heldout_latest/sampled/accuracy"), ".1%"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from tppo_rl.sweep_options import compared_metric
 from tppo_rl.tune.progress import SweepProgress
 from tppo_rl.tune.resources import check_fit
 from tppo_rl.tune.resume import (
+    STATE_FILES,
     SUMMARY,
     SchedulerMemory,
     TrimCallback,
@@ -36,6 +38,8 @@ _TUNE_SETTINGS = {
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     # Metrics are checked by name before the start; an iteration in which no episode ended has no mean return.
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    # Tune's own tables beside the live one.
+    "RAY_AIR_NEW_OUTPUT": "0",
 }
 
 
@@ -69,11 +73,14 @@ def run_trials(
     quiet_libraries()
     os.environ.update({name: os.environ.get(name, value) for name, value in _TUNE_SETTINGS.items()})
     trainable = algorithm_class(experiment.run)
-    can_resume = tune.Tuner.can_restore(str(folder)) and any(folder.glob("experiment_state-*.json"))
-    if resume and not can_resume:
+    if resume and not tune.Tuner.can_restore(str(folder)):
         raise OptionError(f"--resume: {folder} holds no sweep; leave --resume out to begin anew")
     if resume:
         check_definition(experiment, folder)
+        if not any(folder.glob(STATE_FILES)):
+            # Killed before its first trial: there is nothing to go on with, and nothing to lose.
+            shutil.rmtree(folder)
+            resume = False
     elif folder.exists() and any(folder.iterdir()):
         raise OptionError(f"{experiment.name}: {folder} holds an earlier sweep; go on with --resume, or move it away")
     needs = check_fit(experiment, trainable)
@@ -146,6 +153,9 @@ def make_tuner(experiment: Experiment, trainable: Any, results: Path, *, console
 
 def _report_end(experiment: Experiment, grid: tune.ResultGrid, folder: Path, console: Console) -> None:
     ended = sum(1 for _ in folder.glob(f"*/{SUMMARY}"))
+    for result in grid:
+        if result.error is not None:
+            console.print(f"failed: {result.path}/error.txt", soft_wrap=True, highlight=False)
     if ended < experiment.num_trials:
         console.print(f"{ended} of {experiment.num_trials} trials have ended; go on with --resume", highlight=False)
     console.print(f"trials: {folder}", soft_wrap=True, highlight=False)
