@@ -28,14 +28,14 @@ SWEEP: dict[str, Any] = {
     "config": {
         "policy_model": "tppo_rl/arithmetic-chain",
         "num_envs_per_env_runner": 8,
-        # Every response fits into one window of 64, none into one of 2: the second trial is the worse one for certain.
+        # Every response fits into one window of 64, few into one of 2: the second trial is the worse one for certain.
         "window_length": {"grid_search": [2, 64]},
         "max_response_length": 64,
         "train_batch_size_per_learner": 100,
         "rollout_log_fragments": 0,
     },
     "tune_config": {
-        "metric": "rollout/windows_per_response",
+        "metric": "policy/unfinished_share",
         "scheduler": {"type": "asha", "grace_period": GRACE, "reduction_factor": 1.1},
     },
 }

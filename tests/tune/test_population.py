@@ -34,10 +34,10 @@ SWEEP: dict[str, Any] = {
     "run": "TPPO",
     "env": "tppo_rl/ArithmeticChain-v0",
     "stop": {"training_iteration": 6},
-    # Every response fits into one window of 64, none into one of 2: the first trial is the worse one for certain.
+    # Every response fits into one window of 64, few into one of 2: the first trial is the worse one for certain.
     "config": OPTIONS | {"lr": 1e-4, "critic_lr": 3e-4, "window_length": {"grid_search": [2, 64]}},
     "tune_config": {
-        "metric": "rollout/windows_per_response",
+        "metric": "policy/unfinished_share",
         "mode": "min",
         "scheduler": {
             "type": "pbt",
