@@ -46,7 +46,14 @@ from tppo_rl.groups import GroupBuffer, sample_groups
 from tppo_rl.hindsight import HindsightBuffer
 from tppo_rl.learner.learner import TPPOLearner
 from tppo_rl.ledger import Boundary, ClosedBoundary, Ledger
-from tppo_rl.metrics import boundary_metrics, episode_metrics, group_metrics, heldout_metrics, learner_metrics
+from tppo_rl.metrics import (
+    boundary_metrics,
+    episode_metrics,
+    group_metrics,
+    heldout_metrics,
+    learner_metrics,
+    without_unknown,
+)
 from tppo_rl.options import OptionError
 from tppo_rl.rollout.chat import Chat
 from tppo_rl.rollout.pump import RolloutPump
@@ -99,14 +106,14 @@ class TPPO(Algorithm):
     def step(self) -> dict[str, Any]:
         if self.config.evaluation_interval and "before" not in self._evaluations:
             self._evaluations["before"] = self.evaluate()
-        results = super().step()
+        results = without_unknown(super().step())
         results["heldout_before"] = self._evaluations.get("before", {})
         results["heldout_latest"] = self._evaluations.get("latest", {})
         results["run"] = self.run_state()
         results["tokens"]["dropped_by_reason"] = self._ledger.counts().dropped
         results["mode"] = self.config.mode
         results["seed"] = self.config.seed
-        return dict(results)
+        return results
 
     def run_state(self) -> dict[str, Any]:
         """Sums over the whole run, for its summary."""

@@ -161,7 +161,9 @@ class TPPOConfig(AlgorithmConfig, DerivedOptions):
         """
         settable = getattr(self, "_settable", frozenset(vars(self)))
         for key, value in config_dict.items():
-            if not key.startswith("_") and key not in settable and not hasattr(type(self), key):
+            # `to_dict`, which Tune calls on a config, renames some attributes, such as `lambda_`.
+            attribute = self._translate_special_keys(key, warn_deprecated=False)
+            if not key.startswith("_") and attribute not in settable and not hasattr(type(self), attribute):
                 raise OptionError(unknown_key(key, value, settable))
         return super().update_from_dict(config_dict)
 

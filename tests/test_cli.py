@@ -56,6 +56,23 @@ def test_bad_input_ends_at_once_with_one_message_and_no_engine(setting: str, wor
     print(f"{setting}: {time.monotonic() - started:.1f} s")
 
 
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("windw_length={grid_search: [8]}", "windw_length=8: unknown option, did you mean window_length"),
+        ("window_length={grid_search: []}", "window_length.grid_search=[]: must be a list of at least one value"),
+        ("window_length={grid_search: [512, 600]}", "window_length=600: longer than max_response_length=512"),
+        ("tune_config.scheduler=hyperbandd", "window_sweep.tune_config.scheduler='hyperbandd': unknown name"),
+    ],
+)
+def test_a_bad_sweep_ends_at_once_with_one_message_and_no_engine(setting: str, message: str) -> None:
+    sweep = str(Path(CONFIG).with_name("window_sweep.yaml"))
+    code, output, loaded = imported_by("tune", "file", sweep, "--set", setting)
+    assert code == 2
+    assert output.startswith(f"error: {message}")
+    assert not loaded & {"ray", "vllm", "torch"}
+
+
 def test_a_run_without_a_file_is_checked_alike() -> None:
     arguments = ["train", "--run", "TPPO", "--env", "tppo_rl/ArithmeticChain-v0", "--stop", "{training_iteration: 1}"]
     result = CliRunner().invoke(main, [*arguments, "--config", "{policy_model: tppo_rl/arithmetic-chain, lr: fast}"])

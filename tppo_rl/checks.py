@@ -191,6 +191,14 @@ def rllib_keys() -> frozenset[str]:
     return frozenset(node.attr for node in attributes if isinstance(node.ctx, ast.Store))
 
 
+@lru_cache
+def constructor_arguments(package: str, file: str, name: str) -> frozenset[str]:
+    """Names of a class's arguments, read from its source: importing its package takes many seconds."""
+    functions = [node for node in _class_body(package, file, name) if isinstance(node, ast.FunctionDef)]
+    (constructor,) = [node for node in functions if node.name == "__init__"]
+    return frozenset(argument.arg for argument in (*constructor.args.args[1:], *constructor.args.kwonlyargs))
+
+
 def _class_body(package: str, file: str, name: str) -> list[ast.stmt]:
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:

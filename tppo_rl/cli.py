@@ -99,6 +99,24 @@ def train_file(config: Path, overrides: tuple[str, ...], resume: bool, results: 
     _run_all(load_run_file(config, overrides), results, resume)
 
 
+@main.group()
+def tune() -> None:
+    """Sweeps over options on Ray Tune."""
+
+
+@tune.command("file")
+@click.argument("config", type=click.Path(path_type=Path))
+@_set
+@_resume
+@_results
+@_one_clear_error
+def tune_file(config: Path, overrides: tuple[str, ...], resume: bool, results: Path) -> None:
+    """Run the sweeps of a YAML file, as `train file` does."""
+    from tppo_rl.run_files import load_run_file
+
+    _run_all(load_run_file(config, overrides), results, resume)
+
+
 @main.command()
 @click.argument("config", type=click.Path(path_type=Path))
 @click.option(
@@ -178,11 +196,13 @@ main.add_command(plan)
 
 def _run_all(experiments: list[Experiment], results: Path, resume: bool) -> None:
     for experiment in experiments:
+        # Of several experiments in one file, the later ones may not have begun when the first was killed.
+        goes_on = resume and (len(experiments) == 1 or (results / experiment.name).exists())
         if experiment.is_sweep:
             from tppo_rl.tune.trials import run_trials
 
-            run_trials(experiment, results, resume=resume)
+            run_trials(experiment, results, resume=goes_on)
         else:
             from tppo_rl.run import run_experiment
 
-            run_experiment(experiment, results, resume=resume)
+            run_experiment(experiment, results, resume=goes_on)

@@ -191,6 +191,20 @@ def episode_metrics(fragments: Iterable[Fragment]) -> dict[str, float]:
     }
 
 
+def without_unknown(result: Mapping[str, Any]) -> dict[str, Any]:
+    """A result without those of the table's metrics that this iteration has no value for.
+
+    RLlib reports None for them, which Tune's schedulers would compare.
+    """
+    groups = {metric.name.partition("/")[0] for metric in METRICS}
+    return {
+        key: {name: inner for name, inner in value.items() if inner is not None}
+        if key in groups and isinstance(value, Mapping)
+        else value
+        for key, value in result.items()
+    }
+
+
 def group_metrics(sample: GroupSample) -> dict[str, float]:
     """Metrics of the groups that were sampled for one update."""
     return {

@@ -5,16 +5,17 @@
       env: tppo_rl/ArithmeticChain-v0
       stop: {num_env_steps_sampled_lifetime: 400000}
       checkpoint_config: {checkpoint_frequency: 10}
-      config: {window_length: {grid_search: [64, 128]}, lr: 1e-4}
+      config: {window_length: {grid_search: [64, 128]}, lr: {loguniform: [1e-5, 1e-3]}}
+      seeds: 3                          # every trial with seeds 0, 1, 2
+      tune_config: {num_samples: 4, scheduler: {type: asha, grace_period: 5}}
 
-Nothing heavy is imported here.
+The words for several values are in `tppo_rl.search_space`, those of `tune_config` in `tppo_rl.sweep_options`. Nothing heavy is imported here.
 """
 
 from __future__ import annotations
 
-import itertools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -31,8 +32,24 @@ from tppo_rl.checks import (
 )
 from tppo_rl.options import OptionError, Options
 from tppo_rl.presets import PRESETS
-
-GRID = "grid_search"
+from tppo_rl.search_space import (
+    GRID,
+    axes,
+    check_axis,
+    check_words,
+    copy_mapping,
+    grid_points,
+    points_to_check,
+    put,
+    put_all,
+)
+from tppo_rl.sweep_options import (
+    LEAST_PBT_CHECKPOINTS,
+    TuneOptions,
+    check_tune_options,
+    mutation_axes,
+    name_and_arguments,
+)
 
 
 class CheckpointConfig(BaseModel):
@@ -56,7 +73,10 @@ class Experiment(BaseModel):
     stop: dict[str, int | float] = {}
     checkpoint_config: CheckpointConfig = CheckpointConfig()
     config: dict[str, Any] = {}
-    num_samples: PositiveInt = 1
+    num_samples: PositiveInt | None = None
+    seeds: PositiveInt | list[int] | None = None
+    """Every trial once with each of these seeds; a number n stands for 0 to n - 1. None: the option `seed`."""
+    tune_config: TuneOptions = TuneOptions()
 
     @model_validator(mode="after")
     def _one_environment(self) -> Self:
@@ -64,23 +84,60 @@ class Experiment(BaseModel):
             raise ValueError(f"env={self.env!r} and config.env={self.config['env']!r} differ; give one")
         return self
 
+    @model_validator(mode="after")
+    def _one_number_of_samples(self) -> Self:
+        given = {self.num_samples, self.tune_config.num_samples} - {None}
+        if len(given) == 2:
+            raise ValueError(
+                f"num_samples={self.num_samples} and tune_config.num_samples={self.tune_config.num_samples} differ; give one"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _one_set_of_seeds(self) -> Self:
+        if self.seeds is not None and "seed" in self.config:
+            raise ValueError(
+                f"seeds={self.seeds!r} and config.seed={self.config['seed']!r} both give the seed; give one"
+            )
+        if isinstance(self.seeds, list) and (not self.seeds or len(set(self.seeds)) < len(self.seeds)):
+            raise ValueError(f"seeds={self.seeds!r}: must be different numbers, one at least, such as [0, 1, 2]")
+        return self
+
+    @property
+    def samples(self) -> int:
+        """Draws of the random values."""
+        return self.num_samples or self.tune_config.num_samples or 1
+
+    @property
+    def num_trials(self) -> int:
+        """Trials of the sweep."""
+        return self.samples * sum(1 for _ in self.points())
+
     @property
     def is_sweep(self) -> bool:
-        """Whether it stands for several trials."""
-        return self.num_samples > 1 or any(True for _ in _grids(self.config))
+        """Whether it is for Tune: several trials, or a `tune_config`."""
+        several = self.samples > 1 or any(True for _ in axes(self.options()))
+        return several or self.tune_config != TuneOptions()
+
+    @property
+    def checkpoints_to_keep(self) -> int | None:
+        """Newest checkpoints that a trial keeps; where nothing is said, as many as its scheduler needs."""
+        is_pbt = name_and_arguments(self.tune_config.scheduler)[0] == "pbt"
+        if is_pbt and "num_to_keep" not in self.checkpoint_config.model_fields_set:
+            return LEAST_PBT_CHECKPOINTS
+        return self.checkpoint_config.num_to_keep
 
     def options(self) -> dict[str, Any]:
-        """The config with the environment in it; grids as they are written."""
-        return self.config | ({"env": self.env} if self.env is not None else {})
+        """The config with environment and seeds in it; what takes several values as it is written."""
+        options = self.config | ({"env": self.env} if self.env is not None else {})
+        if self.seeds is not None:
+            seeds = list(range(self.seeds)) if isinstance(self.seeds, int) else self.seeds
+            options |= {"seed": {GRID: seeds}}
+        return options
 
     def points(self) -> Iterator[dict[str, Any]]:
-        """The options of every point of the grid."""
-        grids = list(_grids(self.options()))
-        for values in itertools.product(*(choices for _, choices in grids)):
-            point = _copy(self.options())
-            for (path, _), value in zip(grids, values, strict=True):
-                _put(point, path, value)
-            yield point
+        """The options of every point of the grids; what is drawn is left as it is written."""
+        return grid_points(self.options())
 
 
 def load_run_file(path: Path, overrides: Sequence[str] = ()) -> list[Experiment]:
@@ -112,7 +169,7 @@ def make_experiment(name: str, body: Any, overrides: Sequence[str] = ()) -> Expe
     """
     if not isinstance(body, dict):
         raise OptionError(f"{name}={body!r}: an experiment is a mapping with the keys run, env, stop and config")
-    body = _copy(body)
+    body = copy_mapping(body)
     for override in overrides:
         apply_override(body, override)
     known = set(Experiment.model_fields) - {"name"}
@@ -122,9 +179,7 @@ def make_experiment(name: str, body: Any, overrides: Sequence[str] = ()) -> Expe
     try:
         experiment = Experiment(name=name, **body)
     except ValidationError as error:
-        problem = error.errors()[0]
-        key = ".".join([name, *map(str, problem["loc"])])
-        raise OptionError(f"{key}={problem['input']!r}: {problem['msg']}") from None
+        raise OptionError(_explain(name, error)) from None
     if experiment.run not in PRESETS:
         raise OptionError(unknown_value(f"{name}.run", experiment.run, PRESETS))
     if not experiment.stop:
@@ -135,21 +190,58 @@ def make_experiment(name: str, body: Any, overrides: Sequence[str] = ()) -> Expe
     return experiment
 
 
+def _explain(name: str, error: ValidationError) -> str:
+    problem = error.errors()[0]
+    path = [str(part) for part in problem["loc"]]
+    key = ".".join([name, *path])
+    message = problem["msg"].removeprefix("Value error, ")
+    if not path:
+        return f"{name}: {message}"
+    if problem["type"] == "extra_forbidden":
+        section = {"tune_config": TuneOptions, "checkpoint_config": CheckpointConfig}[path[0]]
+        return unknown_key(key, problem["input"], [f"{name}.{path[0]}.{word}" for word in section.model_fields])
+    return f"{key}={problem['input']!r}: {message}"
+
+
 def check_experiment(experiment: Experiment) -> None:
-    """Checks every point of the grid without starting anything.
+    """Checks every point of the grids, the ends of every range, and the sweep's scheduler, without starting anything.
 
     Raises:
         OptionError: names key, value and remedy.
     """
-    for path, choices in _grids(experiment.options()):
-        if not isinstance(choices, list) or not choices:
-            raise OptionError(f"{'.'.join(path)}.{GRID}={choices!r}: must be a list of at least one value")
-    unknown = set(experiment.options()) - set(Options.model_fields)
+    options = experiment.options()
+    check_words(options, [key for key, field in Options.model_fields.items() if "dict" in str(field.annotation)])
+    for axis in axes(options):
+        check_axis(axis)
+    if experiment.is_sweep:
+        check_tune_options(
+            experiment.tune_config,
+            options,
+            stop=experiment.stop,
+            num_to_keep=experiment.checkpoints_to_keep,
+            num_trials=experiment.num_trials,
+            where=f"{experiment.name}.tune_config",
+        )
+    unknown = set(options) - set(Options.model_fields)
     other_keys = rllib_keys() if unknown else frozenset()
-    for point in experiment.points():
-        options = check_options(point, algorithm=experiment.run, other_keys=other_keys)
-        check_model(options)
-        check_environment(options)
+    points = list(points_to_check(options))
+    points += [
+        put_all(points[0], {axis.path: value})
+        for axis in mutation_axes(experiment.tune_config)
+        for value in axis.values()
+    ]
+    worlds = set()
+    for point in points:
+        checked = check_options(point, algorithm=experiment.run, other_keys=other_keys)
+        world = repr([getattr(checked, key) for key in _WORLD])
+        if world not in worlds:
+            worlds.add(world)
+            check_model(checked)
+            check_environment(checked)
+
+
+_WORLD = ("env", "env_config", "policy_model", "critic", "reference_model", "max_prompt_length", "max_response_length")
+"""Options that `check_model` and `check_environment` read."""
 
 
 def apply_override(body: dict[str, Any], override: str) -> None:
@@ -164,9 +256,9 @@ def apply_override(body: dict[str, Any], override: str) -> None:
     key, value = parse_override(override)
     path = key.split(".")
     if path[0] in set(Experiment.model_fields) - {"name", "config"}:
-        _put(body, path, value)
+        put(body, path, value)
     else:
-        _put(body.setdefault("config", {}), path[1:] if path[0] == "config" else path, value)
+        put(body.setdefault("config", {}), path[1:] if path[0] == "config" else path, value)
 
 
 def parse_override(override: str) -> tuple[str, Any]:
@@ -200,25 +292,3 @@ def parse_yaml(text: str) -> Any:
         return yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         raise OptionError(f"{text!r}: not valid YAML or JSON: {' '.join(str(error).split())}") from None
-
-
-def _grids(options: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    for key, value in options.items():
-        if isinstance(value, Mapping):
-            if set(value) == {GRID}:
-                yield (*path, key), value[GRID]
-            else:
-                yield from _grids(value, (*path, key))
-
-
-def _put(target: dict[str, Any], path: Sequence[str], value: Any) -> None:
-    for part in path[:-1]:
-        inner = target.setdefault(part, {})
-        if not isinstance(inner, dict):
-            raise OptionError(f"{'.'.join(path)}: {part} holds {inner!r}, which has no keys")
-        target = inner
-    target[path[-1]] = value
-
-
-def _copy(value: Any) -> Any:
-    return {key: _copy(inner) for key, inner in value.items()} if isinstance(value, dict) else value

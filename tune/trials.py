@@ -1,18 +1,46 @@
-"""Experiments of several trials on Ray Tune: grids and repeats of a run file."""
+"""Sweeps on Ray Tune: grids, ranges and seeds of a run file as trials that queue for the machine's resources."""
 
 from __future__ import annotations
 
+import os
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ray import tune
 from ray.tune import Callback
+from ray.tune.search import BasicVariantGenerator
+from rich.console import Console
 
 from tppo_rl.algorithms import algorithm_class
 from tppo_rl.options import OptionError
 from tppo_rl.run import quiet_libraries, start_ray
 from tppo_rl.run_files import Experiment
 from tppo_rl.summary import summarize, write_summary
+from tppo_rl.sweep_options import compared_metric
+from tppo_rl.tune.progress import SweepProgress
+from tppo_rl.tune.resources import check_fit
+from tppo_rl.tune.resume import (
+    STATE_FILES,
+    SUMMARY,
+    SchedulerMemory,
+    TrimCallback,
+    check_definition,
+    mark_ended_trials,
+    write_definition,
+)
+from tppo_rl.tune.spaces import make_scheduler, make_searcher, param_space
+
+_TUNE_SETTINGS = {
+    # After a kill no more is unknown than what happened in the last second.
+    "TUNE_GLOBAL_CHECKPOINT_S": "1",
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    # Metrics are checked by name before the start; an iteration in which no episode ended has no mean return.
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    # Tune's own tables beside the live one.
+    "RAY_AIR_NEW_OUTPUT": "0",
+}
 
 
 class SummaryCallback(Callback):
@@ -21,51 +49,113 @@ class SummaryCallback(Callback):
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Summarizes the trial's last result; its last evaluation is the newest that it made."""
         result = trial.last_result
-        write_summary(Path(trial.local_path), summarize(result, result["heldout_latest"]))
+        if result and "run" in result:
+            write_summary(Path(trial.local_path), summarize(result, result["heldout_latest"]))
 
 
-def run_trials(experiment: Experiment, results: Path, *, resume: bool = False) -> tune.ResultGrid:
-    """Runs the points of an experiment's grid as Tune trials, which queue for the machine's resources.
+def run_trials(
+    experiment: Experiment, results: Path, *, resume: bool = False, console: Console | None = None
+) -> tune.ResultGrid:
+    """Runs a sweep.
 
     Args:
         experiment: checked.
         results: folder that holds one folder for each experiment.
-        resume: go on with the unfinished trials of the experiment's folder.
+        resume: go on with the unfinished trials of the experiment's folder, each from its newest checkpoint.
+        console: where to report; None is standard output.
 
     Raises:
-        OptionError: nothing to resume, or the folder of an earlier sweep would be overwritten.
+        OptionError: a trial would never fit the machine, nothing to resume or something else, or the folder of an earlier
+            sweep would be overwritten.
     """
+    console = console or Console()
     folder = (results / experiment.name).resolve()
     quiet_libraries()
+    os.environ.update({name: os.environ.get(name, value) for name, value in _TUNE_SETTINGS.items()})
     trainable = algorithm_class(experiment.run)
+    if resume and not tune.Tuner.can_restore(str(folder)):
+        raise OptionError(f"--resume: {folder} holds no sweep; leave --resume out to begin anew")
     if resume:
-        if not tune.Tuner.can_restore(str(folder)):
-            raise OptionError(f"--resume: {folder} holds no sweep; leave --resume out to begin anew")
-        start_ray()
-        return tune.Tuner.restore(str(folder), trainable, resume_unfinished=True, restart_errored=True).fit()
-    if folder.exists() and any(folder.iterdir()):
+        check_definition(experiment, folder)
+        if not any(folder.glob(STATE_FILES)):
+            # Killed before its first trial: there is nothing to go on with, and nothing to lose.
+            shutil.rmtree(folder)
+            resume = False
+    elif folder.exists() and any(folder.iterdir()):
         raise OptionError(f"{experiment.name}: {folder} holds an earlier sweep; go on with --resume, or move it away")
-    start_ray()
-    return make_tuner(experiment, trainable, results).fit()
+    needs = check_fit(experiment, trainable)
+    if resume:
+        mark_ended_trials(folder)
+        ended = sum(1 for _ in folder.glob(f"*/{SUMMARY}"))
+        console.print(f"{experiment.name}: {ended} trials have ended before", highlight=False)
+        console.print(needs)
+        start_ray()
+        tuner = tune.Tuner.restore(str(folder), trainable, resume_unfinished=True, restart_errored=True)
+    else:
+        tuner = make_tuner(experiment, trainable, results, console=console)
+        console.print(needs)
+        write_definition(experiment, folder)
+        start_ray()
+    grid = tuner.fit()
+    _report_end(experiment, grid, folder, console)
+    return grid
 
 
-def make_tuner(experiment: Experiment, trainable: Any, results: Path) -> tune.Tuner:
-    """The Tuner of an experiment; `grid_search` values are Tune's own spelling of a grid."""
-    checkpoints = experiment.checkpoint_config
+def sweep_callbacks(stop: Mapping[str, float], num_trials: int, *, console: Console | None = None) -> list[Callback]:
+    """What a Tuner needs for summaries, clean curves after a kill, and the live table.
+
+    Args:
+        stop: limits by result key.
+        num_trials: of the sweep.
+        console: where to report; None is standard output.
+    """
+    return [TrimCallback(), SummaryCallback(), SweepProgress(stop, num_trials, console)]
+
+
+def make_tuner(experiment: Experiment, trainable: Any, results: Path, *, console: Console | None = None) -> tune.Tuner:
+    """The Tuner of an experiment.
+
+    Raises:
+        OptionError: the scheduler, the searcher or a range refuses its arguments.
+    """
+    checkpoints, tune_config = experiment.checkpoint_config, experiment.tune_config
+    scheduler, searcher = make_scheduler(experiment), make_searcher(experiment)
+    limits_itself = isinstance(searcher, BasicVariantGenerator)
     return tune.Tuner(
         trainable,
-        param_space=experiment.options(),
-        tune_config=tune.TuneConfig(num_samples=experiment.num_samples),
+        param_space=param_space(experiment.options()),
+        tune_config=tune.TuneConfig(
+            num_samples=experiment.samples,
+            metric=compared_metric(tune_config, experiment.options()),
+            mode=tune_config.mode,
+            scheduler=scheduler,
+            search_alg=searcher,
+            max_concurrent_trials=None if limits_itself else tune_config.max_concurrent_trials,
+            time_budget_s=tune_config.time_budget_s,
+        ),
         run_config=tune.RunConfig(
             name=experiment.name,
             storage_path=str(results.resolve()),
             stop=dict(experiment.stop),
-            callbacks=[SummaryCallback()],
-            verbose=1,
+            callbacks=[
+                SchedulerMemory(scheduler),
+                *sweep_callbacks(experiment.stop, experiment.num_trials, console=console),
+            ],
+            verbose=0,
             checkpoint_config=tune.CheckpointConfig(
                 checkpoint_frequency=checkpoints.checkpoint_frequency,
                 checkpoint_at_end=checkpoints.checkpoint_at_end,
-                num_to_keep=checkpoints.num_to_keep,
+                num_to_keep=experiment.checkpoints_to_keep,
             ),
         ),
     )
+
+
+def _report_end(experiment: Experiment, grid: tune.ResultGrid, folder: Path, console: Console) -> None:
+    ended = sum(1 for _ in folder.glob(f"*/{SUMMARY}"))
+    for result in grid:
+        if result.error is not None:
+            console.print(f"failed: {result.path}/error.txt", soft_wrap=True, highlight=False)
+    if ended < experiment.num_trials:
+        console.print(f"{ended} of {experiment.num_trials} trials have ended; go on with --resume", highlight=False)
+    console.print(f"trials: {folder}", soft_wrap=True, highlight=False)

@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 import ray
+from ray import tune
 
+from tppo_rl.algorithms import TPPOConfig
+from tppo_rl.algorithms.tppo import TPPO
 from tppo_rl.options import OptionError
 from tppo_rl.run import quiet_libraries
 from tppo_rl.run_files import Experiment, make_experiment
@@ -63,3 +66,22 @@ def test_trials_queue_on_two_cpus_and_each_leaves_a_summary(tmp_path: Path) -> N
 def test_a_sweep_that_does_not_exist_cannot_be_resumed(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="holds no sweep"):
         run_trials(make_grid(), tmp_path / "nothing", resume=True)
+
+
+def test_a_tuner_takes_the_algorithm_and_its_config_as_rllib_users_give_them(tmp_path: Path) -> None:
+    config = (
+        TPPOConfig()
+        .environment("tppo_rl/ArithmeticChain-v0")
+        .language_model("tppo_rl/arithmetic-chain")
+        .env_runners(num_envs_per_env_runner=8, window_length=tune.grid_search([12]), max_response_length=64)
+        .training(train_batch_size_per_learner=100, lr=tune.loguniform(1e-5, 1e-4), lambda_=0.9)
+    )
+    run_config = tune.RunConfig(storage_path=str(tmp_path), stop={"training_iteration": 1}, verbose=0)
+    grid = tune.Tuner(TPPO, param_space=config, run_config=run_config).fit()
+    assert grid.num_errors == 0
+    (result,) = grid
+    assert result.config["window_length"] == 12
+    assert 1e-5 <= result.config["lr"] <= 1e-4
+    assert result.metrics is not None
+    assert result.metrics["config"]["lambda"] == 0.9
+    assert result.metrics["tokens"]["trained"] >= 100

@@ -1,0 +1,181 @@
+"""What Tune's own restore leaves to do after a kill: trials that ended just before it, results after the newest checkpoint, and
+what a scheduler has learned.
+
+Tune writes the state of a sweep once in a while, so it may not know of a trial that has ended since, and would run it again.
+A trial's `summary.json` is written when it ends, and is what counts here.
+"""
+
+from __future__ import annotations
+
+import copy
+import csv
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from ray.tune import Callback
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import AsyncHyperBandScheduler, PopulationBasedTraining, TrialScheduler
+
+from tppo_rl.options import OptionError
+from tppo_rl.run_files import Experiment
+
+DEFINITION = "sweep.json"
+SUMMARY = "summary.json"
+STATE_FILES = "experiment_state-*.json"
+_DEFINING = {"run", "env", "stop", "config", "num_samples", "seeds", "tune_config", "checkpoint_config"}
+
+
+def write_definition(experiment: Experiment, folder: Path) -> None:
+    """Keeps what a sweep is made of, so that no other one goes on in its folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / DEFINITION).write_text(_definition(experiment), encoding="utf-8")
+
+
+def check_definition(experiment: Experiment, folder: Path) -> None:
+    """Refuses to go on with a sweep under other options: Tune would take the old ones and say nothing.
+
+    Raises:
+        OptionError: they differ; names the first key that does.
+    """
+    path = folder / DEFINITION
+    if not path.is_file():
+        return
+    kept, given = json.loads(path.read_text(encoding="utf-8")), json.loads(_definition(experiment))
+    for key in sorted(_DEFINING):
+        if kept.get(key) != given[key]:
+            raise OptionError(
+                f"{experiment.name}.{key}={given[key]!r}: {folder} was begun with {kept.get(key)!r}, and a sweep goes on as it "
+                "was begun; go on with that, or give another folder with --results"
+            )
+
+
+def _definition(experiment: Experiment) -> str:
+    return json.dumps(experiment.model_dump(include=_DEFINING), indent=1, sort_keys=True)
+
+
+def mark_ended_trials(folder: Path) -> list[str]:
+    """Writes into a sweep's newest state that trials with a summary have ended.
+
+    Returns:
+        Ids of the trials that the state did not know to have ended.
+
+    Raises:
+        OptionError: the state cannot be read.
+    """
+    path = max(folder.glob(STATE_FILES))
+    try:
+        state = json.loads(path.read_text(encoding="utf-8"))
+        trials = [json.loads(trial) for trial, _ in state["trial_data"]]
+    except (ValueError, KeyError) as error:
+        raise OptionError(f"--resume: {path} is broken ({error}); move it away to go on from an older one") from None
+    summaries = {path.parent.name for path in folder.glob(f"*/{SUMMARY}")}
+    ended = []
+    for index, trial in enumerate(trials):
+        if trial.get("relative_logdir") in summaries and trial["status"] not in (Trial.TERMINATED, Trial.ERROR):
+            trial["status"] = Trial.TERMINATED
+            state["trial_data"][index][0] = json.dumps(trial)
+            ended.append(str(trial["trial_id"]))
+    if ended:
+        partial = path.with_name(f"partial_{path.name}")
+        partial.write_text(json.dumps(state), encoding="utf-8")
+        os.replace(partial, path)
+    return ended
+
+
+def forget_results_after(folder: Path, iteration: int) -> None:
+    """Removes results after an iteration from a trial's `result.json` and `progress.csv`: they will come again."""
+    results, table = folder / "result.json", folder / "progress.csv"
+    if results.is_file():
+        lines = [line for line in results.read_text(encoding="utf-8").splitlines() if _iteration_of(line) <= iteration]
+        results.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    if table.is_file():
+        with table.open(encoding="utf-8", newline="") as file:
+            reader = csv.DictReader(file)
+            rows = [row for row in reader if (row["training_iteration"] or "").isdigit()]
+            columns = list(reader.fieldnames or [])
+        with table.open("w", encoding="utf-8", newline="") as file:
+            if columns:
+                writer = csv.DictWriter(file, columns, extrasaction="ignore")
+                writer.writeheader()
+                writer.writerows(row for row in rows if int(row["training_iteration"]) <= iteration)
+
+
+def _iteration_of(line: str) -> float:
+    try:
+        return float(json.loads(line)["training_iteration"])
+    except ValueError:
+        # A kill in the middle of a line leaves half of it.
+        return float("inf")
+
+
+class TrimCallback(Callback):
+    """When a trial goes on in a new process of Tune, forgets the results that came after its checkpoint."""
+
+    def __init__(self) -> None:
+        self._seen: set[str] = set()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_seen": set()}
+
+    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """Trims at the first start alone: later ones are PBT's, whose trials take turns."""
+        if trial.trial_id in self._seen:
+            return
+        self._seen.add(trial.trial_id)
+        folder, checkpoint = Path(trial.local_path), trial.latest_checkpoint_result
+        if checkpoint is None or checkpoint.checkpoint is None:
+            forget_results_after(folder, 0)
+        # A trial that goes on from another one's checkpoint keeps its own past.
+        elif Path(checkpoint.checkpoint.path).parent == Path(trial.storage.trial_fs_path):
+            forget_results_after(folder, int(checkpoint.metrics["training_iteration"]))
+
+
+class SchedulerMemory(Callback):
+    """Saves with the sweep's state what its scheduler has learned: Tune forgets it, and ASHA would stop no one after a restart.
+
+    Args:
+        scheduler: Of the same Tuner, with which this is pickled.
+    """
+
+    def __init__(self, scheduler: TrialScheduler) -> None:
+        self._scheduler = scheduler
+        self._pbt_trials: dict[str, dict[str, Any]] = {}
+
+    def get_state(self) -> dict[str, Any] | None:
+        """The rungs of ASHA, or the scores of PBT's population."""
+        scheduler = self._scheduler
+        if isinstance(scheduler, AsyncHyperBandScheduler):
+            return {"rungs": [copy.deepcopy(bracket._rungs) for bracket in scheduler._brackets]}
+        if isinstance(scheduler, PopulationBasedTraining):
+            return {
+                "perturbations": scheduler._num_perturbations,
+                "next_sync": scheduler._next_perturbation_sync,
+                "trials": {
+                    trial.trial_id: {key: getattr(state, key) for key in _PBT_STATE}
+                    for trial, state in scheduler._trial_state.items()
+                },
+            }
+        return None
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Gives it back; PBT has no trials yet at this moment and gets theirs at the first step."""
+        scheduler = self._scheduler
+        if isinstance(scheduler, AsyncHyperBandScheduler):
+            for bracket, rungs in zip(scheduler._brackets, state["rungs"], strict=True):
+                bracket._rungs = rungs
+        if isinstance(scheduler, PopulationBasedTraining):
+            scheduler._num_perturbations = state["perturbations"]
+            scheduler._next_perturbation_sync = state["next_sync"]
+            self._pbt_trials = state["trials"]
+
+    def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        """Gives PBT's trials their scores."""
+        if self._pbt_trials and isinstance(self._scheduler, PopulationBasedTraining):
+            for trial, state in self._scheduler._trial_state.items():
+                vars(state).update(self._pbt_trials.get(trial.trial_id, {}))
+            self._pbt_trials = {}
+
+
+_PBT_STATE = ("last_score", "last_perturbation_time", "last_train_time")
