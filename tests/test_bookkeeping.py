@@ -100,7 +100,7 @@ def book(closed: Sequence[ClosedBoundary] = (), **config: Any) -> Any:
 
 @pytest.mark.parametrize(("kl_coef", "kl_in", "known"), [(0.1, "reward", False), (0.1, "loss", True)])
 def test_values_with_kl_are_not_compared_with_returns_without_it(kl_coef: float, kl_in: str, known: bool) -> None:
-    boundary = ClosedBoundary(0, Boundary(0.2, 0.3, 0.1), 1.0)
+    boundary = ClosedBoundary(0, Boundary(0.2, 0.3, 0.1), 1.0, 4)
     algorithm = book([boundary], kl_coef=kl_coef, kl_in=kl_in)
     assert ("critic/boundary_error_held" in algorithm._log_values) == known
 

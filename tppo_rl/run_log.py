@@ -1,4 +1,4 @@
-"""What a run leaves in its folder beside RLlib's results: TensorBoard events and a sample of rollouts."""
+"""What a run leaves in its folder beside RLlib's results: TensorBoard events, boundary errors, a sample of rollouts."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ import numpy as np
 import pyarrow.parquet as pq
 from tensorboardX import SummaryWriter
 
+from tppo_rl.boundary_errors import BoundaryErrors, append_boundary_errors
 from tppo_rl.fragments import Fragment, table_from_fragments
 
 _TEXTS_PER_ITERATION = 4
 
 
 class RunLog:
-    """Writes under `folder`: `tensorboard/` and `rollouts/iteration_*.parquet`.
+    """Writes under `folder`: `tensorboard/`, `boundary_errors.jsonl` and `rollouts/iteration_*.parquet`.
 
     Args:
         folder: the run's folder; made if it does not exist.
@@ -28,6 +29,7 @@ class RunLog:
     def __init__(
         self, folder: Path, *, fragments_per_iteration: int, to_text: Callable[[Sequence[int]], str], seed: int
     ) -> None:
+        self._folder = folder
         self._rollouts = folder / "rollouts"
         self._rollouts.mkdir(parents=True, exist_ok=True)
         self._writer = SummaryWriter(str(folder / "tensorboard"))
@@ -45,6 +47,11 @@ class RunLog:
         """Writes a histogram over 0, 1, 2, … given its counts."""
         if counts.sum() > 0:
             self._writer.add_histogram(name, np.repeat(np.arange(len(counts)), counts.astype(np.int64)), step)
+
+    def boundary_errors(self, iteration: int, bin_width: int, errors: Sequence[BoundaryErrors]) -> None:
+        """Writes the errors of the values at window ends whose episodes ended in the iteration, if there are any."""
+        if errors:
+            append_boundary_errors(self._folder, iteration, bin_width, errors)
 
     def rollouts(self, iteration: int, step: int, fragments: Sequence[Fragment]) -> None:
         """Keeps a sample of fragments, finished ones included, and shows a few finished episodes as text."""
