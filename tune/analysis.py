@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import takewhile
 from typing import Any
 
 from tppo_rl.tune.measures import BY_NAME, Limits, common_limits, measure
@@ -141,9 +142,10 @@ def _task(trials: Sequence[Trial], title: str, target: float | None) -> Task:
     at = [_x(members[0], axis) for members in by_options.values()]
     several = axis is not None and len(set(at)) < len(at)
     others = [key for key in keys if key != axis]
+    shared = len(_shared_beginning([trial.experiment or "" for trial in trials]))
     groups = [
         Group(
-            label=_label(members[0], keys, axis),
+            label=_label(members[0], keys, axis)[shared:],
             trials=sorted(members, key=lambda trial: trial.seed),
             x=x,
             series=_words_of(members[0], others) if several else "",
@@ -151,7 +153,20 @@ def _task(trials: Sequence[Trial], title: str, target: float | None) -> Task:
         )
         for x, members in zip(at, by_options.values(), strict=True)
     ]
-    return Task(title, sorted(groups, key=lambda group: group.x or 0.0), axis, limits)
+    task = Task(title, sorted(groups, key=lambda group: group.x or 0.0), axis, limits)
+    if axis is not None:
+        return task
+    first = task.reference("")
+    return replace(task, groups=[first, *(group for group in groups if group is not first)])
+
+
+def _shared_beginning(names: Sequence[str]) -> str:
+    """What all names begin with, up to a `_` or `-`: a task's name in those of its experiments."""
+    if len(set(names)) < 2:
+        return ""
+    equal = takewhile(lambda letters: len(set(letters)) == 1, zip(*names, strict=False))
+    beginning = "".join(letters[0] for letters in equal)
+    return beginning[: max(beginning.rfind("_"), beginning.rfind("-")) + 1]
 
 
 def _axis(trials: Sequence[Trial], keys: Sequence[str]) -> str | None:

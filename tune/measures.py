@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
+from tppo_rl.boundary_errors import POSITION_BINS
 from tppo_rl.tune.sweep_folder import Trial
 
 SHARES = (0.0, 1.0)
@@ -15,7 +16,11 @@ POSITIVE = (0.0, np.inf)
 ANY = (-np.inf, np.inf)
 LATE = 0.5
 """The critic is judged on the iterations after this share of them: it begins with a random head."""
+LEAST_IN_CELL = 5
+"""Boundaries below which their mean is not shown."""
 _TARGET_SHARE = 0.8
+
+Along = Literal["window_index", "position_bin"]
 
 
 @dataclass(frozen=True)
@@ -132,6 +137,20 @@ def boundary_means(trial: Trial) -> dict[str, float]:
     return {
         f"boundary_{which}": sum(getattr(cell, which) for cell in cells) / count for which in ("held", "true", "step")
     }
+
+
+def boundary_profile(trials: Sequence[Trial], which: Literal["held", "true", "step"], along: Along) -> np.ndarray:
+    """Mean sizes of the late boundary errors of all trials together, along window index or position.
+
+    Returns:
+        (`POSITION_BINS`,), by `BoundaryErrors.window_index` (the last holds all later ones) or `position_bin`; NaN where there
+        are fewer than `LEAST_IN_CELL` boundaries.
+    """
+    sums = np.zeros((2, POSITION_BINS))
+    for trial in trials:
+        for _, cell in late_cells(trial):
+            sums[:, min(int(getattr(cell, along)), POSITION_BINS - 1)] += cell.count, getattr(cell, which)
+    return np.where(sums[0] >= LEAST_IN_CELL, sums[1] / np.maximum(sums[0], 1), np.nan)
 
 
 def late_cells(trial: Trial) -> Iterator[tuple[int, Any]]:

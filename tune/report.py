@@ -5,12 +5,15 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Sequence
+from math import isnan
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tppo_rl.provenance import read_provenance, this_command, versions
 from tppo_rl.tune.analysis import QUALITY, WINDOW, Group, Task, split_tasks, words
-from tppo_rl.tune.measures import BY_NAME, MEASURES
+from tppo_rl.tune.measures import BY_NAME, MEASURES, boundary_profile
 from tppo_rl.tune.report_figures import draw_task
 from tppo_rl.tune.report_page import Page, PageFigure, PageProvenance, PageTable, PageTask, render_page
 from tppo_rl.tune.statistics import Comparison, Estimate, Inflection, method_of_interval
@@ -34,7 +37,7 @@ _IN_GROUPS = (
     "boundary_step",
 )
 _IN_TRIALS = ("accuracy_final", "accuracy_equal_tokens", "seconds_to_target", "tokens_per_second", "slot_occupancy")
-_NONE = "–"
+_NONE = "-"
 
 
 def write_report(sweep: Path, out: Path | None = None, *, target: float | None = None) -> Path:
@@ -120,7 +123,26 @@ def inflection_words(task: Task, series: str, inflection: Inflection) -> str:
     text += f"the longest, {longest}: {_difference(inflection.comparisons[worse])}."
     if window == longest:
         return f"{text} So every shorter window costs quality."
-    return f"{text} Window {window} is not: {_difference(inflection.comparisons[window])}. {speed}."
+    return f"{text} Window {window} is not significantly so: {_difference(inflection.comparisons[window])}. {speed}."
+
+
+def hold_words(task: Task) -> list[str]:
+    """Where V(s_l) = V(s_(l-1)) is furthest from true, in the reference of every series; nothing without boundaries."""
+    found = []
+    for series in task.series:
+        group = task.reference(series) if task.axis != WINDOW else task.series[series][0]
+        steps = boundary_profile(group.trials, "step", "position_bin")
+        width = max(trial.boundary_errors[0] for trial in group.trials)
+        if not width or np.isnan(steps).all():
+            continue
+        worst = int(np.nanargmax(steps))
+        held, true, step = (group.estimate(f"boundary_{which}").mean for which in ("held", "true", "step"))
+        found.append(
+            f"What hold neglects, |V(s_l) - V(s_(l-1))|, is largest where windows end {worst * width} to "
+            f"{(worst + 1) * width - 1} tokens after the prompt: {steps[worst]:.3g} there, {step:.3g} on average ({group.label}). "
+            f"Held values are {held:.3g} from the return on average, true ones {true:.3g}."
+        )
+    return found
 
 
 def _difference(comparison: Comparison) -> str:
@@ -171,16 +193,21 @@ def _methods(tasks: Sequence[Task]) -> list[str]:
 
 def _section(task: Task, figures: Sequence[PageFigure]) -> PageTask:
     findings = [inflection_words(task, series, found) for series, found in task.inflections.items()]
+    findings += hold_words(task)
     return PageTask(task.title or "Results", findings, figures, _groups_table(task), _comparisons_table(task))
 
 
 def _groups_table(task: Task) -> PageTable:
-    shown = [name for name in _IN_GROUPS if any(group.by_seed(name) for group in task.groups)]
+    """A row for each measure: groups are fewer, and a page of paper has room for them side by side."""
     rows = [
-        [group.label, str(len(group.trials)), *(_estimate(group.estimate(name), group) for name in shown)]
-        for group in task.groups
+        [
+            f"{BY_NAME[name].title}, {BY_NAME[name].unit}",
+            *(_estimate(group.estimate(name), group) for group in task.groups),
+        ]
+        for name in _IN_GROUPS
+        if any(group.by_seed(name) for group in task.groups)
     ]
-    columns = [task.axis or "group", "n", *(f"{BY_NAME[name].title}, {BY_NAME[name].unit}" for name in shown)]
+    columns = [task.axis or "group", *(f"{group.label} (n = {len(group.trials)})" for group in task.groups)]
     return PageTable(columns, rows, "Mean and 95 % interval over seeds.", frozenset({0}))
 
 
@@ -198,7 +225,7 @@ def _comparisons_table(task: Task) -> PageTable:
     for name, reference, group, comparison in task.comparisons:
         one = comparison.difference
         interval = f"{_number(one.low)} … {_number(one.high)}" if one.n >= 3 else _NONE
-        p, p_holm = (_NONE if value != value else f"{value:.3f}" for value in (comparison.p, comparison.p_holm))
+        p, p_holm = (_p(value) for value in (comparison.p, comparison.p_holm))
         rows.append([BY_NAME[name].title, group.label, reference, f"{one.mean:+.3g}", interval, p, p_holm, str(one.n)])
     columns = ["measure", "group", "minus", "difference", "95 % interval", "p", "p after Holm", "pairs"]
     sides = (
@@ -262,6 +289,12 @@ def _write_csv(trials: Sequence[Trial], tasks: Sequence[Task], path: Path) -> No
             writer.writerow(
                 [trial.name, trial.status, trial.seed, *options, *(measured.get(m.name, "") for m in MEASURES)]
             )
+
+
+def _p(value: float) -> str:
+    if isnan(value):
+        return _NONE
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def _number(value: float) -> str:

@@ -9,7 +9,7 @@ import io
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal
 
 import matplotlib as mpl
 import numpy as np
@@ -18,10 +18,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, NullLocator
 from PIL import Image
 
+from tppo_rl.boundary_errors import POSITION_BINS
 from tppo_rl.tune.analysis import WINDOW, Group, Task
-from tppo_rl.tune.measures import ANY, BY_NAME, SHARES, late_cells
+from tppo_rl.tune.measures import ANY, BY_NAME, LEAST_IN_CELL, SHARES, boundary_profile
 from tppo_rl.tune.statistics import mean_with_interval
-from tppo_rl.tune.sweep_folder import Trial, training_seconds
+from tppo_rl.tune.sweep_folder import Trial
 
 _SIZE = (4.8, 3.5)
 _DPI = 150
@@ -29,9 +30,7 @@ _COLORS = 96
 _STYLE = {"font.size": 10.5, "axes.spines.top": False, "axes.spines.right": False, "savefig.facecolor": "white"}
 _GRID_POINTS = 60
 _BINS_OF_TOKENS = 12
-_LEAST_IN_CELL = 5
-"""Boundaries below which a cell of a heat map stays empty."""
-_MOST_COLUMNS = 32
+_MOST_TICKS = 7
 _MOST_NUMBERS = 9
 """Columns up to which the cells of a heat map show their numbers."""
 
@@ -118,11 +117,11 @@ def _draw_measure(axes: Axes, task: Task, name: str) -> None:
             axes.axvline(float(inflection.window or 0), color=color, linestyle="--", linewidth=1)
             axes.annotate(
                 "inflection",
-                (float(inflection.window or 0), 1.0),
+                (float(inflection.window or 0), 0.02),
                 xycoords=("data", "axes fraction"),
                 rotation=90,
                 ha="right",
-                va="top",
+                va="bottom",
                 fontsize=8.5,
                 color=color,
             )
@@ -283,7 +282,7 @@ def _update_times(task: Task) -> ReportFigure | None:
         axes.set_yticks(range(len(task.groups)), [group.label for group in task.groups])
         axes.invert_yaxis()
         axes.set_xlabel("s per 1,000 trained tokens")
-        axes.legend(frameon=False, fontsize=8.5)
+        figure.legend(loc="outside upper center", ncols=len(parts), frameon=False, fontsize=8.5)
         caption = "Learner's wall-clock of each part, mean over seeds; whisker: its 95 % interval."
         return ReportFigure("update_times", "Policy and value updates apart", caption, _png(figure))
 
@@ -297,18 +296,19 @@ def _heat_maps(task: Task) -> Iterator[ReportFigure]:
         return
     late = "Late half of training, all seeds together; cells with fewer than 5 boundaries stay empty."
     held = "mean |V(s_(l-1)) - G_l|"
-    by_window = [_cells(group, "held", lambda cell: int(cell.window_index)) for group in task.groups]
+    by_window = [boundary_profile(group.trials, "held", "window_index") for group in task.groups]
     yield _heat_map(
         task, by_window, "boundary_held_by_window", "Boundary error of held values, by window index", held,
-        "window index", [str(index + 1) for index in range(_MOST_COLUMNS)], late,
+        "window index", [str(index + 1) for index in range(POSITION_BINS)], late,
     )  # fmt: skip
-    for which, title, meaning in (
+    profiles: tuple[tuple[Literal["held", "true", "step"], str, str], ...] = (
         ("held", "Boundary error of held values, by position", held),
         ("true", "Boundary error of true values, by position", "mean |V(s_l) - G_l|"),
         ("step", "What hold neglects, by position", "mean |V(s_l) - V(s_(l-1))|"),
-    ):
-        cells = [_cells(group, which, lambda cell: int(cell.position_bin)) for group in task.groups]
-        starts = [str(index * width) for index in range(_MOST_COLUMNS)]
+    )
+    for which, title, meaning in profiles:
+        cells = [boundary_profile(group.trials, which, "position_bin") for group in task.groups]
+        starts = [str(index * width) for index in range(POSITION_BINS)]
         yield _heat_map(
             task,
             cells,
@@ -321,16 +321,6 @@ def _heat_maps(task: Task) -> Iterator[ReportFigure]:
         )
     if len(task.groups) <= _MOST_NUMBERS:
         yield _over_training(task)
-
-
-def _cells(group: Group, which: str, column_of: Callable[[Any], int]) -> np.ndarray:
-    """(columns,) mean errors of a group's late iterations; NaN where there are few."""
-    sums = np.zeros((2, _MOST_COLUMNS))
-    for trial in group.trials:
-        for _, cell in late_cells(trial):
-            column = min(column_of(cell), _MOST_COLUMNS - 1)
-            sums[:, column] += cell.count, getattr(cell, which)
-    return np.where(sums[0] >= _LEAST_IN_CELL, sums[1] / np.maximum(sums[0], 1), np.nan)
 
 
 def _heat_map(
@@ -348,10 +338,10 @@ def _heat_map(
     count = int(filled[-1]) + 1 if filled.size else 1
     values = values[:, :count]
     with _panel() as (figure, axes):
-        image = axes.imshow(values, aspect="auto", cmap="viridis", interpolation="nearest")
+        image = axes.imshow(values, aspect="auto", cmap="viridis", interpolation="nearest", vmin=0.0)
         _write_numbers(axes, values)
         axes.set_yticks(range(len(task.groups)), [group.label for group in task.groups])
-        every = max(1, count // 8)
+        every = -(-count // _MOST_TICKS)
         axes.set_xticks(range(0, count, every), columns[:count:every])
         axes.set(xlabel=xlabel)
         figure.colorbar(image, ax=axes, label=meaning, pad=0.02)
@@ -360,18 +350,20 @@ def _heat_map(
 
 def _over_training(task: Task) -> ReportFigure:
     """Groups by progress: whether the critic gets the better of it."""
-    values = np.full((len(task.groups), _BINS_OF_TOKENS), np.nan)
+    length = min(len(trial.results) for group in task.groups for trial in group.trials)
+    parts = min(_BINS_OF_TOKENS, length)
+    values = np.full((len(task.groups), parts), np.nan)
     for row, group in enumerate(task.groups):
-        sums = np.zeros((2, _BINS_OF_TOKENS))
+        sums = np.zeros((2, parts))
         for trial in group.trials:
             for iteration, cells in trial.boundary_errors[1].items():
-                part = min(_BINS_OF_TOKENS * (iteration - 1) // len(trial.results), _BINS_OF_TOKENS - 1)
+                part = min(parts * (iteration - 1) // len(trial.results), parts - 1)
                 sums[:, part] += sum(cell.count for cell in cells), sum(cell.held for cell in cells)
-        values[row] = np.where(sums[0] >= _LEAST_IN_CELL, sums[1] / np.maximum(sums[0], 1), np.nan)
+        values[row] = np.where(sums[0] >= LEAST_IN_CELL, sums[1] / np.maximum(sums[0], 1), np.nan)
     with _panel() as (figure, axes):
-        image = axes.imshow(values, aspect="auto", cmap="viridis", interpolation="nearest")
+        image = axes.imshow(values, aspect="auto", cmap="viridis", interpolation="nearest", vmin=0.0)
         axes.set_yticks(range(len(task.groups)), [group.label for group in task.groups])
-        axes.set_xticks([-0.5, _BINS_OF_TOKENS / 2 - 0.5, _BINS_OF_TOKENS - 0.5], ["start", "half", "end"])
+        axes.set_xticks([-0.5, parts / 2 - 0.5, parts - 0.5], ["start", "half", "end"])
         axes.set(xlabel="training")
         figure.colorbar(image, ax=axes, label="mean |V(s_(l-1)) - G_l|", pad=0.02)
         caption = "All windows and seeds together; cells with fewer than 5 boundaries stay empty."
@@ -383,7 +375,7 @@ def _over_training(task: Task) -> ReportFigure:
 def _write_numbers(axes: Axes, values: np.ndarray) -> None:
     if values.shape[1] > _MOST_NUMBERS or np.isnan(values).all():
         return
-    middle = (np.nanmin(values) + np.nanmax(values)) / 2
+    middle = np.nanmax(values) / 2
     for (row, column), value in np.ndenumerate(values):
         if not np.isnan(value):
             color = "black" if value > middle else "white"
