@@ -10,8 +10,9 @@ import numpy as np
 import pyarrow.parquet as pq
 from tensorboardX import SummaryWriter
 
-from tppo_rl.boundary_errors import BoundaryErrors, append_boundary_errors
+from tppo_rl.boundary_errors import append_boundary_errors, sum_boundary_errors
 from tppo_rl.fragments import Fragment, table_from_fragments
+from tppo_rl.ledger import ClosedBoundary
 
 _TEXTS_PER_ITERATION = 4
 
@@ -24,10 +25,17 @@ class RunLog:
         fragments_per_iteration: most fragments of an iteration that go into its Parquet file.
         to_text: decodes tokens for a reader.
         seed: of the choice of fragments.
+        position_bin_width: tokens of a bin of positions in `boundary_errors.jsonl`.
     """
 
     def __init__(
-        self, folder: Path, *, fragments_per_iteration: int, to_text: Callable[[Sequence[int]], str], seed: int
+        self,
+        folder: Path,
+        *,
+        fragments_per_iteration: int,
+        to_text: Callable[[Sequence[int]], str],
+        seed: int,
+        position_bin_width: int,
     ) -> None:
         self._folder = folder
         self._rollouts = folder / "rollouts"
@@ -36,6 +44,7 @@ class RunLog:
         self._fragments_per_iteration = fragments_per_iteration
         self._to_text = to_text
         self._random = random.Random(seed)
+        self._position_bin_width = position_bin_width
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Writes metrics under their names; `step` is in sampled tokens."""
@@ -48,10 +57,11 @@ class RunLog:
         if counts.sum() > 0:
             self._writer.add_histogram(name, np.repeat(np.arange(len(counts)), counts.astype(np.int64)), step)
 
-    def boundary_errors(self, iteration: int, bin_width: int, errors: Sequence[BoundaryErrors]) -> None:
+    def boundary_errors(self, iteration: int, boundaries: Sequence[ClosedBoundary]) -> None:
         """Writes the errors of the values at window ends whose episodes ended in the iteration, if there are any."""
-        if errors:
-            append_boundary_errors(self._folder, iteration, bin_width, errors)
+        if boundaries:
+            width = self._position_bin_width
+            append_boundary_errors(self._folder, iteration, width, sum_boundary_errors(boundaries, width))
 
     def rollouts(self, iteration: int, step: int, fragments: Sequence[Fragment]) -> None:
         """Keeps a sample of fragments, finished ones included, and shows a few finished episodes as text."""

@@ -6,6 +6,7 @@ import base64
 import csv
 import io
 import json
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -92,7 +93,7 @@ def test_a_window_sweep_has_all_its_figures_and_the_inflection(tmp_path: Path) -
         assert (page.parent / f"{name}.png").read_bytes() == png
         image = Image.open(io.BytesIO(png)).convert("L")
         assert image.size == (720, 525)
-        assert len(set(image.resize((90, 66)).getdata())) > 10, "something is drawn"
+        assert len(image.getcolors()) > 10, "something is drawn"
     assert any("Inflection point: window_length 80 (0.25 of the response cap)" in text for text in seen.texts)
 
 
@@ -127,7 +128,7 @@ def test_two_seeds_get_means_but_no_intervals(tmp_path: Path) -> None:
     text = " ".join(seen.texts)
     assert "cannot be determined, because window 80 shares 2 seeds with the longest" in text
     assert "n = 2: none: 3 repeats are the least" in text
-    assert "nan" not in text.lower()
+    assert not re.search(r"\bnan\b", text.lower())
 
 
 def test_text_from_options_is_no_markup(tmp_path: Path) -> None:
