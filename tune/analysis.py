@@ -201,5 +201,4 @@ def _words_of(trial: Trial, keys: Sequence[str]) -> str:
 
 
 def _is_default(trial: Trial, key: str) -> bool:
-    bare = Trial(trial.name, trial.folder, None, {"run": trial.options.get("run")}, 0, "ended", [], {})
-    return canonical(trial.option(key)) == canonical(bare.option(key))
+    return canonical(trial.option(key)) == canonical(trial.default(key))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -82,11 +82,14 @@ class Trial:
 
     def option(self, key: str) -> Any:
         """Value of an option, its default where it was not given."""
-        if key in self.options:
-            return self.options[key]
-        if key in Options.model_fields:
-            return _default(str(self.options.get("run", "")), key)
-        return DEFAULT
+        return self.options[key] if key in self.options else self.default(key)
+
+    def default(self, key: str) -> Any:
+        """What an option is where it is not given, `DEFAULT` where that is not known here."""
+        preset = PRESETS.get(str(self.options.get("run")))
+        if preset is not None and key in preset.options:
+            return preset.options[key]
+        return Options.model_fields[key].get_default() if key in Options.model_fields else DEFAULT
 
     def training_seconds(self) -> float:
         """Wall-clock of the whole trial, without start-up and evaluations."""
@@ -172,19 +175,8 @@ def _without_early_ends(trials: Sequence[Trial]) -> list[Trial]:
     sampled = {trial.name: int(trial.summary["tokens"]["sampled"]) for trial in trials if trial.compared}
     least = _STOPPED_EARLY * float(np.median(list(sampled.values())))
     return [
-        Trial(**(_fields(trial) | {"status": "stopped early"})) if sampled.get(trial.name, least) < least else trial
-        for trial in trials
+        replace(trial, status="stopped early") if sampled.get(trial.name, least) < least else trial for trial in trials
     ]
-
-
-def _fields(trial: Trial) -> dict[str, Any]:
-    return {name: getattr(trial, name) for name in Trial.__dataclass_fields__}
-
-
-def _default(run: str, key: str) -> Any:
-    preset = PRESETS.get(run)
-    field = Options.model_fields[key]
-    return preset.options[key] if preset is not None and key in preset.options else field.get_default()
 
 
 def _curve(results: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> Curve:
