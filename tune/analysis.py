@@ -9,7 +9,15 @@ from itertools import takewhile
 from typing import Any
 
 from tppo_rl.tune.measures import BY_NAME, Limits, common_limits, measure
-from tppo_rl.tune.statistics import Comparison, Estimate, Inflection, compare_with, find_inflection, mean_with_interval
+from tppo_rl.tune.statistics import (
+    Alternative,
+    Comparison,
+    Estimate,
+    Inflection,
+    compare_with,
+    find_inflection,
+    mean_with_interval,
+)
 from tppo_rl.tune.sweep_folder import Trial, canonical, differing_keys
 
 WINDOW = "window_length"
@@ -69,10 +77,7 @@ class Task:
     def reference(self, series: str) -> Group:
         """The longest window of a series; else the group with the most options at their defaults."""
         groups = self.series[series]
-        if self.axis == WINDOW:
-            return groups[-1]
-        keys = differing_keys([group.trials[0] for group in groups])
-        return max(groups, key=lambda group: sum(_is_default(group.trials[0], key) for key in keys))
+        return groups[-1] if self.axis == WINDOW else _most_at_defaults(groups)
 
     @cached_property
     def inflections(self) -> dict[str, Inflection]:
@@ -86,24 +91,17 @@ class Task:
 
     @cached_property
     def comparisons(self) -> list[tuple[str, str, Group, Comparison]]:
-        """(measure, label of the reference, group, comparison); each measure of a series is corrected on its own."""
-        rows = []
-        for name, groups in self.series.items():
-            reference = self.reference(name)
-            others = [group for group in groups if group is not reference]
-            for what in COMPARED:
-                one_sided = what == QUALITY and self.axis == WINDOW
-                found = compare_with(
-                    reference.by_seed(what),
-                    [group.by_seed(what) for group in others],
-                    "less" if one_sided else "two-sided",
-                )
-                rows += [
-                    (what, reference.label, group, comparison)
-                    for group, comparison in zip(others, found, strict=True)
-                    if comparison.difference.n
-                ]
-        return rows
+        """(measure, label of the reference, group, comparison).
+
+        Groups of a series are compared with its reference, and those of several series at one point of the axis with the one
+        of them that has the most options at their defaults. Every measure of every such family is corrected on its own.
+        """
+        families = [(self.reference(name), groups, self.axis == WINDOW) for name, groups in self.series.items()]
+        if len(self.series) > 1:
+            for x in sorted({group.x or 0.0 for group in self.groups}):
+                here = [group for group in self.groups if group.x == x]
+                families.append((_most_at_defaults(here), here, False))
+        return [row for family in families for what in COMPARED for row in _compare(what, *family)]
 
 
 def split_tasks(trials: Sequence[Trial], *, target: float | None = None) -> list[Task]:
@@ -200,5 +198,22 @@ def _words_of(trial: Trial, keys: Sequence[str]) -> str:
     return ", ".join(value if isinstance(value, str) else f"{key} {words(value)}" for key, value in values)
 
 
-def _is_default(trial: Trial, key: str) -> bool:
-    return canonical(trial.option(key)) == canonical(trial.default(key))
+def _most_at_defaults(groups: Sequence[Group]) -> Group:
+    first = [group.trials[0] for group in groups]
+    keys = differing_keys(first)
+    counts = [sum(canonical(trial.option(key)) == canonical(trial.default(key)) for key in keys) for trial in first]
+    return groups[counts.index(max(counts))]
+
+
+def _compare(
+    what: str, reference: Group, groups: Sequence[Group], along_windows: bool
+) -> list[tuple[str, str, Group, Comparison]]:
+    """Of accuracy along windows only a loss is asked for."""
+    others = [group for group in groups if group is not reference]
+    alternative: Alternative = "less" if what == QUALITY and along_windows else "two-sided"
+    found = compare_with(reference.by_seed(what), [group.by_seed(what) for group in others], alternative)
+    return [
+        (what, reference.label, group, comparison)
+        for group, comparison in zip(others, found, strict=True)
+        if comparison.difference.n
+    ]

@@ -228,10 +228,10 @@ def _comparisons_table(task: Task) -> PageTable:
         p, p_holm = (_p(value) for value in (comparison.p, comparison.p_holm))
         rows.append([BY_NAME[name].title, group.label, reference, f"{one.mean:+.3g}", interval, p, p_holm, str(one.n)])
     columns = ["measure", "group", "minus", "difference", "95 % interval", "p", "p after Holm", "pairs"]
-    sides = (
-        f"Two-sided, but {BY_NAME[QUALITY].title} is asked for a loss alone." if task.axis == WINDOW else "Two-sided."
-    )
-    return PageTable(columns, rows, f"Runs of the same seed, paired. {sides}", frozenset({0, 1, 2}))
+    sides = "Two-sided"
+    if task.axis == WINDOW:
+        sides += f"; of {BY_NAME[QUALITY].title} between windows only a loss is asked for"
+    return PageTable(columns, rows, f"Runs of the same seed, paired. {sides}.", frozenset({0, 1, 2}))
 
 
 def _trials_table(trials: Sequence[Trial], tasks: Sequence[Task]) -> PageTable:

@@ -79,6 +79,13 @@ def test_another_option_beside_the_window_makes_series(tmp_path: Path) -> None:
         "bootstrap": [16.0, 64.0],
     }
     assert set(task.inflections) == {"hold", "bootstrap"}
+    compared = [(reference, group.label) for what, reference, group, _ in task.comparisons if what == QUALITY]
+    assert compared == [
+        ("hold, window_length 64", "hold, window_length 16"),
+        ("bootstrap, window_length 64", "bootstrap, window_length 16"),
+        ("hold, window_length 16", "bootstrap, window_length 16"),
+        ("hold, window_length 64", "bootstrap, window_length 64"),
+    ]
 
 
 def test_names_are_compared_with_the_defaults_within_each_task(tmp_path: Path) -> None:
