@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from tppo_rl.boundary_errors import POSITION_BINS
-from tppo_rl.tune.sweep_folder import Trial
+from tppo_rl.tune.sweep_folder import Trial, metric
 
 SHARES = (0.0, 1.0)
 POSITIVE = (0.0, np.inf)
@@ -170,7 +170,7 @@ def _efficiency(trial: Trial) -> dict[str, float]:
         "slot_occupancy": float(trial.summary["slot_occupancy"]),
     }
     for part in ("values", "policy", "critic"):
-        seconds = [result["time"][part] for result in trial.results if part in result.get("time", {})]
+        seconds = _of_iterations(trial.results, "time", part)
         if seconds:
             values[f"{part}_seconds"] = 1000 * sum(seconds) / trained
     return values
@@ -180,7 +180,11 @@ def _critic(results: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     late = results[int(LATE * len(results)) :]
     values = {}
     for name in ("explained_variance", "explained_variance_unfinished"):
-        found = [result["critic"][name] for result in late if name in result.get("critic", {})]
+        found = _of_iterations(late, "critic", name)
         if found:
             values[name] = float(np.mean(found))
     return values
+
+
+def _of_iterations(results: Sequence[Mapping[str, Any]], group: str, name: str) -> list[float]:
+    return [value for result in results if (value := metric(result, group, name)) is not None]

@@ -22,7 +22,7 @@ from tppo_rl.boundary_errors import POSITION_BINS
 from tppo_rl.tune.analysis import WINDOW, Group, Task
 from tppo_rl.tune.measures import ANY, BY_NAME, LEAST_IN_CELL, SHARES, boundary_profile
 from tppo_rl.tune.statistics import mean_with_interval
-from tppo_rl.tune.sweep_folder import Trial
+from tppo_rl.tune.sweep_folder import Trial, metric
 
 _SIZE = (4.8, 3.5)
 _DPI = 150
@@ -226,9 +226,9 @@ def _critic_curves(task: Task) -> Iterator[ReportFigure]:
 def _over_tokens(trial: Trial, name: str) -> tuple[np.ndarray, np.ndarray]:
     """Sampled tokens and a critic's metric, each the mean of a few iterations in a row."""
     points = [
-        (float(result["tokens"]["sampled"]), float(result["critic"][name]))
+        (float(result["tokens"]["sampled"]), value)
         for result in trial.results
-        if name in result.get("critic", {})
+        if (value := metric(result, "critic", name)) is not None
     ]
     if not points:
         return np.empty(0), np.empty(0)

@@ -7,6 +7,7 @@ Two kinds of folders are read: that of an experiment on Ray Tune (`params.json` 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -100,6 +101,12 @@ def training_seconds(result: Mapping[str, Any]) -> float:
     """Wall-clock up to a result, without start-up and evaluations."""
     seconds = result["run"]["seconds"]
     return float(result["run"]["wall_s"] - seconds.get("evaluation", 0.0) - seconds.get("setup", 0.0))
+
+
+def metric(result: Mapping[str, Any], group: str, name: str) -> float | None:
+    """A metric of a result, None where the iteration has none: RLlib then reports NaN, for which Tune writes null."""
+    value = result.get(group, {}).get(name)
+    return None if value is None or math.isnan(value) else float(value)
 
 
 def read_sweep(folder: Path) -> list[Trial]:

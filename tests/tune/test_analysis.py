@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +39,17 @@ def test_measures_of_a_trial_worked_by_hand(tmp_path: Path) -> None:
     )
     profile = boundary_profile([trial], "step", "position_bin")
     assert np.flatnonzero(~np.isnan(profile)).tolist() == [4, 8, 12, 16]
+
+
+def test_iterations_without_a_metric_are_left_out(tmp_path: Path) -> None:
+    """RLlib reports NaN for what an update did not log, and Tune writes null for it."""
+    folder = write_trial(tmp_path, 0, WINDOW_TASK | {"seed": 0}, final=1.0, speed=100.0)
+    results = [json.loads(line) for line in (folder / "result.json").read_text().splitlines()]
+    results[6]["critic"]["explained_variance"] = None
+    results[7]["critic"]["explained_variance"] = math.nan
+    (folder / "result.json").write_text("".join(json.dumps(result) + "\n" for result in results))
+    (task,) = split_tasks(read_sweep(tmp_path))
+    assert task.groups[0].estimate("explained_variance").mean == pytest.approx((0.5 + 0.6) / 2)
 
 
 def test_a_target_that_is_never_reached_has_no_time() -> None:
