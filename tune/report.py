@@ -16,7 +16,7 @@ from tppo_rl.tune.analysis import QUALITY, WINDOW, Group, Task, split_tasks, wor
 from tppo_rl.tune.measures import BY_NAME, MEASURES, boundary_profile
 from tppo_rl.tune.report_figures import draw_task
 from tppo_rl.tune.report_page import Page, PageFigure, PageProvenance, PageTable, PageTask, render_page
-from tppo_rl.tune.statistics import Comparison, Estimate, Inflection, method_of_interval
+from tppo_rl.tune.statistics import TOLERANCE, Comparison, Estimate, Inflection, method_of_interval
 from tppo_rl.tune.sweep_folder import Trial, differing_keys, read_sweep
 
 PAGE = "report.html"
@@ -115,8 +115,7 @@ def inflection_words(task: Task, series: str, inflection: Inflection) -> str:
         hidden = inflection.comparisons[window]
         return (
             f"{where}: not reached. Even the shortest window, {window} tokens{share}, is not significantly less accurate at "
-            f"equal tokens than the longest, {longest}: {_difference(hidden)}. {speed}. A loss inside of that interval may "
-            "be hidden."
+            f"equal tokens than the longest, {longest}: {_difference(hidden)}. {speed}."
         )
     worse = max(length for length in groups if length < window)
     text = f"{where}: window_length {window}{share}. The next shorter window, {worse}, is less accurate at equal tokens than "
@@ -175,7 +174,8 @@ def _methods(tasks: Sequence[Task]) -> list[str]:
             2,
             "The inflection point is the shortest window that is not significantly less accurate at equal tokens than the "
             "longest window, nor is any window between them (one-sided paired t-test over seeds, Holm's correction for the "
-            "number of windows, 5 % level). It cannot be determined with fewer than three seeds.",
+            "number of windows, 5 % level). It cannot be determined with fewer than three seeds, nor where no window is worse but "
+            f"an interval leaves room for a loss of more than {100 * TOLERANCE:.0f} points.",
         )
     for task in tasks:
         if task.limits.target is not None:

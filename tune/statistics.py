@@ -14,6 +14,8 @@ LEAST_FOR_INTERVAL = 3
 """With two repeats a t-interval is 13 standard deviations wide: nobody is served."""
 LEAST_FOR_BOOTSTRAP = 10
 """Below, resampling a handful of values gives intervals that are too narrow."""
+TOLERANCE = 0.05
+"""Loss of accuracy, a share, that must be ruled out before windows are said to cost nothing."""
 _RESAMPLES = 4999
 _ROUNDING = 1e-12
 
@@ -128,7 +130,8 @@ def find_inflection(quality: Mapping[int, Mapping[int, float]]) -> Inflection:
     """Finds the shortest window that is not significantly worse than the longest, nor any window between them.
 
     Each window is compared with the longest by a one-sided t-test on pairs of runs with the same seed, corrected by Holm's
-    method. Not significantly worse is not the same as equal: the intervals of the differences say how much may be hidden.
+    method. Not significantly worse is not the same as equal: where no window is worse, but the interval of a difference leaves
+    room for a loss of more than `TOLERANCE`, nothing has been determined.
 
     Args:
         quality: By window length, by seed.
@@ -154,6 +157,14 @@ def find_inflection(quality: Mapping[int, Mapping[int, float]]) -> Inflection:
         if comparisons[window].significant():
             return Inflection("found", kept, "", comparisons)
         kept = window
+    hidden = {window: -one.difference.low for window, one in comparisons.items()}
+    most = max(hidden, key=hidden.__getitem__)
+    if hidden[most] > TOLERANCE:
+        reason = (
+            f"no window is significantly worse than the longest, but seeds differ so much that window {most} may be worse by "
+            f"{100 * hidden[most]:.0f} points; more seeds or more evaluation prompts would tell"
+        )
+        return Inflection("undetermined", None, reason, comparisons)
     return Inflection("not reached", kept, "", comparisons)
 
 

@@ -131,6 +131,14 @@ def test_two_seeds_get_means_but_no_intervals(tmp_path: Path) -> None:
     assert not re.search(r"\bnan\b", text.lower())
 
 
+def test_windows_that_cost_nothing_are_said_to(tmp_path: Path) -> None:
+    _, seen = page_of(write_window_sweep(tmp_path, {320: [0.95, 0.94, 0.96], 80: [0.951, 0.942, 0.959]}))
+    text = " ".join(seen.texts)
+    assert "not reached. Even the shortest window, 80 tokens (0.25 of the response cap)" in text
+    # 140 tokens a second against 110.
+    assert "It trains 1.27 times the tokens a second of window 320" in text
+
+
 def test_text_from_options_is_no_markup(tmp_path: Path) -> None:
     for index, name in enumerate(("<script>alert(1)</script>", "plain")):
         write_trial(tmp_path, index, WINDOW_TASK | {"seed": 0, "env_config": {"task": name}}, final=0.9, speed=100.0)

@@ -98,6 +98,13 @@ def test_without_a_loss_there_is_no_inflection() -> None:
     assert (found.status, found.window) == ("not reached", 80)
 
 
+def test_noise_that_may_hide_a_loss_leaves_it_open() -> None:
+    found = find_inflection({320: {0: 0.9, 1: 0.7, 2: 0.8}, 80: {0: 0.7, 1: 0.9, 2: 0.8}})
+    assert (found.status, found.window) == ("undetermined", None)
+    # Differences -0.2, 0.2 and 0: 4.3027 standard errors of 0.2 / sqrt(3) below their mean, 0.
+    assert "may be worse by 50 points" in found.reason
+
+
 @pytest.mark.parametrize(
     ("quality", "reason"),
     [
