@@ -166,7 +166,7 @@ def late_cells(trial: Trial) -> Iterator[tuple[int, Any]]:
 def _efficiency(trial: Trial) -> dict[str, float]:
     trained = float(trial.results[-1]["tokens"]["trained"])
     values = {
-        "tokens_per_second": trained / trial.training_seconds(),
+        "tokens_per_second": trained / trial.training_seconds,
         "slot_occupancy": float(trial.summary["slot_occupancy"]),
     }
     for part in ("values", "policy", "critic"):

@@ -205,7 +205,7 @@ def _critic_curves(task: Task) -> Iterator[ReportFigure]:
     ):
         if not all(_over_tokens(trial, name)[0].size for group in task.groups for trial in group.trials):
             continue
-        end = min(float(trial.results[-1]["tokens"]["sampled"]) for group in task.groups for trial in group.trials)
+        end = min(trial.sampled_tokens for group in task.groups for trial in group.trials)
         with _panel() as (figure, axes):
             edges = np.linspace(0, end, _BINS_OF_TOKENS + 1)
             middles = (edges[1:] + edges[:-1]) / 2

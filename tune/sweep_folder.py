@@ -26,7 +26,7 @@ Status = Literal["ended", "stopped early", "unfinished", "failed"]
 DEFAULT = "(default)"
 """Stands for a key inside of an option that a trial leaves out: only the environment knows its default."""
 _STOPPED_EARLY = 0.5
-"""A trial that sampled less than this share of the median trial was not meant to be compared at equal tokens."""
+"""A trial that came less far than this share of the furthest one is not compared."""
 _NOT_OPTIONS = ("seed", "results_folder")
 
 
@@ -92,6 +92,12 @@ class Trial:
             return preset.options[key]
         return Options.model_fields[key].get_default() if key in Options.model_fields else DEFAULT
 
+    @property
+    def sampled_tokens(self) -> int:
+        """Of the whole trial."""
+        return int(self.results[-1]["tokens"]["sampled"])
+
+    @property
     def training_seconds(self) -> float:
         """Wall-clock of the whole trial, without start-up and evaluations."""
         return training_seconds(self.results[-1])
@@ -179,10 +185,15 @@ def _read_trial(folder: Path) -> Trial:
 
 
 def _without_early_ends(trials: Sequence[Trial]) -> list[Trial]:
-    sampled = {trial.name: int(trial.summary["tokens"]["sampled"]) for trial in trials if trial.compared}
-    least = _STOPPED_EARLY * float(np.median(list(sampled.values())))
+    """Marks what a scheduler has stopped: short in tokens and in time, where a limit on one of them leaves the other open."""
+    ended = [trial for trial in trials if trial.compared]
+    tokens = _STOPPED_EARLY * max((trial.sampled_tokens for trial in ended), default=0)
+    seconds = _STOPPED_EARLY * max((trial.training_seconds for trial in ended), default=0.0)
     return [
-        replace(trial, status="stopped early") if sampled.get(trial.name, least) < least else trial for trial in trials
+        replace(trial, status="stopped early")
+        if trial.compared and trial.sampled_tokens < tokens and trial.training_seconds < seconds
+        else trial
+        for trial in trials
     ]
 
 

@@ -74,9 +74,7 @@ def test_trials_that_did_not_end_are_not_compared(tmp_path: Path) -> None:
     unfinished = write_trial(tmp_path, 4, WINDOW_TASK | {"seed": 4}, final=0.8, speed=100.0)
     (unfinished / "summary.json").unlink()
     early = write_trial(tmp_path, 5, WINDOW_TASK | {"seed": 5}, final=0.8, speed=100.0)
-    summary = json.loads((early / "summary.json").read_text())
-    summary["tokens"]["sampled"] = 3000
-    (early / "summary.json").write_text(json.dumps(summary))
+    keep_iterations(early, 3)
     write_results(tmp_path / "nobody-seed0", final=0.8, speed=100.0)
     (tmp_path / "report").mkdir()
     statuses = {trial.seed: trial.status for trial in read_sweep(tmp_path) if trial.options}
@@ -84,6 +82,18 @@ def test_trials_that_did_not_end_are_not_compared(tmp_path: Path) -> None:
         0: "ended", 1: "ended", 2: "ended", 3: "failed", 4: "unfinished", 5: "stopped early",
     }  # fmt: skip
     assert [trial.status for trial in read_sweep(tmp_path) if not trial.options] == ["unfinished"]
+
+
+def test_a_run_with_few_tokens_in_the_same_time_was_not_stopped_early(tmp_path: Path) -> None:
+    """A limit on time leaves tokens open."""
+    write_trial(tmp_path, 0, WINDOW_TASK | {"seed": 0}, final=0.8, speed=100.0)
+    keep_iterations(write_trial(tmp_path, 1, WINDOW_TASK | {"seed": 1}, final=0.8, speed=100.0 * 3 / 8), 3)
+    assert [trial.status for trial in read_sweep(tmp_path)] == ["ended", "ended"]
+
+
+def keep_iterations(folder: Path, count: int) -> None:
+    lines = (folder / "result.json").read_text().splitlines(keepends=True)
+    (folder / "result.json").write_text("".join(lines[:count]))
 
 
 def test_a_folder_without_trials_is_refused(tmp_path: Path) -> None:
