@@ -73,7 +73,7 @@ def test_trials_that_did_not_end_are_not_compared(tmp_path: Path) -> None:
     (failed / "error.txt").write_text("out of memory")
     unfinished = write_trial(tmp_path, 4, WINDOW_TASK | {"seed": 4}, final=0.8, speed=100.0)
     (unfinished / "summary.json").unlink()
-    early = write_trial(tmp_path, 5, WINDOW_TASK | {"seed": 5}, final=0.8, speed=100.0)
+    early = write_trial(tmp_path, 5, WINDOW_TASK | {"seed": 5}, final=0.8, speed=300.0)
     keep_iterations(early, 3)
     write_results(tmp_path / "nobody-seed0", final=0.8, speed=100.0)
     (tmp_path / "report").mkdir()
