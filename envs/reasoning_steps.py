@@ -20,11 +20,11 @@ def chain_sum_steps(entry: Mapping[str, Any]) -> str:
 
 
 def letter_counting_steps(entry: Mapping[str, Any]) -> str:
-    """Every letter of the text with the number of right ones so far: ``t0h0e1 w1e2;`` for the e in ``the we``."""
+    """Every letter of the text with the number of right ones so far, all else as it is: ``t0h0e1 w1e2;`` for ``the we``."""
     letter, count, steps = entry["metadata"]["target_letter"], 0, []
     for character in " ".join(entry["metadata"]["span"]):
         count += character.lower() == letter
-        steps.append(character if character == " " else f"{character}{count}")
+        steps.append(f"{character}{count}" if character.isalpha() else character)
     return "".join(steps) + ";"
 
 
