@@ -28,6 +28,7 @@ document.getElementById("page").addEventListener("load", (event) => {{
     images.filter((image) => image.complete && image.naturalWidth > 0).length,
     Math.min(...images.map((image) => image.getBoundingClientRect().width)),
     Math.min(...sizes),
+    [...seen.querySelectorAll("td, th")].filter((cell) => cell.scrollWidth > cell.clientWidth + 1).length,
   ].join(" ");
 }});
 </script>"""
@@ -42,7 +43,7 @@ def chromium(*arguments: str) -> str:
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     experiments = {
-        f"{name}_{value}": {"env_config": {"task": name}, "boundary_value": value}
+        f"{name}_of_two_numbers_{value}": {"env_config": {"task": name}, "boundary_value": value}
         for name in ("lcm", "gcd")
         for value in ("hold", "bootstrap", "tail_corrected")
     }
@@ -56,11 +57,12 @@ def test_nothing_is_wider_than_the_screen(page: Path, tmp_path: Path, width: int
     probe.write_text(PROBE.format(width=width, page=html.escape(text)), encoding="utf-8")
     found = re.search(r'<p id="found">([^<]*)</p>', chromium("--dump-dom", probe.as_uri()))
     assert found is not None
-    scroll_width, loaded, narrowest_figure, smallest_letters = map(float, found.group(1).split())
+    scroll_width, loaded, narrowest_figure, smallest_letters, overlapping = map(float, found.group(1).split())
     assert scroll_width <= width
     assert loaded == text.count("<img ")
     assert narrowest_figure >= least_figure
     assert smallest_letters >= 13
+    assert overlapping == 0, "texts of cells that lie on their neighbours"
 
 
 def test_it_prints(page: Path, tmp_path: Path) -> None:
