@@ -40,6 +40,7 @@ from tppo_rl.accounts import RunAccounts
 from tppo_rl.alarms import Alarms
 from tppo_rl.algorithms.tppo_config import TPPOConfig
 from tppo_rl.base_models import resolve_model
+from tppo_rl.boundary_errors import position_bin_width
 from tppo_rl.evaluation import accuracy_statistics, evaluate_heldout
 from tppo_rl.fragments import Fragment, concatenate_tables, fragments_from_table, table_from_fragments
 from tppo_rl.groups import GroupBuffer, sample_groups
@@ -282,6 +283,7 @@ class TPPO(Algorithm):
         # Values that have learned what KL takes off say nothing of returns without it.
         if not (self.config.kl_coef and self.config.kl_in == "reward"):
             self._log_values |= boundary_metrics(closed)
+            self._run_log().boundary_errors(self.iteration + 1, closed)
         self._log_values |= {
             "tokens/sampled": counts.sampled,
             "tokens/trained": counts.trained,
@@ -414,6 +416,7 @@ class TPPO(Algorithm):
                 fragments_per_iteration=self.config.rollout_log_fragments,
                 to_text=self._chat.text,
                 seed=self.config.seed,
+                position_bin_width=position_bin_width(self.config.max_response_length),
             )
         return self._log
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from tppo_rl.envs.reasoning_steps import STEPS
 from tppo_rl.envs.text_env import Problem, Reply, TextEnv, require
 
 ITEMS_PER_DATASET = 32
@@ -42,15 +43,24 @@ class ReasoningGym(TextEnv[Item]):
     Args:
         task: Name of a task, for example "chain_sum" (``reasoning_gym.factory.DATASETS`` holds all).
         task_config: Options of that task, as its configuration class names them, without seed and size.
+        steps: Worked solutions have the steps before the answer, where `reasoning_steps` can write them; problems and scores
+            are the same.
         **common: Options of every environment, see `TextEnv`.
 
     Raises:
         ValueError: On a bad option; names the option, its value and what is allowed.
     """
 
-    def __init__(self, *, task: str = "chain_sum", task_config: dict[str, Any] | None = None, **common: Any) -> None:
+    def __init__(
+        self, *, task: str = "chain_sum", task_config: dict[str, Any] | None = None, steps: bool = False, **common: Any
+    ) -> None:
         super().__init__(**common)
         _check_task(task)
+        require(isinstance(steps, bool), "steps", steps, "give true or false")
+        require(
+            not steps or task in STEPS, "steps", steps, f"there are none for task={task!r}; only for {', '.join(STEPS)}"
+        )
+        self.steps = steps
         config = {} if task_config is None else dict(task_config)
         for key in ("seed", "size"):
             require(key not in config, "task_config", task_config, f"leave {key!r} out: the environment sets it")
@@ -93,7 +103,8 @@ class ReasoningGym(TextEnv[Item]):
         if entry["answer"] is None:
             return Item(entry["question"], None, details, dataset, entry)
         details["answer"] = str(entry["answer"])
-        return Item(entry["question"], f"<answer>{entry['answer']}</answer>", details, dataset, entry)
+        before = STEPS[self.task](entry) if self.steps else ""
+        return Item(entry["question"], f"{before}<answer>{entry['answer']}</answer>", details, dataset, entry)
 
 
 def _check_task(task: str) -> None:

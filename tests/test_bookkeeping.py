@@ -88,7 +88,11 @@ def book(closed: Sequence[ClosedBoundary] = (), **config: Any) -> Any:
     algorithm._log_values = {}
     algorithm._accounts = RunAccounts(largest_ratio_deviation=0.5)
     algorithm._close_boundaries = lambda fragments, reports: closed
-    algorithm._run_log = lambda: SimpleNamespace(histogram=lambda *values: None)
+    algorithm.iteration = 0
+    algorithm.written = []
+    algorithm._run_log = lambda: SimpleNamespace(
+        histogram=lambda *values: None, boundary_errors=lambda *errors: algorithm.written.append(errors)
+    )
     result = {
         "fragment_report": FRAGMENT_REPORT_SCHEMA.empty_table(),
         "staleness_histogram": [3],
@@ -100,9 +104,10 @@ def book(closed: Sequence[ClosedBoundary] = (), **config: Any) -> Any:
 
 @pytest.mark.parametrize(("kl_coef", "kl_in", "known"), [(0.1, "reward", False), (0.1, "loss", True)])
 def test_values_with_kl_are_not_compared_with_returns_without_it(kl_coef: float, kl_in: str, known: bool) -> None:
-    boundary = ClosedBoundary(0, Boundary(0.2, 0.3, 0.1), 1.0)
+    boundary = ClosedBoundary(0, Boundary(0.2, 0.3, 0.1), 1.0, 4)
     algorithm = book([boundary], kl_coef=kl_coef, kl_in=kl_in)
     assert ("critic/boundary_error_held" in algorithm._log_values) == known
+    assert algorithm.written == ([(1, [boundary])] if known else [])
 
 
 def test_an_update_whose_first_minibatch_is_of_hindsight_alone_is_booked() -> None:

@@ -97,6 +97,7 @@ def test_boundaries_are_closed_with_the_return_that_followed() -> None:
     end = make_fragment(
         episode_id=4,
         context=[9, 1, 2, 7, 3],
+        prompt_length=1,
         context_sampled=np.array([0, 1, 1, 0, 1], np.uint8),
         context_rewards=np.array([0, 0, 0, 0, 0.5], np.float32),
         tokens=[4, 5],
@@ -106,5 +107,6 @@ def test_boundaries_are_closed_with_the_return_that_followed() -> None:
     closed = ledger.close_boundaries(end, gamma=0.5)
     # After the first window: reward 0.5 at once, then 1 two sampled tokens later.
     assert [(boundary.window_index, boundary.return_after) for boundary in closed] == [(0, 0.5 + 0.25), (1, 0.5)]
+    assert [boundary.position for boundary in closed] == [2, 4]
     assert closed[0].values.held == 0.25, "a window that was sampled again replaces the lost one"
     assert ledger.close_boundaries(end, gamma=1.0) == []

@@ -134,9 +134,27 @@ def compare(config: Path, seeds: int, overrides: tuple[str, ...], results: Path)
     from tppo_rl.run_files import load_run_file
 
     experiments = load_run_file(config, overrides)
+    from tppo_rl.provenance import record_provenance
     from tppo_rl.tune.comparison import compare as compare_experiments
 
-    compare_experiments(experiments, results / config.stem, seeds=range(seeds))
+    with record_provenance(results / config.stem):
+        compare_experiments(experiments, results / config.stem, seeds=range(seeds))
+
+
+@main.command()
+@click.argument("sweep", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of the report.  [default: SWEEP/report]")
+@click.option(
+    "--target",
+    type=click.FloatRange(0, 1),
+    help="Accuracy whose time is taken, a share.  [default: chosen for each task]",
+)
+@_one_clear_error
+def report(sweep: Path, out: Path | None, target: float | None) -> None:
+    """Write the report of a sweep: one HTML page, figures as PNG files, a table of all trials."""
+    from tppo_rl.tune.report import write_report
+
+    click.echo(f"report: {write_report(sweep, out, target=target)}")
 
 
 @main.command()
@@ -195,14 +213,17 @@ main.add_command(plan)
 
 
 def _run_all(experiments: list[Experiment], results: Path, resume: bool) -> None:
+    from tppo_rl.provenance import record_provenance
+
     for experiment in experiments:
         # Of several experiments in one file, the later ones may not have begun when the first was killed.
         goes_on = resume and (len(experiments) == 1 or (results / experiment.name).exists())
-        if experiment.is_sweep:
-            from tppo_rl.tune.trials import run_trials
+        with record_provenance(results / experiment.name):
+            if experiment.is_sweep:
+                from tppo_rl.tune.trials import run_trials
 
-            run_trials(experiment, results, resume=goes_on)
-        else:
-            from tppo_rl.run import run_experiment
+                run_trials(experiment, results, resume=goes_on)
+            else:
+                from tppo_rl.run import run_experiment
 
-            run_experiment(experiment, results, resume=goes_on)
+                run_experiment(experiment, results, resume=goes_on)

@@ -60,6 +60,8 @@ class ClosedBoundary:
     values: Boundary
     return_after: float
     """Discounted rewards that followed the window."""
+    position: int
+    """Tokens between the prompt and the window's end, the environment's included."""
 
 
 class LedgerError(AssertionError):
@@ -204,7 +206,7 @@ class Ledger:
     def close_boundaries(self, finished: Fragment, gamma: float) -> list[ClosedBoundary]:
         """Returns the earlier boundaries of an episode beside the returns that followed them, given its last fragment."""
         return [
-            ClosedBoundary(window_index, values, return_after(finished, end, gamma))
+            ClosedBoundary(window_index, values, return_after(finished, end, gamma), end - finished.prompt_length)
             for window_index, (end, values) in self._boundaries.pop(finished.episode_id, {}).items()
         ]
 

@@ -15,6 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from tppo_rl.algorithms.tppo import TPPO, shares
 from tppo_rl.algorithms.tppo_config import TPPOConfig
+from tppo_rl.boundary_errors import read_boundary_errors
 from tppo_rl.fragments import FRAGMENT_SCHEMA
 from tppo_rl.metrics import METRICS
 from tppo_rl.options import OptionError
@@ -45,6 +46,7 @@ def test_async_run_survives_a_lost_env_runner_and_a_restore(small_config: TPPOCo
     assert result["num_env_steps_sampled_lifetime"] == result["tokens"]["sampled"] >= 4 * 400
     assert result["run"]["largest_fresh_log_prob_gap"] < 1e-4
     _check_files(Path(small_config.results_folder))
+    assert_boundary_errors_are_those_of_the_result(Path(small_config.results_folder), result)
 
     open_before = algorithm.env_runner_group.foreach_env_runner(
         lambda runner: [episode.all_tokens() for episode in runner._sampler._open.values()], local_env_runner=False
@@ -67,6 +69,16 @@ def test_async_run_survives_a_lost_env_runner_and_a_restore(small_config: TPPOCo
     saved = algorithm.get_state()
     algorithm.stop()
     _restore_and_go_on(small_config, checkpoint, saved, result)
+
+
+def assert_boundary_errors_are_those_of_the_result(folder: Path, result: dict[str, Any]) -> None:
+    width, by_iteration = read_boundary_errors(folder)
+    cells = by_iteration[result["training_iteration"]]
+    count = sum(cell.count for cell in cells)
+    assert sum(cell.held for cell in cells) / count == pytest.approx(result["critic"]["boundary_error_held"])
+    assert sum(cell.true for cell in cells) / count == pytest.approx(result["critic"]["boundary_error_true"])
+    # Windows of 12 tokens: the end of the first stands at position 12.
+    assert {cell.position_bin for cell in cells} == {12 * (cell.window_index + 1) // width for cell in cells}
 
 
 def _check_files(folder: Path) -> None:
