@@ -198,7 +198,8 @@ def _explain(name: str, error: ValidationError) -> str:
     if not path:
         return f"{name}: {message}"
     if problem["type"] == "extra_forbidden":
-        section = {"tune_config": TuneOptions, "checkpoint_config": CheckpointConfig}[path[0]]
+        sections: dict[str, type[BaseModel]] = {"tune_config": TuneOptions, "checkpoint_config": CheckpointConfig}
+        section = sections[path[0]]
         return unknown_key(key, problem["input"], [f"{name}.{path[0]}.{word}" for word in section.model_fields])
     return f"{key}={problem['input']!r}: {message}"
 

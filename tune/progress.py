@@ -46,7 +46,7 @@ class SweepProgress(Callback):
         return {"_stop": self._stop, "_num_trials": self._num_trials}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
+        self.__dict__.update(state)
         self._reset(Console())
 
     def _reset(self, console: Console) -> None:

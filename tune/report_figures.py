@@ -88,6 +88,11 @@ def _reached(task: Task) -> str:
     return f" {'; '.join(missing)}." if missing else ""
 
 
+def _x(group: Group) -> float:
+    assert group.x is not None, "a task with an axis has a place for each of its groups"
+    return group.x
+
+
 def _draw_measure(axes: Axes, task: Task, name: str) -> None:
     measure = BY_NAME[name]
     label = f"{measure.title}, {measure.unit}"
@@ -103,7 +108,7 @@ def _draw_measure(axes: Axes, task: Task, name: str) -> None:
         shown = [group for group in groups if group.by_seed(name)]
         color = f"C{index}"
         estimates = [group.estimate(name) for group in shown]
-        x = [group.x for group in shown]
+        x = [_x(group) for group in shown]
         axes.plot(x, [one.mean for one in estimates], "-", color=color, label=series or None)
         if all(one.n >= 3 for one in estimates):
             axes.fill_between(
@@ -111,7 +116,7 @@ def _draw_measure(axes: Axes, task: Task, name: str) -> None:
             )
         for group in shown:
             values = list(group.by_seed(name).values())
-            axes.plot([group.x] * len(values), values, "o", color=color, markersize=3.5, alpha=0.8)
+            axes.plot([_x(group)] * len(values), values, "o", color=color, markersize=3.5, alpha=0.8)
         inflection = task.inflections.get(series)
         if inflection is not None and inflection.status == "found":
             axes.axvline(float(inflection.window or 0), color=color, linestyle="--", linewidth=1)
