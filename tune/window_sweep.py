@@ -19,18 +19,18 @@ from tppo_rl.tune.trials import sweep_callbacks
 CAP = 512
 PARTS = (1, 2, 4, 8, 16)
 SEEDS = (0, 1, 2)
-TOKENS = 40_000
+TOKENS = 24_000
 
 
 def window_config(*, cap: int = CAP, parts: Sequence[int] = PARTS, seeds: Sequence[int] = SEEDS) -> TPPOConfig:
     """The space of the sweep: windows of 1/part of the cap, tokens, at every seed."""
     return (
         TPPOConfig()
-        .environment("tppo_rl/ArithmeticChain-v0")
-        .language_model("tppo_rl/arithmetic-chain")
+        .environment("tppo_rl/ArithmeticChain-v0", env_config={"tail_exponent": 4.0, "long_share": 0.05})
+        .language_model("tppo_rl/arithmetic-chain-long-tail", critic_layers=2)
         .env_runners(
             num_env_runners=1,
-            num_envs_per_env_runner=32,
+            num_envs_per_env_runner=16,
             window_length=tune.grid_search([cap // part for part in parts]),
             max_response_length=cap,
             max_prompt_length=128,
@@ -38,14 +38,14 @@ def window_config(*, cap: int = CAP, parts: Sequence[int] = PARTS, seeds: Sequen
         )
         .learners(num_learners=0)
         .training(
-            train_batch_size_per_learner=384,
+            train_batch_size_per_learner=256,
             lr=1e-4,
             critic_lr=5e-4,
             lr_warmup_updates=10,
             critic_warmup_updates=5,
             lambda_=0.97,
         )
-        .pipeline(max_staleness=3)
+        .pipeline(max_staleness=3, kv_on_update="keep")
         .evaluation(evaluation_interval=6, evaluation_duration=256)
         .debugging(seed=tune.grid_search(list(seeds)))
         .reporting(rollout_log_fragments=0)
