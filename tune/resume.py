@@ -111,7 +111,10 @@ def _iteration_of(line: str) -> float:
 
 
 class TrimCallback(Callback):
-    """When a trial goes on in a new process of Tune, forgets the results that came after its checkpoint."""
+    """When a trial goes on in a new process of Tune, forgets the results that came after its checkpoint.
+
+    Which checkpoint that was shows in its first result: what Tune had noted about checkpoints may be older than a kill.
+    """
 
     def __init__(self) -> None:
         self._seen: set[str] = set()
@@ -119,17 +122,20 @@ class TrimCallback(Callback):
     def __getstate__(self) -> dict[str, Any]:
         return {"_seen": set()}
 
-    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """Trims at the first start alone: later ones are PBT's, whose trials take turns."""
+    def on_trial_result(
+        self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
+    ) -> None:
+        """Trims at the first result alone: later restarts are PBT's, whose trials take turns.
+
+        Tune calls its own writers of results after this.
+        """
         if trial.trial_id in self._seen:
             return
         self._seen.add(trial.trial_id)
-        folder, checkpoint = Path(trial.local_path), trial.latest_checkpoint_result
-        if checkpoint is None or checkpoint.checkpoint is None:
-            forget_results_after(folder, 0)
+        checkpoint = trial.checkpoint
         # A trial that goes on from another one's checkpoint keeps its own past.
-        elif Path(checkpoint.checkpoint.path).parent == Path(trial.storage.trial_fs_path):
-            forget_results_after(folder, int(checkpoint.metrics["training_iteration"]))
+        if checkpoint is None or Path(checkpoint.path).parent == Path(trial.storage.trial_fs_path):
+            forget_results_after(Path(trial.local_path), int(result["training_iteration"]) - 1)
 
 
 class SchedulerMemory(Callback):

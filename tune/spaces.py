@@ -12,6 +12,7 @@ from ray.tune.error import TuneError
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, PopulationBasedTraining, TrialScheduler
 from ray.tune.search import BasicVariantGenerator, create_searcher
 
+from tppo_rl.algorithms import TPPOConfig
 from tppo_rl.options import OptionError
 from tppo_rl.run_files import Experiment
 from tppo_rl.search_space import CHOICE, GRID, Axis, axes, put_all
@@ -21,8 +22,14 @@ _REFUSALS = (AssertionError, TypeError, ValueError, TuneError)
 
 
 def param_space(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options with Tune's objects in place of the words of `tppo_rl.search_space`."""
-    return put_all(options, {axis.path: _domain(axis) for axis in axes(options)})
+    """The options with Tune's objects in place of the words of `tppo_rl.search_space`.
+
+    They stand in the order of a config's own `to_dict`: Tune draws in the order of keys, and the same sweep in Python is to
+    draw the same values.
+    """
+    order = {key: place for place, key in enumerate(TPPOConfig().to_dict())}
+    in_order = sorted(options, key=lambda key: order.get(key.removesuffix("_"), len(order)))
+    return put_all({key: options[key] for key in in_order}, {axis.path: _domain(axis) for axis in axes(options)})
 
 
 def make_scheduler(experiment: Experiment) -> TrialScheduler:

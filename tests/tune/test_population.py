@@ -8,10 +8,12 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 import yaml
 from ray.rllib.core import DEFAULT_MODULE_ID
 
@@ -49,6 +51,12 @@ SWEEP: dict[str, Any] = {
         },
     },
 }
+
+
+@pytest.fixture(autouse=True)
+def _no_ray_is_left() -> Iterator[None]:
+    yield
+    ray.shutdown()
 
 
 def learning_rates(result: dict[str, Any]) -> tuple[float, float]:
