@@ -104,17 +104,7 @@ def tune() -> None:
     """Sweeps over options on Ray Tune."""
 
 
-@tune.command("file")
-@click.argument("config", type=click.Path(path_type=Path))
-@_set
-@_resume
-@_results
-@_one_clear_error
-def tune_file(config: Path, overrides: tuple[str, ...], resume: bool, results: Path) -> None:
-    """Run the sweeps of a YAML file, as `train file` does."""
-    from tppo_rl.run_files import load_run_file
-
-    _run_all(load_run_file(config, overrides), results, resume)
+tune.add_command(train_file)
 
 
 @main.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -9,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from tppo_rl.boundary_errors import POSITION_BINS
+from tppo_rl.learning_curves import reached_after
 from tppo_rl.tune.sweep_folder import Trial, metric
 
 SHARES = (0.0, 1.0)
@@ -105,27 +107,10 @@ def measure(trial: Trial, limits: Limits) -> dict[str, float]:
         values["accuracy_mean"] = float(np.interp(grid, curve.tokens, curve.accuracy).mean())
     if limits.target is not None:
         for name, at in (("tokens_to_target", curve.tokens), ("seconds_to_target", curve.seconds)):
-            reached = first_crossing(at, curve.accuracy, limits.target)
-            if reached is not None:
+            reached = reached_after(curve.accuracy, at, limits.target)
+            if not math.isnan(reached):
                 values[name] = reached
     return values | boundary_means(trial)
-
-
-def first_crossing(at: np.ndarray, values: np.ndarray, target: float) -> float | None:
-    """Where a curve first reaches `target`, linear between its points; None if it never does.
-
-    Args:
-        at: (n,), rising.
-        values: (n,).
-        target: In the units of `values`.
-    """
-    above = np.flatnonzero(values >= target)
-    if len(above) == 0:
-        return None
-    index = int(above[0])
-    if index == 0:
-        return float(at[0])
-    return float(np.interp(target, values[index - 1 : index + 1], at[index - 1 : index + 1]))
 
 
 def boundary_means(trial: Trial) -> dict[str, float]:

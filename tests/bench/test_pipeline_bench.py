@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from tppo_rl.bench import pipeline
-from tppo_rl.bench.time_to_accuracy import reached_after, read_progress
+from tppo_rl.bench.time_to_accuracy import read_progress
+from tppo_rl.learning_curves import reached_after
 
 YAML = """
 ours:

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from synthetic_sweep import WINDOW_TASK, write_comparison, write_trial, write_window_sweep
 
+from tppo_rl.learning_curves import reached_after
 from tppo_rl.tune.analysis import QUALITY, split_tasks
-from tppo_rl.tune.measures import Limits, boundary_profile, first_crossing, measure
+from tppo_rl.tune.measures import Limits, boundary_profile, measure
 from tppo_rl.tune.sweep_folder import read_sweep
 
 
@@ -52,11 +53,17 @@ def test_iterations_without_a_metric_are_left_out(tmp_path: Path) -> None:
     assert task.groups[0].estimate("explained_variance").mean == pytest.approx((0.5 + 0.6) / 2)
 
 
-def test_a_target_that_is_never_reached_has_no_time() -> None:
+def test_a_target_that_is_never_reached_has_no_time(tmp_path: Path) -> None:
+    write_trial(tmp_path, 0, WINDOW_TASK | {"seed": 0}, final=0.9, speed=100.0, window=40, step_error=0.25)
+    (trial,) = read_sweep(tmp_path)
+    times = {"tokens_to_target", "seconds_to_target"}
+    assert not times & measure(trial, Limits(tokens=4000, seconds=60, target=0.95)).keys()
+    reached = measure(trial, Limits(tokens=4000, seconds=60, target=0.3))
+    assert 0.0 < reached["seconds_to_target"] < trial.curve.seconds[-1]
     at, values = np.array([0.0, 10.0, 20.0]), np.array([0.2, 0.4, 0.3])
-    assert first_crossing(at, values, 0.5) is None
-    assert first_crossing(at, values, 0.3) == pytest.approx(5.0)
-    assert first_crossing(at, values, 0.1) == 0.0
+    assert np.isnan(reached_after(values, at, 0.5))
+    assert reached_after(values, at, 0.3) == pytest.approx(5.0)
+    assert reached_after(values, at, 0.1) == 0.0
 
 
 def test_window_lengths_are_an_axis_and_the_longest_is_the_reference(tmp_path: Path) -> None:

@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tppo_rl.bench.records import Figure, figure_of
-from tppo_rl.bench.time_to_accuracy import reached_after
 from tppo_rl.checks import check_options
+from tppo_rl.learning_curves import reached_after
 from tppo_rl.run_files import load_run_file
 
 GENERATION = ("transformers", "continuous_batching", "vllm_colocate", "vllm_server")

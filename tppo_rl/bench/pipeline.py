@@ -17,7 +17,8 @@ import numpy as np
 import tppo_rl.configs
 from tppo_rl.bench.overlap import overlap_figures
 from tppo_rl.bench.records import Figure, figure_of
-from tppo_rl.bench.time_to_accuracy import Progress, reached_after, read_progress
+from tppo_rl.bench.time_to_accuracy import Progress, read_progress
+from tppo_rl.learning_curves import reached_after
 from tppo_rl.result_log import read_results
 from tppo_rl.run_files import Experiment, load_run_file
 from tppo_rl.summary import read_summary

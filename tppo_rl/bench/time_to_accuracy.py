@@ -1,11 +1,11 @@
-"""When a run reached an accuracy, read from the results that it wrote.
+"""The progress of a run, read from the results that it wrote.
 
-Only training counts: evaluations and the start are left out. Between two evaluations accuracy is taken as linear in time.
+Only training counts: evaluations and the start are left out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,21 +53,3 @@ def read_progress(folder: Path) -> Progress:
 
 def _spent(result: Mapping[str, Any], seconds: float) -> tuple[float, float, float]:
     return seconds, float(result["run"]["seconds"]["env_runner_sampling"]), float(result["tokens"]["sampled"])
-
-
-def reached_after(accuracy: Sequence[float] | np.ndarray, spent: Sequence[float] | np.ndarray, target: float) -> float:
-    """Returns what was spent when accuracy first reached `target`, nan where it never did.
-
-    Args:
-        accuracy: [N], at evaluations.
-        spent: [N], rising: seconds or tokens.
-        target: Share.
-    """
-    reached = np.flatnonzero(np.asarray(accuracy) >= target)
-    if len(reached) == 0:
-        return float("nan")
-    after = int(reached[0])
-    if after == 0:
-        return float(spent[0])
-    between = [after - 1, after]
-    return float(np.interp(target, np.asarray(accuracy)[between], np.asarray(spent)[between]))
