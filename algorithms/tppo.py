@@ -107,7 +107,10 @@ class TPPO(Algorithm):
     def step(self) -> dict[str, Any]:
         if self.config.evaluation_interval and "before" not in self._evaluations:
             self._evaluations["before"] = self.evaluate()
+        sampled_before = self._ledger.counts().sampled
         results = without_unknown(super().step())
+        if self._counts_tokens and self._passes_an_interval(sampled_before):
+            results |= super()._run_one_evaluation()
         results["heldout_before"] = self._evaluations.get("before", {})
         results["heldout_latest"] = self._evaluations.get("latest", {})
         results["run"] = self.run_state()
@@ -163,6 +166,18 @@ class TPPO(Algorithm):
         self._log_values |= gaps
         self._run_log().scalars(self._ledger.counts().sampled, heldout_metrics(evaluation) | gaps)
         return evaluation
+
+    def _run_one_evaluation(self, parallel_train_future: Any = None) -> dict[str, Any]:
+        """RLlib counts iterations alone."""
+        return {} if self._counts_tokens else super()._run_one_evaluation(parallel_train_future)
+
+    @property
+    def _counts_tokens(self) -> bool:
+        return bool(self.config.evaluation_interval) and self.config.evaluation_interval_unit == "tokens"
+
+    def _passes_an_interval(self, sampled_before: int) -> bool:
+        interval = self.config.evaluation_interval
+        return self._ledger.counts().sampled // interval > sampled_before // interval
 
     def get_state(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         state = dict(super().get_state(*args, **kwargs))

@@ -148,6 +148,11 @@ class TPPOConfig(AlgorithmConfig, DerivedOptions):
         """Sets how sampling and training are coupled."""
         return self._set(locals())
 
+    def evaluation(self, *, evaluation_interval_unit: str = NotProvided, **kwargs: Any) -> Self:  # type: ignore[override]
+        """Sets what the interval between evaluations counts; RLlib's own options go on to RLlib."""
+        super().evaluation(**kwargs)
+        return self._set(locals())
+
     def reporting(self, *, rollout_log_fragments: int = NotProvided, **kwargs: Any) -> Self:  # type: ignore[override]
         """Sets how many fragments are kept for reading; RLlib's own options go on to RLlib."""
         super().reporting(**kwargs)

@@ -84,6 +84,7 @@ UNREAD = {
     "kl_in": "reward",
     "importance_cap": 3.0,
     "dynamic_sampling_max_rounds": 4,
+    "evaluation_interval_unit": "tokens",
 }
 
 

@@ -132,19 +132,23 @@ def compare(config: Path, seeds: int, overrides: tuple[str, ...], results: Path)
 
 
 @main.command()
-@click.argument("sweep", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), help="Folder of the report.  [default: SWEEP/report]")
+@click.argument("sweeps", metavar="SWEEP...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Folder of the report.  [default: SWEEP/report, if there is one SWEEP]",
+)
 @click.option(
     "--target",
     type=click.FloatRange(0, 1),
     help="Accuracy whose time is taken, a share.  [default: chosen for each task]",
 )
 @_one_clear_error
-def report(sweep: Path, out: Path | None, target: float | None) -> None:
-    """Write the report of a sweep: one HTML page, figures as PNG files, a table of all trials."""
+def report(sweeps: tuple[Path, ...], out: Path | None, target: float | None) -> None:
+    """Write the report of one sweep or several: one HTML page, figures as PNG files, a table of all trials."""
     from tppo_rl.tune.report import write_report
 
-    click.echo(f"report: {write_report(sweep, out, target=target)}")
+    click.echo(f"report: {write_report(sweeps, out, target=target)}")
 
 
 @main.command()

@@ -270,7 +270,12 @@ class Options(BaseModel, DerivedOptions):
     )
 
     # .evaluation()
-    evaluation_interval: PositiveInt | None = Field(None, description="Iterations between evaluations; None: never.")
+    evaluation_interval: PositiveInt | None = Field(
+        None, description="Iterations, or sampled tokens, between evaluations; None: never."
+    )
+    evaluation_interval_unit: Literal["iterations", "tokens"] = Field(
+        "iterations", description="What `evaluation_interval` counts; tokens make runs with unequal updates comparable."
+    )
     evaluation_duration: PositiveInt = Field(512, description="Held-out prompts of an evaluation.")
     evaluation_num_env_runners: int = Field(
         0, ge=0, description="Own env-runners for evaluation; 0 uses the training ones."

@@ -280,6 +280,7 @@ _READ_ONLY_WITH: dict[str, tuple[str, Any]] = {
         "off_policy_correction='truncated_importance' or hindsight",
         lambda o: o.off_policy_correction == "truncated_importance" or o.hindsight,
     ),
+    "evaluation_interval_unit": ("an evaluation_interval", lambda o: o.evaluation_interval is not None),
     "dynamic_sampling_max_rounds": ("dynamic_sampling", lambda o: o.dynamic_sampling),
 }
 

@@ -108,7 +108,7 @@ def split_tasks(trials: Sequence[Trial], *, target: float | None = None) -> list
     """Divides the trials that have ended into tasks and groups, and measures them.
 
     Args:
-        trials: Of one sweep.
+        trials: Of one sweep, or of several.
         target: Accuracy whose time is taken, a share; None: chosen for each task, see `measures.common_limits`.
     """
     ended = [trial for trial in trials if trial.compared]
@@ -117,9 +117,12 @@ def split_tasks(trials: Sequence[Trial], *, target: float | None = None) -> list
     for trial in ended:
         by_task.setdefault(tuple(canonical(trial.option(key)) for key in keys), []).append(trial)
     shown = [key for key in keys if key != "policy_model"] or keys
+    sweeps = [{trial.folder.parent.name for trial in members} for members in by_task.values()]
+    # Who gave every task a sweep of its own has named it.
+    named = len(set.union(*sweeps)) == sum(map(len, sweeps)) == len(sweeps) > 1
     return [
-        _task(members, ", ".join(words(members[0].option(key)) for key in shown), target)
-        for members in by_task.values()
+        _task(members, name.pop() if named else ", ".join(words(members[0].option(key)) for key in shown), target)
+        for members, name in zip(by_task.values(), sweeps, strict=True)
     ]
 
 

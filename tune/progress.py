@@ -91,7 +91,7 @@ class SweepProgress(Callback):
         if self._live is None:
             self._live = Live(console=self._console, auto_refresh=False)
             self._live.start()
-        self._live.update(self.table(trials), refresh=True)
+        self._live.update(self._fitting_table(trials), refresh=True)
 
     def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:
         """Leaves the last table on the screen."""
@@ -102,15 +102,32 @@ class SweepProgress(Callback):
         else:
             self._console.print(self.table(trials))
 
-    def table(self, trials: list[Trial]) -> Table:
-        """One row for each trial."""
+    def table(self, trials: list[Trial], rows: int | None = None) -> Table:
+        """One row for each trial.
+
+        Args:
+            trials: Of the sweep.
+            rows: At most so many; trials that run come first, then those that ended last. None: all, in their order.
+        """
         title = f"{sum(map(_has_ended, trials))} of {self._num_trials} trials, {self._time_left(trials)}"
+        shown = trials if rows is None else sorted(trials, key=_by_interest)[:rows]
         table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
         for column in _COLUMNS:
             is_number = column not in ("trial", "state")
             table.add_column(column, justify="right" if is_number else "left", no_wrap=is_number)
-        for trial in trials:
+        for trial in shown:
             table.add_row(*self._cells(trial, trial.last_result or {}))
+        if len(shown) < len(trials):
+            table.caption = f"and {len(trials) - len(shown)} trials for which there is no room here"
+        return table
+
+    def _fitting_table(self, trials: list[Trial]) -> Table:
+        """As many rows as the terminal is high: what a live table draws below its end cannot be seen."""
+        rows = min(len(trials), max(1, self._console.height - 6))
+        table = self.table(trials, rows)
+        while rows > 1 and len(self._console.render_lines(table)) >= self._console.height:
+            rows -= 1
+            table = self.table(trials, rows)
         return table
 
     def _line(self, text: str, trials: list[Trial]) -> None:
@@ -151,6 +168,11 @@ def name_of(trial: Trial) -> str:
     """What sets a trial apart from the others: the values of its axes."""
     values = {key: trial.config.get(key, value) for key, value in (trial.evaluated_params or {}).items()}
     return " ".join(f"{key.rpartition('/')[2]}={_short(value)}" for key, value in values.items()) or trial.trial_id
+
+
+def _by_interest(trial: Trial) -> tuple[bool, bool, float]:
+    ended_at = float((trial.last_result or {}).get("timestamp", 0.0)) if _has_ended(trial) else 0.0
+    return trial.status != Trial.RUNNING, not _has_ended(trial), -ended_at
 
 
 def _has_ended(trial: Trial) -> bool:

@@ -1,4 +1,4 @@
-"""The report of a sweep: `report.html`, its figures as PNG files, `trials.csv`."""
+"""The report of one sweep or several: `report.html`, its figures as PNG files, `trials.csv`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from tppo_rl.options import OptionError
 from tppo_rl.provenance import read_provenance, this_command, versions
 from tppo_rl.tune.analysis import QUALITY, WINDOW, Group, Task, split_tasks, words
 from tppo_rl.tune.measures import BY_NAME, MEASURES, boundary_profile
@@ -40,20 +41,22 @@ _IN_TRIALS = ("accuracy_final", "accuracy_equal_tokens", "seconds_to_target", "t
 _NONE = "-"
 
 
-def write_report(sweep: Path, out: Path | None = None, *, target: float | None = None) -> Path:
-    """Writes the report of a sweep and returns its page.
+def write_report(sweeps: Sequence[Path], out: Path | None = None, *, target: float | None = None) -> Path:
+    """Writes the report of sweeps and returns its page.
 
     Args:
-        sweep: Folder of an experiment on Tune, or of a comparison.
-        out: Folder of the report; None is `report` in the sweep's.
+        sweeps: Folders, each of an experiment on Tune or of a comparison.
+        out: Folder of the report; None is `report` in that of the only sweep.
         target: Accuracy whose time is taken, a share; None: chosen for each task.
 
     Raises:
-        OptionError: there is no such sweep, or no trial of it has ended.
+        OptionError: there is no such sweep, no trial of it has ended, or there are several and nothing says where to write.
     """
-    trials = read_sweep(sweep)
+    if out is None and len(sweeps) != 1:
+        raise OptionError(f"out=None: {len(sweeps)} sweeps make one report; name its folder with --out")
+    trials = [trial for sweep in sweeps for trial in read_sweep(sweep)]
     tasks = split_tasks(trials, target=target)
-    out = sweep / "report" if out is None else out
+    out = sweeps[0] / "report" if out is None else out
     out.mkdir(parents=True, exist_ok=True)
     sections = []
     for index, task in enumerate(tasks):
@@ -63,13 +66,13 @@ def write_report(sweep: Path, out: Path | None = None, *, target: float | None =
             (out / f"{shown.file}.png").write_bytes(shown.figure.png)
         sections.append(_section(task, figures))
     page = Page(
-        title=f"Sweep {sweep.resolve().name}",
+        title=f"Sweep{'s' if len(sweeps) > 1 else ''} {', '.join(sweep.resolve().name for sweep in sweeps)}",
         overview=_overview(trials, tasks),
         notes=_notes(trials),
         tasks=sections,
         methods=_methods(tasks),
         trials=_trials_table(trials, tasks),
-        provenance=_provenance(sweep),
+        provenance=_provenance(sweeps),
     )
     path = out / PAGE
     path.write_text(render_page(page), encoding="utf-8")
@@ -301,9 +304,11 @@ def _number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
-def _provenance(sweep: Path) -> list[PageProvenance]:
+def _provenance(sweeps: Sequence[Path]) -> list[PageProvenance]:
     made = [
-        PageProvenance(f"The runs, begun {entry['started']}", entry["command"], _versions(entry["versions"]))
+        PageProvenance(f"The runs{name}, begun {entry['started']}", entry["command"], _versions(entry["versions"]))
+        for sweep in sweeps
+        for name in [f" of {sweep.resolve().name}" if len(sweeps) > 1 else ""]
         for entry in read_provenance(sweep)
     ] or [PageProvenance("The runs", "not recorded", "")]
     return [*made, PageProvenance("This page", this_command(), _versions(versions()))]

@@ -46,7 +46,7 @@ def window_config(*, cap: int = CAP, parts: Sequence[int] = PARTS, seeds: Sequen
             lambda_=0.97,
         )
         .pipeline(max_staleness=3, kv_on_update="keep")
-        .evaluation(evaluation_interval=10, evaluation_duration=256)
+        .evaluation(evaluation_interval=2000, evaluation_interval_unit="tokens", evaluation_duration=256)
         .debugging(seed=tune.grid_search(list(seeds)))
         .reporting(rollout_log_fragments=0)
     )

@@ -139,9 +139,12 @@ def _restore_and_go_on(config: TPPOConfig, checkpoint: str, saved: dict[str, Any
 
 def test_sync_trains_fragments_of_one_version_with_ratios_of_one(small_config: TPPOConfig) -> None:
     config = small_config.pipeline(mode="sync").env_runners(num_env_runners=0)
+    config = config.evaluation(evaluation_interval=250, evaluation_interval_unit="tokens")
     algorithm = config.build_algo()
     for iteration in range(3):
         result = algorithm.train()
+        # 192, 384 and 576 tokens
+        assert ("evaluation" in result) == (iteration in (1, 2))
         assert_accounts_add_up(algorithm, result)
         assert result["staleness"]["max"] == 0
         assert result["engine_gap"]["ratio_deviation_max"] <= 1e-4

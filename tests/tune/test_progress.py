@@ -6,8 +6,10 @@ import io
 import pickle
 from typing import Any
 
+import pytest
 from ray.tune.experiment import Trial
 from rich.console import Console
+from rich.text import Text
 
 from tppo_rl.tune.progress import SweepProgress
 
@@ -42,6 +44,23 @@ def test_table_has_reward_accuracy_speed_and_state_of_every_trial() -> None:
         ["window_length=32", "waits", "-", "-", "-", "-", "-", "-"],
     ]
     assert "1 of 3 trials, ? left" in text.getvalue()
+
+
+@pytest.mark.parametrize("width", [80, 100])
+def test_live_table_fits_the_terminal_and_has_the_trials_that_run(width: int) -> None:
+    text = io.StringIO()
+    console = Console(file=text, width=width, height=14, force_terminal=True)
+    progress = SweepProgress({"training_iteration": 10}, 40, console)
+    trials = [make_trial(window, Trial.TERMINATED, RESULT | {"timestamp": window}) for window in range(1, 20)]
+    trials += [make_trial(20, Trial.RUNNING, RESULT), *(make_trial(window, Trial.PENDING) for window in range(21, 41))]
+    progress.on_step_end(0, trials)
+    drawn = Text.from_ansi(text.getvalue()).plain.splitlines()
+    rows = [line for line in drawn if "runs" in line or "ended" in line or "waits" in line]
+    assert len(drawn) <= 14
+    assert "runs" in rows[0]
+    assert len(rows) > 1
+    assert all("ended" in row for row in rows[1:])
+    assert f"and {40 - len(rows)} trials" in text.getvalue()
 
 
 def test_without_a_terminal_there_are_lines() -> None:

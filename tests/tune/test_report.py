@@ -66,7 +66,7 @@ class Seen(HTMLParser):
 
 
 def page_of(sweep: Path) -> tuple[Path, Seen]:
-    page = write_report(sweep)
+    page = write_report([sweep])
     return page, Seen(page.read_text(encoding="utf-8"))
 
 

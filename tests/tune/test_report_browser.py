@@ -47,7 +47,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for name in ("lcm", "gcd")
         for value in ("hold", "bootstrap", "tail_corrected")
     }
-    return write_report(write_comparison(tmp_path_factory.mktemp("sweep"), experiments, [0.7, 0.8, 0.9]))
+    return write_report([write_comparison(tmp_path_factory.mktemp("sweep"), experiments, [0.7, 0.8, 0.9])])
 
 
 @pytest.mark.parametrize(("width", "least_figure"), [(390, 340), (1280, 340)])
