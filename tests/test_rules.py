@@ -65,7 +65,6 @@ def test_pairs_are_refused_with_their_reason(values: dict[str, Any], words: list
 UNREAD = {
     "gamma": 0.99,
     "lambda_": 0.9,
-    "lambda_alpha": 0.2,
     "boundary_value": "bootstrap",
     "group_scale": False,
     "advantage_normalisation_scope": "group",
@@ -90,10 +89,8 @@ UNREAD = {
 
 @pytest.mark.parametrize("key", UNREAD)
 def test_an_option_that_nothing_reads_is_refused(key: str) -> None:
-    # Without a critic, without a KL term, without dynamic sampling, with a fixed lambda.
-    base = (
-        (WHOLE | {"advantage_estimator": "gae", "group_size": 4}) if key in ("group_scale", "lambda_alpha") else GROUPS
-    )
+    # Without a critic, without a KL term, without dynamic sampling.
+    base = (WHOLE | {"advantage_estimator": "gae", "group_size": 4}) if key == "group_scale" else GROUPS
     with pytest.raises(OptionError, match=rf"^{key}=.*is read only with"):
         check_options(base | {key: UNREAD[key]})
 

@@ -248,7 +248,6 @@ def _check_groups(options: Options) -> None:
 _READ_ONLY_WITH: dict[str, tuple[str, Any]] = {
     "gamma": ("advantage_estimator='egae' or 'gae'", lambda o: o.advantage_estimator != "group_relative"),
     "lambda_": ("advantage_estimator='egae' or 'gae'", lambda o: o.advantage_estimator != "group_relative"),
-    "lambda_alpha": ("lambda_='length_adaptive'", lambda o: o.lambda_ == "length_adaptive"),
     "boundary_value": ("advantage_estimator='egae'", lambda o: o.advantage_estimator == "egae"),
     "group_scale": (
         "advantage_estimator='group_relative'",

@@ -117,7 +117,7 @@ def split_tasks(trials: Sequence[Trial], *, target: float | None = None) -> list
     for trial in ended:
         by_task.setdefault(tuple(canonical(trial.option(key)) for key in keys), []).append(trial)
     shown = [key for key in keys if key != "policy_model"] or keys
-    sweeps = [{trial.folder.parent.name for trial in members} for members in by_task.values()]
+    sweeps = [{trial.sweep for trial in members} for members in by_task.values()]
     # Who gave every task a sweep of its own has named it.
     named = len(set.union(*sweeps)) == sum(map(len, sweeps)) == len(sweeps) > 1
     return [

@@ -240,20 +240,23 @@ def _comparisons_table(task: Task) -> PageTable:
 def _trials_table(trials: Sequence[Trial], tasks: Sequence[Task]) -> PageTable:
     keys = differing_keys([trial for trial in trials if trial.options])
     values = _values_by_trial(tasks)
+    several = _are_several(trials)
     rows = [
         [
+            *([trial.sweep] if several else []),
             trial.name if trial.experiment else _short(trial.name),
             *(words(trial.option(key)) if trial.options else _NONE for key in keys),
             str(trial.seed) if trial.options else _NONE,
             trial.status,
             *(
-                _number(values[trial.name][name]) if name in values.get(trial.name, {}) else _NONE
+                _number(values[trial.folder][name]) if name in values.get(trial.folder, {}) else _NONE
                 for name in _IN_TRIALS
             ),
         ]
         for trial in trials
     ]
     columns = [
+        *(["sweep"] if several else []),
         "trial",
         *keys,
         "seed",
@@ -261,7 +264,8 @@ def _trials_table(trials: Sequence[Trial], tasks: Sequence[Task]) -> PageTable:
         *(f"{BY_NAME[name].title}, {BY_NAME[name].unit}" for name in _IN_TRIALS),
     ]
     caption = "Of the options only those that are not the same in all trials."
-    return PageTable(columns, rows, caption, frozenset(range(len(keys) + 1)) | {len(keys) + 2})
+    texts = columns.index("seed")
+    return PageTable(columns, rows, caption, frozenset(range(texts)) | {texts + 1})
 
 
 def _short(name: str) -> str:
@@ -270,9 +274,13 @@ def _short(name: str) -> str:
     return found.group(1) if found else name
 
 
-def _values_by_trial(tasks: Sequence[Task]) -> dict[str, Any]:
+def _are_several(trials: Sequence[Trial]) -> bool:
+    return len({trial.folder.parent for trial in trials}) > 1
+
+
+def _values_by_trial(tasks: Sequence[Task]) -> dict[Path, Any]:
     return {
-        trial.name: values
+        trial.folder: values
         for task in tasks
         for group in task.groups
         for trial, values in zip(group.trials, group.values, strict=True)
@@ -280,17 +288,20 @@ def _values_by_trial(tasks: Sequence[Task]) -> dict[str, Any]:
 
 
 def _write_csv(trials: Sequence[Trial], tasks: Sequence[Task], path: Path) -> None:
-    """Every trial: name, status, seed, the options that differ, every measure (empty where it has none)."""
+    """Every trial: its sweep if there are several, name, status, seed, the options that differ, every measure (empty where it has none)."""
     keys = differing_keys([trial for trial in trials if trial.options])
     values = _values_by_trial(tasks)
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["trial", "status", "seed", *keys, *(measure.name for measure in MEASURES)])
+        several = _are_several(trials)
+        sweep = ["sweep"] if several else []
+        writer.writerow([*sweep, "trial", "status", "seed", *keys, *(measure.name for measure in MEASURES)])
         for trial in trials:
-            measured = values.get(trial.name, {})
+            measured = values.get(trial.folder, {})
             options = [trial.option(key) if trial.options else "" for key in keys]
+            sweep = [trial.sweep] if several else []
             writer.writerow(
-                [trial.name, trial.status, trial.seed, *options, *(measured.get(m.name, "") for m in MEASURES)]
+                [*sweep, trial.name, trial.status, trial.seed, *options, *(measured.get(m.name, "") for m in MEASURES)]
             )
 
 

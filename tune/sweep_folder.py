@@ -62,6 +62,11 @@ class Trial:
     summary: Mapping[str, Any]
 
     @property
+    def sweep(self) -> str:
+        """Name of its sweep's folder."""
+        return self.folder.parent.name
+
+    @property
     def compared(self) -> bool:
         """Whether it went as far as it should."""
         return self.status == "ended"

@@ -139,6 +139,35 @@ def test_windows_that_cost_nothing_are_said_to(tmp_path: Path) -> None:
     assert "It trains 1.27 times the tokens a second of window 320" in text
 
 
+def test_sweeps_of_several_tasks_make_one_page_and_name_the_tasks(tmp_path: Path) -> None:
+    sweeps = []
+    for task, finals in {"sums": {"hold": 0.9, "bootstrap": 0.8}, "letters": {"hold": 0.5, "bootstrap": 0.6}}.items():
+        sweeps.append(tmp_path / task)
+        for index, (value, final) in enumerate(finals.items()):
+            options = WINDOW_TASK | {"seed": 0, "env_config": {"task": f"{task}-0"}, "boundary_value": value}
+            write_trial(sweeps[-1], index, options, final=final, speed=100.0)
+    page = write_report(sweeps, tmp_path / "out")
+    text = page.read_text(encoding="utf-8")
+    assert "Sweeps sums, letters" in text
+    for task in ("sums", "letters"):
+        assert f">{task}</h2>" in text
+    with (tmp_path / "out" / "trials.csv").open() as file:
+        rows = [
+            (row["sweep"], row["boundary_value"], round(float(row["accuracy_final"]), 6))
+            for row in csv.DictReader(file)
+        ]
+    # Trials of two sweeps may have the same name.
+    assert rows == [
+        ("sums", "hold", 0.9), ("sums", "bootstrap", 0.8), ("letters", "hold", 0.5), ("letters", "bootstrap", 0.6)
+    ]  # fmt: skip
+
+
+def test_several_sweeps_need_a_place_for_their_report(tmp_path: Path) -> None:
+    result = CliRunner().invoke(main, ["report", str(tmp_path / "a"), str(tmp_path / "b")])
+    assert result.exit_code == 2
+    assert result.output.startswith("error: out=None: 2 sweeps make one report")
+
+
 def test_text_from_options_is_no_markup(tmp_path: Path) -> None:
     for index, name in enumerate(("<script>alert(1)</script>", "plain")):
         write_trial(tmp_path, index, WINDOW_TASK | {"seed": 0, "env_config": {"task": name}}, final=0.9, speed=100.0)
