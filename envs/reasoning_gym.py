@@ -38,7 +38,8 @@ class ReasoningGym(TextEnv[Item]):
     Scorers of some tasks evaluate the answer as an expression: with a model that is not trusted, run the
     environment where it can do no harm.
 
-    `reset`'s info adds ``task`` (str) and, where the task has a single gold answer, ``answer`` (str).
+    `reset`'s info adds ``task`` (str) and, where the task has a single gold answer, ``answer`` (str); with `steps` also
+    ``early_solutions`` (list of str), which stop after each step but the last and give what was found so far as the answer.
 
     Args:
         task: Name of a task, for example "chain_sum" (``reasoning_gym.factory.DATASETS`` holds all).
@@ -103,8 +104,19 @@ class ReasoningGym(TextEnv[Item]):
         if entry["answer"] is None:
             return Item(entry["question"], None, details, dataset, entry)
         details["answer"] = str(entry["answer"])
-        before = STEPS[self.task](entry) if self.steps else ""
-        return Item(entry["question"], f"{before}<answer>{entry['answer']}</answer>", details, dataset, entry)
+        solution = _answer(entry["answer"])
+        if self.steps:
+            steps = STEPS[self.task](entry)
+            done = ["".join(step.text for step in steps[: count + 1]) for count in range(len(steps))]
+            details["early_solutions"] = [
+                text + _answer(step.answer) for text, step in zip(done[:-1], steps[:-1], strict=True)
+            ]
+            solution = done[-1] + solution
+        return Item(entry["question"], solution, details, dataset, entry)
+
+
+def _answer(answer: str) -> str:
+    return f"<answer>{answer}</answer>"
 
 
 def _check_task(task: str) -> None:

@@ -5,8 +5,8 @@
 
 After practice the model solves chains of any length. The lazy demonstrations then teach it to state the sum so far
 as final after the first steps, so that the base is right on a third of the prompts; all that reinforcement
-learning has to find out is that going on until the operands are used up pays. Environments without step by step
-solutions get practice only.
+learning has to find out is that going on until the operands are used up pays. So it is with other environments whose
+`reset` tells ``early_solutions``; those without get practice only.
 """
 
 import json
@@ -67,6 +67,8 @@ class WarmstartOptions:
     """Probability to stop after each later step."""
     diligent_from: int = MAX_OPERANDS + 1
     """Chains of so many operands or more are never given up; by default there are none."""
+    early_hazard: float = 0.4
+    """Probability to stop after each step but the last, in environments other than chains."""
     evaluation_prompts: int = 512
     """Held-out prompts of each evaluation."""
 
@@ -123,9 +125,11 @@ def demonstrations(env: TextEnv[Any], seed: int, options: WarmstartOptions | Non
             raise ValueError(f"env={type(env).__name__}: it has no worked solutions to learn from; choose one that has")
         if options is None:
             yield prompt, info["worked_solution"]
-        else:
-            assert isinstance(env, ArithmeticChain)
+        elif isinstance(env, ArithmeticChain):
             yield prompt, env.worked_solution(stopping_step(info["operands"], options, rng))
+        else:
+            early = (text for text in info["early_solutions"] if rng.random() < options.early_hazard)
+            yield prompt, next(early, info["worked_solution"])
 
 
 def micro_batches(
@@ -299,7 +303,8 @@ def warmstart(
     """
     settings = parse_options(options)
     config = {key: value for key, value in (env_config or {}).items() if key != "split"}
-    is_chain = isinstance(make_env(env_id, config), ArithmeticChain)
+    env = make_env(env_id, config)
+    is_chain = isinstance(env, ArithmeticChain)
     began = time.perf_counter()
     tokenizer = build_tokenizer()
     model = build_model(tokenizer, seed)
@@ -310,10 +315,12 @@ def warmstart(
     report["practice"] = train(model, batches, optimizers, settings.practice_steps, "practice")
     if is_chain:
         report["skill_after_practice"] = chain_skill(model, tokenizer, env_id, config, settings.evaluation_prompts)
+    if is_chain or "early_solutions" in env.reset(seed=0)[1]:
         pairs = demonstrations(make_env(env_id, config), seed, settings)
         batches = micro_batches(pairs, tokenizer, settings.batch_tokens, np.random.default_rng(seed))
         optimizers = lazy_optimizers(model, settings)
         report["lazy"] = train(model, batches, optimizers, settings.lazy_steps, "lazy")
+    if is_chain:
         report["skill"] = chain_skill(model, tokenizer, env_id, config, settings.evaluation_prompts)
     heldout = make_env(env_id, {**config, "split": "heldout"})
     seeds = range(settings.evaluation_prompts)

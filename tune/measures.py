@@ -47,6 +47,8 @@ MEASURES = (
     Measure("accuracy_equal_time", "accuracy at equal time", "share", SHARES, "held-out, sampled, interpolated"),
     Measure("accuracy_mean", "mean accuracy", "share", SHARES, "over the learning curve up to equal tokens"),
     Measure("slot_occupancy", "slot occupancy", "share", SHARES, "slot-steps that produced a token"),
+    Measure("tokens_per_update", "trained tokens of an update", "tokens", POSITIVE, "trained tokens by iterations"),
+    Measure("staleness", "staleness", "updates", POSITIVE, "of trained tokens, mean over iterations"),
     Measure("values_seconds", "values", "s per 1,000 tokens", POSITIVE, "wall-clock by trained tokens"),
     Measure("policy_seconds", "policy update", "s per 1,000 tokens", POSITIVE, "wall-clock by trained tokens"),
     Measure("critic_seconds", "critic update", "s per 1,000 tokens", POSITIVE, "wall-clock by trained tokens"),
@@ -153,7 +155,11 @@ def _efficiency(trial: Trial) -> dict[str, float]:
     values = {
         "tokens_per_second": trained / trial.training_seconds,
         "slot_occupancy": float(trial.summary["slot_occupancy"]),
+        "tokens_per_update": trained / len(trial.results),
     }
+    staleness = _of_iterations(trial.results, "staleness", "mean")
+    if staleness:
+        values["staleness"] = float(np.mean(staleness))
     for part in ("values", "policy", "critic"):
         seconds = _of_iterations(trial.results, "time", part)
         if seconds:

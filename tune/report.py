@@ -29,6 +29,8 @@ _IN_GROUPS = (
     "accuracy_equal_time",
     "accuracy_final",
     "slot_occupancy",
+    "tokens_per_update",
+    "staleness",
     "policy_seconds",
     "critic_seconds",
     "explained_variance",

@@ -5,17 +5,25 @@ import re
 import pytest
 
 from tppo_rl.envs.reasoning_gym import ReasoningGym
-from tppo_rl.envs.reasoning_steps import STEPS, chain_sum_steps, letter_counting_steps
+from tppo_rl.envs.reasoning_steps import STEPS, chain_sum_steps, letter_counting_steps, rotate_matrix_steps
 
 
 def test_running_sums_by_hand() -> None:
     entry = {"metadata": {"expression": "5 - 9 + 13"}}
-    assert chain_sum_steps(entry) == "5-9=-4;-4+13=9;"
+    assert chain_sum_steps(entry) == [("5-9=-4;", "-4"), ("-4+13=9;", "9")]
 
 
 def test_letters_by_hand() -> None:
     entry = {"metadata": {"span": ["The", "wEe-", "7"], "target_letter": "e"}}
-    assert letter_counting_steps(entry) == "T0h0e1 w1E2e3- 7;"
+    assert letter_counting_steps(entry) == [("T0h0e1", "1"), (" w1E2e3-", "3"), (" 7;", "3")]
+
+
+def test_turns_by_hand() -> None:
+    entry = {"metadata": {"matrix": [[1, 2], [3, 4]], "num_rotations": 2}, "answer": "4 3\n2 1"}
+    assert rotate_matrix_steps(entry) == [("31|42;", "3 1\n4 2"), ("43|21;", "4 3\n2 1")]
+    assert rotate_matrix_steps(entry | {"metadata": {"matrix": [[1]], "num_rotations": 0}, "answer": "1"}) == [
+        ("", "1")
+    ]
 
 
 @pytest.mark.parametrize("task", STEPS)
@@ -27,13 +35,20 @@ def test_the_last_step_says_the_answer_and_the_whole_is_right(task: str) -> None
         assert prompt == bare.reset(seed=seed)[0]
         steps, _, rest = info["worked_solution"].partition("<answer>")
         assert rest == f"{info['answer']}</answer>"
-        said = re.findall(r"(?:=|[a-zA-Z])(-?\d+)", steps)
-        assert said[-1] == info["answer"]
+        if task == "rotate_matrix":
+            last = steps.split(";")[-2] if steps else ""
+            assert last in ("", re.sub(r"\s", "", info["answer"].replace("\n", "|")))
+        else:
+            assert re.findall(r"(?:=|[a-zA-Z])(-?\d+)", steps)[-1] == info["answer"]
         assert env.step(info["worked_solution"])[4]["correct"] is True
+        for early in info["early_solutions"]:
+            done, _, _ = early.partition("<answer>")
+            assert steps.startswith(done)
+            assert done != steps
 
 
 def test_a_task_without_steps_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"steps=True: there are none for task='rotate_matrix'; only for chain_sum"):
-        ReasoningGym(task="rotate_matrix", steps=True)
+    with pytest.raises(ValueError, match=r"steps=True: there are none for task='lcm'; only for chain_sum"):
+        ReasoningGym(task="lcm", steps=True)
     with pytest.raises(ValueError, match="steps='yes': give true or false"):
         ReasoningGym(task="chain_sum", steps="yes")  # type: ignore[arg-type]

@@ -63,6 +63,7 @@ def write_results(
             "heldout_before": evaluation(0.2),
             "heldout_latest": latest,
             "run": run_accounts(tokens / speed),
+            "staleness": {"mean": 1.5},
             "time": {"values": 0.1, "policy": 0.3, "critic": 0.2},
             "critic": {"explained_variance": 0.1 * iteration, "explained_variance_unfinished": 0.05 * iteration},
         }

@@ -22,6 +22,8 @@ def test_measures_of_a_trial_worked_by_hand(tmp_path: Path) -> None:
         {
             "tokens_per_second": 100.0,
             "slot_occupancy": 0.99,
+            "tokens_per_update": 1000.0,
+            "staleness": 1.5,
             "values_seconds": 0.1,
             "policy_seconds": 0.3,
             "critic_seconds": 0.2,
