@@ -67,18 +67,13 @@ SEARCHERS: dict[str, _Class] = {
     "random": _Class("search/basic_variant.py", "BasicVariantGenerator"),
     "optuna": _Class("search/optuna/optuna_search.py", "OptunaSearch", "optuna"),
     "hyperopt": _Class("search/hyperopt/hyperopt_search.py", "HyperOptSearch", "hyperopt"),
-    "bayesopt": _Class("search/bayesopt/bayesopt_search.py", "BayesOptSearch", "bayes_opt"),
-    "ax": _Class("search/ax/ax_search.py", "AxSearch", "ax"),
-    "nevergrad": _Class("search/nevergrad/nevergrad_search.py", "NevergradSearch", "nevergrad"),
-    "hebo": _Class("search/hebo/hebo_search.py", "HEBOSearch", "hebo"),
-    "zoopt": _Class("search/zoopt/zoopt_search.py", "ZOOptSearch", "zoopt"),
 }
 _GIVEN_ELSEWHERE = {
     "metric": "tune_config.metric",
     "mode": "tune_config.mode",
     "max_concurrent": "max_concurrent_trials",
 }
-_OBJECTS = ("custom_explore_fn", "space", "sampler", "storage", "ax_client", "optimizer", "evaluated_rewards")
+_OBJECTS = ("custom_explore_fn", "space", "sampler", "storage", "evaluated_rewards")
 
 
 class TuneOptions(BaseModel):

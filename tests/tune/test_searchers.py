@@ -39,15 +39,14 @@ def test_what_the_class_refuses_names_the_argument() -> None:
         make_scheduler(make_sweep(scheduler=arguments, num_samples=2))
 
 
-def test_optuna_draws_from_the_ranges() -> None:
-    pytest.importorskip("optuna")
-    experiment = make_sweep(
-        {"window_length": {"choice": [8, 16]}}, search_alg={"type": "optuna", "seed": 3}, num_samples=5
-    )
+@pytest.mark.parametrize(("name", "seed"), [("optuna", "seed"), ("hyperopt", "random_state_seed")])
+def test_a_searcher_draws_from_the_ranges(name: str, seed: str) -> None:
+    pytest.importorskip(name)
+    experiment = make_sweep({"window_length": {"choice": [8, 16]}}, search_alg={"type": name, seed: 3}, num_samples=5)
     searcher = make_searcher(experiment)
     assert searcher.set_search_properties("rollout/return_mean", "max", param_space(experiment.options()))
     drawn = [searcher.suggest(str(index)) for index in range(5)]
     assert all(1e-5 <= values["lr"] <= 1e-3 and values["window_length"] in (8, 16) for values in drawn)
     assert len({values["lr"] for values in drawn}) == 5
-    with pytest.raises(OptionError, match=r"search_alg='optuna': .*window_length\.grid_search leaves it no choice"):
-        make_sweep({"window_length": {"grid_search": [8, 16]}}, search_alg="optuna")
+    with pytest.raises(OptionError, match=rf"search_alg='{name}': .*window_length\.grid_search leaves it no choice"):
+        make_sweep({"window_length": {"grid_search": [8, 16]}}, search_alg=name)
