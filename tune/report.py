@@ -231,7 +231,18 @@ def _comparisons_table(task: Task) -> PageTable:
         one = comparison.difference
         interval = f"{_number(one.low)} … {_number(one.high)}" if one.n >= 3 else _NONE
         p, p_holm = (_p(value) for value in (comparison.p, comparison.p_holm))
-        rows.append([BY_NAME[name].title, group.label, reference, f"{one.mean:+.3g}", interval, p, p_holm, str(one.n)])
+        rows.append(
+            [
+                BY_NAME[name].title,
+                group.label,
+                reference,
+                f"{round(one.mean, 12):+.3g}",
+                interval,
+                p,
+                p_holm,
+                str(one.n),
+            ]
+        )
     columns = ["measure", "group", "minus", "difference", "95 % interval", "p", "p after Holm", "pairs"]
     sides = "Two-sided"
     if task.axis == WINDOW:
