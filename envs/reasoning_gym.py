@@ -5,6 +5,7 @@ import os
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -107,11 +108,9 @@ class ReasoningGym(TextEnv[Item]):
         solution = _answer(entry["answer"])
         if self.steps:
             steps = STEPS[self.task](entry)
-            done = ["".join(step.text for step in steps[: count + 1]) for count in range(len(steps))]
-            details["early_solutions"] = [
-                text + _answer(step.answer) for text, step in zip(done[:-1], steps[:-1], strict=True)
-            ]
-            solution = done[-1] + solution
+            done = accumulate(step.text for step in steps)
+            solutions = [text + _answer(step.answer) for text, step in zip(done, steps, strict=True)]
+            *details["early_solutions"], solution = solutions
         return Item(entry["question"], solution, details, dataset, entry)
 
 

@@ -231,18 +231,8 @@ def _comparisons_table(task: Task) -> PageTable:
         one = comparison.difference
         interval = f"{_number(one.low)} … {_number(one.high)}" if one.n >= 3 else _NONE
         p, p_holm = (_p(value) for value in (comparison.p, comparison.p_holm))
-        rows.append(
-            [
-                BY_NAME[name].title,
-                group.label,
-                reference,
-                f"{round(one.mean, 12):+.3g}",
-                interval,
-                p,
-                p_holm,
-                str(one.n),
-            ]
-        )
+        difference = _signed(one.mean)
+        rows.append([BY_NAME[name].title, group.label, reference, difference, interval, p, p_holm, str(one.n)])
     columns = ["measure", "group", "minus", "difference", "95 % interval", "p", "p after Holm", "pairs"]
     sides = "Two-sided"
     if task.axis == WINDOW:
@@ -322,6 +312,11 @@ def _p(value: float) -> str:
     if isnan(value):
         return _NONE
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _signed(value: float) -> str:
+    """Without what the rounding of a mean of zeros leaves, and without a zero below zero."""
+    return f"{round(value, 12) + 0.0:+.3g}"
 
 
 def _number(value: float) -> str:

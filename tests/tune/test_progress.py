@@ -59,7 +59,10 @@ def test_live_table_fits_the_terminal_and_has_the_trials_that_run(width: int) ->
     assert len(drawn) <= 14
     assert "runs" in rows[0]
     assert len(rows) > 1
-    assert all("ended" in row for row in rows[1:])
+    # The others have ended, the last of them first.
+    assert [row.split()[:2] for row in rows[1:]] == [
+        [f"window_length={window}", "ended"] for window in range(19, 20 - len(rows), -1)
+    ]
     assert f"and {40 - len(rows)} trials" in text.getvalue()
 
 
