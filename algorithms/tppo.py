@@ -38,6 +38,7 @@ from ray.tune.registry import register_trainable
 
 from tppo_rl.accounts import RunAccounts
 from tppo_rl.alarms import Alarms
+from tppo_rl.algorithms.resources import check_resources
 from tppo_rl.algorithms.tppo_config import TPPOConfig
 from tppo_rl.base_models import resolve_model
 from tppo_rl.boundary_errors import position_bin_width
@@ -82,6 +83,7 @@ class TPPO(Algorithm):
 
     def setup(self, config: AlgorithmConfig) -> None:
         self._started = time.perf_counter()
+        check_resources(config)
         super().setup(config)
         self._chat = Chat.from_pretrained(resolve_model(self.config.policy_model))
         self._accounts = RunAccounts()

@@ -1,0 +1,63 @@
+"""Whether Ray has what a run's actors ask for: an actor that fits nowhere is waited for without end, and without a word."""
+
+from __future__ import annotations
+
+import logging
+
+import ray
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+from ray.util import get_current_placement_group
+
+from tppo_rl.options import OptionError
+
+_logger = logging.getLogger(__name__)
+
+
+def check_resources(config: AlgorithmConfig) -> None:
+    """Compares CPUs and GPUs of env-runners and learners with those of all of Ray's nodes.
+
+    Nothing is checked inside of a placement group: whoever made it (Tune) has the resources already.
+
+    Args:
+        config: Of the run; Ray is started if it was not.
+
+    Raises:
+        OptionError: this process started Ray on this machine alone, and it has too few. Where Ray was there before, nodes may
+            still join, so it is a warning.
+    """
+    if not ray.is_initialized():
+        ray.init()
+    if get_current_placement_group() is not None:
+        return
+    available = ray.cluster_resources()
+    for kind in ("CPU", "GPU"):
+        key = f"num_{kind.lower()}s_per"
+        shares = {
+            ("num_env_runners", f"{key}_env_runner"): getattr(config, f"{key}_env_runner"),
+            ("num_learners", f"{key}_learner"): _of_learner(config, kind),
+        }
+        needed = sum(getattr(config, number) * share for (number, _), share in shares.items())
+        if needed <= available.get(kind, 0.0):
+            continue
+        terms = " + ".join(
+            f"{number}={getattr(config, number)} x {each}={share:g}" for (number, each), share in shares.items()
+        )
+        message = (
+            f"{terms} is {needed:g} {kind} in all, and Ray has {available.get(kind, 0.0):g}; lower one of these options, or start "
+            "Ray with more"
+        )
+        if _ray_is_ours():
+            raise OptionError(message)
+        _logger.warning("%s. The run waits until nodes with them have joined.", message)
+
+
+def _of_learner(config: AlgorithmConfig, kind: str) -> float:
+    if kind == "CPU" and config.num_cpus_per_learner == "auto":
+        return 0.0 if config.num_gpus_per_learner else 1.0
+    return float(config.num_gpus_per_learner if kind == "GPU" else config.num_cpus_per_learner)
+
+
+def _ray_is_ours() -> bool:
+    """Whether Ray's head was started by this process, so that no autoscaler adds nodes to it."""
+    node = ray._private.worker._global_node
+    return node is not None and bool(node.head)

@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from tppo_rl.algorithms import resources
+from tppo_rl.algorithms.resources import check_resources
+from tppo_rl.algorithms.tppo_config import TPPOConfig
+from tppo_rl.options import OptionError
+
+
+def test_more_cpus_than_there_are_is_an_error_before_an_engine_starts(small_config: TPPOConfig) -> None:
+    # Ray has 8 CPUs in this folder's tests.
+    config = small_config.env_runners(num_env_runners=7).learners(num_learners=2)
+    with pytest.raises(OptionError) as error:
+        config.build_algo()
+    assert str(error.value) == (
+        "num_env_runners=7 x num_cpus_per_env_runner=1 + num_learners=2 x num_cpus_per_learner=1 is 9 CPU in all, and Ray has "
+        "8; lower one of these options, or start Ray with more"
+    )
+
+
+def test_gpus_that_there_are_not(small_config: TPPOConfig) -> None:
+    config = small_config.learners(num_learners=1, num_gpus_per_learner=1)
+    with pytest.raises(OptionError, match=r"num_gpus_per_learner=1 is 1 GPU in all, and Ray has 0; "):
+        check_resources(config)
+
+
+@pytest.mark.parametrize("num_learners", [0, 1])
+def test_what_fits_exactly_is_taken(small_config: TPPOConfig, num_learners: int) -> None:
+    # A learner in the driver's own process is no actor.
+    check_resources(small_config.env_runners(num_env_runners=8 - num_learners).learners(num_learners=num_learners))
+
+
+def test_on_a_cluster_that_may_grow_it_is_a_warning(
+    small_config: TPPOConfig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(resources, "_ray_is_ours", lambda: False)
+    with caplog.at_level(logging.WARNING, logger=resources.__name__):
+        check_resources(small_config.env_runners(num_env_runners=9))
+    assert "waits until nodes with them have joined" in caplog.text
