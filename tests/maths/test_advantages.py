@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -532,3 +535,25 @@ def test_misfits_are_refused() -> None:
         length_adaptive_lambda(lengths, alpha=0.0)
     with pytest.raises(ValueError, match="at least 1"):
         length_adaptive_lambda(torch.tensor([3, 0]), alpha=0.05)
+
+
+def test_after_loading_a_batch_needs_no_other_machine_code() -> None:
+    # In a process of its own: other tests have used more signatures than this one.
+    script = """
+import torch
+from tppo_rl.maths import advantages
+advantages.load_compiled()
+from tppo_rl.maths.compiled import extended_gae_rows
+(loaded,) = extended_gae_rows.signatures
+torch.manual_seed(0)
+values, lengths = torch.randn(5, 7), torch.tensor([1, 7, 3, 2, 5])
+for lambda_ in (0.95, torch.rand(5)):
+    for tail_corrected in (None, torch.tensor([True, False, True, False, False])):
+        advantages.extended_gae(
+            torch.randn(5, 7), values, values[:, 0], lengths, gamma=1.0, lambda_=lambda_, tail_corrected=tail_corrected
+        )
+print(len(extended_gae_rows.signatures))
+"""
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    print(ended.stdout)
+    assert ended.stdout.strip() == "1"

@@ -4,9 +4,9 @@
               └─▶ `peer_trl`,  a process of its own ──▶ the same                              ─▶ the same code
 
 One side after the other, both on all cores. The clock runs from the beginning of sampling; start-up and evaluation are left
-out on both sides. Base model, environment, prompts, reward, temperature, response cap, optimizer, learning rate and its ramp
-are those of the run file; group size and batch of TRL are its own. The time to the target is interpolated between the two
-evaluations around it.
+out on both sides. Base model, environment, prompts, reward, temperature, response cap, optimizer, learning rate, its ramp and
+the passes over a batch are those of the run file; group size and batch of TRL are its own. The time to the target is
+interpolated between the two evaluations around it.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def peers_figures(
         limit_seconds: On the clock of a side.
         trl_prompts: Prompts of TRL's batch.
         trl_generations: Responses to each of them.
-        trl_minibatch: Responses of a forward and backward pass; there is one optimizer step a batch.
+        trl_minibatch: Responses of a forward and backward pass; each epoch has one optimizer step.
         trl_generation: One of `GENERATION`.
         trl_threads: Torch threads of TRL's process.
         repeats: Seeds.

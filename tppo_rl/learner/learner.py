@@ -37,6 +37,7 @@ from tppo_rl.learner.sharding import gather_optimizer_state
 from tppo_rl.learner.targets import Targets
 from tppo_rl.learner.update import UpdateResult, UpdateStep
 from tppo_rl.learner.value_buffer import ValueBuffer
+from tppo_rl.maths.advantages import load_compiled
 
 FRAGMENT_REPORT = "fragment_report"
 """Key of the Arrow table (`FRAGMENT_REPORT_SCHEMA`) beside the metrics in the result of `update`."""
@@ -83,6 +84,8 @@ class TPPOLearner(TorchLearner):
             else None
         )
         self._learner_connector = self._build_pipeline()
+        if self.module[DEFAULT_MODULE_ID].critic is not None:
+            load_compiled()
 
     def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
         """Registers the optimizers "policy" and "critic"; their learning rates are set by the update step."""

@@ -95,6 +95,11 @@ def extended_gae(
     return result if tail_corrected is None else result / weights
 
 
+def load_compiled() -> None:
+    """Loads the machine code for float32, which the first call of `extended_gae` would wait for: half a second or more."""
+    extended_gae(torch.zeros(1, 1), torch.zeros(1, 1), torch.zeros(1), torch.ones(1).long(), gamma=1.0, lambda_=1.0)
+
+
 def generalised_advantages(
     rewards: torch.Tensor,
     values: torch.Tensor,
@@ -230,7 +235,8 @@ def _compiled(
     uncorrected = torch.zeros(len(lengths), dtype=torch.bool)
     tensors = [rewards, values, boundary_values, lengths, torch.tensor([gamma], dtype=values.dtype), *rates]
     tensors.append(uncorrected if tail_corrected is None else tail_corrected)
-    arrays = [tensor.detach().numpy() for tensor in tensors]
+    # Every layout would be compiled, and loaded, on its own.
+    arrays = [tensor.detach().contiguous().numpy() for tensor in tensors]
     # Zeros of numpy take no time until they are written to, and padding never is.
     advantages = np.zeros(values.shape, arrays[1].dtype)
     extended_gae_rows(*arrays, advantages)
