@@ -38,7 +38,7 @@ from ray.tune.registry import register_trainable
 
 from tppo_rl.accounts import RunAccounts
 from tppo_rl.alarms import Alarms
-from tppo_rl.algorithms.resources import check_resources
+from tppo_rl.algorithms.actor_resources import check_resources
 from tppo_rl.algorithms.tppo_config import TPPOConfig
 from tppo_rl.base_models import resolve_model
 from tppo_rl.boundary_errors import position_bin_width
