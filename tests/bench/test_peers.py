@@ -25,6 +25,7 @@ from tppo_rl.bench.peers import (
     time_to_accuracy,
     write_result,
 )
+from tppo_rl.checks import check_options
 from tppo_rl.cli import main
 from tppo_rl.learner.models import load_causal_lm, parse_dtype
 from tppo_rl.ledger import prompt_seed
@@ -136,6 +137,12 @@ def test_without_trl_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
     run = CliRunner().invoke(main, ["bench", "peers"])
     assert run.exit_code == 2
     assert "trl is not installed" in run.output
+
+
+def test_options_of_evaluations_on_the_way_are_left_out() -> None:
+    options, _ = peers._options(QUICKSTART, ("evaluation_interval=512", "evaluation_interval_unit=tokens"))
+    assert options["evaluation_interval"] is None
+    check_options(options, other_keys=options)
 
 
 def test_both_sides_get_the_options_of_the_run_file(monkeypatch: pytest.MonkeyPatch) -> None:

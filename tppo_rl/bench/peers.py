@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 from tppo_rl.bench.records import Figure, figure_of
 from tppo_rl.checks import check_options
 from tppo_rl.learning_curves import reached_after
+from tppo_rl.options import Options
 from tppo_rl.run_files import load_run_file
 
 GENERATION = ("transformers", "continuous_batching", "vllm_colocate", "vllm_server")
@@ -250,5 +251,5 @@ def _options(config: Path, overrides: Sequence[str]) -> tuple[dict[str, Any], in
             f"rewards={options.rewards!r}, overlong_share={options.overlong_share!r}: TRL's side is given the environment's "
             "rewards; leave both at their defaults"
         )
-    unset = {"evaluation_interval": None}
+    unset = {"evaluation_interval": None, "evaluation_interval_unit": Options().evaluation_interval_unit}
     return point | options.model_dump(mode="json") | unset, int(experiment.stop[_STOP])
