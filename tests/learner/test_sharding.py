@@ -152,6 +152,7 @@ PLANS: dict[str, tuple[list[tuple[str, int, int]], dict[str, Any]]] = {
     "recomputed log-probs": ([("fsdp", 0, NUM_UPDATES)], RECOMPUTED),
     "recomputed activations": ([("fsdp", 0, NUM_KINDS)], ONE_STEP),
     "packed": ([("fsdp", 0, NUM_KINDS)], ONE_STEP | {"packing": True}),
+    "gradient of windows alone": ([("fsdp", 0, NUM_KINDS)], ONE_STEP | {"context_gradient": False}),
 }
 
 
@@ -273,8 +274,10 @@ def test_loss_trajectories_equal_those_of_one_learner(
 ) -> None:
     (first, states), (second, _) = (outcomes[plan] for outcomes in two_learners)
     expected, expected_states = alone
-    if plan == "recomputed log-probs":
-        expected, expected_states = trajectory(model_folder, [("ddp", 0, NUM_UPDATES)], RECOMPUTED, SingleLearner())
+    if plan in ("recomputed log-probs", "gradient of windows alone"):
+        phases, settings = PLANS[plan]
+        unsharded = [("ddp", *updates) for _, *updates in phases]
+        expected, expected_states = trajectory(model_folder, unsharded, settings, SingleLearner())
     start = 10 if plan.startswith("one learner") else 0
     deviation = largest_deviation(first, expected[start : start + len(first)])
     print(f"{plan}: largest deviation {deviation:.1e}")

@@ -189,9 +189,10 @@ class Policy(_EvaluationMode):
         """
         inputs = {"input_ids": input_ids, "position_ids": position_ids, "use_cache": False}
         with self.autocast():
-            if context is not None and torch.is_grad_enabled() and len(rows):
-                inputs = after_context(self.model.base_model, input_ids, context)
+            if context is not None and torch.is_grad_enabled():
                 positions = positions - context[rows]
+                width = int(positions.max()) + 1 if len(rows) else 1
+                inputs = after_context(self.model.base_model, input_ids, context, width)
             if not self._head_suffices:
                 logits = self.model(**inputs).logits[rows, positions]
                 return token_log_probs(logits, tokens, temperature=temperature, entropy_gradient=entropy_gradient)
@@ -216,24 +217,22 @@ class Policy(_EvaluationMode):
         return token_log_probs(logits, tokens, temperature=temperature, entropy_gradient=entropy_gradient)
 
 
-def after_context(backbone: Any, input_ids: torch.Tensor, context: torch.Tensor) -> dict[str, Any]:
+def after_context(backbone: Any, input_ids: torch.Tensor, context: torch.Tensor, width: int) -> dict[str, Any]:
     """Computes keys and values of the context without a gradient; returns what a model reads to go on after it.
 
-    Row i then begins at column `context[i]`; it sees its own context and nothing of the padding behind it.
+    Row i then begins at column `context[i]`; it sees its own context and nothing of the padding behind it. There is a pass
+    over the context even where it is empty, for other learners of a sharded model have one too.
 
     Args:
         backbone: With keys and values of the usual kind, a pair for each position.
         input_ids: int64 [b, n], padded on the right with any token.
         context: int64 [b], below n.
+        width: Columns that are read after the context.
     """
-    rows, longest = input_ids.shape[0], int(context.max())
-    width = input_ids.shape[1] - int(context.min())
+    rows, longest = input_ids.shape[0], max(1, int(context.max()))
     columns = torch.arange(width, device=input_ids.device)
     positions = context[:, None] + columns
     behind = positions.clamp(max=input_ids.shape[1] - 1)
-    inputs = {"input_ids": input_ids.gather(1, behind), "position_ids": behind, "use_cache": False}
-    if longest == 0:
-        return inputs
     with torch.no_grad():
         cache = backbone(input_ids=input_ids[:, :longest], use_cache=True).past_key_values
     of_context = torch.arange(longest, device=input_ids.device) < context[:, None]
@@ -244,7 +243,13 @@ def after_context(backbone: Any, input_ids: torch.Tensor, context: torch.Tensor)
         ],
         dim=2,
     )
-    return inputs | {"past_key_values": cache, "attention_mask": seen[:, None]}
+    return {
+        "input_ids": input_ids.gather(1, behind),
+        "position_ids": behind,
+        "past_key_values": cache,
+        "attention_mask": seen[:, None],
+        "use_cache": False,
+    }
 
 
 @torch.no_grad()
@@ -264,7 +269,7 @@ def check_after_context(policy: Policy) -> None:
     input_ids = torch.tensor([[0, 1, 2, 1], [1, 0, 2, 0]], device=policy.device)
     with policy.autocast():
         whole = backbone(input_ids=input_ids, use_cache=False).last_hidden_state[:, -1]
-        inputs = after_context(backbone, input_ids, torch.tensor([1, 3], device=policy.device))
+        inputs = after_context(backbone, input_ids, torch.tensor([1, 3], device=policy.device), 3)
         last = backbone(**inputs).last_hidden_state[[0, 1], [2, 0]]
     difference = float((last - whole).norm() / whole.norm())
     if not difference < (1e-3 if policy.dtype in (torch.float32, torch.float64) else 0.05):

@@ -12,7 +12,7 @@ from tppo_rl.learner.collective import Collective
 from tppo_rl.learner.micro_batches import micro_batches, minibatches, num_minibatches
 from tppo_rl.learner.models import Policy
 from tppo_rl.learner.optimizers import GradientStep, StepReport
-from tppo_rl.learner.packing import model_input
+from tppo_rl.learner.packing import ModelInput, model_input
 from tppo_rl.learner.policy_loss import PolicyTerms, WindowTokens, policy_terms
 from tppo_rl.learner.settings import UpdateSettings
 from tppo_rl.learner.sharding import ShardedGradientStep, same_number_of_passes
@@ -148,7 +148,7 @@ class _Work:
         return _Tokens(
             input_ids=inputs.input_ids,
             position_ids=inputs.position_ids,
-            context=None if self._context_gradient else batch.window.positions[rows, 0].to(device),
+            context=None if self._context_gradient else self._context(rows, inputs).to(device),
             rows=states,
             columns=columns,
             tokens=torch.cat([batch.window.tokens[rows][mask], extra_tokens]).to(device),
@@ -165,6 +165,12 @@ class _Work:
             mean_weights=self.mean_weights[rows][within].to(device),
             imitated=imitated.to(device),
             fresh=(batch.versions[rows][mask] == self._version).to(device),
+        )
+
+    def _context(self, rows: torch.Tensor, inputs: ModelInput) -> torch.Tensor:
+        """Columns before the first state that predicts a token of the window, int64 [b]; 0 where there are no rows."""
+        return (
+            self.batch.window.positions[rows, 0] if len(rows) else torch.zeros(len(inputs.input_ids), dtype=torch.int64)
         )
 
     def _earlier_tokens(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
