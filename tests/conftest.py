@@ -7,6 +7,7 @@ from hypothesis import settings
 # Small models are fastest on one thread, and two processes with two threads each on two cores wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# The examples of a property are drawn from its own text, so a run of the tests can be repeated.
-settings.register_profile("repeatable", derandomize=True, print_blob=True)
+# The examples of a property are drawn from its own text, so a run of the tests can be repeated. No deadline: the first
+# example may have to compile what it calls.
+settings.register_profile("repeatable", derandomize=True, deadline=None, print_blob=True)
 settings.load_profile("repeatable")
