@@ -68,12 +68,8 @@ def plot_comparison(folders: Mapping[str, Sequence[Path]], path: Path) -> None:
         panels = figure.subplots(1, 3)
         for index, (name, runs) in enumerate(folders.items()):
             curves = [np.array(learning_curve(folder)) for folder in runs]
-            grid = np.linspace(0, min(curve[-1, 0] for curve in curves), _GRID_POINTS)
             for column, axes in enumerate(panels, start=1):
-                values = np.array([np.interp(grid, curve[:, 0], curve[:, column]) for curve in curves])
-                color = f"C{index}"
-                axes.plot(grid, values.mean(axis=0), color=color, label=name, linewidth=1.2)
-                axes.fill_between(grid, values.min(axis=0), values.max(axis=0), color=color, alpha=0.15, linewidth=0)
+                draw_band(axes, [(curve[:, 0], curve[:, column]) for curve in curves], color=f"C{index}", label=name)
         for axes, label in zip(
             panels, ("held-out accuracy, sampled", "held-out accuracy, greedy", "response length, tokens"), strict=True
         ):
@@ -81,6 +77,14 @@ def plot_comparison(folders: Mapping[str, Sequence[Path]], path: Path) -> None:
             axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         panels[0].legend(frameon=False, fontsize=7)
         figure.savefig(path, dpi=150)
+
+
+def draw_band(axes: Axes, curves: Sequence[tuple[np.ndarray, np.ndarray]], *, color: str, label: str) -> None:
+    """Draws the mean of curves (x from 0 on, y) up to the end of the shortest, and a band from smallest to largest."""
+    grid = np.linspace(0, min(x[-1] for x, _ in curves), _GRID_POINTS)
+    values = np.array([np.interp(grid, x, y) for x, y in curves])
+    axes.plot(grid, values.mean(axis=0), color=color, label=label, linewidth=1.2)
+    axes.fill_between(grid, values.min(axis=0), values.max(axis=0), color=color, alpha=0.15, linewidth=0)
 
 
 def plot_runs(folders: Sequence[Path], path: Path) -> None:

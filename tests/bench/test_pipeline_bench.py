@@ -100,6 +100,7 @@ def test_speedups_are_paired_by_seed(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert by_name["updating, ours"].median == 0.75
     assert by_name["sync_pause_share"].median == pytest.approx(0.01)
     assert by_name["tokens_per_second, baseline"].high == 50.0
+    assert (results / "accuracy_over_time.png").stat().st_size > 10_000
 
 
 def test_a_target_that_was_not_reached_gives_no_figure(tmp_path: Path) -> None:

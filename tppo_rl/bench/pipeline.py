@@ -17,7 +17,7 @@ import numpy as np
 import tppo_rl.configs
 from tppo_rl.bench.overlap import overlap_figures
 from tppo_rl.bench.records import Figure, figure_of
-from tppo_rl.bench.time_to_accuracy import Progress, read_progress
+from tppo_rl.bench.time_to_accuracy import Progress, plot_progress, read_progress
 from tppo_rl.learning_curves import reached_after
 from tppo_rl.result_log import read_results
 from tppo_rl.run_files import Experiment, load_run_file
@@ -37,7 +37,7 @@ def pipeline_figures(
         config: Run file; None is the one that is shipped. One experiment must have `run: PPO`; the first one is the T-PPO
             that the fixed names speak of.
         overrides: "key=value", of all experiments.
-        results: Folder of the runs; those in it that have ended are not repeated.
+        results: Folder of the runs; those in it that have ended are not repeated. `accuracy_over_time.png` is drawn there.
         target: Held-out accuracy, sampled, share.
         overlap_updates: Updates of each of the three measurements of `overlap_cost`; 0 leaves them out.
         repeats: Seeds 0, 1, ….
@@ -62,6 +62,7 @@ def pipeline_figures(
     folders = {name: [results / f"{name}-seed{seed}" for seed in range(repeats)] for name in folders}
     figures = [figure for name, runs in folders.items() for figure in _of_experiment(name, runs, target)]
     progress = {name: [read_progress(folder) for folder in runs] for name, runs in folders.items()}
+    plot_progress(progress, target, results / "accuracy_over_time.png")
     pauses = [_pause_share(folder) for folder in folders[experiments[0].name]]
     return [
         *_speedups(experiments, progress, baseline, target),

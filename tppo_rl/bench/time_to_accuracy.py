@@ -1,17 +1,20 @@
-"""The progress of a run, read from the results that it wrote.
+"""The progress of a run, read from the results that it wrote, and its figure.
 
 Only training counts: evaluations and the start are left out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import matplotlib as mpl
 import numpy as np
+from matplotlib.figure import Figure
 
+from tppo_rl.figure import draw_band
 from tppo_rl.result_log import read_results
 from tppo_rl.summary import read_summary
 
@@ -49,6 +52,31 @@ def read_progress(folder: Path) -> Progress:
     if points[-1][2] < end[2]:
         points.append(end)
     return Progress(*np.array(points).T)
+
+
+def plot_progress(progress: Mapping[str, Sequence[Progress]], target: float, path: Path) -> None:
+    """Draws accuracy over training time, and over its part in which env-runners sampled, into a PNG file.
+
+    Args:
+        progress: Runs of each experiment; drawn are their mean and the range from smallest to largest.
+        target: Accuracy that the experiments are compared at, a share.
+        path: Of the file.
+    """
+    with mpl.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
+        figure = Figure(figsize=(8, 3.2), layout="constrained")
+        for axes, part, label in zip(
+            figure.subplots(1, 2, sharey=True),
+            ("seconds", "generation_seconds"),
+            ("training time, s", "of which env-runners sampled, s"),
+            strict=True,
+        ):
+            for index, (name, runs) in enumerate(progress.items()):
+                draw_band(axes, [(getattr(run, part), run.accuracy) for run in runs], color=f"C{index}", label=name)
+            axes.axhline(target, color="0.75", linewidth=0.8, zorder=0)
+            axes.set(xlabel=label, xlim=(0, None))
+        figure.axes[0].set_ylabel("held-out accuracy, sampled")
+        figure.axes[1].legend(frameon=False, loc="lower right")
+        figure.savefig(path, dpi=150)
 
 
 def _spent(result: Mapping[str, Any], seconds: float) -> tuple[float, float, float]:
