@@ -165,16 +165,16 @@ def scale(**options: Any) -> Sequence[Figure]:
 @click.option("--prompts", "num_prompts", type=click.IntRange(1), default=512, show_default=True, help="Held-out ones.")
 @click.option("--limit-tokens", type=click.IntRange(1), help="Sampled tokens of a side; else the run file's.")
 @click.option("--limit-seconds", type=float, default=900.0, show_default=True, help="On the clock of a side.")
-@click.option("--trl-prompts", type=click.IntRange(1), default=8, show_default=True, help="Of TRL's batch.")
+@click.option("--trl-prompts", type=click.IntRange(1), default=2, show_default=True, help="Of TRL's batch.")
 @click.option("--trl-generations", type=click.IntRange(2), default=8, show_default=True, help="Responses to each.")
-@click.option("--trl-minibatch", type=click.IntRange(1), default=64, show_default=True, help="Responses of a pass.")
+@click.option("--trl-minibatch", type=click.IntRange(1), default=16, show_default=True, help="Responses of a pass.")
 @click.option(
     "--trl-generation",
     type=click.Choice(["transformers", "continuous_batching", "vllm_colocate", "vllm_server"]),
     default="transformers",
     show_default=True,
 )
-@click.option("--trl-threads", type=click.IntRange(1), default=1, show_default=True, help="Torch threads of TRL.")
+@click.option("--trl-threads", type=click.IntRange(1), help="Torch threads of TRL; else one for each core.")
 @_measures(repeats=3)
 def peers(*, config: Path | None, **options: Any) -> Sequence[Figure]:
     """Time to the same held-out accuracy beside TRL's GRPO, seeds 0, 1, …"""

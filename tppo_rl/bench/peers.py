@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import subprocess
 import sys
 import tempfile
@@ -94,7 +95,7 @@ def peers_figures(
     trl_generations: int,
     trl_minibatch: int,
     trl_generation: str,
-    trl_threads: int,
+    trl_threads: int | None,
     repeats: int,
 ) -> list[Figure]:
     """Runs both sides with the seeds 0, 1, … one after another.
@@ -111,7 +112,7 @@ def peers_figures(
         trl_generations: Responses to each of them.
         trl_minibatch: Responses of a forward and backward pass; each epoch has one optimizer step.
         trl_generation: One of `GENERATION`.
-        trl_threads: Torch threads of TRL's process.
+        trl_threads: Torch threads of TRL's process; None: one for each core.
         repeats: Seeds.
 
     Raises:
@@ -130,7 +131,7 @@ def peers_figures(
         "num_generations": trl_generations,
         "minibatch_responses": trl_minibatch,
         "generation": trl_generation,
-        "threads": trl_threads,
+        "threads": trl_threads or len(os.sched_getaffinity(0)),
     }
     results: dict[str, list[SideResult]] = {side: [] for side in _SIDES}
     for seed in range(repeats):
