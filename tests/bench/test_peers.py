@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -165,6 +166,21 @@ def test_both_sides_get_the_options_of_the_run_file(monkeypatch: pytest.MonkeyPa
     assert settings.options["policy_model"] == "tppo_rl/arithmetic-chain"
     assert settings.options["evaluation_interval"] is None
     assert settings.limit_tokens == 250_000
+
+
+@pytest.mark.parametrize(("asked", "given"), [(3, 3), (None, len(os.sched_getaffinity(0)))])
+def test_trl_gets_every_core_unless_told_otherwise(
+    monkeypatch: pytest.MonkeyPatch, asked: int | None, given: int
+) -> None:
+    threads: list[int] = []
+
+    def run(side: str, settings: SideSettings) -> SideResult:
+        threads.append(settings.trl["threads"])
+        return result(0.3, 0.8)
+
+    monkeypatch.setattr(peers, "run_side", run)
+    peers_figures(**(ARGUMENTS | {"trl_threads": asked}))
+    assert threads == [given, given]
 
 
 def test_trl_gets_the_prompts_and_rewards_of_a_run() -> None:

@@ -43,6 +43,8 @@ def test_figures_have_their_names_and_costs_can_be_read_again(tmp_path: Path) ->
     assert figures["plan_measured, total, PPO"].repeats == 2
     assert all(figure.low > 0 for figure in figures.values())
     engine = read_costs(tmp_path / "costs.json").engine
+    # The fit's coefficients are 0 or more, and which of them are 0 is up to the machine's noise.
+    assert engine.seconds(6, 48, 0) >= engine.seconds(0, 0, 0) >= 0
     assert engine.seconds(6, 48, 0) > 0
 
 
