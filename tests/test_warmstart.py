@@ -23,12 +23,14 @@ from tppo_rl.warmstart import (
     PRACTICE_STAGES,
     WarmstartOptions,
     demonstrations,
+    draw_slips,
     encode,
     learning_rate,
     micro_batches,
     parse_options,
     practice_batches,
     response_loss,
+    slipping_sums,
     stopping_step,
     warmstart,
 )
@@ -132,6 +134,31 @@ class TestSchedule:
             ]
             full += steps.count(";") == len(prompt) // 2
         assert 2 <= full <= 60
+
+    @pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
+    def test_slips_are_of_one_at_a_share_of_the_pairs(self, share: float) -> None:
+        slips = draw_slips(3, share)
+        assert slips.shape == (10, 10)
+        assert np.abs(slips).sum() == np.count_nonzero(slips) == round(100 * share)
+        assert np.array_equal(slips, draw_slips(3, share))
+
+    def test_slipping_sums_by_hand(self) -> None:
+        slips = np.zeros((10, 10), np.int64)
+        slips[9, 5], slips[5, 5], slips[0, 0] = 1, -1, 1
+        rng = np.random.default_rng(0)
+        # 9, 9 + 5 + 1, 15 + 5 - 1, 19 + 1; and nothing comes before a first zero.
+        assert slipping_sums((9, 5, 5, 1), slips, 1.0, rng) == [9, 15, 19, 20]
+        assert slipping_sums((0, 3), slips, 1.0, rng) == [0, 3]
+        assert slipping_sums((9, 5, 5, 1), slips, 0.0, rng) == [9, 14, 19, 20]
+        nearly = (*[9] * 11, 5)  # 99 + 5 + 1
+        assert slipping_sums(nearly, slips, 1.0, rng)[-2:] == [99, 5]
+
+    def test_slipping_demonstrations_are_wrong_as_often_as_they_slip(self) -> None:
+        env = make_env(CHAIN, {"max_operands": 2})
+        options = WarmstartOptions(lazy_hazard=0.0, diligent_hazard=0.0, slip_share=1.0, slip_hazard=0.25)
+        texts = [(response, env.step(response)[4]["correct"]) for _, response in islice(demonstrations(env, 0, options), 800)]
+        assert all(text.count(";") == 2 for text, _ in texts)
+        assert np.mean([correct for _, correct in texts]) == pytest.approx(0.75, abs=0.05)
 
     def test_full_demonstrations_are_correct(self) -> None:
         env = make_env(CHAIN, {})
@@ -256,6 +283,7 @@ def test_a_small_run_end_to_end(env_id: str, env_config: dict[str, Any], tmp_pat
         ({"practice_steps": True}, "practice_steps=True"),
         ({"muon_lr": "fast"}, "muon_lr='fast': give a number"),
         ({"late_hazard": 1.5}, "late_hazard=1.5: give 0 to 1"),
+        ({"slip_share": 1.5}, "slip_share=1.5: give 0 to 1"),
         ({"lazy_lr": -1e-4}, "lazy_lr=-0.0001: give 0 or more"),
         ({"lazy_lr": float("nan")}, "lazy_lr=nan"),
         ({"evaluation_prompts": 0}, "evaluation_prompts=0: give 1 or more"),
@@ -303,6 +331,20 @@ class TestShippedModel:
         assert 512 > found.mean_response_tokens > 9 * report["sampled"]["mean_response_tokens"]
         short = [seed for seed in range(96) if seed not in long]
         assert evaluate(model, tokenizer, env, short, greedy=True).accuracy <= 0.4
+
+    def test_the_slipping_one_writes_every_step_and_gets_half_of_the_short_chains_wrong(self) -> None:
+        folder = SHIPPED.with_name("arithmetic-chain-slips")
+        model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+        report = json.loads((folder / "warmstart.json").read_text())
+        assert report["within_target"] is True
+        env = make_env(CHAIN, report["env_config"] | {"split": "heldout"})
+        problems = [env.reset(seed=seed) for seed in range(96)]
+        texts = tokenizer.batch_decode(
+            generate(model, tokenizer, [prompt for prompt, _ in problems], greedy=True), skip_special_tokens=True
+        )
+        steps = [text.count(";") == len(info["operands"]) for text, (_, info) in zip(texts, problems, strict=True)]
+        assert np.mean(steps) >= 0.95
+        assert 0.3 <= evaluate(model, tokenizer, env, range(96), greedy=True).accuracy <= 0.65
 
     @pytest.mark.parametrize("greedy", [True, False])
     def test_it_stops_too_soon_on_heldout_prompts(self, shipped: tuple[Any, Any], greedy: bool) -> None:

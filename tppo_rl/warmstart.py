@@ -1,12 +1,15 @@
 """A small base model, made from nothing in minutes, that reinforcement learning can improve.
 
-    tokenizer + random weights → practice: full worked solutions → lazy: demonstrations that stop too soon
+    tokenizer + random weights → practice: full worked solutions → lazy: demonstrations that stop too soon, or slip
                                    (the skill, with long chains)    (what is left to reinforcement learning)
 
 After practice the model solves chains of any length. The lazy demonstrations then teach it to state the sum so far
 as final after the first steps, so that the base is right on a third of the prompts; all that reinforcement
 learning has to find out is that going on until the operands are used up pays. So it is with other environments whose
 `reset` tells ``early_solutions``; those without get practice only.
+
+To go on is one thing to find out, and some tens of prompts teach it. Demonstrations of chains that slip (``slip_share``) leave
+many: the sum of each pair of digits that they get wrong has to be found out by itself.
 """
 
 import json
@@ -26,7 +29,7 @@ import transformers
 from torch.nn import functional
 from transformers import Qwen2ForCausalLM, Qwen2Tokenizer
 
-from tppo_rl.envs.arithmetic_chain import MAX_OPERANDS, ArithmeticChain
+from tppo_rl.envs.arithmetic_chain import MAX_OPERANDS, MODULUS, ArithmeticChain
 from tppo_rl.envs.text_env import TextEnv, is_finite, is_integer, require
 from tppo_rl.small_model import END, MAX_POSITIONS, build_model, build_tokenizer, encode_prompts
 from tppo_rl.small_model_evaluation import chain_skill, evaluate, make_env
@@ -69,6 +72,10 @@ class WarmstartOptions:
     """Chains of so many operands or more are never given up; by default there are none."""
     early_hazard: float = 0.4
     """Probability to stop after each step but the last, in environments other than chains."""
+    slip_share: float = 0.0
+    """Share of the pairs of the sum's last digit and the next operand at which demonstrations of chains slip."""
+    slip_hazard: float = 0.8
+    """Probability to be wrong by one at such a pair."""
     evaluation_prompts: int = 512
     """Held-out prompts of each evaluation."""
 
@@ -112,13 +119,40 @@ def stopping_step(operands: Sequence[int], options: WarmstartOptions, rng: np.ra
     return len(operands)
 
 
+def draw_slips(seed: int, share: float) -> np.ndarray:
+    """By how much a demonstration is off that slips at a pair of digits.
+
+    Returns:
+        int64 [10, 10], by the last digit of the sum so far and the operand: -1 or 1 at ``share`` of the pairs, else 0.
+    """
+    rng = np.random.default_rng(seed)
+    slips = np.zeros(100, np.int64)
+    pairs = rng.permutation(100)[: round(share * 100)]
+    slips[pairs] = rng.choice([-1, 1], len(pairs))
+    return slips.reshape(10, 10)
+
+
+def slipping_sums(
+    operands: Sequence[int], slips: np.ndarray, slip_hazard: float, rng: np.random.Generator
+) -> list[int]:
+    """Sums modulo 100 after each operand, each going on from the one before, where the additions after the first slip
+    with a probability; ``slips`` are those of `draw_slips`.
+    """
+    sums = [operands[0]]
+    for operand in operands[1:]:
+        slip = int(slips[sums[-1] % 10, operand])
+        sums.append((sums[-1] + operand + (slip if slip and rng.random() < slip_hazard else 0)) % MODULUS)
+    return sums
+
+
 def demonstrations(env: TextEnv[Any], seed: int, options: WarmstartOptions | None = None) -> Iterator[tuple[str, str]]:
-    """Prompts and worked solutions without end; lazy ones where ``options`` are given.
+    """Prompts and worked solutions without end; lazy or slipping ones where ``options`` are given.
 
     Raises:
         ValueError: If the environment has no worked solutions.
     """
     rng = np.random.default_rng([seed, options is not None])
+    slips = draw_slips(seed, options.slip_share if options is not None else 0.0)
     while True:
         prompt, info = env.reset(seed=int(rng.integers(2**62)))
         if "worked_solution" not in info:
@@ -126,7 +160,10 @@ def demonstrations(env: TextEnv[Any], seed: int, options: WarmstartOptions | Non
         if options is None:
             yield prompt, info["worked_solution"]
         elif isinstance(env, ArithmeticChain):
-            yield prompt, env.worked_solution(stopping_step(info["operands"], options, rng))
+            stop_after = stopping_step(info["operands"], options, rng)
+            yield prompt, env.worked_solution(
+                stop_after, slipping_sums(info["operands"], slips, options.slip_hazard, rng)
+            )
         else:
             early = (text for text in info["early_solutions"] if rng.random() < options.early_hazard)
             yield prompt, next(early, info["worked_solution"])
@@ -277,7 +314,7 @@ def parse_options(options: Mapping[str, Any]) -> WarmstartOptions:
             f"give {'an integer' if whole else 'a number'}",
         )
         require(value >= least, key, value, f"give {least} or more")
-        require(value <= 1 or not key.endswith("_hazard"), key, value, "give 0 to 1")
+        require(value <= 1 or not key.endswith(("_hazard", "_share")), key, value, "give 0 to 1")
     return WarmstartOptions(**options)
 
 
@@ -337,7 +374,8 @@ def warmstart(
 def _within_target(report: Mapping[str, Any]) -> bool:
     low, high = TARGET_ACCURACY
     room = all(low <= report[how]["accuracy"] <= high for how in ("sampled", "greedy"))
-    skill = report.get("skill")
+    # A model that slips has no skill to show, but had it before.
+    skill = report.get("skill_after_practice" if report["options"]["slip_share"] else "skill")
     if skill is None:
         return room
     longest = list(skill)[-1]

@@ -43,6 +43,8 @@ ARGUMENTS: dict[str, Any] = {
     "trl_prompts": 2,
     "trl_generations": 4,
     "trl_minibatch": 8,
+    "trl_lr": None,
+    "trl_iterations": None,
     "trl_generation": "transformers",
     "trl_threads": 1,
     "repeats": 1,
@@ -168,19 +170,28 @@ def test_both_sides_get_the_options_of_the_run_file(monkeypatch: pytest.MonkeyPa
     assert settings.limit_tokens == 250_000
 
 
-@pytest.mark.parametrize(("asked", "given"), [(3, 3), (None, len(os.sched_getaffinity(0)))])
-def test_trl_gets_every_core_unless_told_otherwise(
-    monkeypatch: pytest.MonkeyPatch, asked: int | None, given: int
+@pytest.mark.parametrize(
+    ("asked", "given"),
+    [
+        ({"trl_threads": 3}, {"threads": 3}),
+        ({"trl_threads": None}, {"threads": len(os.sched_getaffinity(0))}),
+        ({}, {"lr": 1e-4, "iterations": 1}),
+        ({"trl_lr": 3e-5, "trl_iterations": 4}, {"lr": 3e-5, "iterations": 4}),
+    ],
+)
+def test_trl_has_settings_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, asked: dict[str, Any], given: dict[str, Any]
 ) -> None:
-    threads: list[int] = []
+    found: list[dict[str, Any]] = []
 
     def run(side: str, settings: SideSettings) -> SideResult:
-        threads.append(settings.trl["threads"])
+        found.append(settings.trl)
         return result(0.3, 0.8)
 
     monkeypatch.setattr(peers, "run_side", run)
-    peers_figures(**(ARGUMENTS | {"trl_threads": asked}))
-    assert threads == [given, given]
+    peers_figures(**(ARGUMENTS | asked))
+    assert all(settings.items() >= given.items() for settings in found)
+    assert len(found) == 2
 
 
 def test_trl_gets_the_prompts_and_rewards_of_a_run() -> None:
@@ -249,6 +260,8 @@ def test_a_side_runs_in_its_own_process(side: str) -> None:
             "num_prompts": 4,
             "num_generations": 4,
             "minibatch_responses": 16,
+            "lr": 2e-4,
+            "iterations": 1,
             "generation": "transformers",
             "threads": 1,
         },

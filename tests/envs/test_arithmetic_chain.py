@@ -124,6 +124,16 @@ def test_early_stop_of_the_current_problem() -> None:
             env.worked_solution(stop_after=stop_after)  # type: ignore[arg-type]
 
 
+def test_worked_solutions_with_other_sums() -> None:
+    assert solution("ab", (3, 4), sums=(3, 8)) == "a3=3;b4=8;#8"
+    assert solution("ab", (3, 4), 1, sums=(2, 8)) == "a3=2;#2"
+    env = ArithmeticChain(max_operands=2)
+    env.reset(seed=1)
+    assert env.worked_solution(sums=(1, 99)).endswith("=99;#99")
+    with pytest.raises(ValueError, match=r"sums=\[1, 2, 3\]: give None or 2 sums"):
+        env.worked_solution(sums=[1, 2, 3])
+
+
 def test_tail_is_heavy_enough_for_a_cap_of_ten_means() -> None:
     env = ArithmeticChain()
     lengths = [len(env.reset(seed=seed)[1]["worked_solution"]) for seed in range(5000)]

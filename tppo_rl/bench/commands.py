@@ -124,7 +124,7 @@ def rollout(**options: Any) -> Sequence[Figure]:
 @click.argument("config", required=False, type=click.Path(path_type=Path))
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Overrides an option of all experiments.")
 @click.option("--results", type=click.Path(path_type=Path), default=Path("runs/pipeline"), show_default=True)
-@click.option("--target", default=0.85, show_default=True, help="Held-out accuracy to reach, sampled, share.")
+@click.option("--target", default=0.8, show_default=True, help="Held-out accuracy to reach, sampled, share.")
 @click.option(
     "--overlap-updates", type=click.IntRange(0), default=5, show_default=True, help="Of `overlap_cost`; 0: without."
 )
@@ -168,6 +168,8 @@ def scale(**options: Any) -> Sequence[Figure]:
 @click.option("--trl-prompts", type=click.IntRange(1), default=2, show_default=True, help="Of TRL's batch.")
 @click.option("--trl-generations", type=click.IntRange(2), default=8, show_default=True, help="Responses to each.")
 @click.option("--trl-minibatch", type=click.IntRange(1), default=16, show_default=True, help="Responses of a pass.")
+@click.option("--trl-lr", type=click.FloatRange(0, min_open=True), help="Learning rate of TRL; else the run file's.")
+@click.option("--trl-iterations", type=click.IntRange(1), help="Passes of TRL over a batch; else the run file's.")
 @click.option(
     "--trl-generation",
     type=click.Choice(["transformers", "continuous_batching", "vllm_colocate", "vllm_server"]),

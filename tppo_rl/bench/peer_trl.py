@@ -1,7 +1,7 @@
 """TRL's side of `tppo-rl bench peers`: `python -m tppo_rl.bench.peer_trl SETTINGS RESULT`.
 
-GRPO as TRL's users run it: one optimizer step for each batch of groups in each of the run file's `num_epochs`, loss over the
-tokens of the batch, no reference.
+GRPO as TRL's users run it: one optimizer step for each batch of groups in each pass over it, loss over the tokens of the
+batch, no reference.
 
 With TRL 1.16 and the CPU build of vLLM 0.32 neither of TRL's vLLM modes runs. Colocated, the engine starts, and the first
 weights end in "'Parameter' object has no attribute 'weight_loader'": TRL calls `load_weights` on a model whose linear
@@ -116,12 +116,12 @@ def _build(settings: SideSettings, reward: Reward, folder: str) -> Any:
         per_device_train_batch_size=own["minibatch_responses"],
         gradient_accumulation_steps=responses // own["minibatch_responses"],
         num_generations=own["num_generations"],
-        num_iterations=options["num_epochs"],
+        num_iterations=own["iterations"],
         max_completion_length=options["max_response_length"],
         temperature=options["sampling"]["temperature"],
-        learning_rate=options["lr"],
+        learning_rate=own["lr"],
         lr_scheduler_type="constant_with_warmup",
-        warmup_steps=options["lr_warmup_updates"] * options["num_epochs"],
+        warmup_steps=options["lr_warmup_updates"] * own["iterations"],
         adam_beta1=options["adam_betas"][0],
         adam_beta2=options["adam_betas"][1],
         weight_decay=options["weight_decay"],

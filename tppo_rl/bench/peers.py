@@ -4,9 +4,9 @@
               └─▶ `peer_trl`,  a process of its own ──▶ the same                              ─▶ the same code
 
 One side after the other, both on all cores. The clock runs from the beginning of sampling; start-up and evaluation are left
-out on both sides. Base model, environment, prompts, reward, temperature, response cap, optimizer, learning rate, its ramp and
-the passes over a batch are those of the run file; group size and batch of TRL are its own. The time to the target is
-interpolated between the two evaluations around it.
+out on both sides. Base model, environment, prompts, reward, temperature, response cap, optimizer and ramp of the learning rate
+are those of the run file; group size and batch of TRL are its own, learning rate and passes over a batch where they are given.
+The time to the target is interpolated between the two evaluations around it.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class SideSettings:
     num_prompts: int
     """Of the held-out split."""
     trl: dict[str, Any] = field(default_factory=dict)
-    """TRL's own: `num_prompts`, `num_generations`, `minibatch_responses`, `generation`, `threads`."""
+    """TRL's own: `num_prompts`, `num_generations`, `minibatch_responses`, `lr`, `iterations`, `generation`, `threads`."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +94,8 @@ def peers_figures(
     trl_prompts: int,
     trl_generations: int,
     trl_minibatch: int,
+    trl_lr: float | None,
+    trl_iterations: int | None,
     trl_generation: str,
     trl_threads: int | None,
     repeats: int,
@@ -111,6 +113,8 @@ def peers_figures(
         trl_prompts: Prompts of TRL's batch.
         trl_generations: Responses to each of them.
         trl_minibatch: Responses of a forward and backward pass; each epoch has one optimizer step.
+        trl_lr: TRL's highest learning rate; None: the run file's.
+        trl_iterations: TRL's passes over a batch; None: the run file's `num_epochs`.
         trl_generation: One of `GENERATION`.
         trl_threads: Torch threads of TRL's process; None: one for each core.
         repeats: Seeds.
@@ -130,6 +134,8 @@ def peers_figures(
         "num_prompts": trl_prompts,
         "num_generations": trl_generations,
         "minibatch_responses": trl_minibatch,
+        "lr": trl_lr or options["lr"],
+        "iterations": trl_iterations or options["num_epochs"],
         "generation": trl_generation,
         "threads": trl_threads or len(os.sched_getaffinity(0)),
     }
