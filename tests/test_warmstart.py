@@ -156,7 +156,9 @@ class TestSchedule:
     def test_slipping_demonstrations_are_wrong_as_often_as_they_slip(self) -> None:
         env = make_env(CHAIN, {"max_operands": 2})
         options = WarmstartOptions(lazy_hazard=0.0, diligent_hazard=0.0, slip_share=1.0, slip_hazard=0.25)
-        texts = [(response, env.step(response)[4]["correct"]) for _, response in islice(demonstrations(env, 0, options), 800)]
+        texts = [
+            (response, env.step(response)[4]["correct"]) for _, response in islice(demonstrations(env, 0, options), 800)
+        ]
         assert all(text.count(";") == 2 for text, _ in texts)
         assert np.mean([correct for _, correct in texts]) == pytest.approx(0.75, abs=0.05)
 
