@@ -161,10 +161,8 @@ def demonstrations(env: TextEnv[Any], seed: int, options: WarmstartOptions | Non
             yield prompt, info["worked_solution"]
         elif isinstance(env, ArithmeticChain):
             stop_after = stopping_step(info["operands"], options, rng)
-            yield (
-                prompt,
-                env.worked_solution(stop_after, slipping_sums(info["operands"], slips, options.slip_hazard, rng)),
-            )
+            sums = slipping_sums(info["operands"], slips, options.slip_hazard, rng)
+            yield prompt, env.worked_solution(stop_after, sums)
         else:
             early = (text for text in info["early_solutions"] if rng.random() < options.early_hazard)
             yield prompt, next(early, info["worked_solution"])
