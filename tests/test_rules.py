@@ -44,7 +44,6 @@ GROUPS = WHOLE | {"critic": None, "advantage_estimator": "group_relative", "grou
         ({"value_batch_tokens": 99, "value_clip": 0.2}, ["value_clip=0.2", "not kept"]),
         ({"value_batch_tokens": 99, "kl_coef": 0.1, "kl_in": "reward"}, ["value_batch_tokens=99", "kl_in to 'loss'"]),
         ({"context_gradient": False, "packing": True}, ["context_gradient=False", "packing=True"]),
-        ({"context_gradient": False, "gradient_checkpointing": True}, ["context_gradient=False", "twice"]),
         ({"context_gradient": False, "positive_lm_coef": 0.1}, ["context_gradient=False", "positive_lm_coef=0.1"]),
         ({"adam_betas": [2, 3]}, ["adam_betas=[2", "[0, 1)"]),
         ({"adam_betas": [0.9]}, ["adam_betas=[0.9]", "two"]),

@@ -243,8 +243,8 @@ class Options(BaseModel, DerivedOptions):
     )
     context_gradient: bool = Field(
         True,
-        description="Whether the policy's gradient goes through the states of prompt and earlier windows; without, they are "
-        "computed but not differentiated, which saves up to two thirds of their cost, and the gradient is biased.",
+        description="Whether the policy's gradient goes through the states of prompt and earlier windows; without, their keys "
+        "and values are computed once per update, forward alone, for all passes, and the gradient is biased.",
     )
     num_epochs: PositiveInt = Field(1, description="Passes of the policy over a batch.")
     critic_num_epochs: PositiveInt = Field(1, description="Passes of the critic over the finished episodes of a batch.")

@@ -190,8 +190,6 @@ def _check_context_gradient(options: Options) -> None:
         return
     reasons = {
         "packing": "packed sequences stand in one row, which has no context of its own; set packing to false",
-        "gradient_checkpointing": "blocks that are computed again would add to the context's keys and values twice; set "
-        "gradient_checkpointing to false",
         "positive_lm_coef": "tokens of earlier windows are imitated, which needs their gradient; set positive_lm_coef to 0",
     }
     for key, reason in reasons.items():

@@ -35,6 +35,25 @@ def test_packed_rows_fill_the_budget_without_padding(lengths: list[int], budget:
     assert len(half_empty) <= 1, "two of them would have gone together"
 
 
+@settings(deadline=None, max_examples=80, derandomize=True)
+@given(sequences=st.lists(st.tuples(st.integers(1, 60), st.integers(0, 300)), max_size=40), budget=st.integers(8, 200))
+def test_contexts_that_are_read_count_in_part(sequences: list[tuple[int, int]], budget: int) -> None:
+    lengths, contexts = torch.tensor(sequences, dtype=torch.int64).reshape(-1, 2).T
+    groups = micro_batches(lengths, torch.arange(len(sequences)), budget, contexts=contexts)
+    assert sorted(torch.cat([*groups.rows, torch.zeros(0, dtype=torch.int64)]).tolist()) == list(range(len(sequences)))
+    for group in groups.rows:
+        row_cost = int(lengths[group].max()) + int(contexts[group].max()) / 8
+        assert len(group) == 1 or len(group) * row_cost <= budget
+    assert groups.positions == int(lengths.sum())
+    assert groups.padded_positions == sum(len(group) * int(lengths[group].max()) for group in groups.rows)
+
+
+def test_like_contexts_go_together() -> None:
+    contexts = torch.tensor([0, 800] * 8)
+    groups = micro_batches(torch.full((16,), 10), torch.arange(16), 1000, contexts=contexts)
+    assert [set(contexts[group].tolist()) for group in groups.rows] == [{800}, {0}]
+
+
 def test_cuts_cost_least() -> None:
     rng = np.random.default_rng(0)
     for _ in range(20):

@@ -153,6 +153,10 @@ PLANS: dict[str, tuple[list[tuple[str, int, int]], dict[str, Any]]] = {
     "recomputed activations": ([("fsdp", 0, NUM_KINDS)], ONE_STEP),
     "packed": ([("fsdp", 0, NUM_KINDS)], ONE_STEP | {"packing": True}),
     "gradient of windows alone": ([("fsdp", 0, NUM_KINDS)], ONE_STEP | {"context_gradient": False}),
+    "gradient of windows alone, recomputed activations": (
+        [("fsdp", 0, NUM_KINDS)],
+        ONE_STEP | {"context_gradient": False},
+    ),
 }
 
 
@@ -274,7 +278,7 @@ def test_loss_trajectories_equal_those_of_one_learner(
 ) -> None:
     (first, states), (second, _) = (outcomes[plan] for outcomes in two_learners)
     expected, expected_states = alone
-    if plan in ("recomputed log-probs", "gradient of windows alone"):
+    if plan == "recomputed log-probs" or plan.startswith("gradient of windows alone"):
         phases, settings = PLANS[plan]
         unsharded = [("ddp", *updates) for _, *updates in phases]
         expected, expected_states = trajectory(model_folder, unsharded, settings, SingleLearner())
@@ -317,7 +321,10 @@ def test_adapters_of_sharded_models_train_as_those_of_whole_ones(two_learners: l
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize(("weights", "tolerance"), [("float32", 1e-3), ("bfloat16", 3e-2)])
+# Weights of 8 bits are rounded in every update, by sums in another order otherwise: gradient norms move by some roundings.
+@pytest.mark.parametrize(
+    ("weights", "tolerance"), [("float32", 1e-4), ("bfloat16", 8 * torch.finfo(torch.bfloat16).eps)]
+)
 def test_bfloat16_is_that_of_whole_models(two_learners: list[dict[str, Any]], weights: str, tolerance: float) -> None:
     first, second = two_learners
     metrics, (state,) = first[f"bfloat16 with {weights} weights, fsdp"]
@@ -325,6 +332,7 @@ def test_bfloat16_is_that_of_whole_models(two_learners: list[dict[str, Any]], we
     assert metrics == second[f"bfloat16 with {weights} weights, fsdp"][0]
     deviation = largest_deviation(metrics, expected)
     print(f"bfloat16 with {weights} weights: largest deviation {deviation:.1e}")
+    assert largest_deviation(metrics[:1], expected[:1]) < 1e-3
     assert deviation < tolerance
     assert_same_state(state, expected_state, tolerance=0.1)
 

@@ -99,8 +99,10 @@ class TrainBatch:
         values = per_position[self.offsets[rows][:, None] + sampled.positions]
         return torch.where(sampled.mask, values, 0)
 
-    def padded(self, rows: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-        """Returns the first `lengths[i]` tokens of sequence `rows[i]`, int64 [len(rows), max(lengths)].
+    def padded(self, rows: torch.Tensor, lengths: torch.Tensor, starts: torch.Tensor | None = None) -> torch.Tensor:
+        """Returns `lengths[i]` tokens of sequence `rows[i]` from position `starts[i]` on, int64 [len(rows), max(lengths)].
+
+        Without `starts` all are from the sequence's beginning.
 
         Padding on the right holds token 0, which every vocabulary has: under a causal mask it changes nothing. Without
         rows it is one token of padding, [1, 1], for a pass that is made only because other learners make it.
@@ -109,7 +111,8 @@ class TrainBatch:
             return self.tokens.new_zeros(1, 1)
         steps = torch.arange(int(lengths.max()))
         inside = steps < lengths[:, None]
-        return torch.where(inside, self.tokens[(self.offsets[rows][:, None] + steps) * inside], 0)
+        first = self.offsets[rows] if starts is None else self.offsets[rows] + starts
+        return torch.where(inside, self.tokens[(first[:, None] + steps) * inside], 0)
 
 
 def batch_from_table(table: pa.Table) -> TrainBatch:

@@ -28,7 +28,7 @@
 | hindsight_advantage_mean | mean size of their advantages; absent where there are none |
 | fragments, trained_tokens | size of the policy batch (tokens counted once) |
 | tokens_from_unfinished_share | share of trained tokens whose fragment is unfinished |
-| processed_tokens | positions of the policy's forward-backward passes, without padding |
+| processed_tokens | positions of the policy's passes, without padding; contexts without a gradient once for all passes |
 | processed_per_trained_token | processed positions per trained token and pass |
 | padding_share | share of padding in what the policy's passes compute |
 | advantage_mean, advantage_std | over window tokens |

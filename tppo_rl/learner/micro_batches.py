@@ -14,6 +14,8 @@ import torch
 
 _FORWARD_OVERHEAD = 1 / 32
 """Fixed cost of a forward-backward pass as a share of one over the largest micro-batch."""
+_READ_POSITION = 1 / 8
+"""Cost of keys and values that are read at a position, as a share of computing one."""
 
 
 def num_minibatches(global_tokens: int, minibatch_size: int | None, num_learners: int) -> int:
@@ -60,7 +62,14 @@ class MicroBatches:
     """Positions that are computed, padding included: sum of rows x longest sequence."""
 
 
-def micro_batches(lengths: torch.Tensor, rows: torch.Tensor, max_tokens: int, *, packing: bool = False) -> MicroBatches:
+def micro_batches(
+    lengths: torch.Tensor,
+    rows: torch.Tensor,
+    max_tokens: int,
+    *,
+    packing: bool = False,
+    contexts: torch.Tensor | None = None,
+) -> MicroBatches:
     """Groups rows into micro-batches of at most `max_tokens` tokens, padding included, with least work.
 
     Args:
@@ -69,14 +78,19 @@ def micro_batches(lengths: torch.Tensor, rows: torch.Tensor, max_tokens: int, *,
         max_tokens: Bound on rows x longest sequence; with `packing` on the sum of lengths. A longer sequence goes
             alone.
         packing: Whether the sequences of a micro-batch stand in one row without padding.
+        contexts: int64 [B], positions before each sequence whose keys and values are read, not computed. Each counts
+            `_READ_POSITION` of a token; the longest counts for all of a micro-batch.
     """
-    row_lengths, order = lengths[rows].sort(descending=True, stable=True)
-    sorted_rows, sorted_lengths = rows[order], row_lengths.numpy()
+    read = torch.zeros_like(lengths) if contexts is None else contexts
+    order = read[rows].argsort(descending=True, stable=True)
+    order = order[lengths[rows[order]].argsort(descending=True, stable=True)]
+    sorted_rows = rows[order]
+    sorted_lengths = lengths[sorted_rows].numpy()
     if packing:
         positions = int(sorted_lengths.sum())
         groups = _first_fit(sorted_lengths, max_tokens)
         return MicroBatches([sorted_rows[torch.tensor(group)] for group in groups], positions, positions)
-    cuts = _cuts(sorted_lengths, max_tokens)
+    cuts = _cuts(sorted_lengths, read[sorted_rows].numpy(), max_tokens)
     return MicroBatches(
         rows=[sorted_rows[start:stop] for start, stop in pairwise(cuts)],
         positions=int(sorted_lengths.sum()),
@@ -101,7 +115,7 @@ def _first_fit(lengths: np.ndarray, max_tokens: int) -> list[list[int]]:
     return groups
 
 
-def _cuts(lengths: np.ndarray, max_padded_tokens: int) -> list[int]:
+def _cuts(lengths: np.ndarray, contexts: np.ndarray, max_padded_tokens: int) -> list[int]:
     """Returns the bounds 0 = c_0 < c_1 < … = N of groups of consecutive rows that cost least.
 
     A group costs its padded tokens and a fixed share for the calls that every forward pass makes, whatever its size.
@@ -110,6 +124,7 @@ def _cuts(lengths: np.ndarray, max_padded_tokens: int) -> list[int]:
 
     Args:
         lengths: int64 [N], falling.
+        contexts: int64 [N], see `micro_batches`.
         max_padded_tokens: Bound on the padded tokens of a group of more than one row.
     """
     overhead = max_padded_tokens * _FORWARD_OVERHEAD
@@ -117,10 +132,12 @@ def _cuts(lengths: np.ndarray, max_padded_tokens: int) -> list[int]:
     last_start = np.zeros(len(lengths) + 1, np.int64)
     first = 0
     for stop in range(1, len(lengths) + 1):
-        while first < stop - 1 and lengths[first] * (stop - first) > max_padded_tokens:
-            first += 1
-        starts = np.arange(first, stop)
-        candidates = cost[first:stop] + lengths[first:stop] * (stop - starts)
+        longest = np.maximum.accumulate(contexts[first:stop][::-1])[::-1]
+        padded = (lengths[first:stop] + _READ_POSITION * longest) * (stop - np.arange(first, stop))
+        # Groups that begin later are smaller. One of a single row may be too large.
+        too_large = min(int((padded > max_padded_tokens).sum()), stop - first - 1)
+        first, padded = first + too_large, padded[too_large:]
+        candidates = cost[first:stop] + padded
         best = int(candidates.argmin())
         cost[stop] = candidates[best] + overhead
         last_start[stop] = first + best

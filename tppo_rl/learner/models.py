@@ -30,6 +30,9 @@ still has 220 positions, enough for a matrix product at full speed. Parts below 
 then cuts them out of its heap, which falls to pieces. `tppo-rl bench memory` measures.
 """
 
+KeysAndValues = list[tuple[torch.Tensor, torch.Tensor]]
+"""What the states of each layer are attended to by."""
+
 _logger = logging.getLogger(__name__)
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
@@ -172,7 +175,8 @@ class Policy(_EvaluationMode):
         temperature: float,
         entropy_gradient: bool = False,
         position_ids: torch.Tensor | None = None,
-        context: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        past_key_values: Any = None,
     ) -> TokenLogProbs:
         """Returns log-prob and entropy of N given tokens, float32 [N]; only their positions pass the output layer.
 
@@ -183,16 +187,18 @@ class Policy(_EvaluationMode):
             tokens: int64 [N], the token taken there.
             temperature: Sampling temperature.
             entropy_gradient: Whether the entropy carries a gradient.
-            position_ids: int64 [b, n] of packed sequences.
-            context: int64 [b], columns at the beginning of each row through whose states no gradient is sent; all
-                `positions` must be behind them. None sends it through all.
+            position_ids: int64 [b, n] of packed sequences, or of such that go on after contexts.
+            attention_mask: bool [b, 1, n, c + n], what each position sees of its context and its row; None: all before it.
+            past_key_values: transformers' cache with keys and values of contexts, padded to c positions; None: of nothing.
         """
-        inputs = {"input_ids": input_ids, "position_ids": position_ids, "use_cache": False}
+        inputs = {
+            "input_ids": input_ids,
+            "position_ids": position_ids,
+            "attention_mask": attention_mask,
+            "past_key_values": past_key_values,
+            "use_cache": False,
+        }
         with self.autocast():
-            if context is not None and torch.is_grad_enabled():
-                positions = positions - context[rows]
-                width = int(positions.max()) + 1 if len(rows) else 1
-                inputs = after_context(self.model.base_model, input_ids, context, width)
             if not self._head_suffices:
                 logits = self.model(**inputs).logits[rows, positions]
                 return token_log_probs(logits, tokens, temperature=temperature, entropy_gradient=entropy_gradient)
@@ -206,6 +212,13 @@ class Policy(_EvaluationMode):
             ]
             return TokenLogProbs(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
+    @torch.no_grad()
+    def keys_and_values(self, input_ids: torch.Tensor) -> KeysAndValues:
+        """Returns keys and values of each layer, [b, heads, n, width] both, for int64 token ids [b, n]."""
+        with self.autocast():
+            cache = self.model.base_model(input_ids=input_ids, use_cache=True).past_key_values
+        return [(layer.keys, layer.values) for layer in cache.layers]
+
     def logits(self, input_ids: torch.Tensor) -> torch.Tensor:
         """Returns the model's own logits, [b, n, V], for int64 token ids [b, n]: nothing that trains is used."""
         return self.model(input_ids=input_ids, use_cache=False).logits
@@ -215,68 +228,6 @@ class Policy(_EvaluationMode):
     ) -> TokenLogProbs:
         logits = self.model.get_output_embeddings()(hidden)
         return token_log_probs(logits, tokens, temperature=temperature, entropy_gradient=entropy_gradient)
-
-
-def after_context(backbone: Any, input_ids: torch.Tensor, context: torch.Tensor, width: int) -> dict[str, Any]:
-    """Computes keys and values of the context without a gradient; returns what a model reads to go on after it.
-
-    Row i then begins at column `context[i]`; it sees its own context and nothing of the padding behind it. There is a pass
-    over the context even where it is empty, for other learners of a sharded model have one too.
-
-    Args:
-        backbone: With keys and values of the usual kind, a pair for each position.
-        input_ids: int64 [b, n], padded on the right with any token.
-        context: int64 [b], below n.
-        width: Columns that are read after the context.
-    """
-    rows, longest = input_ids.shape[0], max(1, int(context.max()))
-    columns = torch.arange(width, device=input_ids.device)
-    positions = context[:, None] + columns
-    behind = positions.clamp(max=input_ids.shape[1] - 1)
-    with torch.no_grad():
-        cache = backbone(input_ids=input_ids[:, :longest], use_cache=True).past_key_values
-    of_context = torch.arange(longest, device=input_ids.device) < context[:, None]
-    seen = torch.cat(
-        [
-            of_context[:, None].expand(rows, width, longest),
-            (columns <= columns[:, None]).expand(rows, width, width),
-        ],
-        dim=2,
-    )
-    return {
-        "input_ids": input_ids.gather(1, behind),
-        "position_ids": behind,
-        "past_key_values": cache,
-        "attention_mask": seen[:, None],
-        "use_cache": False,
-    }
-
-
-@torch.no_grad()
-def check_after_context(policy: Policy) -> None:
-    """Checks that a model goes on after a context as if it had read both at once.
-
-    Raises:
-        ValueError: it does not, or it has layers that see only what is near.
-    """
-    backbone = policy.model.base_model
-    remedy = "set context_gradient to True"
-    kinds = set(getattr(policy.model.config, "layer_types", None) or ()) - {"full_attention"}
-    if kinds:
-        raise ValueError(
-            f"context_gradient=False: {type(backbone).__name__} has layers of {', '.join(sorted(kinds))}; {remedy}"
-        )
-    input_ids = torch.tensor([[0, 1, 2, 1], [1, 0, 2, 0]], device=policy.device)
-    with policy.autocast():
-        whole = backbone(input_ids=input_ids, use_cache=False).last_hidden_state[:, -1]
-        inputs = after_context(backbone, input_ids, torch.tensor([1, 3], device=policy.device), 3)
-        last = backbone(**inputs).last_hidden_state[[0, 1], [2, 0]]
-    difference = float((last - whole).norm() / whole.norm())
-    if not difference < (1e-3 if policy.dtype in (torch.float32, torch.float64) else 0.05):
-        raise ValueError(
-            f"context_gradient=False: {type(backbone).__name__} computes otherwise after a context (relative difference "
-            f"{difference:.0e}); {remedy}"
-        )
 
 
 class Critic(_EvaluationMode):

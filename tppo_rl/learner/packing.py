@@ -29,16 +29,29 @@ class ModelInput:
 
     input_ids: torch.Tensor
     """int64 [b, n], padded on the right with 0; packed [1, n]."""
-    position_ids: torch.Tensor | None
-    """int64 [1, n] if packed. Padded rows need none: each begins at 0."""
     starts: torch.Tensor
-    """int64 [b] on the CPU: column at which each sequence begins."""
+    """int64 [b] on the CPU: position of each sequence that stands in column 0, below 0 where it begins in a later one."""
+    position_ids: torch.Tensor | None = None
+    """int64, shaped as `input_ids`, if packed or after contexts. Other rows need none: each begins at 0."""
+    attention_mask: torch.Tensor | None = None
+    """bool [b, 1, n, c + n] after contexts of at most c positions: what each column sees of them and of its row."""
+    past_key_values: Any = None
+    """transformers' cache with keys and values of the contexts."""
+
+    def of_model(self) -> dict[str, Any]:
+        """Returns what a transformers model is called with."""
+        return {
+            "input_ids": self.input_ids,
+            "position_ids": self.position_ids,
+            "attention_mask": self.attention_mask,
+            "past_key_values": self.past_key_values,
+        }
 
     def places(self, rows: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns row and column of `input_ids`, on its device, of positions of sequences; int64 on the CPU each."""
-        columns = (self.starts[rows] + positions).to(self.input_ids.device)
-        packed = self.position_ids is not None
-        return torch.zeros_like(columns) if packed else rows.to(columns.device), columns
+        columns = (positions - self.starts[rows]).to(self.input_ids.device)
+        in_one_row = len(self.input_ids) == 1
+        return torch.zeros_like(columns) if in_one_row else rows.to(columns.device), columns
 
 
 def model_input(
@@ -55,11 +68,11 @@ def model_input(
     """
     padded = batch.padded(rows, lengths)
     if not packing or not len(rows):
-        return ModelInput(padded.to(device), None, torch.zeros_like(lengths))
+        return ModelInput(padded.to(device), torch.zeros_like(lengths))
     positions = torch.arange(padded.shape[1]).expand_as(padded)
     inside = positions < lengths[:, None]
     return ModelInput(
-        padded[inside][None].to(device), positions[inside][None].to(device), lengths.cumsum(dim=0) - lengths
+        padded[inside][None].to(device), lengths - lengths.cumsum(dim=0), positions[inside][None].to(device)
     )
 
 

@@ -9,7 +9,8 @@ import torch
 
 from tppo_rl.learner.batch import TrainBatch
 from tppo_rl.learner.collective import Collective
-from tppo_rl.learner.micro_batches import micro_batches, minibatches, num_minibatches
+from tppo_rl.learner.contexts import Contexts, window_contexts
+from tppo_rl.learner.micro_batches import MicroBatches, micro_batches, minibatches, num_minibatches
 from tppo_rl.learner.models import Policy
 from tppo_rl.learner.optimizers import GradientStep, StepReport
 from tppo_rl.learner.packing import ModelInput, model_input
@@ -66,14 +67,10 @@ POLICY_MAXIMA = (
 class _Tokens:
     """The tokens of one micro-batch on the policy's device: N of windows, and M of earlier windows to imitate."""
 
-    input_ids: torch.Tensor
-    """int64 [b, n], padded on the right with 0, or packed (see `packing`)."""
-    position_ids: torch.Tensor | None
-    """int64 [1, n] if packed."""
-    context: torch.Tensor | None
-    """int64 [b]: columns through which no gradient is sent; None where it is sent through all."""
+    inputs: ModelInput
+    """What the policy reads."""
     rows: torch.Tensor
-    """int64 [N + M], row of the predicting state in `input_ids`."""
+    """int64 [N + M], row of the predicting state in `inputs`."""
     columns: torch.Tensor
     """int64 [N + M], its column."""
     tokens: torch.Tensor
@@ -93,9 +90,12 @@ class _Tokens:
 class _Work:
     """A batch with everything that its tokens are weighed by, [B, T] each."""
 
-    def __init__(self, batch: TrainBatch, targets: Targets, version: int, settings: UpdateSettings) -> None:
+    def __init__(
+        self, batch: TrainBatch, targets: Targets, version: int, settings: UpdateSettings, contexts: Contexts | None
+    ) -> None:
         self.batch = batch
         self.lengths = last_positions(batch.window)
+        self.contexts = contexts
         self.old_log_probs = batch.behaviour_log_probs
         self.importance_weights = torch.ones_like(batch.behaviour_log_probs)
         self.kept = torch.ones(len(batch), dtype=torch.bool)
@@ -103,7 +103,6 @@ class _Work:
         self.mean_weights = response_weights(batch.window.lengths) if by_response else torch.ones(len(batch))
         self._targets = targets
         self._packing = settings.packing
-        self._context_gradient = settings.context_gradient
         self._version = version
         self._finished_row = torch.full((len(batch),), -1).index_put(
             (batch.finished_rows,), torch.arange(len(batch.finished_rows))
@@ -133,22 +132,27 @@ class _Work:
         lengths, imitated = self.batch.window.lengths[rows], rows[self._imitates[rows]]
         return [float((lengths * self.mean_weights[rows]).sum()), float(self.batch.all_sampled.lengths[imitated].sum())]
 
+    def micro_batches(self, rows: torch.Tensor, max_tokens: int) -> MicroBatches:
+        """Groups fragments into micro-batches of what the policy reads of them."""
+        if self.contexts is None:
+            return micro_batches(self.lengths, rows, max_tokens, packing=self._packing)
+        contexts = self.contexts.lengths
+        return micro_batches(self.lengths - contexts, rows, max_tokens, contexts=contexts)
+
     def tokens(self, rows: torch.Tensor, device: torch.device) -> _Tokens:
         """Gathers the tokens of the given fragments, row by row."""
         batch, mask = self.batch, self.batch.window.mask[rows]
         reference = self._targets.reference_log_probs
         within = mask.nonzero()[:, 0]
         extra_within, extra_positions, extra_tokens = self._earlier_tokens(rows)
-        inputs = model_input(batch, rows, self.lengths[rows], device, packing=self._packing)
+        inputs = self._inputs(rows, device)
         states, columns = inputs.places(
             torch.cat([within, extra_within]), torch.cat([batch.window.positions[rows][mask], extra_positions])
         )
         hindsight = batch.hindsight[rows][within]
         imitated = torch.cat([self._imitates[rows][within], torch.ones_like(extra_within, dtype=torch.bool)])
         return _Tokens(
-            input_ids=inputs.input_ids,
-            position_ids=inputs.position_ids,
-            context=None if self._context_gradient else self._context(rows, inputs).to(device),
+            inputs=inputs,
             rows=states,
             columns=columns,
             tokens=torch.cat([batch.window.tokens[rows][mask], extra_tokens]).to(device),
@@ -167,11 +171,11 @@ class _Work:
             fresh=(batch.versions[rows][mask] == self._version).to(device),
         )
 
-    def _context(self, rows: torch.Tensor, inputs: ModelInput) -> torch.Tensor:
-        """Columns before the first state that predicts a token of the window, int64 [b]; 0 where there are no rows."""
-        return (
-            self.batch.window.positions[rows, 0] if len(rows) else torch.zeros(len(inputs.input_ids), dtype=torch.int64)
-        )
+    def _inputs(self, rows: torch.Tensor, device: torch.device) -> ModelInput:
+        lengths = self.lengths[rows]
+        if self.contexts is None:
+            return model_input(self.batch, rows, lengths, device, packing=self._packing)
+        return self.contexts.model_input(self.batch, rows, lengths, device)
 
     def _earlier_tokens(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Index in `rows`, position and token of what responses to imitate sampled before their last window."""
@@ -225,7 +229,12 @@ class PolicyStep:
             tally: Receives `POLICY_SUMS` and `POLICY_MAXIMA`.
         """
         settings = self._settings
-        work = _Work(batch, targets, version, settings)
+        contexts = None
+        if not settings.context_gradient and not frozen:
+            contexts = window_contexts(self._policy, batch, settings.micro_batch_tokens)
+            tally.add("processed_tokens", int(contexts.lengths.sum()))
+            tally.add("padded_tokens", contexts.padded_positions)
+        work = _Work(batch, targets, version, settings, contexts)
         if settings.recomputes_log_probs:
             work.weigh(self._current_log_probs(batch), settings)
         num_parts = num_minibatches(global_tokens, settings.minibatch_size, self._collective.size)
@@ -260,20 +269,18 @@ class PolicyStep:
         """
         settings = self._settings
         self._step.zero()
-        groups = micro_batches(work.lengths, rows, settings.micro_batch_tokens, packing=settings.packing)
+        groups = work.micro_batches(rows, settings.micro_batch_tokens)
         tally.add("processed_tokens", groups.positions)
         tally.add("padded_tokens", groups.padded_positions)
         for group in same_number_of_passes(self._policy, groups.rows):
             tokens = work.tokens(group, self._policy.device)
             every_log_prob, every_entropy = self._policy(
-                tokens.input_ids,
-                tokens.rows,
-                tokens.columns,
-                tokens.tokens,
+                rows=tokens.rows,
+                positions=tokens.columns,
+                tokens=tokens.tokens,
                 temperature=settings.temperature,
                 entropy_gradient=settings.entropy_coef > 0,
-                position_ids=tokens.position_ids,
-                context=tokens.context,
+                **tokens.inputs.of_model(),
             )
             count = len(tokens.mean_weights)
             log_probs, entropy = every_log_prob[:count], every_entropy[:count]

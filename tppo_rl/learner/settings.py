@@ -90,7 +90,7 @@ class UpdateSettings:
     packing: bool = False
     """Sequences of a micro-batch stand in one row without padding; needs an attention kernel for variable lengths."""
     context_gradient: bool = True
-    """Whether the policy's gradient goes through keys and values of prompt and earlier windows."""
+    """Whether the policy's gradient goes through keys and values of prompt and earlier windows (see `contexts`)."""
     lr: float = 1e-6
     """Learning rate of the policy."""
     critic_lr: float = 2e-6

@@ -58,7 +58,8 @@ def shard(model: Policy | Critic) -> None:
     # Mixtures of experts: learners may have sent their tokens to different experts.
     model.set_reduce_scatter_unused_params(True)  # type: ignore[operator]
     if isinstance(model, Policy):
-        register_fsdp_forward_method(model, "logits")
+        for method in ("logits", "keys_and_values"):
+            register_fsdp_forward_method(model, method)
 
 
 def is_sharded(model: torch.nn.Module | None) -> bool:

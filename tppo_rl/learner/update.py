@@ -21,9 +21,10 @@ import torch
 
 from tppo_rl.learner.batch import TrainBatch
 from tppo_rl.learner.collective import Collective, SingleLearner
+from tppo_rl.learner.contexts import check_contexts
 from tppo_rl.learner.critic_step import CRITIC_SUMS, CriticStep
 from tppo_rl.learner.metrics import STATISTIC_MAXIMA, STATISTIC_SUMS, add_statistics, scalars
-from tppo_rl.learner.models import Critic, Policy, check_after_context
+from tppo_rl.learner.models import Critic, Policy
 from tppo_rl.learner.optimizers import GradientStep, StepReport, make_adamw, ramped_lr, trainable
 from tppo_rl.learner.packing import check_packing
 from tppo_rl.learner.policy_step import POLICY_MAXIMA, POLICY_SUMS, PolicyStep
@@ -96,7 +97,7 @@ class UpdateStep:
             if settings.packing and model is not None:
                 check_packing(model)
             if not settings.context_gradient and isinstance(model, Policy):
-                check_after_context(model)
+                check_contexts(model)
             if settings.distributed == "fsdp" and model is not None:
                 shard(model)
         self.policy_optimizer = self._adamw(policy, settings.lr)

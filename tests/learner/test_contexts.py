@@ -1,0 +1,204 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from learner_helpers import load_models, make_fragments
+from transformers import (
+    DynamicCache,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+)
+
+from tppo_rl.learner import contexts
+from tppo_rl.learner.batch import TrainBatch, batch_from_fragments
+from tppo_rl.learner.contexts import window_contexts
+from tppo_rl.learner.models import Policy, recompute_activations
+from tppo_rl.learner.packing import ModelInput, model_input
+from tppo_rl.learner.settings import UpdateSettings
+from tppo_rl.learner.targets import estimate_targets, last_positions
+from tppo_rl.learner.update import UpdateStep
+
+BATCH = batch_from_fragments(make_fragments(0, 9))
+CPU = torch.device("cpu")
+
+
+def whole_sequences(batch: TrainBatch = BATCH) -> ModelInput:
+    return model_input(batch, torch.arange(len(batch)), last_positions(batch.window), CPU, packing=False)
+
+
+def windows_alone(policy: Policy, batch: TrainBatch = BATCH, *, micro_batch_tokens: int = 40) -> ModelInput:
+    before = window_contexts(policy, batch, micro_batch_tokens)
+    return before.model_input(batch, torch.arange(len(batch)), last_positions(batch.window), CPU)
+
+
+def log_probs(policy: Policy, inputs: ModelInput, batch: TrainBatch = BATCH) -> torch.Tensor:
+    mask = batch.window.mask
+    rows, columns = inputs.places(mask.nonzero()[:, 0], batch.window.positions[mask])
+    tokens = batch.window.tokens[mask]
+    return policy(rows=rows, positions=columns, tokens=tokens, temperature=0.8, **inputs.of_model()).log_probs
+
+
+def gradients(policy: Policy, loss: torch.Tensor) -> torch.Tensor:
+    policy.zero_grad()
+    loss.backward()
+    return torch.cat([parameter.grad.flatten() for parameter in policy.parameters() if parameter.grad is not None])
+
+
+def sum_row_by_row(policy: Policy) -> torch.Tensor:
+    """Without padding and masks: keys and values of the context from a pass of their own, cut off the graph."""
+    total = torch.zeros(())
+    input_ids = whole_sequences().input_ids
+    for row, length in enumerate(last_positions(BATCH.window).tolist()):
+        start = int(BATCH.window.positions[row, 0])
+        tokens = input_ids[row : row + 1, :length]
+        cache = DynamicCache()
+        if start:
+            with torch.no_grad():
+                policy.model(tokens[:, :start], past_key_values=cache, use_cache=True)
+        logits = policy.model(tokens[:, start:], past_key_values=cache, use_cache=True).logits[0] / 0.8
+        sampled = BATCH.window.mask[row]
+        positions, chosen = BATCH.window.positions[row][sampled], BATCH.window.tokens[row][sampled]
+        total = total + logits.log_softmax(-1)[positions - start, chosen].sum()
+    return total
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_values_are_the_same_and_gradients_those_of_windows_alone(
+    model_folder: str, dtype: torch.dtype, recompute: bool
+) -> None:
+    policy, _ = load_models(model_folder, dtype)
+    through_all = log_probs(policy, whole_sequences())
+    whole = gradients(policy, through_all.sum())
+    wanted = gradients(policy, sum_row_by_row(policy))
+    if recompute:
+        recompute_activations(policy)
+    after_contexts = log_probs(policy, windows_alone(policy))
+    torch.testing.assert_close(after_contexts, through_all, atol=1e-5, rtol=0)
+    ours = gradients(policy, after_contexts.sum())
+    torch.testing.assert_close(ours, wanted, rtol=1e-4, atol=1e-4 * float(wanted.abs().max()))
+    assert float((ours - whole).norm() / whole.norm()) > 0.01
+
+
+def test_without_contexts_it_is_the_usual_gradient(model_folder: str) -> None:
+    policy, _ = load_models(model_folder)
+    batch = batch_from_fragments(make_fragments(1, 5, context=1, earlier=0))
+    assert not batch.window.positions[:, 0].any()
+    whole = gradients(policy, log_probs(policy, whole_sequences(batch), batch).sum())
+    ours = gradients(policy, log_probs(policy, windows_alone(policy, batch), batch).sum())
+    torch.testing.assert_close(ours, whole, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("micro_batch_tokens", [1, 30, 10_000])
+def test_contexts_lie_back_to_back_however_they_were_computed(model_folder: str, micro_batch_tokens: int) -> None:
+    policy, _ = load_models(model_folder)
+    computed = window_contexts(policy, BATCH, micro_batch_tokens)
+    assert torch.equal(computed.lengths, BATCH.window.positions[:, 0])
+    assert computed.padded_positions >= int(computed.lengths.sum())
+    stops = computed.lengths.cumsum(0).tolist()
+    for row, (start, stop) in enumerate(pairwise([0, *stops])):
+        if start == stop:
+            continue
+        alone = policy.keys_and_values(BATCH.padded(torch.tensor([row]), computed.lengths[[row]]))
+        for pair, wanted_pair in zip(computed.layers, alone, strict=True):
+            for part, wanted in zip(pair, wanted_pair, strict=True):
+                torch.testing.assert_close(part[start:stop], wanted[0].transpose(0, 1), atol=1e-5, rtol=1e-4)
+
+
+def test_no_fragments_are_one_token_of_padding(model_folder: str) -> None:
+    policy, _ = load_models(model_folder)
+    none = torch.zeros(0, dtype=torch.int64)
+    for batch in (batch_from_fragments([]), BATCH):
+        inputs = window_contexts(policy, batch, 100).model_input(batch, none, none, CPU)
+        assert inputs.input_ids.tolist() == [[0]]
+        assert inputs.past_key_values is None
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        pytest.param(
+            lambda: GPT2LMHeadModel(GPT2Config(vocab_size=50, n_positions=64, n_embd=32, n_layer=2, n_head=2)),
+            id="positions that are learned",
+        ),
+        pytest.param(
+            lambda: LlamaForCausalLM(
+                LlamaConfig(
+                    vocab_size=50, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2
+                )
+            ),
+            id="Llama",
+        ),
+    ],
+)
+def test_other_architectures(model: PreTrainedModel) -> None:
+    torch.manual_seed(0)
+    policy = Policy(model())  # type: ignore[operator]
+    torch.testing.assert_close(
+        log_probs(policy, windows_alone(policy)), log_probs(policy, whole_sequences()), atol=1e-4, rtol=0
+    )
+
+
+def test_models_that_forget_what_is_far_away_are_refused(model_folder: str) -> None:
+    config = Gemma2Config(
+        vocab_size=50,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+    )
+    _, critic = load_models(model_folder)
+    with pytest.raises(ValueError, match=r"context_gradient=False: Gemma2Model .*sliding_attention"):
+        UpdateStep(Policy(Gemma2ForCausalLM(config)), critic, UpdateSettings(context_gradient=False))
+
+
+def test_models_that_go_on_otherwise_are_refused(model_folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    policy, critic = load_models(model_folder)
+    after_contexts = contexts.after_contexts
+
+    def misplaced(*windows: Any) -> ModelInput:
+        inputs = after_contexts(*windows)
+        assert inputs.position_ids is not None
+        return replace(inputs, position_ids=inputs.position_ids + 9)
+
+    monkeypatch.setattr(contexts, "after_contexts", misplaced)
+    with pytest.raises(ValueError, match=r"context_gradient=False: Qwen2Model computes otherwise after a context"):
+        UpdateStep(policy, critic, UpdateSettings(context_gradient=False))
+
+
+def updated(folder: str, **options: Any) -> tuple[dict[str, float], torch.Tensor]:
+    """Metrics of one update and the policy's weights after it."""
+    policy, critic = load_models(folder)
+    settings = UpdateSettings(lr=1e-3, micro_batch_tokens=60, **options)
+    targets = estimate_targets(critic, BATCH, settings)
+    metrics = UpdateStep(policy, critic, settings).run(BATCH, targets, policy_version=9).metrics
+    return metrics, torch.cat([parameter.flatten() for parameter in policy.parameters()]).detach()
+
+
+def test_an_update_reports_the_same_and_moves_otherwise(model_folder: str) -> None:
+    with_context, weights = updated(model_folder)
+    without, other_weights = updated(model_folder, context_gradient=False)
+    for name in ("policy_loss", "entropy", "log_prob_gap_mean", "value_loss", "processed_tokens"):
+        assert without[name] == pytest.approx(with_context[name], rel=1e-4)
+    assert without["policy_grad_norm"] != pytest.approx(with_context["policy_grad_norm"], rel=1e-3)
+    assert not torch.allclose(weights, other_weights, atol=1e-5)
+
+
+def test_all_passes_share_the_contexts(model_folder: str) -> None:
+    of_contexts = int(BATCH.window.positions[:, 0].sum())
+    of_windows = int(last_positions(BATCH.window).sum()) - of_contexts
+    passes = {"num_epochs": 3, "minibatch_size": 20}
+    assert updated(model_folder, **passes)[0]["processed_tokens"] == 3 * (of_contexts + of_windows)
+    without = updated(model_folder, context_gradient=False, **passes)[0]
+    assert without["processed_tokens"] == of_contexts + 3 * of_windows
