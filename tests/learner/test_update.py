@@ -16,6 +16,7 @@ from tppo_rl.learner.models import Critic, Policy
 from tppo_rl.learner.settings import UpdateSettings
 from tppo_rl.learner.targets import Targets, estimate_targets
 from tppo_rl.learner.update import UpdateResult, UpdateStep
+from tppo_rl.subnormals import is_flushing
 
 NO_CLIPPING = {"grad_clip": None, "critic_grad_clip": None}
 
@@ -425,3 +426,15 @@ def test_models_share_nothing(model_folder: str) -> None:
     assert not {parameter.data_ptr() for parameter in policy.parameters()} & {
         parameter.data_ptr() for parameter in critic.parameters()
     }
+
+
+def test_subnormal_gradients_are_0(model_folder: str) -> None:
+    """A CPU takes many times as long with them; who called is left as he was."""
+    run = Run(model_folder, **NO_CLIPPING)
+    batch = batch_from_fragments(make_fragments(0))
+    targets = estimate_targets(run.critic, batch, run.settings)
+    run.step.run(batch, replace(targets, advantages=1e-41 * targets.advantages), 0)
+    assert not run.step.policy_gradients.buffer.any()
+    assert run.step.critic_gradients is not None
+    assert run.step.critic_gradients.buffer.any()
+    assert not is_flushing()

@@ -31,12 +31,14 @@ from tppo_rl.learner.settings import UpdateSettings
 from tppo_rl.learner.targets import Targets, estimate_targets, last_positions, sampled_log_probs
 from tppo_rl.learner.update import UpdateStep
 from tppo_rl.linear import use_fastest_linear
+from tppo_rl.subnormals import flushed_subnormals
 
 LARGEST_GRADIENT_DIFFERENCE = {"float32": 1e-4, "bfloat16": 0.1}
 """Relative; above it the two loops would not do the same work."""
 _GIB = 2**30
 
 
+@flushed_subnormals()
 def learner_figures(
     *,
     model: str,

@@ -20,6 +20,7 @@ from tppo_rl.learner.update import UpdateStep
 from tppo_rl.plan.costs import MeasuredLearnerCost
 from tppo_rl.plan.fits import fit_pass
 from tppo_rl.plan.windows import LearnerWork, PassWork, work_of_fragments
+from tppo_rl.subnormals import flushed_subnormals
 
 _PASSES = ("values", "policy", "critic")
 _WINDOWS = (16, 64, LONGEST_RESPONSE)
@@ -79,6 +80,7 @@ class LearnerBench:
         longest = whole_episodes(self._vocabulary, tokens=tokens, length=PROMPT + LONGEST_RESPONSE)
         return windows + [_first(some, size) for size in sizes for some in (long, short, longest)]
 
+    @flushed_subnormals()
     def _timed(self, fragments: Sequence[Fragment]) -> dict[str, float]:
         with self.clock.timing() as total:
             batch = batch_from_fragments(list(fragments))

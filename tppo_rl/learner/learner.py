@@ -38,6 +38,7 @@ from tppo_rl.learner.targets import Targets
 from tppo_rl.learner.update import UpdateResult, UpdateStep
 from tppo_rl.learner.value_buffer import ValueBuffer
 from tppo_rl.maths.advantages import load_compiled
+from tppo_rl.subnormals import flushed_subnormals
 
 FRAGMENT_REPORT = "fragment_report"
 """Key of the Arrow table (`FRAGMENT_REPORT_SCHEMA`) beside the metrics in the result of `update`."""
@@ -61,6 +62,7 @@ class TPPOLearner(TorchLearner):
 
     _weights_seq_no: int
 
+    @flushed_subnormals()
     def build(self) -> None:
         """Builds module, optimizers and the learner pipeline; sets torch's threads to `num_cpus_per_learner`.
 
@@ -101,6 +103,7 @@ class TPPOLearner(TorchLearner):
                 module_id=module_id, optimizer_name=name, optimizer=optimizer, params=trainable(model.parameters())
             )
 
+    @flushed_subnormals()
     def update(
         self,
         batch: pa.Table | None = None,

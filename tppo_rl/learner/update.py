@@ -32,6 +32,7 @@ from tppo_rl.learner.settings import UpdateSettings
 from tppo_rl.learner.sharding import ShardedGradientStep, shard
 from tppo_rl.learner.tally import Tally
 from tppo_rl.learner.targets import Targets, empty_value_batch
+from tppo_rl.subnormals import flushed_subnormals
 
 FRAGMENT_REPORT_SCHEMA = pa.schema(
     [
@@ -111,6 +112,7 @@ class UpdateStep:
             self.critic_gradients = self._gradients(self.critic_optimizer, settings.critic_grad_clip, "critic")
             self._critic_step = CriticStep(critic, self.critic_gradients, settings, self._collective)
 
+    @flushed_subnormals()
     def run(self, batch: TrainBatch, targets: Targets, policy_version: int) -> UpdateResult:
         """Trains both models on one batch.
 
