@@ -129,8 +129,11 @@ def test_the_shipped_file_is_a_fair_comparison() -> None:
     baseline = experiments["ppo"]
     assert baseline.run == "PPO"
     of_the_mode = {"mode", "window_length", "num_cpus_per_env_runner", "num_cpus_per_learner"}
-    tuned = {"lr", "num_epochs", "critic_num_epochs"}
+    tuned = {"lr", "num_epochs", "critic_num_epochs", "num_envs_per_env_runner", "train_batch_size_per_learner"}
     for name, allowed in (("tppo", of_the_mode | tuned), ("tppo_sync", of_the_mode)):
         ours = experiments[name].config
         assert {key for key in ours | baseline.config if ours.get(key) != baseline.config.get(key)} <= allowed
         assert (experiments[name].env, experiments[name].stop) == (baseline.env, baseline.stop)
+        assert ours["num_envs_per_env_runner"] <= baseline.config["num_envs_per_env_runner"], (
+            "more slots are more memory"
+        )
