@@ -148,6 +148,21 @@ def test_other_architectures(model: PreTrainedModel) -> None:
     )
 
 
+def test_padding_after_a_long_context_needs_no_position_of_its_own() -> None:
+    batch = batch_from_fragments(
+        make_fragments(0, 1, context=20, tokens=4) + make_fragments(1, 1, context=1, tokens=12)
+    )
+    longest = int(last_positions(batch.window).max())
+    torch.manual_seed(0)
+    policy = Policy(GPT2LMHeadModel(GPT2Config(vocab_size=50, n_positions=longest, n_embd=32, n_layer=2, n_head=2)))
+    torch.testing.assert_close(
+        log_probs(policy, windows_alone(policy, batch), batch),
+        log_probs(policy, whole_sequences(batch), batch),
+        atol=1e-4,
+        rtol=0,
+    )
+
+
 def test_models_that_forget_what_is_far_away_are_refused(model_folder: str) -> None:
     config = Gemma2Config(
         vocab_size=50,

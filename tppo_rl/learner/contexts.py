@@ -57,7 +57,7 @@ class Contexts:
         padded = [
             (_gather(keys, places).to(device), _gather(values, places).to(device)) for keys, values in self.layers
         ]
-        return after_contexts(input_ids.to(device), starts, padded)
+        return after_contexts(input_ids.to(device), starts, lengths, padded)
 
 
 def window_contexts(policy: Policy, batch: TrainBatch, micro_batch_tokens: int) -> Contexts:
@@ -86,7 +86,9 @@ def window_contexts(policy: Policy, batch: TrainBatch, micro_batch_tokens: int) 
     return Contexts(lengths, layers, groups.padded_positions)
 
 
-def after_contexts(input_ids: torch.Tensor, starts: torch.Tensor, layers: KeysAndValues) -> ModelInput:
+def after_contexts(
+    input_ids: torch.Tensor, starts: torch.Tensor, lengths: torch.Tensor, layers: KeysAndValues
+) -> ModelInput:
     """Lets rows of tokens go on after keys and values of their contexts.
 
     Each row sees its own context, nothing of the padding behind that, and its own tokens up to each of them.
@@ -94,6 +96,7 @@ def after_contexts(input_ids: torch.Tensor, starts: torch.Tensor, layers: KeysAn
     Args:
         input_ids: int64 [b, n], padded on the right with any token.
         starts: int64 [b] on the CPU, length of each context.
+        lengths: int64 [b] on the CPU, of context and row together.
         layers: Keys and values of each layer, [b, heads, c, width], padded on the right with any finite number.
     """
     rows, width = input_ids.shape
@@ -101,10 +104,12 @@ def after_contexts(input_ids: torch.Tensor, starts: torch.Tensor, layers: KeysAn
     seen = torch.cat(
         [in_context[:, None].expand(-1, width, -1), (columns <= columns[:, None]).expand(rows, -1, -1)], dim=2
     )
+    # Padding stays at its row's last position: models that learn positions have no more than the longest sequence needs.
+    positions = torch.minimum(starts[:, None] + columns, lengths[:, None] - 1)
     return ModelInput(
         input_ids,
         starts,
-        position_ids=(starts[:, None] + columns).to(input_ids.device),
+        position_ids=positions.to(input_ids.device),
         attention_mask=seen[:, None].to(input_ids.device),
         past_key_values=Cache(layers=[_ContextLayer(keys, values) for keys, values in layers]),
     )
@@ -153,7 +158,7 @@ def check_contexts(policy: Policy) -> None:
     with policy.autocast():
         whole = backbone(input_ids=sequences.to(policy.device), use_cache=False).last_hidden_state[:, -1]
         contexts = policy.keys_and_values(sequences[:, :3].to(policy.device))
-        after = after_contexts(windows.to(policy.device), starts, contexts)
+        after = after_contexts(windows.to(policy.device), starts, torch.tensor([4, 4]), contexts)
         last = backbone(**after.of_model(), use_cache=False).last_hidden_state[[0, 1], [2, 0]]
     difference = float((last - whole).norm() / whole.norm())
     if not difference < (1e-3 if policy.dtype in (torch.float32, torch.float64) else 0.05):
