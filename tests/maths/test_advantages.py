@@ -16,6 +16,7 @@ from tppo_rl.maths.advantages import (
     generalised_advantages,
     hindsight_advantages,
     length_adaptive_lambda,
+    ragged_extended_gae,
 )
 
 
@@ -480,6 +481,12 @@ def test_gradients() -> None:
     assert torch.autograd.gradcheck(
         lambda r, v, b: extended_gae(r, v, b, lengths, tail_corrected=~finished, **options), arguments
     )
+    assert torch.autograd.gradcheck(
+        lambda r, v, b: ragged_extended_gae(
+            r.flatten(), v.flatten(), b, torch.tensor([3, 5]), tail_corrected=~finished, **options
+        ),
+        arguments,
+    )
     assert torch.autograd.gradcheck(lambda r, v: generalised_advantages(r, v, lengths, **options), arguments[:2])
     returns_after = torch.tensor([1.0, -2.0], dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(
@@ -497,6 +504,8 @@ def test_no_rows() -> None:
     lengths, finished = torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.bool)
     boundary = boundary_values(empty, none, lengths, finished, "hold")
     assert extended_gae(empty, empty, boundary, lengths, gamma=1.0, lambda_=1.0).shape == (0, 0)
+    for values in (none, none.clone().requires_grad_()):
+        assert ragged_extended_gae(none, values, boundary, lengths, gamma=1.0, lambda_=1.0).shape == (0,)
     wide = torch.zeros(0, 5)
     for corrected in (None, finished):
         advantages = extended_gae(wide, wide, none, lengths, gamma=1.0, lambda_=1.0, tail_corrected=corrected)
@@ -513,6 +522,15 @@ def test_misfits_are_refused() -> None:
         extended_gae(rewards[:, :3], values, boundary, lengths, gamma=1.0, lambda_=1.0)
     with pytest.raises(ValueError, match="boundary_values"):
         extended_gae(rewards, values, boundary[:2], lengths, gamma=1.0, lambda_=1.0)
+    flat, options = torch.zeros(12), {"gamma": 1.0, "lambda_": 1.0}
+    with pytest.raises(ValueError, match=r"rewards and values must both be \[N\], got \(3, 4\) and \(3, 4\)"):
+        ragged_extended_gae(rewards, values, boundary, lengths, **options)
+    with pytest.raises(ValueError, match="boundary_values"):
+        ragged_extended_gae(flat, flat, boundary[:2], lengths, **options)
+    with pytest.raises(ValueError, match="add up to the 12 values, got 11 in all and 1 at least"):
+        ragged_extended_gae(flat, flat, boundary, torch.tensor([4, 1, 6]), **options)
+    with pytest.raises(ValueError, match="got 12 in all and 0 at least"):
+        ragged_extended_gae(flat, flat, boundary, torch.tensor([4, 0, 8]), **options)
     with pytest.raises(ValueError, match=r"lengths must lie in 1 \.\. 4"):
         extended_gae(rewards, values, boundary, torch.tensor([1, 2, 5]), gamma=1.0, lambda_=1.0)
     with pytest.raises(ValueError, match=r"lengths must lie in 1 \.\. 4"):

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tppo_rl.maths.advantages import extended_gae
+from tppo_rl.maths.advantages import extended_gae, ragged_extended_gae
 
 
 @given(
@@ -46,6 +46,16 @@ def test_equals_the_tensor_code_to_the_last_bit(
     assert not compiled.requires_grad
     assert compiled.dtype == dtype
     assert torch.equal(compiled, tensor_code)
+    back_to_back = ragged_extended_gae(
+        rewards[~padding],
+        values[~padding],
+        boundary,
+        torch.tensor(lengths),
+        gamma=gamma,
+        lambda_=rate,  # type: ignore[arg-type]
+        tail_corrected=tail_corrected,
+    )
+    assert torch.equal(back_to_back, compiled[~padding])
 
 
 def test_rows_need_not_be_contiguous() -> None:

@@ -1,9 +1,9 @@
 """Extended GAE against RLlib's GAE and a loop in Python: `tppo-rl bench advantages`.
 
-Lengths of responses are long-tailed (log-normal, mean about 121, at most 2,048), so that 94 % of a padded array is
-padding. They are taken whole, and cut into windows as T-PPO trains them. Every row ends its episode, for RLlib's function
-knows no window that goes on. The three are timed in turn, repeat by repeat. What is timed begins with the arrays in the
-form that each takes, [B, T] for ours and flat for the others, and ends with the advantages.
+Lengths of responses are long-tailed (log-normal, mean about 121, at most 2,048). They stand back to back, which is the form
+that the other two take; padded, where 94 % is padding; and cut into windows, padded, as T-PPO trains them. Every row
+ends its episode, for RLlib's function knows no window that goes on. The three are timed in turn, repeat by repeat. What
+is timed begins with the arrays and ends with the advantages.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from tppo_rl.bench.records import Figure, figure_of
-from tppo_rl.maths.advantages import extended_gae
+from tppo_rl.maths.advantages import extended_gae, ragged_extended_gae
 
 GAMMA, LAMBDA = 1.0, 0.97
 LONGEST = 2048
@@ -51,22 +51,31 @@ def advantages_figures(*, tokens: int, repeats: int, rllib: bool) -> list[Figure
         repeats: Times that each is measured.
         rllib: Whether to compare with RLlib's GAE, if ray is installed.
     """
+    responses, windows = ragged_rows(tokens), ragged_rows(tokens, WINDOW)
     return [
-        *_figures(ragged_rows(tokens), "", repeats, rllib),
-        *_figures(ragged_rows(tokens, WINDOW), f", windows of {WINDOW}", repeats, rllib),
+        *_figures(responses, "", _back_to_back(responses), repeats, rllib),
+        *_figures(responses, ", padded", _padded(responses), repeats, rllib),
+        *_figures(windows, f", windows of {WINDOW}", _padded(windows), repeats, rllib),
     ]
 
 
-def _figures(rows: Rows, suffix: str, repeats: int, rllib: bool) -> list[Figure]:
+def _back_to_back(rows: Rows) -> Callable[[], torch.Tensor]:
+    rewards, values = (torch.from_numpy(array) for array in flat_arrays(rows)[:2])
+    boundary = torch.zeros(len(rows.lengths))
+    return lambda: ragged_extended_gae(rewards, values, boundary, rows.lengths, gamma=GAMMA, lambda_=LAMBDA)
+
+
+def _padded(rows: Rows) -> Callable[[], torch.Tensor]:
+    boundary = torch.zeros(len(rows.lengths))
+    return lambda: extended_gae(rows.rewards, rows.values, boundary, rows.lengths, gamma=GAMMA, lambda_=LAMBDA)
+
+
+def _figures(rows: Rows, suffix: str, ours: Callable[[], torch.Tensor], repeats: int, rllib: bool) -> list[Figure]:
     flat_rewards, flat_values, ends = flat_arrays(rows)
     few = int(rows.lengths[: max(1, len(rows.lengths) // _LOOP_SHARE)].sum())
     lists = [array[:few].tolist() for array in (flat_rewards, flat_values, ends)]
-    boundary = torch.zeros(len(rows.lengths))
-
-    def ours() -> torch.Tensor:
-        return extended_gae(rows.rewards, rows.values, boundary, rows.lengths, gamma=GAMMA, lambda_=LAMBDA)
-
-    expected = ours()[rows.mask].numpy()  # It is compiled, or read from numba's cache, here.
+    advantages = ours()
+    expected = (advantages if advantages.ndim == 1 else advantages[rows.mask]).numpy()
     target = _rllib_targets(flat_rewards, flat_values, ends) if rllib and importlib.util.find_spec("ray") else None
     our_seconds, loop_seconds, rllib_seconds = [], [], []
     for repeat in range(repeats + 1):

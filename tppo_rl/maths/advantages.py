@@ -63,17 +63,13 @@ def extended_gae(
         ValueError: shapes that do not fit together, or a length outside 1 .. T.
     """
     _check_rows(values, lengths, rewards=rewards)
-    if boundary_values.shape != lengths.shape:
-        raise ValueError(f"boundary_values must have shape {tuple(lengths.shape)}, got {tuple(boundary_values.shape)}")
-    if tail_corrected is not None and tail_corrected.shape != lengths.shape:
-        raise ValueError(f"tail_corrected must have shape {tuple(lengths.shape)}, got {tuple(tail_corrected.shape)}")
+    _check_per_row(lengths, boundary_values, tail_corrected)
     num_steps = values.shape[1]
     if num_steps == 0:
         return torch.zeros_like(values)
-    inputs = (rewards, values, boundary_values)
-    needs_gradient = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
-    if not needs_gradient and all(tensor.device.type == "cpu" and tensor.dtype == values.dtype for tensor in inputs):
-        return _compiled(rewards, values, boundary_values, lengths, gamma, lambda_, tail_corrected)
+    if _may_be_compiled(rewards, values, boundary_values):
+        starts = torch.arange(len(lengths)) * num_steps
+        return _compiled(rewards, values, boundary_values, starts, lengths, gamma, lambda_, tail_corrected)
     steps = torch.arange(num_steps, device=values.device)
     valid, last = steps < lengths[:, None], steps == lengths[:, None] - 1
     following = torch.cat([values[:, 1:], boundary_values[:, None]], dim=1)
@@ -93,6 +89,55 @@ def extended_gae(
         advantages.append(running)
     result = torch.stack(advantages[::-1], dim=1)
     return result if tail_corrected is None else result / weights
+
+
+def ragged_extended_gae(
+    rewards: torch.Tensor,
+    values: torch.Tensor,
+    boundary_values: torch.Tensor,
+    lengths: torch.Tensor,
+    *,
+    gamma: float,
+    lambda_: float | torch.Tensor,
+    tail_corrected: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Returns `extended_gae` of rows that stand back to back without padding, [N] in the dtype of `values`.
+
+    Args:
+        rewards: [N], r_t of each sampled token, row after row, as variable-length attention has them.
+        values: [N], V(s_t).
+        boundary_values: [B], like the arguments below those of `extended_gae`.
+        lengths: int64 [B], number of tokens in each row, at least 1; N together.
+        gamma: Discount of each sampled token.
+        lambda_: A float or a tensor [B].
+        tail_corrected: bool [B] or None.
+
+    Raises:
+        ValueError: shapes that do not fit together, a length below 1, or lengths that do not add up to N.
+    """
+    if values.ndim != 1 or rewards.shape != values.shape:
+        raise ValueError(f"rewards and values must both be [N], got {tuple(rewards.shape)} and {tuple(values.shape)}")
+    _check_per_row(lengths, boundary_values, tail_corrected)
+    total, least = int(lengths.sum()), int(lengths.min()) if len(lengths) else 1
+    if total != len(values) or least < 1:
+        raise ValueError(
+            f"lengths must be at least 1 and add up to the {len(values)} values, got {total} in all and {least} at least"
+        )
+    if _may_be_compiled(rewards, values, boundary_values):
+        starts = lengths.cumsum(0) - lengths
+        return _compiled(rewards, values, boundary_values, starts, lengths, gamma, lambda_, tail_corrected)
+    width = int(lengths.max()) if len(lengths) else 0
+    mask = torch.arange(width, device=values.device) < lengths[:, None]
+    advantages = extended_gae(
+        rewards.new_zeros(mask.shape).masked_scatter(mask, rewards),
+        values.new_zeros(mask.shape).masked_scatter(mask, values),
+        boundary_values,
+        lengths,
+        gamma=gamma,
+        lambda_=lambda_,
+        tail_corrected=tail_corrected,
+    )
+    return advantages[mask]
 
 
 def load_compiled() -> None:
@@ -219,28 +264,47 @@ def boundary_values(
     return torch.where(finished, 0.0, open_values)
 
 
+def _may_be_compiled(*inputs: torch.Tensor) -> bool:
+    """Whether the tensors are of one dtype, on the CPU, and no gradient is asked for."""
+    needs_gradient = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
+    one_kind = all(tensor.device.type == "cpu" and tensor.dtype == inputs[0].dtype for tensor in inputs)
+    return one_kind and not needs_gradient
+
+
 def _compiled(
     rewards: torch.Tensor,
     values: torch.Tensor,
     boundary_values: torch.Tensor,
+    starts: torch.Tensor,
     lengths: torch.Tensor,
     gamma: float,
     lambda_: float | torch.Tensor,
     tail_corrected: torch.Tensor | None,
 ) -> torch.Tensor:
-    """Returns what the tensor code of `extended_gae` returns, for tensors of one dtype on the CPU."""
+    """Returns what the tensor code of `extended_gae` returns, in the shape of `values`.
+
+    Args:
+        rewards: [B, T] or [N].
+        values: As `rewards`.
+        boundary_values: [B].
+        starts: int64 [B], index of the first token of each row among all places of `values`.
+        lengths: int64 [B].
+        gamma: Discount.
+        lambda_: A float or a tensor [B].
+        tail_corrected: bool [B] or None.
+    """
     from tppo_rl.maths.compiled import extended_gae_rows
 
     rates = [torch.as_tensor(rate, dtype=values.dtype).expand(len(lengths)) for rate in (gamma * lambda_, lambda_)]
     uncorrected = torch.zeros(len(lengths), dtype=torch.bool)
-    tensors = [rewards, values, boundary_values, lengths, torch.tensor([gamma], dtype=values.dtype), *rates]
+    tensors = [rewards, values, boundary_values, starts, lengths, torch.tensor([gamma], dtype=values.dtype), *rates]
     tensors.append(uncorrected if tail_corrected is None else tail_corrected)
     # Every layout would be compiled, and loaded, on its own.
-    arrays = [tensor.detach().contiguous().numpy() for tensor in tensors]
+    arrays = [tensor.detach().contiguous().numpy().reshape(-1) for tensor in tensors]
     # Zeros of numpy take no time until they are written to, and padding never is.
-    advantages = np.zeros(values.shape, arrays[1].dtype)
+    advantages = np.zeros(values.numel(), arrays[1].dtype)
     extended_gae_rows(*arrays, advantages)
-    return torch.from_numpy(advantages)
+    return torch.from_numpy(advantages).view(values.shape)
 
 
 def _tail_weights(
@@ -258,6 +322,14 @@ def _tail_weights(
     left = lengths[:, None] - torch.arange(num_steps, device=like.device)
     weights = torch.stack(by_length, dim=1).gather(1, (left - 1).clamp(min=0))
     return torch.where(tail_corrected[:, None], weights, 1.0)
+
+
+def _check_per_row(lengths: torch.Tensor, boundary_values: torch.Tensor, tail_corrected: torch.Tensor | None) -> None:
+    """Raises ValueError unless what is given for each row has the shape of the lengths."""
+    if boundary_values.shape != lengths.shape:
+        raise ValueError(f"boundary_values must have shape {tuple(lengths.shape)}, got {tuple(boundary_values.shape)}")
+    if tail_corrected is not None and tail_corrected.shape != lengths.shape:
+        raise ValueError(f"tail_corrected must have shape {tuple(lengths.shape)}, got {tuple(tail_corrected.shape)}")
 
 
 def _check_rows(values: torch.Tensor, lengths: torch.Tensor, **others: torch.Tensor) -> None:
