@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
-from tppo_rl.bench.rollout import LongTailedEngine, rollout_figures
+from tppo_rl.base_models import resolve_model
+from tppo_rl.bench.rollout import (
+    LongTailedEngine,
+    endless_tickets,
+    make_sampler,
+    model_weights,
+    recompute_seconds,
+    rollout_figures,
+)
+from tppo_rl.rollout.chat import Chat
 from tppo_rl.rollout.engine import Output, Request, Sampling
+from tppo_rl.rollout.vllm_engine import VLLMEngine
 
 
 def test_figures_have_their_names_and_all_slots_are_busy() -> None:
@@ -25,6 +37,39 @@ def test_figures_have_their_names_and_all_slots_are_busy() -> None:
     assert by_name["slot_occupancy"].median == 1.0
     assert all(figure.median > 0 for figure in figures if figure.unit == "tokens/s")
     assert by_name["rollout_efficiency_4"].repeats == 2
+
+
+def test_recompute_ends_when_every_slot_samples_again() -> None:
+    model = resolve_model("tppo_rl/arithmetic-chain")
+    # A step holds the context of one slot, so that eight of them take several.
+    engine = VLLMEngine(
+        model,
+        dtype="float32",
+        max_model_len=192,
+        max_num_seqs=8,
+        end_of_turn=(),
+        engine_args={"max_num_batched_tokens": 64, "enable_chunked_prefill": True},
+    )
+    sampler = make_sampler(LongTailedEngine(engine, mean=64, cap=64), Chat.from_pretrained(model), 8, 8, 64)
+    sampler.tickets.extend(itertools.islice(endless_tickets(), 500))
+    productive: list[int] = []
+
+    def run(steps: int) -> tuple[int, float]:
+        before = sampler.num_productive_slot_steps
+        sampler.run(steps)
+        productive.append(sampler.num_productive_slot_steps - before)
+        return 0, 1.0
+
+    try:
+        recompute_seconds(sampler, run, 0.0)
+        productive.clear()
+        engine.load_weights(model_weights(model), 1)
+        assert recompute_seconds(sampler, run, 0.25) == 0.75 * len(productive)
+        assert len(productive) > 1
+        assert productive[-1] == 8 > max(productive[:-1])
+    finally:
+        sampler.close()
+        engine.stop()
 
 
 class Recorder:
