@@ -250,3 +250,14 @@ def test_packed_linear_layers_take_new_weights(chat: Chat, policy: Any, weights_
         check_scores(engine, policy, weights_of)
     finally:
         engine.stop()
+
+
+@pytest.mark.slow
+def test_a_compiled_engine_takes_new_weights(chat: Chat, policy: Any, weights_of: Any) -> None:
+    engine = make_engine(chat, engine_args={"enforce_eager": False})
+    try:
+        fragments = run_with_updates(make_sampler(engine, chat, window=16), engine, weights_of, steps=7)
+    finally:
+        engine.stop()
+    gaps = log_prob_gaps(fragments, policy, weights_of, temperature=1.0)
+    assert gaps.mean() <= 1e-6

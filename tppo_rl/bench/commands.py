@@ -165,6 +165,13 @@ def scale(**options: Any) -> Sequence[Figure]:
 @click.option("--prompts", "num_prompts", type=click.IntRange(1), default=512, show_default=True, help="Held-out ones.")
 @click.option("--limit-tokens", type=click.IntRange(1), help="Sampled tokens of a side; else the run file's.")
 @click.option("--limit-seconds", type=float, default=900.0, show_default=True, help="On the clock of a side.")
+@click.option(
+    "--results",
+    type=click.Path(path_type=Path),
+    default=Path("runs/peers"),
+    show_default=True,
+    help="Sides that ended there with the same settings are not run again.",
+)
 @click.option("--trl-prompts", type=click.IntRange(1), default=2, show_default=True, help="Of TRL's batch.")
 @click.option("--trl-generations", type=click.IntRange(2), default=8, show_default=True, help="Responses to each.")
 @click.option("--trl-minibatch", type=click.IntRange(1), default=16, show_default=True, help="Responses of a pass.")

@@ -16,7 +16,6 @@ import math
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
@@ -91,6 +90,7 @@ def peers_figures(
     num_prompts: int,
     limit_tokens: int | None,
     limit_seconds: float,
+    results: Path,
     trl_prompts: int,
     trl_generations: int,
     trl_minibatch: int,
@@ -110,6 +110,7 @@ def peers_figures(
         num_prompts: Held-out prompts.
         limit_tokens: Sampled tokens of a side; None: the run file's.
         limit_seconds: On the clock of a side.
+        results: Folder of what the sides report; a side that ended there with the same settings is not run again.
         trl_prompts: Prompts of TRL's batch.
         trl_generations: Responses to each of them.
         trl_minibatch: Responses of a forward and backward pass; each epoch has one optimizer step.
@@ -120,7 +121,7 @@ def peers_figures(
         repeats: Seeds.
 
     Raises:
-        ValueError: TRL is not installed, an option does not do, or a side failed; says why.
+        ValueError: TRL is not installed, an option does not do, a side failed, or `results` holds one with other settings.
     """
     check_trl()
     if not 0 < target < 1:
@@ -139,7 +140,7 @@ def peers_figures(
         "generation": trl_generation,
         "threads": trl_threads or len(os.sched_getaffinity(0)),
     }
-    results: dict[str, list[SideResult]] = {side: [] for side in _SIDES}
+    outcomes: dict[str, list[SideResult]] = {side: [] for side in _SIDES}
     for seed in range(repeats):
         for side in _SIDES:
             settings = SideSettings(
@@ -150,10 +151,10 @@ def peers_figures(
                 limit_seconds=limit_seconds,
                 every_tokens=every_tokens,
                 num_prompts=num_prompts,
-                trl=trl,
+                trl=trl if side == "trl" else {},
             )
-            results[side].append(run_side(side, settings))
-    return figures_of(results, target)
+            outcomes[side].append(run_side(side, settings, results))
+    return figures_of(outcomes, target)
 
 
 def check_trl() -> None:
@@ -162,24 +163,40 @@ def check_trl() -> None:
         raise ValueError("trl is not installed, and the comparison is with it: pip install 'trl==1.16.*'")
 
 
-def run_side(side: str, settings: SideSettings) -> SideResult:
-    """Runs one side in a process of its own.
+def run_side(side: str, settings: SideSettings, results: Path) -> SideResult:
+    """Runs one side in a process of its own, unless it has ended in an earlier call with these settings.
+
+    Args:
+        side: "tppo" or "trl".
+        settings: Of the side.
+        results: Folder, made where it is missing. It gets `SIDE-seedN.json` and the settings beside it.
 
     Raises:
-        ValueError: it failed; the end of what it wrote to standard error says why.
+        ValueError: the side failed (the end of what it wrote to standard error says why), or the folder holds its result
+            with other settings.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "result.json"
-        command = [sys.executable, "-m", f"tppo_rl.bench.peer_{side}", json.dumps(asdict(settings)), str(out)]
-        run = subprocess.run(command, capture_output=True, text=True, check=False)
-        if run.returncode != 0:
-            raise ValueError(f"{side} ended with exit code {run.returncode}:\n{run.stderr[-3000:]}")
+    results.mkdir(parents=True, exist_ok=True)
+    out = results / f"{side}-seed{settings.seed}.json"
+    told, text = out.with_suffix(".settings.json"), json.dumps(asdict(settings))
+    if out.exists():
+        if not told.exists() or told.read_text(encoding="utf-8") != text:
+            raise ValueError(
+                f"results={str(results)!r}: {out.name} is of other settings; give another folder or remove it"
+            )
         return read_result(out)
+    told.write_text(text, encoding="utf-8")
+    command = [sys.executable, "-m", f"tppo_rl.bench.peer_{side}", text, str(out)]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    if run.returncode != 0:
+        raise ValueError(f"{side} ended with exit code {run.returncode}:\n{run.stderr[-3000:]}")
+    return read_result(out)
 
 
 def write_result(result: SideResult, path: Path) -> None:
-    """Writes what `read_result` reads."""
-    path.write_text(json.dumps(asdict(result)), encoding="utf-8")
+    """Writes what `read_result` reads; a file under that name is always whole."""
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(asdict(result)), encoding="utf-8")
+    part.replace(path)
 
 
 def read_result(path: Path) -> SideResult:
