@@ -127,6 +127,7 @@ class TPPOConfig(AlgorithmConfig, DerivedOptions):
         micro_batch_tokens: int = NotProvided,
         packing: bool = NotProvided,
         context_gradient: bool = NotProvided,
+        context_cache_tokens: int = NotProvided,
         critic_num_epochs: int = NotProvided,
         critic_minibatch_size: int | None = NotProvided,
         critic_warmup_updates: int = NotProvided,

@@ -43,6 +43,11 @@ GROUPS = WHOLE | {"critic": None, "advantage_estimator": "group_relative", "grou
         ({"value_batch_tokens": 99, "critic_targets": "also_truncated"}, ["value_batch_tokens=99", "'monte_carlo'"]),
         ({"value_batch_tokens": 99, "value_clip": 0.2}, ["value_clip=0.2", "not kept"]),
         ({"value_batch_tokens": 99, "kl_coef": 0.1, "kl_in": "reward"}, ["value_batch_tokens=99", "kl_in to 'loss'"]),
+        ({"context_cache_tokens": 99}, ["context_cache_tokens=99", "context_gradient to false"]),
+        (
+            {"context_cache_tokens": 99, "context_gradient": False, "off_policy_correction": "decoupled"},
+            ["context_cache_tokens=99", "off_policy_correction to 'behaviour'"],
+        ),
         ({"context_gradient": False, "packing": True}, ["context_gradient=False", "packing=True"]),
         ({"context_gradient": False, "positive_lm_coef": 0.1}, ["context_gradient=False", "positive_lm_coef=0.1"]),
         ({"adam_betas": [2, 3]}, ["adam_betas=[2", "[0, 1)"]),

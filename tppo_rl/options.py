@@ -246,6 +246,13 @@ class Options(BaseModel, DerivedOptions):
         description="Whether the policy's gradient goes through the states of prompt and earlier windows; without, their keys "
         "and values are computed once per update, forward alone, for all passes, and the gradient is biased.",
     )
+    context_cache_tokens: int = Field(
+        0,
+        ge=0,
+        description="Tokens of open episodes, per learner, whose keys and values are kept from update to update, for policy "
+        "and critic: a context is computed once, and is as old as the window it was. 0 keeps none. Without "
+        "`context_gradient` alone.",
+    )
     num_epochs: PositiveInt = Field(1, description="Passes of the policy over a batch.")
     critic_num_epochs: PositiveInt = Field(1, description="Passes of the critic over the finished episodes of a batch.")
     critic_minibatch_size: PositiveInt | None = Field(

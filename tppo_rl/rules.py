@@ -185,9 +185,22 @@ def _check_hindsight(options: Options) -> None:
         _refuse(options, "hindsight", "the return that it compares with has no KL in it; set kl_in to 'loss'")
 
 
-def _check_context_gradient(options: Options) -> None:
+def _check_contexts(options: Options) -> None:
     if options.context_gradient:
+        if options.context_cache_tokens:
+            _refuse(
+                options,
+                "context_cache_tokens",
+                "a gradient through contexts needs them computed anew; set context_gradient to false",
+            )
         return
+    if options.context_cache_tokens and (options.off_policy_correction != "behaviour" or options.sequence_mask):
+        _refuse(
+            options,
+            "context_cache_tokens",
+            "log-probs that are recomputed come from whole sequences, not from what older weights made of their contexts; "
+            "set off_policy_correction to 'behaviour' and sequence_mask to null, or context_cache_tokens to 0",
+        )
     reasons = {
         "packing": "packed sequences stand in one row, which has no context of its own; set packing to false",
         "positive_lm_coef": "tokens of earlier windows are imitated, which needs their gradient; set positive_lm_coef to 0",
@@ -202,7 +215,7 @@ def _check_context_gradient(options: Options) -> None:
 def _check_losses(options: Options) -> None:
     if len(options.adam_betas) != 2 or not all(0 <= beta < 1 for beta in options.adam_betas):
         _refuse(options, "adam_betas", "must be two decay rates in [0, 1), such as [0.9, 0.99]")
-    _check_context_gradient(options)
+    _check_contexts(options)
     if options.loss_mean == "response" and options.window < options.max_response_length:
         _refuse(
             options,

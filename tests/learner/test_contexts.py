@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -19,12 +18,12 @@ from transformers import (
 )
 
 from tppo_rl.learner import contexts
-from tppo_rl.learner.batch import TrainBatch, batch_from_fragments
+from tppo_rl.learner.batch import TrainBatch, batch_from_fragments, last_positions
 from tppo_rl.learner.contexts import window_contexts
 from tppo_rl.learner.models import Policy, recompute_activations
 from tppo_rl.learner.packing import ModelInput, model_input
 from tppo_rl.learner.settings import UpdateSettings
-from tppo_rl.learner.targets import estimate_targets, last_positions
+from tppo_rl.learner.targets import estimate_targets
 from tppo_rl.learner.update import UpdateStep
 
 BATCH = batch_from_fragments(make_fragments(0, 9))
@@ -36,8 +35,18 @@ def whole_sequences(batch: TrainBatch = BATCH) -> ModelInput:
 
 
 def windows_alone(policy: Policy, batch: TrainBatch = BATCH, *, micro_batch_tokens: int = 40) -> ModelInput:
-    before = window_contexts(policy, batch, micro_batch_tokens)
+    before = window_contexts(policy, batch, micro_batch_tokens).contexts
     return before.model_input(batch, torch.arange(len(batch)), last_positions(batch.window), CPU)
+
+
+@torch.no_grad()
+def states_of(policy: Policy, input_ids: torch.Tensor) -> torch.Tensor:
+    """Keys and values of all layers side by side, [n, W], of one sequence int64 [1, n], from transformers' own cache."""
+    cache = DynamicCache()
+    policy.model(input_ids, past_key_values=cache, use_cache=True)
+    return torch.cat(
+        [part[0].transpose(0, 1).flatten(1) for layer in cache.layers for part in (layer.keys, layer.values)], dim=1
+    )
 
 
 def log_probs(policy: Policy, inputs: ModelInput, batch: TrainBatch = BATCH) -> torch.Tensor:
@@ -101,24 +110,21 @@ def test_without_contexts_it_is_the_usual_gradient(model_folder: str) -> None:
 @pytest.mark.parametrize("micro_batch_tokens", [1, 30, 10_000])
 def test_contexts_lie_back_to_back_however_they_were_computed(model_folder: str, micro_batch_tokens: int) -> None:
     policy, _ = load_models(model_folder)
-    computed = window_contexts(policy, BATCH, micro_batch_tokens)
+    completed = window_contexts(policy, BATCH, micro_batch_tokens)
+    computed = completed.contexts
     assert torch.equal(computed.lengths, BATCH.window.positions[:, 0])
-    assert computed.padded_positions >= int(computed.lengths.sum())
-    stops = computed.lengths.cumsum(0).tolist()
-    for row, (start, stop) in enumerate(pairwise([0, *stops])):
-        if start == stop:
-            continue
-        alone = policy.keys_and_values(BATCH.padded(torch.tensor([row]), computed.lengths[[row]]))
-        for pair, wanted_pair in zip(computed.layers, alone, strict=True):
-            for part, wanted in zip(pair, wanted_pair, strict=True):
-                torch.testing.assert_close(part[start:stop], wanted[0].transpose(0, 1), atol=1e-5, rtol=1e-4)
+    assert completed.padded_positions >= completed.positions == int(computed.lengths.sum())
+    for row, length in enumerate(computed.lengths.tolist()):
+        if length:
+            wanted = states_of(policy, BATCH.padded(torch.tensor([row]), computed.lengths[[row]]))
+            torch.testing.assert_close(computed.of(row), wanted, atol=1e-5, rtol=1e-4)
 
 
 def test_no_fragments_are_one_token_of_padding(model_folder: str) -> None:
     policy, _ = load_models(model_folder)
     none = torch.zeros(0, dtype=torch.int64)
     for batch in (batch_from_fragments([]), BATCH):
-        inputs = window_contexts(policy, batch, 100).model_input(batch, none, none, CPU)
+        inputs = window_contexts(policy, batch, 100).contexts.model_input(batch, none, none, CPU)
         assert inputs.input_ids.tolist() == [[0]]
         assert inputs.past_key_values is None
 

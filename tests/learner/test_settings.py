@@ -54,6 +54,7 @@ KEYS = {
     "sequence_mask",
     "packing",
     "context_gradient",
+    "context_cache_tokens",
     "distributed",
 }
 

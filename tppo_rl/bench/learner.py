@@ -22,13 +22,13 @@ from tppo_rl.bench.memory import process_memory
 from tppo_rl.bench.records import Figure, figure_of
 from tppo_rl.bench.workloads import RANDOM_MODELS, random_model, tppo_fragments, whole_episodes
 from tppo_rl.fragments import Fragment
-from tppo_rl.learner.batch import TrainBatch, batch_from_fragments
+from tppo_rl.learner.batch import TrainBatch, batch_from_fragments, last_positions
 from tppo_rl.learner.micro_batches import micro_batches, minibatches
 from tppo_rl.learner.models import Critic, Policy, load_causal_lm, parse_dtype, transformer_blocks
 from tppo_rl.learner.optimizers import make_adamw
 from tppo_rl.learner.packing import model_input
 from tppo_rl.learner.settings import UpdateSettings
-from tppo_rl.learner.targets import Targets, estimate_targets, last_positions, sampled_log_probs
+from tppo_rl.learner.targets import Targets, estimate_targets, sampled_log_probs
 from tppo_rl.learner.update import UpdateStep
 from tppo_rl.linear import use_fastest_linear
 from tppo_rl.subnormals import flushed_subnormals

@@ -39,6 +39,11 @@ class SampledTokens:
         return torch.arange(self.positions.shape[1]) < self.lengths[:, None]
 
 
+def last_positions(sampled: SampledTokens) -> torch.Tensor:
+    """Returns the positions of each sequence up to the state that predicts its last sampled token, int64 [B]."""
+    return sampled.positions.amax(dim=1) + 1 if len(sampled.lengths) else sampled.lengths
+
+
 @dataclass(frozen=True, eq=False)
 class TrainBatch:
     """One learner's share of an update, on the CPU. B fragments, of which F are finished; B and F may be 0."""

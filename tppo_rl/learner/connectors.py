@@ -32,6 +32,7 @@ from ray.rllib.evaluation.postprocessing import Postprocessing
 from tppo_rl.fragments import Fragment
 from tppo_rl.learner.batch import batch_from_fragments
 from tppo_rl.learner.collective import Collective, SingleLearner
+from tppo_rl.learner.context_cache import ContextCache
 from tppo_rl.learner.module import TRAIN_BATCH
 from tppo_rl.learner.settings import UpdateSettings
 from tppo_rl.learner.targets import (
@@ -94,11 +95,18 @@ class ReferenceKL(_SettingsPiece):
 class CriticValuesOnTrainBatch(_SettingsPiece):
     """Evaluates the critic on every state of the batch."""
 
+    def __init__(self, settings: UpdateSettings, cache: ContextCache | None = None) -> None:
+        super().__init__(settings)
+        self._cache = cache
+
     def __call__(self, *, rl_module: Any, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
         """Adds `CRITIC_VALUES`."""
         columns = batch[DEFAULT_MODULE_ID]
         columns[CRITIC_VALUES] = rl_module[DEFAULT_MODULE_ID].compute_values(
-            columns, micro_batch_tokens=self._settings.micro_batch_tokens, packing=self._settings.packing
+            columns,
+            micro_batch_tokens=self._settings.micro_batch_tokens,
+            packing=self._settings.packing,
+            cache=self._cache,
         )
         return batch
 
@@ -208,6 +216,7 @@ def default_learner_pipeline(
     advantages: ConnectorV2 | None = None,
     collective: Collective | None = None,
     value_buffer: ValueBuffer | None = None,
+    cache: ContextCache | None = None,
 ) -> list[ConnectorV2]:
     """Returns the pieces that the settings ask for, in order.
 
@@ -217,12 +226,13 @@ def default_learner_pipeline(
         advantages: Piece that adds `ADVANTAGES` in place of the one that `advantage_estimator` names.
         collective: The other learners; None means that there are none.
         value_buffer: Holds finished episodes until the critic's batch is full; None trains them at once.
+        cache: Keeps the critic's contexts from update to update; None computes them anew.
     """
     pieces: list[ConnectorV2] = [FragmentsToTrainBatch()]
     if settings.kl_coef:
         pieces.append(ReferenceKL(settings))
     if critic:
-        pieces.append(CriticValuesOnTrainBatch(settings))
+        pieces.append(CriticValuesOnTrainBatch(settings, cache))
     pieces.append(advantages or _ADVANTAGES[settings.advantage_estimator](settings))
     if settings.advantage_normalisation != "none":
         pieces.append(NormalisedAdvantages(settings, collective or SingleLearner()))

@@ -1,4 +1,4 @@
-"""What stands before the windows of a batch, computed once for all passes of an update, without a gradient.
+"""What stands before the windows of a batch: keys and values that windows are read beside, without a gradient to them.
 
 A window's states attend to the keys and values of its context: prompt and earlier windows. With
 `context_gradient=False` they are computed before the first optimizer step, and every pass of the policy reads windows
@@ -6,6 +6,8 @@ alone. Gradients end where a window begins, as between the segments of Transform
 
     contexts  x x x x x .    one forward pass          windows  a a a     forward and backward in every pass,
               y y y . . .    -> keys and values                 b b .     beside keys and values of the contexts
+
+What earlier updates have left of them (see `context_cache`) is not computed again.
 """
 
 from __future__ import annotations
@@ -18,76 +20,137 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 from tppo_rl.learner.batch import TrainBatch
 from tppo_rl.learner.micro_batches import micro_batches
-from tppo_rl.learner.models import KeysAndValues, Policy
+from tppo_rl.learner.models import Critic, KeysAndValues, Policy
 from tppo_rl.learner.packing import ModelInput
 from tppo_rl.learner.sharding import same_number_of_passes
+
+Shapes = tuple[tuple[int, int], ...]
+"""Heads and width of the keys and then the values of each layer."""
 
 
 @dataclass(frozen=True, eq=False)
 class Contexts:
-    """Keys and values of what stands before each window, on the CPU: a GPU's memory is left to the passes."""
+    """Keys and values of the first positions of each sequence, on the CPU: a GPU's memory is left to the passes."""
 
     lengths: torch.Tensor
-    """int64 [B]: positions of each sequence before the first state that predicts a token of its window."""
-    layers: KeysAndValues
-    """Of each layer, [S, heads, width] both, contexts back to back; no layers where all contexts are empty."""
-    padded_positions: int
-    """Positions that were computed, padding included."""
+    """int64 [B]: positions of each sequence."""
+    states: torch.Tensor
+    """[S, W]: keys and values of all layers side by side, contexts back to back; W is 0 where all are empty."""
+    shapes: Shapes
+    """How a row of `states` is divided; nothing where all are empty."""
+
+    @property
+    def offsets(self) -> torch.Tensor:
+        """int64 [B]: row of `states` of each context's first position."""
+        return self.lengths.cumsum(0) - self.lengths
+
+    def of(self, row: int) -> torch.Tensor:
+        """Returns the states of one sequence's context, [c, W]."""
+        start = int(self.offsets[row])
+        return self.states[start : start + int(self.lengths[row])]
 
     def model_input(
-        self, batch: TrainBatch, rows: torch.Tensor, lengths: torch.Tensor, device: torch.device
+        self,
+        batch: TrainBatch,
+        rows: torch.Tensor,
+        lengths: torch.Tensor,
+        device: torch.device,
+        *,
+        record: bool = False,
     ) -> ModelInput:
-        """Lays out the windows of sequences `rows[i]` up to position `lengths[i]`, a padded row each.
+        """Lays out what follows the contexts of sequences `rows[i]` up to position `lengths[i]`, a padded row each.
 
         Args:
             batch: That whose contexts these are.
             rows: int64 [b]; without rows one token of padding.
             lengths: int64 [b], each above the length of its context.
             device: The model's.
+            record: Whether `recorded` is to return the states of what is laid out.
         """
         starts = self.lengths[rows]
-        input_ids = batch.padded(rows, lengths - starts, starts)
+        input_ids = batch.padded(rows, lengths - starts, starts).to(device)
         longest = int(starts.max()) if len(rows) else 0
         if not longest:
-            return ModelInput(input_ids.to(device), starts)
+            cache = Cache(layer_class_to_replicate=_RecordingLayer) if record and len(rows) else None
+            return ModelInput(input_ids, starts, past_key_values=cache)
         steps = torch.arange(longest)
         # Padding reads any place: it is not seen.
-        offsets = (self.lengths.cumsum(0) - self.lengths)[rows, None]
-        places = torch.where(steps < starts[:, None], offsets + steps, 0)
-        padded = [
-            (_gather(keys, places).to(device), _gather(values, places).to(device)) for keys, values in self.layers
-        ]
-        return after_contexts(input_ids.to(device), starts, lengths, padded)
+        places = torch.where(steps < starts[:, None], self.offsets[rows, None] + steps, 0)
+        states = self.states.index_select(0, places.flatten()).unflatten(0, places.shape).to(device)
+        return after_contexts(input_ids, starts, lengths, _layers(states, self.shapes), record=record)
 
 
-def window_contexts(policy: Policy, batch: TrainBatch, micro_batch_tokens: int) -> Contexts:
+def no_contexts(num_sequences: int) -> Contexts:
+    """Returns contexts of no positions."""
+    return Contexts(torch.zeros(num_sequences, dtype=torch.int64), torch.zeros(0, 0), ())
+
+
+@dataclass(frozen=True)
+class Completed:
+    """Contexts, and what was left to compute of them."""
+
+    contexts: Contexts
+    positions: int
+    """Positions that were computed."""
+    padded_positions: int
+    """The same with padding."""
+
+
+def window_contexts(
+    policy: Policy, batch: TrainBatch, micro_batch_tokens: int, at_hand: Contexts | None = None
+) -> Completed:
     """Computes the contexts of a batch's windows with the weights as they are.
 
     Args:
         policy: One that `check_contexts` has passed.
         batch: May be empty.
         micro_batch_tokens: Most tokens in one forward pass, padding included.
+        at_hand: What is known of them, at most all of each.
     """
-    lengths = batch.window.positions[:, 0] if len(batch) else torch.zeros(0, dtype=torch.int64)
-    offsets, total = lengths.cumsum(0) - lengths, int(lengths.sum())
-    groups = micro_batches(lengths, lengths.nonzero()[:, 0], micro_batch_tokens)
-    layers: KeysAndValues = []
+    at_hand = at_hand or no_contexts(len(batch))
+    lengths = context_lengths(batch)
+    missing = lengths - at_hand.lengths
+    offsets, shapes = lengths.cumsum(0) - lengths, at_hand.shapes
+    within = torch.arange(len(batch)).repeat_interleave(at_hand.lengths)
+    parts = [(torch.arange(len(within)) + (offsets - at_hand.offsets)[within], at_hand.states)] if shapes else []
+    groups = micro_batches(missing, missing.nonzero()[:, 0], micro_batch_tokens, contexts=at_hand.lengths)
     for rows in same_number_of_passes(policy, groups.rows):
-        computed = policy.keys_and_values(batch.padded(rows, lengths[rows]).to(policy.device))
-        if not len(rows):
-            continue
-        layers = layers or [(_room(keys, total), _room(values, total)) for keys, values in computed]
-        steps = torch.arange(int(lengths[rows].max()))
-        inside = steps < lengths[rows, None]
-        places = (offsets[rows, None] + steps)[inside]
-        for pair, computed_pair in zip(layers, computed, strict=True):
-            for part, computed_part in zip(pair, computed_pair, strict=True):
-                part[places] = computed_part.transpose(1, 2).cpu()[inside]
-    return Contexts(lengths, layers, groups.padded_positions)
+        inputs = at_hand.model_input(batch, rows, lengths[rows], policy.device, record=True)
+        policy.read(**inputs.of_model())
+        if len(rows):
+            own, shapes = recorded(inputs)
+            steps = torch.arange(own.shape[1])
+            inside = steps < missing[rows, None]
+            parts.append(((offsets + at_hand.lengths)[rows, None].add(steps)[inside], own[inside]))
+    states = parts[0][1].new_empty(int(lengths.sum()), parts[0][1].shape[1]) if parts else at_hand.states
+    for places, own in parts:
+        states[places] = own
+    return Completed(Contexts(lengths, states, shapes), groups.positions, groups.padded_positions)
+
+
+def context_lengths(batch: TrainBatch) -> torch.Tensor:
+    """Returns the positions of each sequence before the first state that predicts a token of its window, int64 [B]."""
+    return batch.window.positions[:, 0] if len(batch) else torch.zeros(0, dtype=torch.int64)
+
+
+def recorded(inputs: ModelInput) -> tuple[torch.Tensor, Shapes]:
+    """Returns the states of what a model has read, [b, n, W] on the CPU with any on padding, and their shapes.
+
+    Args:
+        inputs: Those of a pass that has been made, laid out with `record`.
+    """
+    parts = [part for layer in inputs.past_key_values.layers for part in layer.own]
+    shapes = tuple((part.shape[1], part.shape[3]) for part in parts)
+    return torch.cat([part.transpose(1, 2).flatten(2) for part in parts], dim=2).cpu(), shapes
 
 
 def after_contexts(
-    input_ids: torch.Tensor, starts: torch.Tensor, lengths: torch.Tensor, layers: KeysAndValues
+    input_ids: torch.Tensor,
+    starts: torch.Tensor,
+    lengths: torch.Tensor,
+    layers: KeysAndValues,
+    *,
+    record: bool = False,
 ) -> ModelInput:
     """Lets rows of tokens go on after keys and values of their contexts.
 
@@ -98,6 +161,7 @@ def after_contexts(
         starts: int64 [b] on the CPU, length of each context.
         lengths: int64 [b] on the CPU, of context and row together.
         layers: Keys and values of each layer, [b, heads, c, width], padded on the right with any finite number.
+        record: Whether `recorded` is to return the states of the rows.
     """
     rows, width = input_ids.shape
     columns, in_context = torch.arange(width), torch.arange(layers[0][0].shape[2]) < starts[:, None]
@@ -106,62 +170,84 @@ def after_contexts(
     )
     # Padding stays at its row's last position: models that learn positions have no more than the longest sequence needs.
     positions = torch.minimum(starts[:, None] + columns, lengths[:, None] - 1)
+    layer = _RecordingLayer if record else _ContextLayer
     return ModelInput(
         input_ids,
         starts,
         position_ids=positions.to(input_ids.device),
         attention_mask=seen[:, None].to(input_ids.device),
-        past_key_values=Cache(layers=[_ContextLayer(keys, values) for keys, values in layers]),
+        past_key_values=Cache(layers=[layer(keys, values) for keys, values in layers]),
     )
 
 
 class _ContextLayer(DynamicLayer):
     """Keys and values that nothing is added to, so that a block which is computed again reads the same ones."""
 
-    def __init__(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+    def __init__(self, keys: torch.Tensor | None = None, values: torch.Tensor | None = None) -> None:
         super().__init__()
-        self.lazy_initialization(keys, values)
-        self.keys, self.values = keys, values
+        if keys is not None and values is not None:
+            self.lazy_initialization(keys, values)
+            self.keys, self.values = keys, values
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *_args: Any, **_kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        if not self.is_initialized:
+            return key_states, value_states
         return torch.cat([self.keys, key_states], dim=-2), torch.cat([self.values, value_states], dim=-2)
 
 
-def _room(like: torch.Tensor, positions: int) -> torch.Tensor:
-    """Returns room for keys or values of so many positions, for those of a pass, [b, heads, n, width]."""
-    return torch.empty(positions, like.shape[1], like.shape[3], dtype=like.dtype)
+class _RecordingLayer(_ContextLayer):
+    """Keeps the states that were read after the context."""
+
+    own: tuple[torch.Tensor, torch.Tensor]
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        self.own = key_states.detach(), value_states.detach()
+        return super().update(key_states, value_states, *args, **kwargs)
 
 
-def _gather(flat: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-    """Returns [b, heads, c, width] of keys or values [S, heads, width] at places [b, c]."""
-    return flat.index_select(0, places.flatten()).unflatten(0, places.shape).transpose(1, 2)
+def _layers(states: torch.Tensor, shapes: Shapes) -> KeysAndValues:
+    """Returns the keys and values [b, heads, c, width] of each layer in states [b, c, W]."""
+    parts = [
+        part.unflatten(2, shape).transpose(1, 2)
+        for part, shape in zip(states.split([_size(shape) for shape in shapes], dim=2), shapes, strict=True)
+    ]
+    return list(zip(parts[::2], parts[1::2], strict=True))
+
+
+def _size(shape: tuple[int, int]) -> int:
+    heads, width = shape
+    return heads * width
 
 
 @torch.no_grad()
-def check_contexts(policy: Policy) -> None:
+def check_contexts(model: Policy | Critic) -> None:
     """Checks that a model goes on after a context as if it had read both at once.
 
     Raises:
         ValueError: it does not, or it has layers that see only what is near.
     """
-    backbone = policy.model.base_model
+    backbone: Any = model.model.base_model if isinstance(model, Policy) else model.backbone
     remedy = "set context_gradient to True"
-    kinds = set(getattr(policy.model.config, "layer_types", None) or ()) - {"full_attention"}
+    kinds = set(getattr(backbone.config, "layer_types", None) or ()) - {"full_attention"}
     if kinds:
         raise ValueError(
             f"context_gradient=False: {type(backbone).__name__} has layers of {', '.join(sorted(kinds))}; {remedy}"
         )
     sequences, starts = torch.tensor([[0, 1, 2, 1], [1, 0, 2, 0]]), torch.tensor([1, 3])
     windows = torch.tensor([[1, 2, 1], [0, 0, 0]])
-    with policy.autocast():
-        whole = backbone(input_ids=sequences.to(policy.device), use_cache=False).last_hidden_state[:, -1]
-        contexts = policy.keys_and_values(sequences[:, :3].to(policy.device))
-        after = after_contexts(windows.to(policy.device), starts, torch.tensor([4, 4]), contexts)
+    with model.autocast():
+        whole = backbone(input_ids=sequences.to(model.device), use_cache=False).last_hidden_state[:, -1]
+        cache = Cache(layer_class_to_replicate=_RecordingLayer)
+        backbone(input_ids=sequences[:, :3].to(model.device), past_key_values=cache, use_cache=False)
+        contexts: KeysAndValues = [layer.own for layer in cache.layers]  # type: ignore[union-attr]
+        after = after_contexts(windows.to(model.device), starts, torch.tensor([4, 4]), contexts)
         last = backbone(**after.of_model(), use_cache=False).last_hidden_state[[0, 1], [2, 0]]
     difference = float((last - whole).norm() / whole.norm())
-    if not difference < (1e-3 if policy.dtype in (torch.float32, torch.float64) else 0.05):
+    if not difference < (1e-3 if model.dtype in (torch.float32, torch.float64) else 0.05):
         raise ValueError(
             f"context_gradient=False: {type(backbone).__name__} computes otherwise after a context (relative difference "
             f"{difference:.0e}); {remedy}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from tppo_rl.learner.batch import last_positions
 from tppo_rl.learner.collective import Collective
 from tppo_rl.learner.micro_batches import micro_batches, minibatches, num_minibatches
 from tppo_rl.learner.models import Critic
@@ -13,7 +14,7 @@ from tppo_rl.learner.packing import model_input
 from tppo_rl.learner.settings import UpdateSettings
 from tppo_rl.learner.sharding import ShardedGradientStep, same_number_of_passes
 from tppo_rl.learner.tally import Tally
-from tppo_rl.learner.targets import ValueBatch, last_positions
+from tppo_rl.learner.targets import ValueBatch
 from tppo_rl.maths.reduce import token_mean
 from tppo_rl.maths.value import clipped_value_loss, value_loss
 

@@ -29,6 +29,7 @@ from tppo_rl.learner.connectors import (
     VALUE_BATCH,
     default_learner_pipeline,
 )
+from tppo_rl.learner.context_cache import ContextCache
 from tppo_rl.learner.module import TRAIN_BATCH, LanguageModelModule
 from tppo_rl.learner.optimizers import trainable
 from tppo_rl.learner.packing import check_packing
@@ -78,6 +79,8 @@ class TPPOLearner(TorchLearner):
         torch.set_num_threads(1 if cpus == "auto" else max(1, int(cpus)))
         self._settings = UpdateSettings.from_config(self.config)
         self._update_step: UpdateStep | None = None
+        tokens = self._settings.context_cache_tokens
+        self._caches = {name: ContextCache(tokens) for name in ("policy", "critic")} if tokens else {}
         self._gathered_optimizers: dict[str, Any] | None = None
         super().build()
         self._value_buffer = (
@@ -93,7 +96,13 @@ class TPPOLearner(TorchLearner):
         """Registers the optimizers "policy" and "critic"; their learning rates are set by the update step."""
         module = self.module[module_id]
         assert isinstance(module, LanguageModelModule)
-        self._update_step = UpdateStep(module.policy, module.critic, self._settings, current_collective(self._device))
+        self._update_step = UpdateStep(
+            module.policy,
+            module.critic,
+            self._settings,
+            current_collective(self._device),
+            self._caches.get("policy"),
+        )
         optimizers: dict[str, tuple[torch.optim.Optimizer, torch.nn.Module]]
         optimizers = {"policy": (self._update_step.policy_optimizer, module.policy)}
         if self._update_step.critic_optimizer is not None and module.critic is not None:
@@ -200,6 +209,8 @@ class TPPOLearner(TorchLearner):
         """Loads what `state` holds, also weights of an earlier version than the current ones."""
         state = dict(state)
         self._forget_gathered()
+        for cache in self._caches.values():
+            cache.clear()
         # RLlib leaves the weights alone where the state's version is not above the learner's: going back to a
         # checkpoint would load old optimizer moments to new weights.
         if COMPONENT_RL_MODULE in state:
@@ -270,6 +281,7 @@ class TPPOLearner(TorchLearner):
                 critic=module.critic is not None,
                 collective=current_collective(self._device),
                 value_buffer=self._value_buffer,
+                cache=self._caches.get("critic"),
             )
         if not pieces:
             raise ValueError(

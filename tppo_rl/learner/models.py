@@ -213,11 +213,22 @@ class Policy(_EvaluationMode):
             return TokenLogProbs(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
     @torch.no_grad()
-    def keys_and_values(self, input_ids: torch.Tensor) -> KeysAndValues:
-        """Returns keys and values of each layer, [b, heads, n, width] both, for int64 token ids [b, n]."""
+    def read(
+        self,
+        input_ids: torch.Tensor,
+        position_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        past_key_values: Any = None,
+    ) -> None:
+        """Reads tokens for the keys and values that `past_key_values` records; arguments are those of `forward`."""
         with self.autocast():
-            cache = self.model.base_model(input_ids=input_ids, use_cache=True).past_key_values
-        return [(layer.keys, layer.values) for layer in cache.layers]
+            self.model.base_model(
+                input_ids=input_ids,
+                position_ids=position_ids,
+                attention_mask=attention_mask,
+                past_key_values=past_key_values,
+                use_cache=False,
+            )
 
     def logits(self, input_ids: torch.Tensor) -> torch.Tensor:
         """Returns the model's own logits, [b, n, V], for int64 token ids [b, n]: nothing that trains is used."""
@@ -254,15 +265,29 @@ class Critic(_EvaluationMode):
         nn.init.zeros_(self.value_head.bias)
         self.train()
 
-    def forward(self, input_ids: torch.Tensor, position_ids: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        position_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        past_key_values: Any = None,
+    ) -> torch.Tensor:
         """Returns V(s) of the state after each position, [b, n] in the dtype of the weights, float32 for bfloat16.
 
         Args:
             input_ids: int64 [b, n], padded on the right with any token; values on padding mean nothing.
-            position_ids: int64 [b, n] of packed sequences.
+            position_ids: int64 [b, n] of packed sequences, or of such that go on after contexts.
+            attention_mask: As for `Policy.forward`.
+            past_key_values: As for `Policy.forward`.
         """
         with self.autocast():
-            output = self.backbone(input_ids=input_ids, position_ids=position_ids, use_cache=False)
+            output = self.backbone(
+                input_ids=input_ids,
+                position_ids=position_ids,
+                attention_mask=attention_mask,
+                past_key_values=past_key_values,
+                use_cache=False,
+            )
             hidden = output.last_hidden_state
         head = self.value_head
         dtype = torch.promote_types(head.weight.dtype, torch.float32)

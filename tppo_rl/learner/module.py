@@ -11,6 +11,7 @@ from ray.rllib.core.columns import Columns
 from ray.rllib.core.rl_module.apis import InferenceOnlyAPI, ValueFunctionAPI
 from ray.rllib.core.rl_module.torch import TorchRLModule
 
+from tppo_rl.learner.context_cache import ContextCache
 from tppo_rl.learner.lora import add_adapters, check_trained, has_adapters, merged_weights, trained_weights
 from tppo_rl.learner.models import Critic, Policy, load_causal_lm, parse_dtype, recompute_activations
 from tppo_rl.learner.sharding import WeightViews, gather_weights, is_sharded, load_weights
@@ -85,7 +86,13 @@ class LanguageModelModule(TorchRLModule, ValueFunctionAPI, InferenceOnlyAPI):
         self._policy_views = WeightViews(self.policy.model)
 
     def compute_values(
-        self, batch: dict[str, Any], embeddings: Any = None, *, micro_batch_tokens: int = 2048, packing: bool = False
+        self,
+        batch: dict[str, Any],
+        embeddings: Any = None,
+        *,
+        micro_batch_tokens: int = 2048,
+        packing: bool = False,
+        cache: ContextCache | None = None,
     ) -> CriticValues:
         """Returns the critic's values of `batch[TRAIN_BATCH]`.
 
@@ -94,13 +101,14 @@ class LanguageModelModule(TorchRLModule, ValueFunctionAPI, InferenceOnlyAPI):
             embeddings: Not used: the critic has its own backbone.
             micro_batch_tokens: Most tokens in one forward pass, padding included.
             packing: Whether the sequences of a forward pass stand in one row without padding.
+            cache: Of the critic; spares the contexts that it has.
 
         Raises:
             ValueError: the module has no critic.
         """
         if self.critic is None:
             raise ValueError("this module has no critic: set critic='separate', or use advantages that need none")
-        return critic_values(self.critic, batch[TRAIN_BATCH], micro_batch_tokens, packing=packing)
+        return critic_values(self.critic, batch[TRAIN_BATCH], micro_batch_tokens, packing=packing, cache=cache)
 
     def get_non_inference_attributes(self) -> list[str]:
         """Returns the parts that sampling does not need."""

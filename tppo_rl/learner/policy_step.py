@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from tppo_rl.learner.batch import TrainBatch
+from tppo_rl.learner.batch import TrainBatch, last_positions
 from tppo_rl.learner.collective import Collective
-from tppo_rl.learner.contexts import Contexts, window_contexts
+from tppo_rl.learner.context_cache import ContextCache
+from tppo_rl.learner.contexts import Contexts, recorded, window_contexts
 from tppo_rl.learner.micro_batches import MicroBatches, micro_batches, minibatches, num_minibatches
 from tppo_rl.learner.models import Policy
 from tppo_rl.learner.optimizers import GradientStep, StepReport
@@ -18,7 +19,7 @@ from tppo_rl.learner.policy_loss import PolicyTerms, WindowTokens, policy_terms
 from tppo_rl.learner.settings import UpdateSettings
 from tppo_rl.learner.sharding import ShardedGradientStep, same_number_of_passes
 from tppo_rl.learner.tally import Tally
-from tppo_rl.learner.targets import Targets, last_positions, sampled_log_probs
+from tppo_rl.learner.targets import Targets, sampled_log_probs
 from tppo_rl.maths.divergence import k3
 from tppo_rl.maths.imitation import positive_example_loss
 from tppo_rl.maths.importance import importance_weights, sequence_mask, truncated_importance_weights
@@ -139,13 +140,13 @@ class _Work:
         contexts = self.contexts.lengths
         return micro_batches(self.lengths - contexts, rows, max_tokens, contexts=contexts)
 
-    def tokens(self, rows: torch.Tensor, device: torch.device) -> _Tokens:
-        """Gathers the tokens of the given fragments, row by row."""
+    def tokens(self, rows: torch.Tensor, device: torch.device, *, record: bool) -> _Tokens:
+        """Gathers the tokens of the given fragments, row by row; `record` as for `Contexts.model_input`."""
         batch, mask = self.batch, self.batch.window.mask[rows]
         reference = self._targets.reference_log_probs
         within = mask.nonzero()[:, 0]
         extra_within, extra_positions, extra_tokens = self._earlier_tokens(rows)
-        inputs = self._inputs(rows, device)
+        inputs = self._inputs(rows, device, record=record)
         states, columns = inputs.places(
             torch.cat([within, extra_within]), torch.cat([batch.window.positions[rows][mask], extra_positions])
         )
@@ -171,11 +172,11 @@ class _Work:
             fresh=(batch.versions[rows][mask] == self._version).to(device),
         )
 
-    def _inputs(self, rows: torch.Tensor, device: torch.device) -> ModelInput:
+    def _inputs(self, rows: torch.Tensor, device: torch.device, *, record: bool) -> ModelInput:
         lengths = self.lengths[rows]
         if self.contexts is None:
             return model_input(self.batch, rows, lengths, device, packing=self._packing)
-        return self.contexts.model_input(self.batch, rows, lengths, device)
+        return self.contexts.model_input(self.batch, rows, lengths, device, record=record)
 
     def _earlier_tokens(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Index in `rows`, position and token of what responses to imitate sampled before their last window."""
@@ -196,8 +197,11 @@ class PolicyStep:
         step: GradientStep | ShardedGradientStep,
         settings: UpdateSettings,
         collective: Collective,
+        cache: ContextCache | None = None,
     ) -> None:
+        """Takes what trains; a cache spares the contexts that earlier updates have computed."""
         self._policy = policy
+        self._cache = cache
         self._step = step
         self._settings = settings
         self._collective = collective
@@ -229,33 +233,55 @@ class PolicyStep:
             tally: Receives `POLICY_SUMS` and `POLICY_MAXIMA`.
         """
         settings = self._settings
-        contexts = None
-        if not settings.context_gradient and not frozen:
-            contexts = window_contexts(self._policy, batch, settings.micro_batch_tokens)
-            tally.add("processed_tokens", int(contexts.lengths.sum()))
-            tally.add("padded_tokens", contexts.padded_positions)
+        contexts = None if settings.context_gradient or frozen else self._contexts(batch, tally)
         work = _Work(batch, targets, version, settings, contexts)
         if settings.recomputes_log_probs:
             work.weigh(self._current_log_probs(batch), settings)
         num_parts = num_minibatches(global_tokens, settings.minibatch_size, self._collective.size)
         reports: list[StepReport] = []
         first = True
-        for _ in range(settings.num_epochs):
+        for epoch in range(settings.num_epochs):
             parts = minibatches(batch.window.lengths, num_parts, generator)
             sizes = torch.tensor([work.sizes(rows) for rows in parts], dtype=torch.float64).reshape(num_parts, 2)
             for rows, (weight, num_imitated) in zip(parts, self._collective.sum_(sizes).tolist(), strict=True):
                 if weight == 0:
                     continue
                 with torch.set_grad_enabled(not frozen):
-                    self._accumulate(work, rows, weight=weight, num_imitated=num_imitated, tally=tally, first=first)
+                    self._accumulate(
+                        work,
+                        rows,
+                        weight=weight,
+                        num_imitated=num_imitated,
+                        tally=tally,
+                        first=first,
+                        keep=contexts is not None and self._cache is not None and epoch == 0,
+                    )
                 first = False
                 if frozen:
                     return []
                 reports.append(self._step.apply(lr))
+        if self._cache is not None:
+            self._cache.drop_finished(batch)
         return reports
 
+    def _contexts(self, batch: TrainBatch, tally: Tally) -> Contexts:
+        """Completes the contexts of the batch's windows with the weights before the update."""
+        at_hand = None if self._cache is None else self._cache.contexts(batch)
+        completed = window_contexts(self._policy, batch, self._settings.micro_batch_tokens, at_hand)
+        tally.add("processed_tokens", completed.positions)
+        tally.add("padded_tokens", completed.padded_positions)
+        return completed.contexts
+
     def _accumulate(
-        self, work: _Work, rows: torch.Tensor, *, weight: float, num_imitated: float, tally: Tally, first: bool
+        self,
+        work: _Work,
+        rows: torch.Tensor,
+        *,
+        weight: float,
+        num_imitated: float,
+        tally: Tally,
+        first: bool,
+        keep: bool,
     ) -> None:
         """Adds up the gradient of one minibatch's mean loss over this learner's micro-batches.
 
@@ -266,6 +292,7 @@ class PolicyStep:
             num_imitated: Tokens to imitate in the minibatch, on all learners.
             tally: See `run`.
             first: Whether no step has been made yet.
+            keep: Whether the cache takes the states of these windows.
         """
         settings = self._settings
         self._step.zero()
@@ -273,7 +300,7 @@ class PolicyStep:
         tally.add("processed_tokens", groups.positions)
         tally.add("padded_tokens", groups.padded_positions)
         for group in same_number_of_passes(self._policy, groups.rows):
-            tokens = work.tokens(group, self._policy.device)
+            tokens = work.tokens(group, self._policy.device, record=keep)
             every_log_prob, every_entropy = self._policy(
                 rows=tokens.rows,
                 positions=tokens.columns,
@@ -282,6 +309,10 @@ class PolicyStep:
                 entropy_gradient=settings.entropy_coef > 0,
                 **tokens.inputs.of_model(),
             )
+            if keep and len(group):
+                assert self._cache is not None
+                assert work.contexts is not None
+                self._cache.keep(work.batch, group, work.contexts, *recorded(tokens.inputs))
             count = len(tokens.mean_weights)
             log_probs, entropy = every_log_prob[:count], every_entropy[:count]
             terms = policy_terms(log_probs, entropy, tokens.window, settings)

@@ -91,6 +91,8 @@ class UpdateSettings:
     """Sequences of a micro-batch stand in one row without padding; needs an attention kernel for variable lengths."""
     context_gradient: bool = True
     """Whether the policy's gradient goes through keys and values of prompt and earlier windows (see `contexts`)."""
+    context_cache_tokens: int = 0
+    """Tokens of open episodes whose keys and values a learner keeps from update to update (see `context_cache`)."""
     lr: float = 1e-6
     """Learning rate of the policy."""
     critic_lr: float = 2e-6
@@ -143,6 +145,7 @@ class UpdateSettings:
         for key in ("minibatch_size", "critic_minibatch_size", "value_batch_tokens"):
             size = getattr(self, key)
             _require(size is None or size >= 1, key, size, "give a number of tokens, or None for the whole batch")
+        _require(self.context_cache_tokens >= 0, "context_cache_tokens", self.context_cache_tokens, "give at least 0")
         for key in ("lr", "critic_lr", "weight_decay", "lr_warmup_updates", "critic_warmup_updates", *_COEFFICIENTS):
             value = getattr(self, key)
             _require(isinstance(value, int | float) and value >= 0, key, value, "give a number, at least 0")

@@ -58,7 +58,7 @@ def shard(model: Policy | Critic) -> None:
     # Mixtures of experts: learners may have sent their tokens to different experts.
     model.set_reduce_scatter_unused_params(True)  # type: ignore[operator]
     if isinstance(model, Policy):
-        for method in ("logits", "keys_and_values"):
+        for method in ("logits", "read"):
             register_fsdp_forward_method(model, method)
 
 

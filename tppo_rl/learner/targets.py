@@ -8,8 +8,10 @@ from typing import NamedTuple
 
 import torch
 
-from tppo_rl.learner.batch import SampledTokens, TrainBatch, batch_from_fragments
+from tppo_rl.learner.batch import SampledTokens, TrainBatch, batch_from_fragments, last_positions
 from tppo_rl.learner.collective import Collective, SingleLearner
+from tppo_rl.learner.context_cache import ContextCache
+from tppo_rl.learner.contexts import recorded
 from tppo_rl.learner.micro_batches import micro_batches
 from tppo_rl.learner.models import Critic, Policy
 from tppo_rl.learner.packing import model_input
@@ -88,9 +90,53 @@ def position_values(
     return values
 
 
-def critic_values(critic: Critic, batch: TrainBatch, micro_batch_tokens: int, *, packing: bool = False) -> CriticValues:
-    """Returns the critic's values of all states that the update reads, with one forward pass over each sequence."""
-    values = position_values(critic, batch, micro_batch_tokens, packing=packing)
+def position_values_after_contexts(
+    critic: Critic, batch: TrainBatch, micro_batch_tokens: int, cache: ContextCache
+) -> torch.Tensor:
+    """Returns the same, computed after the contexts that the cache has, and keeps what later windows need in it.
+
+    Values before a window that the cache has are those of the update that trained them.
+    """
+    lengths, contexts = batch.sequence_lengths, cache.contexts(batch)
+    values = [
+        torch.cat([known, torch.zeros(int(length) - len(known))])
+        for known, length in zip(cache.values(batch, contexts), lengths, strict=True)
+    ]
+    missing = lengths - contexts.lengths
+    groups = micro_batches(missing, torch.arange(len(batch)), micro_batch_tokens, contexts=contexts.lengths).rows
+    with torch.no_grad():
+        for rows in same_number_of_passes(critic, groups):
+            inputs = contexts.model_input(batch, rows, lengths[rows], critic.device, record=True)
+            predicted = critic(**inputs.of_model()).float().cpu()
+            for row, of_row in zip(rows.tolist(), predicted, strict=bool(len(rows))):
+                values[row][int(contexts.lengths[row]) :] = of_row[: int(missing[row])]
+            if len(rows):
+                cache.keep(batch, rows, contexts, *recorded(inputs), values=[values[row] for row in rows.tolist()])
+    cache.drop_finished(batch)
+    return torch.cat(values) if values else torch.zeros(0)
+
+
+def critic_values(
+    critic: Critic,
+    batch: TrainBatch,
+    micro_batch_tokens: int,
+    *,
+    packing: bool = False,
+    cache: ContextCache | None = None,
+) -> CriticValues:
+    """Returns the critic's values of all states that the update reads, with one forward pass over each sequence.
+
+    Args:
+        critic: See `Critic`.
+        batch: B sequences.
+        micro_batch_tokens: Most tokens in one forward pass, padding included.
+        packing: Whether the sequences of a forward pass stand in one row without padding.
+        cache: Of the critic; spares the contexts that it has.
+    """
+    if cache is None:
+        values = position_values(critic, batch, micro_batch_tokens, packing=packing)
+    else:
+        values = position_values_after_contexts(critic, batch, micro_batch_tokens, cache)
     rows = torch.arange(len(batch))
     return CriticValues(
         window=batch.at_positions(values, batch.window, rows),
@@ -136,11 +182,6 @@ def sampled_log_probs(
         ).log_probs
         log_probs[rows[within], columns] = predicted.float().cpu()
     return log_probs
-
-
-def last_positions(sampled: SampledTokens) -> torch.Tensor:
-    """Returns the positions of each sequence up to the state that predicts its last sampled token, int64 [B]."""
-    return sampled.positions.amax(dim=1) + 1 if len(sampled.lengths) else sampled.lengths
 
 
 def with_kl_rewards(batch: TrainBatch, policy: Policy, reference: Policy, settings: UpdateSettings) -> TrainBatch:
@@ -331,11 +372,15 @@ def empty_value_batch() -> ValueBatch:
 
 
 def estimate_targets(
-    critic: Critic, batch: TrainBatch, settings: UpdateSettings, collective: Collective | None = None
+    critic: Critic,
+    batch: TrainBatch,
+    settings: UpdateSettings,
+    collective: Collective | None = None,
+    cache: ContextCache | None = None,
 ) -> Targets:
     """Returns the targets of an update with a critic and without a reference model, as the learner pipeline does."""
     start = time.perf_counter()
-    values = critic_values(critic, batch, settings.micro_batch_tokens, packing=settings.packing)
+    values = critic_values(critic, batch, settings.micro_batch_tokens, packing=settings.packing, cache=cache)
     estimator = plain_advantages if settings.advantage_estimator == "gae" else extended_advantages
     advantages = normalised_advantages(batch, estimator(batch, values, settings), settings, collective)
     value_batch = VALUE_BATCHES[settings.critic_targets](batch, values, settings)

@@ -21,6 +21,7 @@ import torch
 
 from tppo_rl.learner.batch import TrainBatch
 from tppo_rl.learner.collective import Collective, SingleLearner
+from tppo_rl.learner.context_cache import ContextCache
 from tppo_rl.learner.contexts import check_contexts
 from tppo_rl.learner.critic_step import CRITIC_SUMS, CriticStep
 from tppo_rl.learner.metrics import STATISTIC_MAXIMA, STATISTIC_SUMS, add_statistics, scalars
@@ -73,6 +74,7 @@ class UpdateStep:
         critic: Critic | None,
         settings: UpdateSettings,
         collective: Collective | None = None,
+        cache: ContextCache | None = None,
     ) -> None:
         """Makes the optimizers and brings all learners to the weights of learner 0.
 
@@ -81,6 +83,7 @@ class UpdateStep:
             critic: On its final device; None trains no values, and targets must come without them.
             settings: See `UpdateSettings`.
             collective: The other learners; None means that there are none.
+            cache: Keeps the policy's contexts from update to update; None computes them anew.
 
         Raises:
             ValueError: `settings.packing` with a model that does not keep packed sequences apart, or no
@@ -97,13 +100,15 @@ class UpdateStep:
                 self._collective.broadcast_(parameter.data)
             if settings.packing and model is not None:
                 check_packing(model)
-            if not settings.context_gradient and isinstance(model, Policy):
+            if model is not None and (
+                settings.context_cache_tokens or (isinstance(model, Policy) and not settings.context_gradient)
+            ):
                 check_contexts(model)
             if settings.distributed == "fsdp" and model is not None:
                 shard(model)
         self.policy_optimizer = self._adamw(policy, settings.lr)
         self.policy_gradients = self._gradients(self.policy_optimizer, settings.grad_clip, "policy")
-        self._policy_step = PolicyStep(policy, self.policy_gradients, settings, self._collective)
+        self._policy_step = PolicyStep(policy, self.policy_gradients, settings, self._collective, cache)
         self.critic_optimizer: torch.optim.Optimizer | None = None
         self.critic_gradients: GradientStep | ShardedGradientStep | None = None
         self._critic_step: CriticStep | None = None

@@ -1,0 +1,105 @@
+"""Keys and values of open episodes, kept from update to update, so that a window's context is not computed again.
+
+    update 7   prompt  window 0                     computed, and kept
+    update 9   (kept . . . . .) window 1            window 1 alone is computed, and kept as well
+    update 12  (kept . . . . . . . . . .) window 2  finished: dropped after the update
+
+What is kept is as old as the update that trained it, as are the memories of Transformer-XL (arXiv 1901.02860), and the
+keys and values of an engine that does not compute them anew when its weights change.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from tppo_rl.learner.batch import TrainBatch, last_positions
+from tppo_rl.learner.contexts import Contexts, Shapes, context_lengths, no_contexts
+
+
+class ContextCache:
+    """States of one model in open episodes, on the CPU, up to the last one that predicted a token of a trained window."""
+
+    def __init__(self, max_positions: int) -> None:
+        """Makes an empty cache.
+
+        Args:
+            max_positions: Most positions of all episodes together. Beyond them the episodes that were longest without
+                a new window go first; what is missing is computed when it is needed.
+        """
+        self._max_positions = max_positions
+        self._states: dict[int, torch.Tensor] = {}
+        self._values: dict[int, torch.Tensor] = {}
+        self._shapes: Shapes = ()
+
+    @property
+    def num_positions(self) -> int:
+        """Positions of all episodes together."""
+        return sum(map(len, self._states.values()))
+
+    def contexts(self, batch: TrainBatch) -> Contexts:
+        """Returns what is at hand of the contexts of a batch's windows; of an episode that is not known, nothing."""
+        wanted = context_lengths(batch).tolist()
+        parts = [
+            self._states[episode][:length] if episode in self._states else torch.zeros(0, 0)
+            for episode, length in zip(batch.episode_ids.tolist(), wanted, strict=True)
+        ]
+        known = [part for part in parts if len(part)]
+        if not known:
+            return no_contexts(len(batch))
+        return Contexts(torch.tensor([len(part) for part in parts]), torch.cat(known), self._shapes)
+
+    def values(self, batch: TrainBatch, contexts: Contexts) -> list[torch.Tensor]:
+        """Returns the values that were kept beside `contexts` of the batch, float32, one tensor a sequence."""
+        return [
+            self._values[episode][:length] if length else torch.zeros(0)
+            for episode, length in zip(batch.episode_ids.tolist(), contexts.lengths.tolist(), strict=True)
+        ]
+
+    def keep(
+        self,
+        batch: TrainBatch,
+        rows: torch.Tensor,
+        contexts: Contexts,
+        own: torch.Tensor,
+        shapes: Shapes,
+        values: list[torch.Tensor] | None = None,
+    ) -> None:
+        """Keeps the states of what was read after contexts, and these, of episodes that go on.
+
+        Args:
+            batch: B sequences.
+            rows: int64 [b], those that were read.
+            contexts: What they were read after.
+            own: [b, n, W], their states (see `contexts.recorded`).
+            shapes: How a row of states is divided.
+            values: Of each row the critic's value at every position, from the sequence's beginning on.
+        """
+        self._shapes = shapes
+        stops = last_positions(batch.window)
+        for index, row in enumerate(rows.tolist()):
+            episode, stop = int(batch.episode_ids[row]), int(stops[row])
+            known = self._states.get(episode)
+            if batch.finished[row] or batch.hindsight[row] or (known is not None and len(known) >= stop):
+                continue
+            context = contexts.of(row)
+            new = own[index, : stop - len(context)]
+            self._states.pop(episode, None)
+            self._states[episode] = torch.cat([context, new]) if len(context) else new.clone()
+            if values is not None:
+                self._values[episode] = values[index][:stop].clone()
+        while self._states and self.num_positions > self._max_positions:
+            self._drop(next(iter(self._states)))
+
+    def drop_finished(self, batch: TrainBatch) -> None:
+        """Drops the episodes that have finished in a batch."""
+        for episode in batch.episode_ids[batch.finished.numpy()].tolist():
+            self._drop(episode)
+
+    def clear(self) -> None:
+        """Drops everything."""
+        self._states.clear()
+        self._values.clear()
+
+    def _drop(self, episode: int) -> None:
+        self._states.pop(episode, None)
+        self._values.pop(episode, None)
