@@ -1,0 +1,198 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from host_config import learner_config
+from learner_helpers import VOCABULARY, load_models, make_fragment
+from transformers import DynamicCache, PreTrainedModel
+
+from tppo_rl.fragments import NO_VERSION, Fragment, table_from_fragments
+from tppo_rl.learner.batch import TrainBatch, batch_from_fragments
+from tppo_rl.learner.context_cache import ContextCache
+from tppo_rl.learner.contexts import window_contexts
+from tppo_rl.learner.models import Policy
+from tppo_rl.learner.settings import UpdateSettings
+from tppo_rl.learner.targets import critic_values, estimate_targets
+from tppo_rl.learner.update import UpdateStep
+
+SETTINGS = UpdateSettings(context_gradient=False, context_cache_tokens=1000, micro_batch_tokens=40, lr=1e-3)
+FROZEN = replace(SETTINGS, lr=0.0, critic_lr=0.0)
+
+
+def windows(seed: int, *, prompt: int = 4, lengths: tuple[int, ...] = (5, 6, 3), turns: bool = False) -> list[Fragment]:
+    """Consecutive windows of one episode, the last of them finished; with `turns` each ends in environment text."""
+    rng = np.random.default_rng(seed)
+    tokens = rng.integers(2, VOCABULARY, prompt + sum(lengths)).astype(np.int32)
+    sampled = np.r_[np.zeros(prompt, np.uint8), np.ones(sum(lengths), np.uint8)]
+    rewards = np.zeros(len(tokens), np.float32)
+    stops = prompt + np.cumsum(lengths)
+    if turns:
+        sampled[stops[:-1] - 1] = 0
+    rewards[-1] = 1.0
+    fragments = []
+    for index, (length, stop) in enumerate(zip(lengths, stops.tolist(), strict=True)):
+        start = stop - length
+        of_window = sampled[start:stop]
+        fragments.append(
+            replace(
+                make_fragment(rng, episode_id=seed, context=start, tokens=length, finished=index == len(lengths) - 1),
+                window_index=index,
+                prompt_length=prompt,
+                context=tokens[:start],
+                context_sampled=sampled[:start],
+                tokens=tokens[start:stop],
+                sampled=of_window,
+                behaviour_log_probs=np.where(of_window, np.float32(-2.0), np.float32(0.0)),
+                versions=np.where(of_window, 0, NO_VERSION).astype(np.int32),
+                rewards=rewards[start:stop],
+            )
+        )
+    return fragments
+
+
+EPISODES = [
+    windows(0),
+    windows(1, prompt=1, lengths=(4, 4, 4)),
+    windows(2, prompt=7, lengths=(8, 2, 9)),
+    windows(3, turns=True),
+]
+BATCHES = [batch_from_fragments([episode[index] for episode in EPISODES]) for index in range(3)]
+
+
+def trained(folder: str, settings: UpdateSettings, batches: list[TrainBatch]) -> list[dict[str, float]]:
+    """Metrics of one update after another."""
+    policy, critic = load_models(folder)
+    caches = [ContextCache(settings.context_cache_tokens) for _ in range(2)] if settings.context_cache_tokens else None
+    step = UpdateStep(policy, critic, settings, cache=caches[0] if caches else None)
+    metrics = []
+    for version, batch in enumerate(batches):
+        targets = estimate_targets(critic, batch, settings, cache=caches[1] if caches else None)
+        metrics.append(step.run(batch, targets, policy_version=version).metrics)
+    return metrics
+
+
+@pytest.mark.parametrize("micro_batch_tokens", [1, 40, 1000])
+def test_while_weights_rest_all_is_as_without_a_cache(model_folder: str, micro_batch_tokens: int) -> None:
+    settings = replace(FROZEN, micro_batch_tokens=micro_batch_tokens)
+    with_cache = trained(model_folder, settings, BATCHES)
+    without = trained(model_folder, replace(settings, context_cache_tokens=0), BATCHES)
+    for ours, plain in zip(with_cache, without, strict=True):
+        assert ours.keys() == plain.keys()
+        for name in plain.keys() & {"policy_loss", "entropy", "policy_grad_norm", "value_loss", "explained_variance"}:
+            assert ours[name] == pytest.approx(plain[name], rel=1e-3, abs=1e-5, nan_ok=True), name
+    assert "value_loss" in with_cache[-1], "the episodes finish in the last batch"
+
+
+def test_only_what_is_new_is_computed(model_folder: str) -> None:
+    first, *later = trained(model_folder, SETTINGS, BATCHES)
+    sequences = [int(batch.window.positions.amax(dim=1).add(1).sum()) for batch in BATCHES]
+    assert first["processed_tokens"] == sequences[0]
+    # A prompt of one token has no context that a window could be read beside, but is kept all the same.
+    assert [metrics["processed_tokens"] for metrics in later] == [
+        after - before for before, after in pairwise(sequences)
+    ]
+
+
+def test_values_are_those_of_the_whole_sequence(model_folder: str) -> None:
+    _, critic = load_models(model_folder)
+    cache = ContextCache(1000)
+    for batch in BATCHES:
+        ours, plain = critic_values(critic, batch, 40, cache=cache), critic_values(critic, batch, 40)
+        for part, wanted in zip(ours, plain, strict=True):
+            torch.testing.assert_close(part, wanted, atol=1e-5, rtol=1e-4)
+    assert cache.num_positions == 0, "all episodes have finished"
+
+
+def next_log_probs(policy: Policy, old: PreTrainedModel, fragment: Fragment) -> torch.Tensor:
+    """Log-probs of a window after a context that other weights have read, by transformers' own cache."""
+    start, cache = len(fragment.context) - 1, DynamicCache()
+    tokens = torch.from_numpy(np.r_[fragment.context, fragment.tokens]).long()[None]
+    with torch.no_grad():
+        old(tokens[:, :start], past_key_values=cache, use_cache=True)
+        logits = policy.model(tokens[:, start:-1], past_key_values=cache, use_cache=True).logits[0]
+    return logits.log_softmax(-1).gather(1, tokens[0, start + 1 :, None])[:, 0]
+
+
+def test_contexts_are_as_old_as_the_update_that_trained_them(model_folder: str) -> None:
+    policy, critic = load_models(model_folder)
+    old, _ = load_models(model_folder)
+    first, second, _ = windows(5)
+    cache, settings = ContextCache(1000), replace(SETTINGS, lr=0.05)
+    step = UpdateStep(policy, critic, settings, cache=cache)
+    batch = batch_from_fragments([first])
+    step.run(batch, estimate_targets(critic, batch, settings), policy_version=0)
+    batch = batch_from_fragments([second])
+    contexts = window_contexts(policy, batch, 100, cache.contexts(batch)).contexts
+    assert contexts.lengths.tolist() == [len(second.context) - 1]
+    stop = torch.tensor([len(second.context) + len(second.tokens) - 1])
+    inputs = contexts.model_input(batch, torch.tensor([0]), stop, torch.device("cpu"))
+    states = inputs.places(torch.zeros(len(second), dtype=torch.int64), batch.window.positions[0])
+    ours = policy(
+        rows=states[0],
+        positions=states[1],
+        tokens=batch.window.tokens[0],
+        temperature=1.0,
+        **inputs.of_model(),
+    ).log_probs
+    torch.testing.assert_close(ours, next_log_probs(policy, old.model, second), atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(ours, next_log_probs(policy, policy.model, second), atol=1e-3)
+
+
+def test_two_windows_of_an_episode_in_one_batch(model_folder: str) -> None:
+    first, second, last = windows(0)
+    batches = [batch_from_fragments([second, first]), batch_from_fragments([last])]
+    with_cache = trained(model_folder, FROZEN, batches)
+    without = trained(model_folder, replace(FROZEN, context_cache_tokens=0), batches)
+    for ours, plain in zip(with_cache, without, strict=True):
+        assert ours["policy_loss"] == pytest.approx(plain["policy_loss"], rel=1e-4)
+    assert with_cache[1]["processed_tokens"] == len(last)
+
+
+def test_finished_episodes_and_windows_in_hindsight_are_not_kept(model_folder: str) -> None:
+    _, critic = load_models(model_folder)
+    cache = ContextCache(1000)
+    in_hindsight = replace(windows(6)[1], hindsight_residual=0.5)
+    critic_values(critic, batch_from_fragments([windows(4)[0], windows(5)[2], in_hindsight]), 40, cache=cache)
+    assert cache.num_positions == len(windows(4)[0].context) + len(windows(4)[0].tokens) - 1
+    critic_values(critic, batch_from_fragments([windows(4)[1], windows(4)[2]]), 40, cache=cache)
+    assert cache.num_positions == 0
+
+
+def test_the_episodes_without_a_window_for_longest_go_first(model_folder: str) -> None:
+    _, critic = load_models(model_folder)
+    of_one = len(windows(0)[0].context) + len(windows(0)[0].tokens) - 1
+    cache = ContextCache(2 * of_one)
+    for seed in (0, 1, 2):
+        critic_values(critic, batch_from_fragments([windows(seed)[0]]), 40, cache=cache)
+    seconds = batch_from_fragments([windows(seed)[1] for seed in (0, 1, 2)])
+    assert cache.contexts(seconds).lengths.tolist() == [0, of_one, of_one]
+    ours, plain = critic_values(critic, seconds, 40, cache=cache), critic_values(critic, seconds, 40)
+    torch.testing.assert_close(ours.window, plain.window, atol=1e-5, rtol=1e-4)
+    assert cache.num_positions <= 2 * of_one
+
+
+def test_no_fragments(model_folder: str) -> None:
+    trained(model_folder, SETTINGS, [batch_from_fragments([]), BATCHES[0], batch_from_fragments([])])
+
+
+def test_a_learner_forgets_contexts_with_the_weights_that_made_them(model_folder: str) -> None:
+    group = learner_config(model_folder, context_gradient=False, context_cache_tokens=1000).build_learner_group()
+    learner = group._learner
+    assert learner is not None
+    state = group.get_state()
+    learner.update(batch=table_from_fragments([windows(0)[0]]))
+    kept = {name: cache.num_positions for name, cache in learner._caches.items()}
+    assert kept == {name: len(windows(0)[1].context) - 1 for name in ("policy", "critic")}
+    group.set_state(state)
+    assert not any(cache.num_positions for cache in learner._caches.values())
+
+
+def test_a_critic_that_forgets_what_is_far_away_is_refused(model_folder: str) -> None:
+    policy, critic = load_models(model_folder)
+    critic.backbone.config.layer_types = ["sliding_attention"] * 2
+    with pytest.raises(ValueError, match=r"Qwen2Model has layers of sliding_attention"):
+        UpdateStep(policy, critic, SETTINGS)
