@@ -275,12 +275,13 @@ class TPPO(Algorithm):
     def _training_data(self, fragments: list[Fragment]) -> TrainingData:
         if self.config.num_learners <= 1 and not self.learner_group.is_remote:
             return TrainingData(batch=table_from_fragments(fragments))
-        return TrainingData(
-            batches=[
-                table_from_fragments(share)
-                for share in shares(fragments, self.config.num_learners, whole_groups=self.config.group_size > 1)
-            ]
+        divided = shares(
+            fragments,
+            self.config.num_learners,
+            whole_groups=self.config.group_size > 1,
+            same_learner=self.config.context_cache_tokens > 0,
         )
+        return TrainingData(batches=[table_from_fragments(share) for share in divided])
 
     def _ask_learners(self, question: Callable[[Any], Any]) -> list[Any]:
         return [result.get() for result in self.learner_group.foreach_learner(question)]
@@ -454,15 +455,23 @@ class TPPO(Algorithm):
         self._log_values[f"time/{part}"] = seconds
 
 
-def shares(fragments: list[Fragment], num_learners: int, *, whole_groups: bool = False) -> list[list[Fragment]]:
+def shares(
+    fragments: list[Fragment], num_learners: int, *, whole_groups: bool = False, same_learner: bool = False
+) -> list[list[Fragment]]:
     """Divides fragments among learners so that all process about as many tokens; a share may be empty.
 
-    With `whole_groups` all fragments of one prompt go to one learner.
+    With `whole_groups` all fragments of one prompt go to one learner. With `same_learner` the windows of an episode go to
+    one learner in all updates, which has their contexts; then shares are even in the long run alone.
     """
     units: dict[Any, list[Fragment]] = {}
     for index, fragment in enumerate(fragments):
         units.setdefault(fragment.prompt_index if whole_groups else index, []).append(fragment)
     result: list[list[Fragment]] = [[] for _ in range(num_learners)]
+    if same_learner:
+        for unit in units.values():
+            home = unit[0].prompt_index if whole_groups else unit[0].episode_id
+            result[home % num_learners] += unit
+        return result
     loads = [0] * num_learners
     sizes = {key: sum(fragment.num_positions for fragment in unit) for key, unit in units.items()}
     for key in sorted(units, key=sizes.__getitem__, reverse=True):

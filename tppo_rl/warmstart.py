@@ -158,19 +158,23 @@ def statements(num_steps: int, options: WarmstartOptions, rng: np.random.Generat
     return [int(times) for times in rng.geometric(1 / options.restate_times, num_steps)]
 
 
-def demonstrations(env: TextEnv[Any], seed: int, options: WarmstartOptions | None = None) -> Iterator[tuple[str, str]]:
-    """Prompts and worked solutions without end; lazy or slipping ones where ``options`` are given.
+def demonstrations(
+    env: TextEnv[Any], seed: int, options: WarmstartOptions | None = None, *, full: bool = False
+) -> Iterator[tuple[str, str]]:
+    """Prompts and worked solutions without end; lazy or slipping ones where ``options`` are given, unless ``full``.
 
     Raises:
         ValueError: If the environment has no worked solutions.
     """
-    rng = np.random.default_rng([seed, options is not None])
+    rng = np.random.default_rng([seed, options is not None and not full])
     slips = draw_slips(seed, options.slip_share if options is not None else 0.0)
     while True:
         prompt, info = env.reset(seed=int(rng.integers(2**62)))
         if "worked_solution" not in info:
             raise ValueError(f"env={type(env).__name__}: it has no worked solutions to learn from; choose one that has")
-        if options is None:
+        if options is not None and full and isinstance(env, ArithmeticChain):
+            yield prompt, env.worked_solution(times=statements(len(info["operands"]), options, rng))
+        elif options is None or full:
             yield prompt, info["worked_solution"]
         elif isinstance(env, ArithmeticChain):
             stop_after = stopping_step(info["operands"], options, rng)
@@ -224,7 +228,7 @@ def practice_batches(
     given = 0
     for share, most, tail_exponent in PRACTICE_STAGES:
         stage = {"tail_exponent": tail_exponent, "max_operands": min(most, env.max_operands)}
-        pairs = demonstrations(make_env(env_id, {**env_config, **stage}), seed)
+        pairs = demonstrations(make_env(env_id, {**env_config, **stage}), seed, settings, full=True)
         batches = micro_batches(pairs, tokenizer, settings.batch_tokens, rng)
         end = round(share * settings.practice_steps)
         yield from islice(batches, end - given)

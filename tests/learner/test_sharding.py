@@ -26,6 +26,7 @@ from tppo_rl.fragments import Fragment
 from tppo_rl.learner import models
 from tppo_rl.learner.batch import batch_from_fragments
 from tppo_rl.learner.collective import Collective, SingleLearner, current_collective
+from tppo_rl.learner.context_cache import ContextCache
 from tppo_rl.learner.models import Critic, Policy, recompute_activations
 from tppo_rl.learner.settings import UpdateSettings
 from tppo_rl.learner.sharding import (
@@ -85,13 +86,21 @@ class Learner:
         for model in (self.policy, self.critic) if recompute else ():
             recompute_activations(model)
         self.collective = collective
-        self.step = UpdateStep(self.policy, self.critic, UpdateSettings(**settings), collective)
+        tokens = settings.get("context_cache_tokens", 0)
+        self.caches = [ContextCache(tokens), ContextCache(tokens)] if tokens else []
+        own = self.caches[0] if self.caches else None
+        self.step = UpdateStep(self.policy, self.critic, UpdateSettings(**settings), collective, own)
 
     def update(self, version: int) -> dict[str, float]:
         parts = shares(version)
         share = parts[0] + parts[1] if self.collective.size == 1 else parts[self.collective.rank]
         batch = batch_from_fragments(share)
-        result = self.step.run(batch, estimate_targets(self.critic, batch, self.step.settings), version)
+        # The made-up episodes have the same numbers in every update.
+        for cache in self.caches:
+            cache.clear()
+        cache = self.caches[1] if self.caches else None
+        targets = estimate_targets(self.critic, batch, self.step.settings, cache=cache)
+        result = self.step.run(batch, targets, version)
         return {name: result.metrics[name] for name in COMPARED if name in result.metrics}
 
     def state(self) -> dict[str, Any]:
@@ -152,6 +161,10 @@ PLANS: dict[str, tuple[list[tuple[str, int, int]], dict[str, Any]]] = {
     "recomputed log-probs": ([("fsdp", 0, NUM_UPDATES)], RECOMPUTED),
     "recomputed activations": ([("fsdp", 0, NUM_KINDS)], ONE_STEP),
     "packed": ([("fsdp", 0, NUM_KINDS)], ONE_STEP | {"packing": True}),
+    "gradient of windows alone, contexts that are kept": (
+        [("fsdp", 0, NUM_KINDS)],
+        ONE_STEP | {"context_gradient": False, "context_cache_tokens": 1000},
+    ),
     "gradient of windows alone": ([("fsdp", 0, NUM_KINDS)], ONE_STEP | {"context_gradient": False}),
     "gradient of windows alone, recomputed activations": (
         [("fsdp", 0, NUM_KINDS)],

@@ -25,6 +25,17 @@ def test_fixed_lengths_in_fixed_windows_by_hand() -> None:
     )
 
 
+def test_cached_contexts_are_read_once_by_hand() -> None:
+    # The same response: 13 positions, of which the last of each unfinished fragment is read again for its value.
+    work = work_per_token(fixed(10), "async", 4, 3.0, cached_contexts=True).times(10)
+    assert astuple(work.values) == pytest.approx((3, 13 + 2, 13**2))
+    assert astuple(work.policy) == pytest.approx((3, 12, 12**2))
+    assert astuple(work.critic) == pytest.approx((1, 12, 12**2))
+    assert work_per_token(fixed(10), "ppo", None, 3.0, cached_contexts=True) == work_per_token(
+        fixed(10), "ppo", None, 3.0
+    )
+
+
 DISTRIBUTIONS = {
     "long-tailed": lognormal(40.0, 1.1, 320),
     "uniform": uniform(5, 60),

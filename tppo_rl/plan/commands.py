@@ -55,6 +55,7 @@ _PATH = click.Path(path_type=Path)
     "--devices", default=2, show_default=True, help="Cores or GPUs to divide between env-runners and learners."
 )
 @click.option("--colocated", is_flag=True, help="In sync modes both sides take turns on all devices.")
+@click.option("--cached-contexts", is_flag=True, help="Learners keep keys and values (`context_cache_tokens`).")
 @click.option("--figure", type=_PATH, help="Also draw a PNG file.")
 @click.option("--json", "json_file", type=_PATH, help="Also write the predictions to FILE.")
 def plan(

@@ -48,6 +48,8 @@ class Workload:
     """Of one request to an env-runner; at most a window."""
     colocated: bool = False
     """Whether in sync modes every device has an env-runner and a learner, which take turns."""
+    cached_contexts: bool = False
+    """Whether learners keep keys and values of open episodes (`context_cache_tokens`)."""
 
     def __post_init__(self) -> None:
         for key in ("slots", "batch_tokens", "devices", "max_staleness", "policy_epochs", "critic_epochs"):
@@ -131,9 +133,15 @@ def recommend(predictions: Iterable[Prediction]) -> Prediction:
 
 def learner_work(workload: Workload, mode: Mode, window: int | None) -> LearnerWork:
     """Returns the work for one trained token, all epochs included."""
-    work = work_per_token(workload.lengths, mode, window, workload.prompt_length)
+    work = _work_per_token(workload, mode, window)
     return replace(
         work, policy=work.policy.times(workload.policy_epochs), critic=work.critic.times(workload.critic_epochs)
+    )
+
+
+def _work_per_token(workload: Workload, mode: Mode, window: int | None) -> LearnerWork:
+    return work_per_token(
+        workload.lengths, mode, window, workload.prompt_length, cached_contexts=workload.cached_contexts
     )
 
 
@@ -180,9 +188,7 @@ def _predict(workload: Workload, costs: Costs, shape: ModelShape, mode: Mode, wi
         generation_s=generation_s,
         learner_s=learner_s,
         seconds_per_token=seconds,
-        processed_per_trained_token=work_per_token(
-            workload.lengths, mode, window, workload.prompt_length
-        ).policy.positions,
+        processed_per_trained_token=_work_per_token(workload, mode, window).policy.positions,
         staleness_mean=staleness[0],
         staleness_max=staleness[1],
         intensity=best.generation.intensity,

@@ -11,12 +11,15 @@ critic's values before the update do not, they are wanted after the last token t
 
     policy, values    sum over its fragments
     critic training   once, over the whole response
+
+Where contexts are cached, a fragment's pass reads what is new in it alone, beside keys and values that are kept: the
+fragments of a response cost together what one pass over the response does.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -78,7 +81,9 @@ def cuts(lengths: ResponseLengths, mode: Mode, window: int | None) -> np.ndarray
     return ends * lengths.survival
 
 
-def work_per_token(lengths: ResponseLengths, mode: Mode, window: int | None, prompt_length: float) -> LearnerWork:
+def work_per_token(
+    lengths: ResponseLengths, mode: Mode, window: int | None, prompt_length: float, *, cached_contexts: bool = False
+) -> LearnerWork:
     """Returns the learner's work for one trained token, in a run that has gone on for long.
 
     Args:
@@ -86,15 +91,20 @@ def work_per_token(lengths: ResponseLengths, mode: Mode, window: int | None, pro
         mode: Key of `MODES`.
         window: Tokens; None with "ppo" only.
         prompt_length: Mean, tokens.
+        cached_contexts: Whether learners keep keys and values of open episodes.
     """
     ends = cuts(lengths, mode, window)
     positions = prompt_length + np.arange(lengths.longest + 1)
     fragments = ends + lengths.probabilities
-    per_response = LearnerWork(
-        values=_work(fragments, positions),
-        policy=_work(fragments, positions - 1),
-        critic=_work(lengths.probabilities, positions - 1),
-    )
+    whole = _work(lengths.probabilities, positions - 1)
+    if cached_contexts:
+        sequences, unfinished = float(fragments.sum()), float(ends.sum())
+        values = _work(lengths.probabilities, positions)
+        # The last state of a fragment is read for its value, and once more with the next fragment.
+        values = replace(values, sequences=sequences, positions=values.positions + unfinished)
+        per_response = LearnerWork(values, replace(whole, sequences=sequences), whole)
+    else:
+        per_response = LearnerWork(_work(fragments, positions), _work(fragments, positions - 1), whole)
     return per_response.times(1 / lengths.mean)
 
 
