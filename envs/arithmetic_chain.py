@@ -52,18 +52,12 @@ class Chain(Problem):
 
 
 def solution(
-    labels: str,
-    operands: Sequence[int],
-    stop_after: int | None = None,
-    sums: Sequence[int] | None = None,
-    times: Sequence[int] | None = None,
+    labels: str, operands: Sequence[int], stop_after: int | None = None, sums: Sequence[int] | None = None
 ) -> str:
     """A worked solution that states its sum as final after ``stop_after`` steps; None uses all operands. ``sums`` are
-    stated after the steps in place of the right ones, and each step so many ``times``, once where None."""
+    stated after the steps in place of the right ones."""
     sums = (running_sums(operands) if sums is None else sums)[:stop_after]
-    steps = [f"{label}{operand}={total};" for label, operand, total in zip(labels, operands, sums, strict=False)]
-    if times is not None:
-        steps = [step * count for step, count in zip(steps, times, strict=False)]
+    steps = (f"{label}{operand}={total};" for label, operand, total in zip(labels, operands, sums, strict=False))
     return f"{''.join(steps)}#{sums[-1]}"
 
 
@@ -132,23 +126,17 @@ class ArithmeticChain(TextEnv[Chain]):
         _, mark, answer = text.partition("#")
         return Reply(score=1.0 if mark and answer == problem.answer else 0.0)
 
-    def worked_solution(
-        self,
-        stop_after: int | None = None,
-        sums: Sequence[int] | None = None,
-        times: Sequence[int] | None = None,
-    ) -> str:
-        """The current problem's worked solution, or one that stops early, goes wrong or states its steps again.
+    def worked_solution(self, stop_after: int | None = None, sums: Sequence[int] | None = None) -> str:
+        """The current problem's worked solution, or one that stops early or goes wrong.
 
         Args:
             stop_after: Steps after which the sum so far is stated as final, 1 to the number of operands;
                 fewer than all of them make a demonstration that gives up too soon. None: all of them.
             sums: What to state after each step, one for each operand; None: the right sums.
-            times: How often to state each step, one number for each operand; None: once.
 
         Raises:
             gymnasium.error.ResetNeeded: Before the first `reset`.
-            ValueError: If the chain has no such step, or `sums` or `times` are not as many as its operands.
+            ValueError: If the chain has no such step, or `sums` are not as many as its operands.
         """
         chain = self.current_problem
         count = len(chain.operands)
@@ -159,5 +147,4 @@ class ArithmeticChain(TextEnv[Chain]):
             f"give None or an integer from 1 to {count}, the number of operands",
         )
         require(sums is None or len(sums) == count, "sums", sums, f"give None or {count} sums, one for each operand")
-        require(times is None or len(times) == count, "times", times, f"give None or {count} numbers")
-        return solution(chain.labels, chain.operands, stop_after, sums, times)
+        return solution(chain.labels, chain.operands, stop_after, sums)

@@ -31,7 +31,6 @@ from tppo_rl.warmstart import (
     practice_batches,
     response_loss,
     slipping_sums,
-    statements,
     stopping_step,
     warmstart,
 )
@@ -163,22 +162,6 @@ class TestSchedule:
         assert all(text.count(";") == 2 for text, _ in texts)
         assert np.mean([correct for _, correct in texts]) == pytest.approx(0.75, abs=0.05)
 
-    def test_a_share_of_demonstrations_states_its_steps_again(self) -> None:
-        env = make_env(CHAIN, {"max_operands": 2})
-        options = WarmstartOptions(lazy_hazard=0.0, diligent_hazard=0.0, restate_share=0.25, restate_times=8.0)
-        pairs = list(islice(demonstrations(env, 0, options), 2000))
-        steps = np.array([response.count(";") for _, response in pairs])
-        # The sum of two geometric numbers of mean 8; (1/8)^2 of those that may restate happen not to.
-        assert np.mean(steps > 2) == pytest.approx(0.25 * (1 - 1 / 64), abs=0.03)
-        assert steps[steps > 2].mean() == pytest.approx(16, rel=0.1)
-        full = [env.step(text)[4]["correct"] for _, text in islice(demonstrations(env, 0, options, full=True), 100)]
-        assert all(full)
-
-    def test_without_a_share_nothing_is_drawn(self) -> None:
-        rng = np.random.default_rng(0)
-        assert statements(3, WarmstartOptions(), rng) is None
-        assert rng.random() == np.random.default_rng(0).random()
-
     def test_full_demonstrations_are_correct(self) -> None:
         env = make_env(CHAIN, {})
         for _, response in islice(demonstrations(env, 0), 20):
@@ -303,7 +286,6 @@ def test_a_small_run_end_to_end(env_id: str, env_config: dict[str, Any], tmp_pat
         ({"muon_lr": "fast"}, "muon_lr='fast': give a number"),
         ({"late_hazard": 1.5}, "late_hazard=1.5: give 0 to 1"),
         ({"slip_share": 1.5}, "slip_share=1.5: give 0 to 1"),
-        ({"restate_times": 0.5}, "restate_times=0.5: give 1 or more"),
         ({"lazy_lr": -1e-4}, "lazy_lr=-0.0001: give 0 or more"),
         ({"lazy_lr": float("nan")}, "lazy_lr=nan"),
         ({"evaluation_prompts": 0}, "evaluation_prompts=0: give 1 or more"),

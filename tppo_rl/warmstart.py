@@ -9,8 +9,7 @@ learning has to find out is that going on until the operands are used up pays. S
 `reset` tells ``early_solutions``; those without get practice only.
 
 To go on is one thing to find out, and some tens of prompts teach it. Demonstrations of chains that slip (``slip_share``) leave
-many: the sum of each pair of digits that they get wrong has to be found out by itself. Demonstrations that state each step
-again and again (``restate_share``) give some responses many times the length of others to the same prompt.
+many: the sum of each pair of digits that they get wrong has to be found out by itself.
 """
 
 import json
@@ -77,11 +76,6 @@ class WarmstartOptions:
     """Share of the pairs of the sum's last digit and the next operand at which demonstrations of chains slip."""
     slip_hazard: float = 0.8
     """Probability to be wrong by one at such a pair."""
-    restate_share: float = 0.0
-    """Share of the demonstrations of chains that state each step again and again: a tail of long responses that comes
-    with the response and not with the prompt."""
-    restate_times: float = 14.0
-    """How often they state a step, on average, 1 or more."""
     evaluation_prompts: int = 512
     """Held-out prompts of each evaluation."""
 
@@ -151,35 +145,24 @@ def slipping_sums(
     return sums
 
 
-def statements(num_steps: int, options: WarmstartOptions, rng: np.random.Generator) -> list[int] | None:
-    """How often a demonstration states each of its steps; None is once. Nothing is drawn without a share."""
-    if not options.restate_share or rng.random() >= options.restate_share:
-        return None
-    return [int(times) for times in rng.geometric(1 / options.restate_times, num_steps)]
-
-
-def demonstrations(
-    env: TextEnv[Any], seed: int, options: WarmstartOptions | None = None, *, full: bool = False
-) -> Iterator[tuple[str, str]]:
-    """Prompts and worked solutions without end; lazy or slipping ones where ``options`` are given, unless ``full``.
+def demonstrations(env: TextEnv[Any], seed: int, options: WarmstartOptions | None = None) -> Iterator[tuple[str, str]]:
+    """Prompts and worked solutions without end; lazy or slipping ones where ``options`` are given.
 
     Raises:
         ValueError: If the environment has no worked solutions.
     """
-    rng = np.random.default_rng([seed, options is not None and not full])
+    rng = np.random.default_rng([seed, options is not None])
     slips = draw_slips(seed, options.slip_share if options is not None else 0.0)
     while True:
         prompt, info = env.reset(seed=int(rng.integers(2**62)))
         if "worked_solution" not in info:
             raise ValueError(f"env={type(env).__name__}: it has no worked solutions to learn from; choose one that has")
-        if options is not None and full and isinstance(env, ArithmeticChain):
-            yield prompt, env.worked_solution(times=statements(len(info["operands"]), options, rng))
-        elif options is None or full:
+        if options is None:
             yield prompt, info["worked_solution"]
         elif isinstance(env, ArithmeticChain):
             stop_after = stopping_step(info["operands"], options, rng)
             sums = slipping_sums(info["operands"], slips, options.slip_hazard, rng)
-            yield prompt, env.worked_solution(stop_after, sums, statements(len(sums), options, rng))
+            yield prompt, env.worked_solution(stop_after, sums)
         else:
             early = (text for text in info["early_solutions"] if rng.random() < options.early_hazard)
             yield prompt, next(early, info["worked_solution"])
@@ -228,7 +211,7 @@ def practice_batches(
     given = 0
     for share, most, tail_exponent in PRACTICE_STAGES:
         stage = {"tail_exponent": tail_exponent, "max_operands": min(most, env.max_operands)}
-        pairs = demonstrations(make_env(env_id, {**env_config, **stage}), seed, settings, full=True)
+        pairs = demonstrations(make_env(env_id, {**env_config, **stage}), seed)
         batches = micro_batches(pairs, tokenizer, settings.batch_tokens, rng)
         end = round(share * settings.practice_steps)
         yield from islice(batches, end - given)
@@ -322,7 +305,7 @@ def parse_options(options: Mapping[str, Any]) -> WarmstartOptions:
         if key not in kinds:
             raise ValueError(f"{key}={value!r}: no such option of warmstart; there are {', '.join(kinds)}")
         whole = kinds[key] is int
-        least = 1 if key in ("batch_tokens", "restate_times", "evaluation_prompts") else 0
+        least = 1 if key in ("batch_tokens", "evaluation_prompts") else 0
         require(
             is_integer(value) if whole else is_finite(value),
             key,
