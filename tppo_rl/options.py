@@ -250,8 +250,8 @@ class Options(BaseModel, DerivedOptions):
         0,
         ge=0,
         description="Tokens of open episodes, per learner, whose keys and values are kept from update to update, for policy "
-        "and critic: a context is computed once, and is as old as the window it was. 0 keeps none. Without "
-        "`context_gradient` alone.",
+        "and critic: a context is computed once, and is as old as the window it was. 0 keeps none. "
+        "`context_gradient` must be false.",
     )
     num_epochs: PositiveInt = Field(1, description="Passes of the policy over a batch.")
     critic_num_epochs: PositiveInt = Field(1, description="Passes of the critic over the finished episodes of a batch.")

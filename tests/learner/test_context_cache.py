@@ -14,7 +14,7 @@ from tppo_rl.fragments import NO_VERSION, Fragment, table_from_fragments
 from tppo_rl.learner.batch import TrainBatch, batch_from_fragments
 from tppo_rl.learner.context_cache import ContextCache
 from tppo_rl.learner.contexts import window_contexts
-from tppo_rl.learner.models import Policy
+from tppo_rl.learner.models import Policy, recompute_activations
 from tppo_rl.learner.settings import UpdateSettings
 from tppo_rl.learner.targets import critic_values, estimate_targets
 from tppo_rl.learner.update import UpdateStep
@@ -63,9 +63,13 @@ EPISODES = [
 BATCHES = [batch_from_fragments([episode[index] for episode in EPISODES]) for index in range(3)]
 
 
-def trained(folder: str, settings: UpdateSettings, batches: list[TrainBatch]) -> list[dict[str, float]]:
+def trained(
+    folder: str, settings: UpdateSettings, batches: list[TrainBatch], *, recompute: bool = False
+) -> list[dict[str, float]]:
     """Metrics of one update after another."""
     policy, critic = load_models(folder)
+    for model in (policy, critic) if recompute else ():
+        recompute_activations(model)
     caches = [ContextCache(settings.context_cache_tokens) for _ in range(2)] if settings.context_cache_tokens else None
     step = UpdateStep(policy, critic, settings, cache=caches[0] if caches else None)
     metrics = []
@@ -75,10 +79,12 @@ def trained(folder: str, settings: UpdateSettings, batches: list[TrainBatch]) ->
     return metrics
 
 
-@pytest.mark.parametrize("micro_batch_tokens", [1, 40, 1000])
-def test_while_weights_rest_all_is_as_without_a_cache(model_folder: str, micro_batch_tokens: int) -> None:
+@pytest.mark.parametrize(("micro_batch_tokens", "recompute"), [(1, False), (40, False), (1000, False), (40, True)])
+def test_while_weights_rest_all_is_as_without_a_cache(
+    model_folder: str, micro_batch_tokens: int, recompute: bool
+) -> None:
     settings = replace(FROZEN, micro_batch_tokens=micro_batch_tokens)
-    with_cache = trained(model_folder, settings, BATCHES)
+    with_cache = trained(model_folder, settings, BATCHES, recompute=recompute)
     without = trained(model_folder, replace(settings, context_cache_tokens=0), BATCHES)
     for ours, plain in zip(with_cache, without, strict=True):
         assert ours.keys() == plain.keys()

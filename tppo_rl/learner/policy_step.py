@@ -254,7 +254,7 @@ class PolicyStep:
                         num_imitated=num_imitated,
                         tally=tally,
                         first=first,
-                        keep=contexts is not None and self._cache is not None and epoch == 0,
+                        cache=self._cache if contexts is not None and epoch == 0 else None,
                     )
                 first = False
                 if frozen:
@@ -281,7 +281,7 @@ class PolicyStep:
         num_imitated: float,
         tally: Tally,
         first: bool,
-        keep: bool,
+        cache: ContextCache | None,
     ) -> None:
         """Adds up the gradient of one minibatch's mean loss over this learner's micro-batches.
 
@@ -292,7 +292,7 @@ class PolicyStep:
             num_imitated: Tokens to imitate in the minibatch, on all learners.
             tally: See `run`.
             first: Whether no step has been made yet.
-            keep: Whether the cache takes the states of these windows.
+            cache: Takes the states of these windows.
         """
         settings = self._settings
         self._step.zero()
@@ -300,7 +300,7 @@ class PolicyStep:
         tally.add("processed_tokens", groups.positions)
         tally.add("padded_tokens", groups.padded_positions)
         for group in same_number_of_passes(self._policy, groups.rows):
-            tokens = work.tokens(group, self._policy.device, record=keep)
+            tokens = work.tokens(group, self._policy.device, record=cache is not None)
             every_log_prob, every_entropy = self._policy(
                 rows=tokens.rows,
                 positions=tokens.columns,
@@ -309,10 +309,9 @@ class PolicyStep:
                 entropy_gradient=settings.entropy_coef > 0,
                 **tokens.inputs.of_model(),
             )
-            if keep and len(group):
-                assert self._cache is not None
+            if cache is not None and len(group):
                 assert work.contexts is not None
-                self._cache.keep(work.batch, group, work.contexts, *recorded(tokens.inputs))
+                cache.keep(work.batch, group, work.contexts, *recorded(tokens.inputs))
             count = len(tokens.mean_weights)
             log_probs, entropy = every_log_prob[:count], every_entropy[:count]
             terms = policy_terms(log_probs, entropy, tokens.window, settings)

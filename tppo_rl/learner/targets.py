@@ -93,9 +93,9 @@ def position_values(
 def position_values_after_contexts(
     critic: Critic, batch: TrainBatch, micro_batch_tokens: int, cache: ContextCache
 ) -> torch.Tensor:
-    """Returns the same, computed after the contexts that the cache has, and keeps what later windows need in it.
+    """Returns what `position_values` does, computed after the contexts that the cache has; it takes what is new.
 
-    Values before a window that the cache has are those of the update that trained them.
+    Values of positions before a window that the cache has are those of the update that trained them.
     """
     lengths, contexts = batch.sequence_lengths, cache.contexts(batch)
     values = [
