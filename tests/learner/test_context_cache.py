@@ -193,6 +193,11 @@ def test_a_learner_forgets_contexts_with_the_weights_that_made_them(model_folder
     learner.update(batch=table_from_fragments([windows(0)[0]]))
     kept = {name: cache.num_positions for name, cache in learner._caches.items()}
     assert kept == {name: len(windows(0)[1].context) - 1 for name in ("policy", "critic")}
+    for window in windows(0)[1:]:
+        learner.update(batch=table_from_fragments([window]))
+    assert not any(cache.num_positions for cache in learner._caches.values()), "the episode has finished"
+    learner.update(batch=table_from_fragments([windows(1)[0]]))
+    assert all(cache.num_positions for cache in learner._caches.values())
     group.set_state(state)
     assert not any(cache.num_positions for cache in learner._caches.values())
 
@@ -200,5 +205,8 @@ def test_a_learner_forgets_contexts_with_the_weights_that_made_them(model_folder
 def test_a_critic_that_forgets_what_is_far_away_is_refused(model_folder: str) -> None:
     policy, critic = load_models(model_folder)
     critic.backbone.config.layer_types = ["sliding_attention"] * 2
-    with pytest.raises(ValueError, match=r"Qwen2Model has layers of sliding_attention"):
+    with pytest.raises(
+        ValueError,
+        match=r"context_cache_tokens: Qwen2Model has layers of sliding_attention; set context_cache_tokens to 0",
+    ):
         UpdateStep(policy, critic, SETTINGS)

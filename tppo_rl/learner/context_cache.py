@@ -13,7 +13,8 @@ from __future__ import annotations
 import torch
 
 from tppo_rl.learner.batch import TrainBatch, last_positions
-from tppo_rl.learner.contexts import Contexts, Shapes, context_lengths, no_contexts
+from tppo_rl.learner.contexts import Contexts, Shapes, context_lengths, no_contexts, recorded
+from tppo_rl.learner.packing import ModelInput
 
 
 class ContextCache:
@@ -60,8 +61,7 @@ class ContextCache:
         batch: TrainBatch,
         rows: torch.Tensor,
         contexts: Contexts,
-        own: torch.Tensor,
-        shapes: Shapes,
+        inputs: ModelInput,
         values: list[torch.Tensor] | None = None,
     ) -> None:
         """Keeps the states of what was read after contexts, and these, of episodes that go on.
@@ -70,23 +70,25 @@ class ContextCache:
             batch: B sequences.
             rows: int64 [b], those that were read.
             contexts: What they were read after.
-            own: [b, n, W], their states (see `contexts.recorded`).
-            shapes: How a row of states is divided.
-            values: Of each row the critic's value at every position, from the sequence's beginning on.
+            inputs: What the model read, laid out with `record`.
+            values: Of each of the B sequences the critic's value at every position.
         """
-        self._shapes = shapes
+        going_on = (~(batch.finished | batch.hindsight)[rows]).nonzero()[:, 0]
+        if not len(going_on):
+            return
+        states, self._shapes = recorded(inputs, going_on)
         stops = last_positions(batch.window)
-        for index, row in enumerate(rows.tolist()):
+        for own, row in zip(states, rows[going_on].tolist(), strict=True):
             episode, stop = int(batch.episode_ids[row]), int(stops[row])
             known = self._states.get(episode)
-            if batch.finished[row] or batch.hindsight[row] or (known is not None and len(known) >= stop):
+            if known is not None and len(known) >= stop:
                 continue
             context = contexts.of(row)
-            new = own[index, : stop - len(context)]
+            new = own[: stop - len(context)]
             self._states.pop(episode, None)
             self._states[episode] = torch.cat([context, new]) if len(context) else new.clone()
             if values is not None:
-                self._values[episode] = values[index][:stop].clone()
+                self._values[episode] = values[row][:stop].clone()
         while self._states and self.num_positions > self._max_positions:
             self._drop(next(iter(self._states)))
 

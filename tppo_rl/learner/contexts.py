@@ -133,13 +133,16 @@ def context_lengths(batch: TrainBatch) -> torch.Tensor:
     return batch.window.positions[:, 0] if len(batch) else torch.zeros(0, dtype=torch.int64)
 
 
-def recorded(inputs: ModelInput) -> tuple[torch.Tensor, Shapes]:
+def recorded(inputs: ModelInput, rows: torch.Tensor | None = None) -> tuple[torch.Tensor, Shapes]:
     """Returns the states of what a model has read, [b, n, W] on the CPU with any on padding, and their shapes.
 
     Args:
         inputs: Those of a pass that has been made, laid out with `record`.
+        rows: int64 [b] on the CPU, of which rows of the input; None: all.
     """
     parts = [part for layer in inputs.past_key_values.layers for part in layer.own]
+    if rows is not None:
+        parts = [part[rows.to(part.device)] for part in parts]
     shapes = tuple((part.shape[1], part.shape[3]) for part in parts)
     return torch.cat([part.transpose(1, 2).flatten(2) for part in parts], dim=2).cpu(), shapes
 
@@ -231,12 +234,12 @@ def check_contexts(model: Policy | Critic) -> None:
         ValueError: it does not, or it has layers that see only what is near.
     """
     backbone: Any = model.model.base_model if isinstance(model, Policy) else model.backbone
-    remedy = "set context_gradient to True"
+    setting, remedy = "context_gradient=False", "set context_gradient to True"
+    if isinstance(model, Critic):
+        setting, remedy = "context_cache_tokens", "set context_cache_tokens to 0"
     kinds = set(getattr(backbone.config, "layer_types", None) or ()) - {"full_attention"}
     if kinds:
-        raise ValueError(
-            f"context_gradient=False: {type(backbone).__name__} has layers of {', '.join(sorted(kinds))}; {remedy}"
-        )
+        raise ValueError(f"{setting}: {type(backbone).__name__} has layers of {', '.join(sorted(kinds))}; {remedy}")
     sequences, starts = torch.tensor([[0, 1, 2, 1], [1, 0, 2, 0]]), torch.tensor([1, 3])
     windows = torch.tensor([[1, 2, 1], [0, 0, 0]])
     with model.autocast():
@@ -249,6 +252,6 @@ def check_contexts(model: Policy | Critic) -> None:
     difference = float((last - whole).norm() / whole.norm())
     if not difference < (1e-3 if model.dtype in (torch.float32, torch.float64) else 0.05):
         raise ValueError(
-            f"context_gradient=False: {type(backbone).__name__} computes otherwise after a context (relative difference "
+            f"{setting}: {type(backbone).__name__} computes otherwise after a context (relative difference "
             f"{difference:.0e}); {remedy}"
         )

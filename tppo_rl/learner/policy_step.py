@@ -10,7 +10,7 @@ import torch
 from tppo_rl.learner.batch import TrainBatch, last_positions
 from tppo_rl.learner.collective import Collective
 from tppo_rl.learner.context_cache import ContextCache
-from tppo_rl.learner.contexts import Contexts, recorded, window_contexts
+from tppo_rl.learner.contexts import Contexts, window_contexts
 from tppo_rl.learner.micro_batches import MicroBatches, micro_batches, minibatches, num_minibatches
 from tppo_rl.learner.models import Policy
 from tppo_rl.learner.optimizers import GradientStep, StepReport
@@ -311,7 +311,7 @@ class PolicyStep:
             )
             if cache is not None and len(group):
                 assert work.contexts is not None
-                cache.keep(work.batch, group, work.contexts, *recorded(tokens.inputs))
+                cache.keep(work.batch, group, work.contexts, tokens.inputs)
             count = len(tokens.mean_weights)
             log_probs, entropy = every_log_prob[:count], every_entropy[:count]
             terms = policy_terms(log_probs, entropy, tokens.window, settings)

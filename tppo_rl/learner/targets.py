@@ -11,7 +11,6 @@ import torch
 from tppo_rl.learner.batch import SampledTokens, TrainBatch, batch_from_fragments, last_positions
 from tppo_rl.learner.collective import Collective, SingleLearner
 from tppo_rl.learner.context_cache import ContextCache
-from tppo_rl.learner.contexts import recorded
 from tppo_rl.learner.micro_batches import micro_batches
 from tppo_rl.learner.models import Critic, Policy
 from tppo_rl.learner.packing import model_input
@@ -111,7 +110,7 @@ def position_values_after_contexts(
             for row, of_row in zip(rows.tolist(), predicted, strict=bool(len(rows))):
                 values[row][int(contexts.lengths[row]) :] = of_row[: int(missing[row])]
             if len(rows):
-                cache.keep(batch, rows, contexts, *recorded(inputs), values=[values[row] for row in rows.tolist()])
+                cache.keep(batch, rows, contexts, inputs, values)
     cache.drop_finished(batch)
     return torch.cat(values) if values else torch.zeros(0)
 
