@@ -96,7 +96,7 @@ class TPPOConfig(AlgorithmConfig, DerivedOptions):
     def training(  # type: ignore[override]
         self,
         *,
-        critic_lr: float = NotProvided,
+        critic_lr: float | list[list[float]] = NotProvided,
         lr_warmup_updates: int = NotProvided,
         adam_betas: tuple[float, float] = NotProvided,
         weight_decay: float = NotProvided,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from tppo_rl.learner.schedules import fault
 from tppo_rl.options import OptionError, Options
 from tppo_rl.presets import PRESETS
 
@@ -22,6 +23,7 @@ def check_rules(options: Options, algorithm: str) -> None:
     _check_sampling(options.sampling)
     _check_lora(options.lora)
     _check_estimators(options)
+    _check_learning_rates(options)
     _check_losses(options)
     _check_groups(options)
     _check_that_all_is_read(options, algorithm)
@@ -210,6 +212,12 @@ def _check_contexts(options: Options) -> None:
             _refuse(
                 options, "context_gradient", f"{key}={getattr(options, key)!r}: {reason}, or context_gradient to true"
             )
+
+
+def _check_learning_rates(options: Options) -> None:
+    for key in ("lr", "critic_lr"):
+        if (problem := fault(getattr(options, key))) is not None:
+            _refuse(options, key, problem)
 
 
 def _check_losses(options: Options) -> None:

@@ -326,6 +326,30 @@ def test_learning_rate_ramp_starts_after_the_warmup(model_folder: str) -> None:
     assert run.step.critic_optimizer.param_groups[0]["lr"] == 1e-3
 
 
+def test_learning_rates_follow_the_tokens_trained(model_folder: str) -> None:
+    schedules: dict[str, Any] = {
+        "lr": [[0, 8e-4], [100, 2e-4]],
+        "critic_lr": [[0, 1e-3], [50, 0.0]],
+        "lr_warmup_updates": 2,
+    }
+    run, other = (Run(model_folder, **schedules) for _ in range(2))
+    rates, critic_rates, tokens = [], [], [0]
+    for version in range(4):
+        fragments = make_fragments(version, 5)
+        if version == 2:
+            other.step.set_state(run.step.get_state())
+            run = other
+        metrics = run.update(fragments, version).metrics
+        rates.append(metrics["learning_rate"])
+        critic_rates.append(metrics["critic_learning_rate"])
+        assert run.step.policy_optimizer.param_groups[0]["lr"] == metrics["learning_rate"]
+        tokens.append(tokens[-1] + sum(int(fragment.sampled.sum()) for fragment in fragments))
+    assert tokens[1] < 50 < tokens[3]
+    lines = [8e-4 - 6e-4 * min(1, count / 100) for count in tokens[:-1]]
+    assert rates == pytest.approx([lines[0] / 2, *lines[1:]])
+    assert critic_rates == pytest.approx([max(0.0, 1e-3 * (1 - count / 50)) for count in tokens[:-1]])
+
+
 def test_gradient_clipping_is_of_each_model_alone(model_folder: str) -> None:
     fragments = make_fragments(13, 6)
     free = Run(model_folder, **NO_CLIPPING)

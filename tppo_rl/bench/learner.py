@@ -27,6 +27,7 @@ from tppo_rl.learner.micro_batches import micro_batches, minibatches
 from tppo_rl.learner.models import Critic, Policy, load_causal_lm, parse_dtype, transformer_blocks
 from tppo_rl.learner.optimizers import make_adamw
 from tppo_rl.learner.packing import model_input
+from tppo_rl.learner.schedules import rate_at
 from tppo_rl.learner.settings import UpdateSettings
 from tppo_rl.learner.targets import Targets, estimate_targets, sampled_log_probs
 from tppo_rl.learner.update import UpdateStep
@@ -153,7 +154,9 @@ class _Bare:
         self._policy, self._critic = models
         self._settings = settings
         self._policy_adam, self._critic_adam = (
-            make_adamw(model.parameters(), lr=lr, betas=settings.adam_betas, weight_decay=settings.weight_decay)
+            make_adamw(
+                model.parameters(), lr=rate_at(lr, 0), betas=settings.adam_betas, weight_decay=settings.weight_decay
+            )
             for model, lr in ((self._policy, settings.lr), (self._critic, settings.critic_lr))
         )
         # As in `UpdateStep.run`: the first draw shuffles the policy's fragments, the second the critic's.

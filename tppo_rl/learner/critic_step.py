@@ -42,6 +42,7 @@ class CriticStep:
         value_batch: ValueBatch,
         *,
         global_tokens: int,
+        lr: float,
         generator: np.random.Generator,
         tally: Tally,
     ) -> list[StepReport]:
@@ -53,6 +54,7 @@ class CriticStep:
         Args:
             value_batch: This learner's share; may be without rows.
             global_tokens: Tokens of the value batch on all learners.
+            lr: Learning rate of the update.
             generator: Shuffles episodes into minibatches.
             tally: Receives `CRITIC_SUMS`.
         """
@@ -67,7 +69,7 @@ class CriticStep:
                 if count:
                     self._step.zero()
                     self._accumulate(value_batch, rows, count, tally)
-                    reports.append(self._step.apply(settings.critic_lr))
+                    reports.append(self._step.apply(lr))
         return reports
 
     def _accumulate(self, value_batch: ValueBatch, rows: torch.Tensor, global_count: int, tally: Tally) -> None:

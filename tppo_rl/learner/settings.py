@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from tppo_rl.learner.schedules import LearningRate, fault
 from tppo_rl.maths.advantages import BoundaryValue
 
 AdvantageEstimator = Literal["egae", "gae", "group_relative"]
@@ -93,10 +94,10 @@ class UpdateSettings:
     """Whether the policy's gradient goes through keys and values of prompt and earlier windows (see `contexts`)."""
     context_cache_tokens: int = 0
     """Tokens of open episodes whose keys and values a learner keeps from update to update (see `context_cache`)."""
-    lr: float = 1e-6
-    """Learning rate of the policy."""
-    critic_lr: float = 2e-6
-    """Learning rate of the critic."""
+    lr: LearningRate = 1e-6
+    """Learning rate of the policy: a number, or a schedule over the tokens trained (see `schedules`)."""
+    critic_lr: LearningRate = 2e-6
+    """Learning rate of the critic, likewise."""
     lr_warmup_updates: int = 0
     """Updates over which the policy's learning rate rises linearly to `lr`, counted after the critic's warm-up."""
     critic_warmup_updates: int = 0
@@ -146,7 +147,10 @@ class UpdateSettings:
             size = getattr(self, key)
             _require(size is None or size >= 1, key, size, "give a number of tokens, or None for the whole batch")
         _require(self.context_cache_tokens >= 0, "context_cache_tokens", self.context_cache_tokens, "give at least 0")
-        for key in ("lr", "critic_lr", "weight_decay", "lr_warmup_updates", "critic_warmup_updates", *_COEFFICIENTS):
+        for key in ("lr", "critic_lr"):
+            problem = fault(getattr(self, key))
+            _require(problem is None, key, getattr(self, key), problem or "")
+        for key in ("weight_decay", "lr_warmup_updates", "critic_warmup_updates", *_COEFFICIENTS):
             value = getattr(self, key)
             _require(isinstance(value, int | float) and value >= 0, key, value, "give a number, at least 0")
         for key in ("grad_clip", "critic_grad_clip"):

@@ -29,6 +29,7 @@ from tppo_rl.learner.models import Critic, Policy
 from tppo_rl.learner.optimizers import GradientStep, StepReport, make_adamw, ramped_lr, trainable
 from tppo_rl.learner.packing import check_packing
 from tppo_rl.learner.policy_step import POLICY_MAXIMA, POLICY_SUMS, PolicyStep
+from tppo_rl.learner.schedules import LearningRate, rate_at
 from tppo_rl.learner.settings import UpdateSettings
 from tppo_rl.learner.sharding import ShardedGradientStep, shard
 from tppo_rl.learner.tally import Tally
@@ -93,6 +94,7 @@ class UpdateStep:
         self.settings = settings
         self._collective: Collective = collective or SingleLearner()
         self._policy_updates = 0
+        self._trained_tokens = 0
         if settings.distributed == "fsdp" and self._collective.size == 1:
             raise ValueError("distributed='fsdp' will not do: there is one learner, nothing to shard over; use 'ddp'")
         for model in (policy, critic):
@@ -138,7 +140,8 @@ class UpdateStep:
         generator = np.random.default_rng((settings.seed or 0, policy_version, self._collective.rank))
 
         start = time.perf_counter()
-        lr = ramped_lr(settings.lr, self._policy_updates, settings.lr_warmup_updates)
+        lr = ramped_lr(rate_at(settings.lr, self._trained_tokens), self._policy_updates, settings.lr_warmup_updates)
+        critic_lr = rate_at(settings.critic_lr, self._trained_tokens)
         policy_reports = self._policy_step.run(
             batch,
             targets,
@@ -154,8 +157,9 @@ class UpdateStep:
         critic_reports: list[StepReport] = []
         if self._critic_step is not None:
             critic_reports = self._critic_step.run(
-                value_batch, global_tokens=value_tokens, generator=generator, tally=tally
+                value_batch, global_tokens=value_tokens, lr=critic_lr, generator=generator, tally=tally
             )
+        self._trained_tokens += window_tokens
         seconds = (targets.seconds, middle - start, time.perf_counter() - middle)
         for name, value in zip(_SECONDS.values(), seconds, strict=True):
             tally.largest(name, value)
@@ -165,7 +169,7 @@ class UpdateStep:
         metrics |= {name: totals[maximum] for name, maximum in _SECONDS.items()}
         metrics["learning_rate"] = 0.0 if frozen else lr
         if self._critic_step is not None:
-            metrics["critic_learning_rate"] = settings.critic_lr
+            metrics["critic_learning_rate"] = critic_lr
         histogram = self._staleness_histogram(batch, policy_version, int(max(-1.0, totals["staleness_max"])))
         return UpdateResult(metrics, histogram, fragment_report(batch, targets))
 
@@ -174,15 +178,19 @@ class UpdateStep:
 
         The shuffling has no state: it is drawn from seed, policy version and learner.
         """
-        return {"policy_updates": self._policy_updates}
+        return {"policy_updates": self._policy_updates, "trained_tokens": self._trained_tokens}
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Goes on from the counters of `get_state`."""
         self._policy_updates = int(state["policy_updates"])
+        self._trained_tokens = int(state["trained_tokens"])
 
-    def _adamw(self, model: torch.nn.Module, lr: float) -> torch.optim.AdamW:
+    def _adamw(self, model: torch.nn.Module, lr: LearningRate) -> torch.optim.AdamW:
         return make_adamw(
-            model.parameters(), lr=lr, betas=self.settings.adam_betas, weight_decay=self.settings.weight_decay
+            model.parameters(),
+            lr=rate_at(lr, 0),
+            betas=self.settings.adam_betas,
+            weight_decay=self.settings.weight_decay,
         )
 
     def _gradients(

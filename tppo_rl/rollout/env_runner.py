@@ -211,7 +211,9 @@ class VLLMEnvRunner(EnvRunner):
         if not config.in_evaluation:
             limits = self._limits(config.window)
             sampling = Sampling(config.sampling["temperature"])
-            self._sampler = self._make_sampler("train", limits, sampling, self._reward_shaping())
+            self._sampler = self._make_sampler(
+                "train", limits, sampling, self._reward_shaping(), num_slots=config.num_envs_per_env_runner
+            )
 
     def _build_engine(self) -> Engine:
         config = self.config
@@ -239,7 +241,13 @@ class VLLMEnvRunner(EnvRunner):
         return RewardShaping(self.config.rewards, max_response_length=cap, overlong_buffer=buffer)
 
     def _make_sampler(
-        self, name: str, limits: EpisodeLimits, sampling: Sampling, rewards: RewardShaping | None = None
+        self,
+        name: str,
+        limits: EpisodeLimits,
+        sampling: Sampling,
+        rewards: RewardShaping | None = None,
+        *,
+        num_slots: int,
     ) -> Sampler:
         assert self._engine is not None
         make_env: Callable[[], gymnasium.Env] = partial(self._make_text_env, "train" if name == "train" else "heldout")
@@ -247,7 +255,7 @@ class VLLMEnvRunner(EnvRunner):
             self._engine,
             make_env,
             self._chat,
-            num_slots=self.config.num_envs_per_env_runner,
+            num_slots=num_slots,
             limits=limits,
             sampling=sampling,
             rewards=rewards,
@@ -258,7 +266,11 @@ class VLLMEnvRunner(EnvRunner):
     def _evaluation_sampler(self, temperature: float) -> Sampler:
         if temperature not in self._evaluation_samplers:
             name = f"evaluation-{temperature}"
-            self._evaluation_samplers[temperature] = self._make_sampler(name, self._limits(None), Sampling(temperature))
+            # Held-out prompts are all there at once: they take as many slots as the engine has.
+            num_slots = int(self.config.engine.get("max_num_seqs", self.config.num_envs_per_env_runner))
+            self._evaluation_samplers[temperature] = self._make_sampler(
+                name, self._limits(None), Sampling(temperature), num_slots=num_slots
+            )
         return self._evaluation_samplers[temperature]
 
     def _make_text_env(self, split: str) -> gymnasium.Env:

@@ -1,0 +1,34 @@
+"""Learning rates that change with the tokens trained: RLlib's schedules, straight lines between given points."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
+
+LearningRate = float | Sequence[Sequence[float]]
+"""A constant, or [[tokens, rate], …] with rising tokens from 0 on: straight lines between, the last rate from then on."""
+
+
+def rate_at(rate: LearningRate, num_tokens: int) -> float:
+    """Returns the learning rate of the update that follows `num_tokens` trained tokens (of all learners)."""
+    if isinstance(rate, int | float):
+        return float(rate)
+    tokens, rates = zip(*rate, strict=True)
+    return float(np.interp(num_tokens, tokens, rates))
+
+
+def fault(rate: LearningRate) -> str | None:
+    """Returns what is wrong with a learning rate, as the end of an error message; None where nothing is."""
+    if isinstance(rate, int | float):
+        return None if rate >= 0 else "give a number, at least 0"
+    if len(rate) < 2 or any(len(point) != 2 for point in rate):
+        return "a schedule is two or more pairs [trained tokens, rate], such as [[0, 2e-4], [100000, 1e-5]]"
+    tokens, rates = zip(*rate, strict=True)
+    if tokens[0] != 0:
+        return f"a schedule begins at 0 tokens, not at {tokens[0]:g}"
+    for earlier, later in pairwise(tokens):
+        if later <= earlier:
+            return f"the tokens of a schedule rise from pair to pair, but {later:g} follows {earlier:g}"
+    return next((f"the rate {rate:g} is below 0" for rate in rates if not rate >= 0), None)
