@@ -132,6 +132,7 @@ class TPPOConfig(AlgorithmConfig, DerivedOptions):
         critic_minibatch_size: int | None = NotProvided,
         critic_warmup_updates: int = NotProvided,
         critic_grad_clip: float | None = NotProvided,
+        parallel_critic: bool = NotProvided,
         **kwargs: Any,
     ) -> Self:
         """Sets estimator, losses, optimizers and batch sizes; RLlib's own options go on to RLlib."""

@@ -10,7 +10,16 @@ from torch import nn
 import tppo_rl.linear
 from tppo_rl.bench.workloads import random_model
 from tppo_rl.learner.models import Policy
-from tppo_rl.linear import FastLinear, linear, onednn_is_faster, onednn_linear, use_fastest_linear
+from tppo_rl.linear import (
+    FEW_ROWS,
+    MANY_ROWS,
+    FastLinear,
+    fastest_linear,
+    linear,
+    onednn_is_faster,
+    onednn_linear,
+    use_fastest_linear,
+)
 
 
 @pytest.fixture
@@ -86,11 +95,33 @@ def test_weights_that_are_exchanged_are_used(onednn_wins: None) -> None:
 
 def test_the_measurement_finds_the_faster_one(monkeypatch: pytest.MonkeyPatch) -> None:
     for usual, onednn, wanted in [(2.0, 1.0, True), (1.1, 1.0, False), (1.0, 2.0, False)]:
-        seconds = iter([usual, onednn])
+        seconds = iter([usual, onednn, onednn, usual])
         monkeypatch.setattr("tppo_rl.linear._seconds", lambda call, seconds=seconds: next(seconds))
         onednn_is_faster.cache_clear()
         assert onednn_is_faster(1) is wanted
+        assert onednn_is_faster(1, 8) is (onednn > 1.2 * usual)
     onednn_is_faster.cache_clear()
+
+
+@pytest.mark.parametrize("faster", [set(), {FEW_ROWS}, {MANY_ROWS}, {FEW_ROWS, MANY_ROWS}])
+def test_few_and_many_rows_have_the_library_that_is_faster_for_them(
+    monkeypatch: pytest.MonkeyPatch, faster: set[int]
+) -> None:
+    by_onednn: list[int] = []
+
+    def note(inputs: torch.Tensor, *rest: torch.Tensor | None) -> torch.Tensor:
+        by_onednn.append(len(inputs))
+        return nn.functional.linear(inputs, *rest)
+
+    monkeypatch.setattr("tppo_rl.linear.onednn_is_faster", lambda threads, rows: rows in faster)
+    monkeypatch.setattr("tppo_rl.linear.onednn_linear", note)
+    weight, bias = torch.randn(5, 7), torch.randn(5)
+    fastest = fastest_linear(1)
+    for rows in (1, FEW_ROWS, 65, MANY_ROWS):
+        inputs = torch.randn(rows, 7)
+        assert torch.equal(fastest(inputs, weight, bias), nn.functional.linear(inputs, weight, bias))
+    wanted = [rows for rows in (1, FEW_ROWS) if FEW_ROWS in faster]
+    assert by_onednn == wanted + [rows for rows in (65, MANY_ROWS) if MANY_ROWS in faster]
 
 
 def test_few_shapes_are_computed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,9 @@ _GAIN = 1.2
 _ROW_STEP = 64
 """Rows are padded to a multiple of it: oneDNN compiles code for every shape, which takes as long as many products, and no
 two micro-batches have the same number of tokens."""
-_ROWS, _WIDTH = 512, 256
+_WIDTH = 256
+FEW_ROWS, MANY_ROWS = 16, 512
+"""Rows of an engine step that takes one token of each request, and of a micro-batch or a prefill."""
 _TIMES = 9
 
 _logger = logging.getLogger(__name__)
@@ -112,16 +114,39 @@ def use_fastest_linear(model: nn.Module) -> bool:
     return True
 
 
+def fastest_linear(num_threads: int) -> Callable[..., torch.Tensor]:
+    """Returns `torch.nn.functional.linear` or a substitute for it, whichever is faster here for few and for many rows.
+
+    Where rows are few, time is that of the call and not of the product, so that the two may differ.
+    """
+    few, many = (
+        linear if onednn_is_faster(num_threads, rows) else nn.functional.linear for rows in (FEW_ROWS, MANY_ROWS)
+    )
+    if few is many:
+        return few
+
+    def by_rows(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        return (few if len(inputs) <= _ROW_STEP else many)(inputs, weight, bias)
+
+    return by_rows
+
+
 @cache
-def onednn_is_faster(num_threads: int) -> bool:
-    """Measures both libraries on one matrix product, some milliseconds, once for each number of torch threads."""
+def onednn_is_faster(num_threads: int, num_rows: int = MANY_ROWS) -> bool:
+    """Measures both libraries on one matrix product, some milliseconds, once for each number of torch threads and rows."""
     if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         return False
     generator = torch.Generator().manual_seed(0)
-    inputs, weight = (torch.randn(rows, _WIDTH, generator=generator) for rows in (_ROWS, _WIDTH))
+    inputs, weight = (torch.randn(rows, _WIDTH, generator=generator) for rows in (num_rows, _WIDTH))
     usual = _seconds(lambda: nn.functional.linear(inputs, weight))
-    onednn = _seconds(lambda: onednn_linear(inputs, weight))
-    _logger.info("linear layers, %d threads: torch %.0f us, oneDNN %.0f us", num_threads, 1e6 * usual, 1e6 * onednn)
+    onednn = _seconds(lambda: linear(inputs, weight))
+    _logger.info(
+        "linear layers, %d threads, %d rows: torch %.0f us, oneDNN %.0f us",
+        num_threads,
+        num_rows,
+        1e6 * usual,
+        1e6 * onednn,
+    )
     return usual > _GAIN * onednn
 
 

@@ -267,6 +267,11 @@ class Options(BaseModel, DerivedOptions):
     critic_warmup_updates: int = Field(0, ge=0, description="First updates, in which the policy is frozen (VC-PPO).")
     grad_clip: float | None = Field(1.0, gt=0, description="Largest global gradient norm of the policy.")
     critic_grad_clip: float | None = Field(1.0, gt=0, description="Largest global gradient norm of the critic.")
+    parallel_critic: bool = Field(
+        False,
+        description="Train the critic in a thread of its own while the policy trains: for one learner on a CPU, beside a core "
+        "that is not always busy. The result is the same.",
+    )
 
     # .pipeline()
     mode: Literal["async", "sync"] = Field(

@@ -83,6 +83,12 @@ def _check_learners(options: Options) -> None:
             f"weights are sharded over learners, and num_learners={options.num_learners} leaves nothing to shard over; set "
             "num_learners to 2 or more, or distributed to 'ddp'",
         )
+    if options.parallel_critic and options.num_learners > 1:
+        _refuse(
+            options,
+            "parallel_critic",
+            f"num_learners={options.num_learners} exchange gradients in one order; set it to false, or num_learners to 1",
+        )
     if options.weights_dtype == "bfloat16" and options.dtype == "float32":
         _refuse(
             options,
@@ -289,6 +295,7 @@ _READ_ONLY_WITH: dict[str, tuple[str, Any]] = {
             "critic_minibatch_size",
             "critic_warmup_updates",
             "critic_grad_clip",
+            "parallel_critic",
         )
     },
     "reference_model": ("kl_coef above 0", lambda o: o.kl_coef > 0),

@@ -39,17 +39,19 @@ def write_run(folder: Path, accuracies: list[float], *, seconds: float, generati
     for iteration in range(1, 2 * len(accuracies) - 1):
         result = {
             "training_iteration": iteration,
-            "time": {"iteration": seconds},
             "tokens": {"sampled": 100 * iteration},
             "heldout_before": {"sampled": {"accuracy": accuracies[0]}},
             "run": {
+                "wall_s": 5.0 + 2.5 * iteration + seconds * iteration,
                 "seconds": {
+                    "setup": 5.0,
+                    "evaluation": 2.5 * iteration,
                     "env_runner_sampling": generation * iteration,
                     "waiting_for_fragments": 0.25 * seconds * iteration,
                     "update": 0.75 * seconds * iteration,
                     "env_runner_idle": 0.0,
                     "env_runner_weights": 0.01 * seconds * iteration,
-                }
+                },
             },
             "learners": {"default_policy": {"processed_per_trained_token": 1.5}},
         }

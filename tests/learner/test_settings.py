@@ -33,6 +33,7 @@ KEYS = {
     "weight_decay",
     "grad_clip",
     "critic_grad_clip",
+    "parallel_critic",
     "seed",
     "advantage_estimator",
     "lambda_alpha",

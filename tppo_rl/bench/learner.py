@@ -159,11 +159,11 @@ class _Bare:
             )
             for model, lr in ((self._policy, settings.lr), (self._critic, settings.critic_lr))
         )
-        # As in `UpdateStep.run`: the first draw shuffles the policy's fragments, the second the critic's.
-        generator = np.random.default_rng((0, 0, 0))
+        # As in `UpdateStep.run`.
+        of_policy, of_critic = np.random.default_rng((0, 0, 0)), np.random.default_rng((0, 0, 0, 1))
         self._values = _value_inputs(batch, self._critic.device, settings)
-        self._policy_inputs = _policy_inputs(batch, targets, generator, self._policy.device, settings)
-        self._critic_inputs = _critic_inputs(batch, targets, generator, self._critic.device, settings)
+        self._policy_inputs = _policy_inputs(batch, targets, of_policy, self._policy.device, settings)
+        self._critic_inputs = _critic_inputs(batch, targets, of_critic, self._critic.device, settings)
 
     def update(self) -> None:
         settings = self._settings

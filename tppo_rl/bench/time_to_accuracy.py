@@ -1,6 +1,6 @@
 """The progress of a run, read from the results that it wrote, and its figure.
 
-Only training counts: evaluations and the start are left out.
+All that passes counts, logs included, but the start and the evaluations.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Progress:
     """A run at its evaluations, arrays of one length, the first entry before any update."""
 
     seconds: np.ndarray
-    """Of training so far."""
+    """So far, without the start and the evaluations."""
     generation_seconds: np.ndarray
     """In which the env-runners were sampling, sum over them."""
     tokens: np.ndarray
@@ -43,12 +43,12 @@ def read_progress(folder: Path) -> Progress:
     if not results or not results[0].get("heldout_before"):
         raise ValueError(f"{folder}: no evaluation before the first update; set evaluation_interval")
     points = [(0.0, 0.0, 0.0, float(results[0]["heldout_before"]["sampled"]["accuracy"]))]
-    seconds = 0.0
-    for result in results:
-        seconds += float(result["time"]["iteration"])
-        if "evaluation" in result:
-            points.append((*_spent(result, seconds), float(result["evaluation"]["sampled"]["accuracy"])))
-    end = (*_spent(results[-1], seconds), float(read_summary(folder)["heldout_accuracy_after"]))
+    points += [
+        (*_spent(result), float(result["evaluation"]["sampled"]["accuracy"]))
+        for result in results
+        if "evaluation" in result
+    ]
+    end = (*_spent(results[-1]), float(read_summary(folder)["heldout_accuracy_after"]))
     if points[-1][2] < end[2]:
         points.append(end)
     return Progress(*np.array(points).T)
@@ -79,5 +79,7 @@ def plot_progress(progress: Mapping[str, Sequence[Progress]], target: float, pat
         figure.savefig(path, dpi=150)
 
 
-def _spent(result: Mapping[str, Any], seconds: float) -> tuple[float, float, float]:
-    return seconds, float(result["run"]["seconds"]["env_runner_sampling"]), float(result["tokens"]["sampled"])
+def _spent(result: Mapping[str, Any]) -> tuple[float, float, float]:
+    run = result["run"]
+    seconds = run["wall_s"] - run["seconds"]["setup"] - run["seconds"]["evaluation"]
+    return float(seconds), float(run["seconds"]["env_runner_sampling"]), float(result["tokens"]["sampled"])

@@ -110,6 +110,8 @@ class UpdateSettings:
     """Largest global norm of the policy's gradient; None never clips."""
     critic_grad_clip: float | None = 1.0
     """Largest global norm of the critic's gradient; None never clips."""
+    parallel_critic: bool = False
+    """Whether the critic trains in a thread of its own, while the policy does: with one learner, on a CPU."""
     seed: int | None = None
     """Seed of the shuffling into minibatches; None is 0."""
     distributed: Distributed = "ddp"

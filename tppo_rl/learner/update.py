@@ -2,7 +2,7 @@
 
     agree on token counts (all-reduce)
       -> policy: minibatches of window tokens     (frozen while the critic warms up)
-      -> critic: minibatches of the value batch    (none where nothing finished anywhere)
+      -> critic: minibatches of the value batch    (none where nothing finished anywhere; at the same time: `parallel_critic`)
       -> metrics and staleness histogram (all-reduce)
 
 Learners hold shares of different sizes, also empty ones. Everything that decides how many collective calls follow is
@@ -12,8 +12,10 @@ agreed on first, so every learner makes the same ones in the same order and none
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from concurrent.futures import Executor, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -90,6 +92,7 @@ class UpdateStep:
             ValueError: `settings.packing` with a model that does not keep packed sequences apart, or no
                 `settings.context_gradient` with one that cannot go on after a context.
             ValueError: the models are to be sharded, and there is one learner.
+            ValueError: `settings.parallel_critic` with several learners.
         """
         self.settings = settings
         self._collective: Collective = collective or SingleLearner()
@@ -97,6 +100,11 @@ class UpdateStep:
         self._trained_tokens = 0
         if settings.distributed == "fsdp" and self._collective.size == 1:
             raise ValueError("distributed='fsdp' will not do: there is one learner, nothing to shard over; use 'ddp'")
+        if settings.parallel_critic and self._collective.size > 1:
+            raise ValueError(
+                "parallel_critic=True will not do: several learners exchange gradients in one order; set it to False"
+            )
+        self._critic_thread = ThreadPoolExecutor(1, thread_name_prefix="critic") if settings.parallel_critic else None
         for model in (policy, critic):
             for parameter in trainable(model.parameters()) if model is not None else ():
                 self._collective.broadcast_(parameter.data)
@@ -137,35 +145,38 @@ class UpdateStep:
         counts = torch.stack([batch.window.lengths.sum(), value_batch.tokens.lengths.sum()])
         window_tokens, value_tokens = self._collective.sum_(counts).tolist()
         add_statistics(tally, batch, targets, policy_version, settings)
-        generator = np.random.default_rng((settings.seed or 0, policy_version, self._collective.rank))
-
-        start = time.perf_counter()
+        shuffle = (settings.seed or 0, policy_version, self._collective.rank)
         lr = ramped_lr(rate_at(settings.lr, self._trained_tokens), self._policy_updates, settings.lr_warmup_updates)
         critic_lr = rate_at(settings.critic_lr, self._trained_tokens)
-        policy_reports = self._policy_step.run(
-            batch,
-            targets,
-            version=policy_version,
-            global_tokens=window_tokens,
-            lr=lr,
-            frozen=frozen,
-            generator=generator,
-            tally=tally,
-        )
-        self._policy_updates += bool(policy_reports)
-        middle = time.perf_counter()
-        critic_reports: list[StepReport] = []
-        if self._critic_step is not None:
-            critic_reports = self._critic_step.run(
+
+        def train_policy() -> list[StepReport]:
+            return self._policy_step.run(
+                batch,
+                targets,
+                version=policy_version,
+                global_tokens=window_tokens,
+                lr=lr,
+                frozen=frozen,
+                generator=np.random.default_rng(shuffle),
+                tally=tally,
+            )
+
+        def train_critic() -> list[StepReport]:
+            if self._critic_step is None:
+                return []
+            generator = np.random.default_rng((*shuffle, 1))
+            return self._critic_step.run(
                 value_batch, global_tokens=value_tokens, lr=critic_lr, generator=generator, tally=tally
             )
+
+        policy, critic = both(_timed(train_policy), _timed(train_critic), self._critic_thread)
+        self._policy_updates += bool(policy.reports)
         self._trained_tokens += window_tokens
-        seconds = (targets.seconds, middle - start, time.perf_counter() - middle)
-        for name, value in zip(_SECONDS.values(), seconds, strict=True):
-            tally.largest(name, value)
+        for name, seconds in zip(_SECONDS.values(), (targets.seconds, policy.seconds, critic.seconds), strict=True):
+            tally.largest(name, seconds)
 
         totals = tally.reduce(self._collective)
-        metrics = scalars(totals, policy_reports, critic_reports)
+        metrics = scalars(totals, policy.reports, critic.reports)
         metrics |= {name: totals[maximum] for name, maximum in _SECONDS.items()}
         metrics["learning_rate"] = 0.0 if frozen else lr
         if self._critic_step is not None:
@@ -203,6 +214,39 @@ class UpdateStep:
         staleness = version - batch.versions[batch.window.mask & ~batch.hindsight[:, None]]
         assert not len(staleness) or int(staleness.min()) >= 0, "a token is newer than the trainer's weights"
         return self._collective.sum_(torch.bincount(staleness, minlength=largest + 1)).numpy()
+
+
+class _Training(NamedTuple):
+    reports: list[StepReport]
+    seconds: float
+
+
+def _timed(train: Callable[[], list[StepReport]]) -> Callable[[], _Training]:
+    @flushed_subnormals()
+    def timed() -> _Training:
+        start = time.perf_counter()
+        reports = train()
+        return _Training(reports, time.perf_counter() - start)
+
+    return timed
+
+
+_T = TypeVar("_T")
+
+
+def both(first: Callable[[], _T], second: Callable[[], _T], thread: Executor | None) -> tuple[_T, _T]:
+    """Returns the results of both: the second one's of the given thread, meanwhile, or without one of this thread, afterwards.
+
+    Both have ended when it returns or raises.
+    """
+    if thread is None:
+        return first(), second()
+    meanwhile = thread.submit(second)
+    try:
+        result = first()
+    finally:
+        wait([meanwhile])
+    return result, meanwhile.result()
 
 
 _SECONDS = {

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tppo_rl.linear import linear, onednn_is_faster
+from tppo_rl.linear import fastest_linear
 
 
 @contextmanager
@@ -28,10 +28,10 @@ def unpacked_linear_layers() -> Iterator[None]:
     from vllm.model_executor.layers import utils
 
     dispatch = utils.dispatch_cpu_unquantized_gemm
-    by_onednn = onednn_is_faster(torch.get_num_threads())
+    linear = fastest_linear(torch.get_num_threads())
 
     def leave_unpacked(layer: Any, remove_weight: bool) -> None:
-        layer.cpu_linear = linear if by_onednn else torch.nn.functional.linear
+        layer.cpu_linear = linear
 
     utils.dispatch_cpu_unquantized_gemm = leave_unpacked
     try:
