@@ -187,10 +187,13 @@ def test_two_learners_and_own_evaluation_env_runners(small_config: TPPOConfig) -
         .evaluation(evaluation_num_env_runners=1)
     )
     algorithm = config.build_algo()
+    updating = []
     for _ in range(2):
         result = algorithm.train()
         assert_accounts_add_up(algorithm, result)
         assert result["engine_gap"]["ratio_deviation_max"] <= 1e-4
+        updating.append(result["run"]["seconds"]["update"])
+    assert result["run"]["seconds"]["env_runner_idle"] >= 0.9 * updating[0], "it waits while learners update"
     evaluation = algorithm.evaluate()
     assert evaluation["greedy"]["n"] == 40
     again = algorithm.evaluate()

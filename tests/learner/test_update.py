@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import copy
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -12,10 +15,11 @@ from learner_helpers import load_models, make_fragment, make_fragments, paramete
 
 from tppo_rl.fragments import Fragment
 from tppo_rl.learner.batch import batch_from_fragments
+from tppo_rl.learner.collective import SingleLearner
 from tppo_rl.learner.models import Critic, Policy
 from tppo_rl.learner.settings import UpdateSettings
 from tppo_rl.learner.targets import Targets, estimate_targets
-from tppo_rl.learner.update import UpdateResult, UpdateStep
+from tppo_rl.learner.update import UpdateResult, UpdateStep, both
 from tppo_rl.subnormals import is_flushing
 
 NO_CLIPPING = {"grad_clip": None, "critic_grad_clip": None}
@@ -442,6 +446,60 @@ def bandit_fragment(token: int, log_prob: float, version: int) -> Fragment:
         truncated=False,
         correct=token == 7,
     )
+
+
+def test_a_critic_beside_the_policy_learns_the_same(model_folder: str) -> None:
+    options = {"num_epochs": 2, "minibatch_size": 20, "critic_num_epochs": 2, "critic_minibatch_size": 15}
+    beside, afterwards = (Run(model_folder, parallel_critic=parallel, **options) for parallel in (True, False))
+    for version in range(3):
+        fragments = make_fragments(version, 8)
+        got, wanted = (run.update(fragments, version) for run in (beside, afterwards))
+        for name, value in wanted.metrics.items():
+            assert name.endswith("_seconds") or got.metrics[name] == pytest.approx(value, rel=1e-5, nan_ok=True), name
+        assert got.metrics["critic_steps"] > 2
+    for model in ("policy", "critic"):
+        torch.testing.assert_close(parameters_of(getattr(beside, model)), parameters_of(getattr(afterwards, model)))
+    assert beside.gradients()[1].any()
+
+
+def test_a_critic_beside_the_policy_flushes_subnormals_too(model_folder: str) -> None:
+    run = Run(model_folder, parallel_critic=True, **NO_CLIPPING)
+    batch = batch_from_fragments(make_fragments(0))
+    targets = estimate_targets(run.critic, batch, run.settings)
+    assert targets.value_batch is not None
+    of_rewards = replace(targets.value_batch, targets=1e-41 * targets.value_batch.targets)
+    run.step.run(batch, replace(targets, value_batch=of_rewards), 0)
+    assert run.step.critic_gradients is not None
+    assert not run.step.critic_gradients.buffer.any()
+    assert run.step.policy_gradients.buffer.any()
+
+
+def test_several_learners_have_no_critic_beside_the_policy(model_folder: str) -> None:
+    policy, critic = load_models(model_folder)
+    several = SingleLearner()
+    several.size = 2
+    with pytest.raises(ValueError, match="^parallel_critic=True"):
+        UpdateStep(policy, critic, UpdateSettings(parallel_critic=True), several)
+
+
+def test_both_have_ended_when_one_fails() -> None:
+    ended: list[str] = []
+
+    def fail() -> None:
+        raise RuntimeError("the first failed")
+
+    def slow() -> None:
+        time.sleep(0.1)
+        ended.append("slow")
+
+    with ThreadPoolExecutor(1) as thread:
+        with pytest.raises(RuntimeError, match="the first failed"):
+            both(fail, slow, thread)
+        assert ended == ["slow"]
+        with pytest.raises(RuntimeError, match="the first failed"):
+            both(slow, fail, thread)
+        assert both(lambda: "first", lambda: threading.current_thread().name, thread)[1].startswith("ThreadPool")
+    assert both(lambda: "first", lambda: threading.current_thread().name, None) == ("first", "MainThread")
 
 
 def test_models_share_nothing(model_folder: str) -> None:

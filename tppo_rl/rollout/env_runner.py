@@ -69,7 +69,7 @@ class SampleResult:
     seconds: float = 0.0
     """Duration of this call."""
     idle_seconds: float = 0.0
-    """Time between the last call and this one in which nothing was asked of the env-runner."""
+    """Time since the last call in which nothing was asked of the env-runner, before and after new weights."""
     weight_seconds: float = 0.0
     """Time spent since the last call on loading weights."""
     metrics: dict[str, Any] = field(default_factory=dict)
@@ -92,6 +92,7 @@ class VLLMEnvRunner(EnvRunner):
         self._evaluation_samplers: dict[float, Sampler] = {}
         self._engine: Engine | None = None
         self._weight_seconds = 0.0
+        self._idle_seconds = 0.0
         self._counted = {"slot_steps": 0, "productive_slot_steps": 0, "refills": 0, "tokens": 0}
         self._last_call_ended = time.perf_counter()
         env = self._make_text_env("train")
@@ -114,9 +115,9 @@ class VLLMEnvRunner(EnvRunner):
             cut_windows: close all windows at the end, whatever their length (sync mode).
             **kwargs: not used.
         """
-        idle = time.perf_counter() - self._last_call_ended
+        self._idle_seconds += time.perf_counter() - self._last_call_ended
         try:
-            return self._sample(num_engine_steps, tickets, cut_windows, idle)
+            return self._sample(num_engine_steps, tickets, cut_windows)
         except Exception as error:
             # RLlib would restart the actor and try again; an error of ours must be seen.
             return SampleResult(table_from_fragments([]), self._incarnation, self._policy_version, error=error)
@@ -175,6 +176,7 @@ class VLLMEnvRunner(EnvRunner):
         if module_state is None or self._engine is None:
             return
         started = time.perf_counter()
+        self._idle_seconds += started - self._last_call_ended
         if isinstance(module_state, ray.ObjectRef):
             module_state = ray.get(module_state)
         version = int(state[WEIGHTS_SEQ_NO])
@@ -278,9 +280,7 @@ class VLLMEnvRunner(EnvRunner):
 
     # Sampling
 
-    def _sample(
-        self, num_engine_steps: int | None, tickets: Sequence[Ticket], cut_windows: bool, idle: float
-    ) -> SampleResult:
+    def _sample(self, num_engine_steps: int | None, tickets: Sequence[Ticket], cut_windows: bool) -> SampleResult:
         assert self._sampler is not None, "this env-runner does not sample for training"
         if self._policy_version is None:
             return SampleResult(table_from_fragments([]), self._incarnation, None)
@@ -292,6 +292,7 @@ class VLLMEnvRunner(EnvRunner):
             fragments += sampler.cut_windows()
         self._log(fragments)
         weight_seconds, self._weight_seconds = self._weight_seconds, 0.0
+        idle_seconds, self._idle_seconds = self._idle_seconds, 0.0
         return SampleResult(
             fragments=table_from_fragments(fragments),
             incarnation=self._incarnation,
@@ -304,7 +305,7 @@ class VLLMEnvRunner(EnvRunner):
             productive_slot_steps=self._since_last("productive_slot_steps", sampler.num_productive_slot_steps),
             refills=self._since_last("refills", sampler.num_refills),
             seconds=time.perf_counter() - started,
-            idle_seconds=idle,
+            idle_seconds=idle_seconds,
             weight_seconds=weight_seconds,
             metrics=self.get_metrics(),
         )
