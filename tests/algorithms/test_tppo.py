@@ -193,7 +193,10 @@ def test_two_learners_and_own_evaluation_env_runners(small_config: TPPOConfig) -
         assert_accounts_add_up(algorithm, result)
         assert result["engine_gap"]["ratio_deviation_max"] <= 1e-4
         updating.append(result["run"]["seconds"]["update"])
-    assert result["run"]["seconds"]["env_runner_idle"] >= 0.9 * updating[0], "it waits while learners update"
+    idle = result["run"]["seconds"]["env_runner_idle"]
+    assert 0.9 * updating[0] <= idle <= result["run"]["wall_s"] - result["run"]["seconds"]["setup"], (
+        "it waits for updates"
+    )
     evaluation = algorithm.evaluate()
     assert evaluation["greedy"]["n"] == 40
     again = algorithm.evaluate()

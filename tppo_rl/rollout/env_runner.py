@@ -176,7 +176,8 @@ class VLLMEnvRunner(EnvRunner):
         if module_state is None or self._engine is None:
             return
         started = time.perf_counter()
-        self._idle_seconds += started - self._last_call_ended
+        if self._policy_version is not None:
+            self._idle_seconds += started - self._last_call_ended
         if isinstance(module_state, ray.ObjectRef):
             module_state = ray.get(module_state)
         version = int(state[WEIGHTS_SEQ_NO])
