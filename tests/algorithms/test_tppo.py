@@ -185,6 +185,7 @@ def test_two_learners_and_own_evaluation_env_runners(small_config: TPPOConfig) -
         small_config.pipeline(mode="sync")
         .learners(num_learners=2, num_cpus_per_learner=0.5)
         .evaluation(evaluation_num_env_runners=1)
+        .env_runners(engine={"max_num_seqs": 24})
     )
     algorithm = config.build_algo()
     runs = []
@@ -198,6 +199,10 @@ def test_two_learners_and_own_evaluation_env_runners(small_config: TPPOConfig) -
     assert 0.9 * first_update <= idle <= first_update + runs[1]["wall_s"] - runs[0]["wall_s"], "it waits for the update"
     evaluation = algorithm.evaluate()
     assert evaluation["greedy"]["n"] == 40
+    slots = algorithm.eval_env_runner_group.foreach_env_runner(
+        lambda runner: {sampler.num_slots for sampler in runner._evaluation_samplers.values()}, local_env_runner=False
+    )
+    assert slots == [{24}], "evaluations fill the engine"
     again = algorithm.evaluate()
     assert evaluation["greedy"] == again["greedy"], "greedy answers to fixed prompts depend on the weights alone"
     weights = [
