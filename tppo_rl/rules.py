@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tppo_rl.learner.schedules import fault
 from tppo_rl.options import OptionError, Options
 from tppo_rl.presets import PRESETS
+from tppo_rl.schedules import fault
 
 
 def check_rules(options: Options, algorithm: str) -> None:

@@ -27,11 +27,11 @@ from tppo_rl.learner.micro_batches import micro_batches, minibatches
 from tppo_rl.learner.models import Critic, Policy, load_causal_lm, parse_dtype, transformer_blocks
 from tppo_rl.learner.optimizers import make_adamw
 from tppo_rl.learner.packing import model_input
-from tppo_rl.learner.schedules import rate_at
 from tppo_rl.learner.settings import UpdateSettings
 from tppo_rl.learner.targets import Targets, estimate_targets, sampled_log_probs
 from tppo_rl.learner.update import UpdateStep
 from tppo_rl.linear import use_fastest_linear
+from tppo_rl.schedules import rate_at
 from tppo_rl.subnormals import flushed_subnormals
 
 LARGEST_GRADIENT_DIFFERENCE = {"float32": 1e-4, "bfloat16": 0.1}

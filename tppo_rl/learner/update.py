@@ -31,11 +31,11 @@ from tppo_rl.learner.models import Critic, Policy
 from tppo_rl.learner.optimizers import GradientStep, StepReport, make_adamw, ramped_lr, trainable
 from tppo_rl.learner.packing import check_packing
 from tppo_rl.learner.policy_step import POLICY_MAXIMA, POLICY_SUMS, PolicyStep
-from tppo_rl.learner.schedules import LearningRate, rate_at
 from tppo_rl.learner.settings import UpdateSettings
 from tppo_rl.learner.sharding import ShardedGradientStep, shard
 from tppo_rl.learner.tally import Tally
 from tppo_rl.learner.targets import Targets, empty_value_batch
+from tppo_rl.schedules import LearningRate, rate_at
 from tppo_rl.subnormals import flushed_subnormals
 
 FRAGMENT_REPORT_SCHEMA = pa.schema(

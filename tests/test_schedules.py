@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from ray.rllib.utils.schedules.scheduler import Scheduler
 
-from tppo_rl.learner.schedules import LearningRate, fault, rate_at
+from tppo_rl.schedules import LearningRate, fault, rate_at
 
 SCHEDULE = [[0, 3e-4], [1000, 1e-4], [5000, 0.0]]
 
