@@ -9,7 +9,14 @@ from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 
 from tppo_rl.algorithms import algorithm_class
 from tppo_rl.base_models import resolve_model
-from tppo_rl.checks import check_attention, check_environment, check_model, check_options, unknown_key
+from tppo_rl.checks import (
+    check_attention,
+    check_environment,
+    check_model,
+    check_options,
+    check_parallel_critic,
+    unknown_key,
+)
 from tppo_rl.learner.learner import TPPOLearner
 from tppo_rl.learner.learner_group import TPPOLearnerGroup
 from tppo_rl.learner.module import LanguageModelModule
@@ -96,7 +103,7 @@ class TPPOConfig(AlgorithmConfig, DerivedOptions):
     def training(  # type: ignore[override]
         self,
         *,
-        critic_lr: float | list[list[float]] = NotProvided,
+        critic_lr: float | list[list[float] | tuple[float, float]] = NotProvided,
         lr_warmup_updates: int = NotProvided,
         adam_betas: tuple[float, float] = NotProvided,
         weight_decay: float = NotProvided,
@@ -190,6 +197,7 @@ class TPPOConfig(AlgorithmConfig, DerivedOptions):
             check_model(options)
             check_environment(options)
             check_attention(options, num_gpus_per_learner=self.num_gpus_per_learner)
+            check_parallel_critic(options, num_gpus_per_learner=self.num_gpus_per_learner)
         if self.evaluation_parallel_to_training:
             raise OptionError(
                 "evaluation_parallel_to_training=True: evaluation shares engines with training; set it to False"

@@ -3,7 +3,15 @@ from typing import Any
 
 import pytest
 
-from tppo_rl.checks import check_attention, check_environment, check_model, check_options, rllib_keys, vllm_engine_args
+from tppo_rl.checks import (
+    check_attention,
+    check_environment,
+    check_model,
+    check_options,
+    check_parallel_critic,
+    rllib_keys,
+    vllm_engine_args,
+)
 from tppo_rl.options import OptionError, Options
 
 OPTION_NAMES = {
@@ -49,6 +57,7 @@ def test_the_options_are_these_and_all_are_described() -> None:
         ({"critic_lr": [[0, 1e-4], [100, 1e-5], [100, 1e-6]]}, ["critic_lr=[[0", "100 follows 100"]),
         ({"critic_lr": [[0, 1e-4], [100, -1e-5]]}, ["critic_lr=[[0", "-1e-05 is below 0"]),
         ({"lr": [[0, "1e-4x"], [1, 1]]}, ["lr=[[0", "number"]),
+        ({"lr": [1, 2]}, ["lr=[1, 2]", "number", "list"]),
         ({"mode": "asink"}, ["mode='asink'", "'async' or 'sync'"]),
         ({"boundary_value": "holt"}, ["boundary_value='holt'", "'hold', 'bootstrap' or 'tail_corrected'"]),
         ({"max_staleness": 0}, ["max_staleness=0", "set max_staleness to 1"]),
@@ -73,6 +82,7 @@ def test_a_bad_option_is_named_with_its_value_and_remedy(values: dict[str, Any],
     with pytest.raises(OptionError) as error:
         check_options(values)
     assert all(word in str(error.value) for word in words), str(error.value)
+    assert "\n" not in str(error.value), "one mistake, one line"
 
 
 def test_good_options_pass_and_get_their_defaults() -> None:
@@ -99,6 +109,17 @@ def test_a_model_that_will_not_do_is_refused(values: dict[str, Any], words: list
     with pytest.raises(OptionError) as error:
         check_model(check_options(values))
     assert all(word in str(error.value) for word in words), str(error.value)
+
+
+def test_a_schedule_may_have_rllibs_tuples() -> None:
+    assert check_options({"lr": [(0, 1e-4), (1000, 1e-5)]}).lr == [(0, 1e-4), (1000, 1e-5)]
+
+
+def test_a_critic_beside_the_policy_needs_no_gpu() -> None:
+    check_parallel_critic(check_options({"parallel_critic": True}), num_gpus_per_learner=0)
+    check_parallel_critic(check_options({}), num_gpus_per_learner=1)
+    with pytest.raises(OptionError, match=r"^parallel_critic=True: num_gpus_per_learner=1"):
+        check_parallel_critic(check_options({"parallel_critic": True}), num_gpus_per_learner=1)
 
 
 @pytest.mark.parametrize(

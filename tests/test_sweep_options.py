@@ -80,6 +80,15 @@ def test_what_does_not_go_together_is_refused() -> None:
         make_sweep({"scheduler": PBT, "num_samples": 2}, checkpoint_config={"num_to_keep": 1})
 
 
+def test_a_schedule_is_not_perturbed() -> None:
+    sweep = {"scheduler": PBT, "num_samples": 2}
+    with pytest.raises(
+        OptionError, match=r"hyperparam_mutations\.lr=.*: multiplies a number, and lr=\[\[0.* is a schedule"
+    ):
+        make_sweep(sweep, {"lr": [[0, 1e-4], [1000, 1e-5]]})
+    make_sweep(sweep, {"critic_lr": [[0, 1e-4], [1000, 1e-5]]})
+
+
 def test_what_is_left_out_follows_from_the_rest() -> None:
     asha = make_sweep({"scheduler": "asha"})
     assert asha.is_sweep

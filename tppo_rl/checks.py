@@ -7,8 +7,9 @@ import difflib
 import importlib
 import importlib.util
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +39,12 @@ def check_options(values: Mapping[str, Any], *, algorithm: str = "TPPO", other_k
     for key in values:
         if key not in known and key not in other:
             raise OptionError(unknown_key(key, values[key], [*Options.model_fields, *other]))
+    known = dict(PRESETS[algorithm].options) | known
     try:
-        options = Options(**(dict(PRESETS[algorithm].options) | known))
+        options = Options(**known)
     except ValidationError as error:
-        raise OptionError("\n".join(_explain(problem) for problem in error.errors())) from None
+        problems = groupby(error.errors(), key=lambda problem: problem["loc"][0])
+        raise OptionError("\n".join(_explain(known, list(of_key)) for _, of_key in problems)) from None
     check_rules(options, algorithm)
     _check_engine(options.engine)
     return options
@@ -102,6 +105,19 @@ def check_attention(options: Options, *, num_gpus_per_learner: float) -> None:
         )
 
 
+def check_parallel_critic(options: Options, *, num_gpus_per_learner: float) -> None:
+    """Checks that a critic that is to train beside the policy has a core to do so.
+
+    Raises:
+        OptionError: the learner is on a GPU, where both would wait for one stream.
+    """
+    if options.parallel_critic and num_gpus_per_learner:
+        raise OptionError(
+            f"parallel_critic=True: num_gpus_per_learner={num_gpus_per_learner}, and a GPU takes the work of both threads one "
+            "after the other; set it to false"
+        )
+
+
 def check_environment(options: Options) -> None:
     """Checks that the environment is registered and takes its `env_config`.
 
@@ -155,11 +171,18 @@ def _suggestion(word: str, known: Iterable[str]) -> str:
     return f", did you mean {' or '.join(close)}?" if close else ""
 
 
-def _explain(problem: Any) -> str:
-    key = ".".join(str(part) for part in problem["loc"] if part in Options.model_fields or isinstance(part, int))
-    field = Options.model_fields.get(str(problem["loc"][0]))
+def _explain(values: Mapping[str, Any], problems: Sequence[Any]) -> str:
+    """One line about one option, with a reason for each of the types that it may have."""
+    option = problems[0]["loc"][0]
+    places = {
+        ".".join(str(part) for part in problem["loc"] if part == option or isinstance(part, int))
+        for problem in problems
+    }
+    key, value = (places.pop(), problems[0]["input"]) if len(places) == 1 else (option, values[option])
+    reasons = dict.fromkeys(problem["msg"].removeprefix("Input should be ") for problem in problems)
+    field = Options.model_fields.get(option)
     meaning = f" ({field.description})" if field is not None and field.description else ""
-    return f"{key}={problem['input']!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}{meaning}"
+    return f"{key}={value!r}: input should be {' or '.join(reasons)}{meaning}"
 
 
 def _check_engine(engine: Mapping[str, Any]) -> None:

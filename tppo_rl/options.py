@@ -99,7 +99,8 @@ class Options(BaseModel, DerivedOptions):
     engine: dict[str, Any] = Field(
         {},
         description="`device` (`cpu`, `cuda`), `kv_cache_gib` (CPU), `linear` (CPU: `in_place`, or `packed`: faster steps of "
-        "wide models, slow updates), `multiprocessing`, and vLLM's EngineArgs. Evaluations fill `max_num_seqs`, which is the number of slots unless given.",
+        "wide models, slow updates), `multiprocessing`, and vLLM's EngineArgs. Evaluations fill `max_num_seqs`, by default the "
+        "number of slots.",
     )
     engine_steps_per_sample: PositiveInt | None = Field(
         None, description="Engine steps of one request to an env-runner in async mode; None is min(window_length, 32)."
@@ -141,12 +142,12 @@ class Options(BaseModel, DerivedOptions):
     )
 
     # .training()
-    lr: PositiveFloat | list[list[float]] = Field(
+    lr: PositiveFloat | list[list[float] | tuple[float, float]] = Field(
         1e-6,
         description="Learning rate of the policy: a number, or RLlib's schedule `[[tokens, rate], …]` over the tokens trained, "
         "with straight lines between, such as `[[0, 2e-4], [100000, 2e-5]]`.",
     )
-    critic_lr: PositiveFloat | list[list[float]] = Field(
+    critic_lr: PositiveFloat | list[list[float] | tuple[float, float]] = Field(
         2e-6, description="Learning rate of the critic (VAPO: twice the policy's): a number or a schedule."
     )
     lr_warmup_updates: int = Field(

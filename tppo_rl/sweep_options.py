@@ -253,6 +253,11 @@ def _check_pbt(
                 f"{key}.hyperparam_mutations.{option}={values!r}: cannot change when a trial goes on from another's "
                 f"checkpoint; these can: {', '.join(sorted(PERTURBABLE))}"
             )
+        if isinstance(options.get(option), list):
+            raise OptionError(
+                f"{key}.hyperparam_mutations.{option}={values!r}: multiplies a number, and {option}={options[option]!r} is a "
+                f"schedule; make {option} a number, or leave it out here"
+            )
         if not isinstance(values, list) and not list(axes({option: values})):
             raise OptionError(
                 f"{key}.hyperparam_mutations.{option}={values!r}: must be a list of values or one of the search words "

@@ -169,6 +169,7 @@ class UpdateStep:
                 value_batch, global_tokens=value_tokens, lr=critic_lr, generator=generator, tally=tally
             )
 
+        # The critic's thread was started in here, and so takes subnormal numbers as 0 as well.
         policy, critic = both(_timed(train_policy), _timed(train_critic), self._critic_thread)
         self._policy_updates += bool(policy.reports)
         self._trained_tokens += window_tokens
@@ -223,7 +224,6 @@ class _Training(NamedTuple):
 
 
 def _timed(train: Callable[[], list[StepReport]]) -> Callable[[], _Training]:
-    @flushed_subnormals()
     def timed() -> _Training:
         start = time.perf_counter()
         reports = train()

@@ -115,7 +115,7 @@ class VLLMEnvRunner(EnvRunner):
             cut_windows: close all windows at the end, whatever their length (sync mode).
             **kwargs: not used.
         """
-        self._idle_seconds += time.perf_counter() - self._last_call_ended
+        self._count_idle()
         try:
             return self._sample(num_engine_steps, tickets, cut_windows)
         except Exception as error:
@@ -175,9 +175,8 @@ class VLLMEnvRunner(EnvRunner):
         module_state = state.get(COMPONENT_RL_MODULE)
         if module_state is None or self._engine is None:
             return
+        self._count_idle()
         started = time.perf_counter()
-        if self._policy_version is not None:
-            self._idle_seconds += started - self._last_call_ended
         if isinstance(module_state, ray.ObjectRef):
             module_state = ray.get(module_state)
         version = int(state[WEIGHTS_SEQ_NO])
@@ -310,6 +309,11 @@ class VLLMEnvRunner(EnvRunner):
             weight_seconds=weight_seconds,
             metrics=self.get_metrics(),
         )
+
+    def _count_idle(self) -> None:
+        """Counts the time since the last call; before the first weights there is nothing to wait with."""
+        if self._policy_version is not None:
+            self._idle_seconds += time.perf_counter() - self._last_call_ended
 
     def _since_last(self, name: str, total: int) -> int:
         difference = total - self._counted[name]
