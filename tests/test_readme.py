@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+import shlex
 from importlib import import_module
 from pathlib import Path
 
+import click
 import pytest
 import ray
 from click.testing import CliRunner
@@ -42,6 +44,20 @@ def test_files_and_make_targets_that_it_names_exist() -> None:
 def test_commands_that_it_names_exist() -> None:
     for command in set(re.findall(r"tppo-rl ([a-z]+)", README)):
         assert CliRunner().invoke(main, [command, "--help"]).exit_code == 0, command
+
+
+def test_subcommands_and_options_that_it_shows_exist() -> None:
+    lines = README.replace("\\\n", " ")
+    shown = [line for line in lines.splitlines() if line.startswith("    tppo-rl ")]
+    assert len(shown) >= 10
+    for line in [*shown, *re.findall(r"`(tppo-rl [^`\n]+)`", lines)]:
+        _, *words = shlex.split(line, comments=True)
+        command: click.Command = main
+        while isinstance(command, click.Group) and words and words[0].isalpha():
+            assert words[0] in command.commands or command.invoke_without_command, line
+            command = command.commands.get(words.pop(0), command)
+        options = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
+        assert {word.split("=")[0] for word in words if word.startswith("--")} <= options, line
 
 
 def test_functions_and_tests_of_the_equations_exist() -> None:
