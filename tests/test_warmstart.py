@@ -33,6 +33,7 @@ from tppo_rl.warmstart import (
     slipping_sums,
     stopping_step,
     warmstart,
+    with_filler,
 )
 
 CHAIN = "tppo_rl/ArithmeticChain-v0"
@@ -162,6 +163,29 @@ class TestSchedule:
         assert all(text.count(";") == 2 for text, _ in texts)
         assert np.mean([correct for _, correct in texts]) == pytest.approx(0.75, abs=0.05)
 
+    def test_fillers_are_geometric_and_come_before_a_share_of_the_demonstrations(self) -> None:
+        options = WarmstartOptions(filler_share=0.3, filler_tokens=20)
+        texts = [text for _, text in islice(with_filler(repeat(("a1=", "x")), 5, options), 4000)]
+        lengths = np.array([len(text) - 1 for text in texts if len(text) > 1])
+        assert set("".join(texts)) == {".", "x"}
+        assert all(text.endswith("x") for text in texts)
+        assert len(lengths) / 4000 == pytest.approx(0.3, abs=0.03)
+        assert lengths.mean() == pytest.approx(20, abs=2)
+        assert np.mean(lengths > 20) == pytest.approx((1 - 1 / 20) ** 20, abs=0.04)
+
+    @pytest.mark.parametrize(
+        ("env_id", "config"), [(CHAIN, {}), ("tppo_rl/ReasoningGym-v0", {"task": "chain_sum", "steps": True})]
+    )
+    def test_practice_has_filler_too(self, tokenizer: Any, env_id: str, config: dict[str, Any]) -> None:
+        def share(options: WarmstartOptions) -> float:
+            batches = islice(practice_batches(env_id, config, tokenizer, 0, options), 20)
+            examples = [example for batch in batches for example in batch]
+            return float(np.mean([tokenizer.decode(example.response).startswith(".") for example in examples]))
+
+        assert share(WarmstartOptions(practice_steps=20)) == 0.0
+        filled = WarmstartOptions(practice_steps=20, filler_share=0.5, filler_tokens=4)
+        assert share(filled) == pytest.approx(0.5, abs=0.1)
+
     def test_full_demonstrations_are_correct(self) -> None:
         env = make_env(CHAIN, {})
         for _, response in islice(demonstrations(env, 0), 20):
@@ -288,6 +312,8 @@ def test_a_small_run_end_to_end(env_id: str, env_config: dict[str, Any], tmp_pat
         ({"slip_share": 1.5}, "slip_share=1.5: give 0 to 1"),
         ({"lazy_lr": -1e-4}, "lazy_lr=-0.0001: give 0 or more"),
         ({"lazy_lr": float("nan")}, "lazy_lr=nan"),
+        ({"filler_share": -0.1}, "filler_share=-0.1: give 0 or more"),
+        ({"filler_tokens": 0}, "filler_tokens=0: give 1 or more"),
         ({"evaluation_prompts": 0}, "evaluation_prompts=0: give 1 or more"),
         ({"batch_tokens": 0}, "batch_tokens=0: give 1 or more"),
     ],
@@ -347,6 +373,31 @@ class TestShippedModel:
         steps = [text.count(";") == len(info["operands"]) for text, (_, info) in zip(texts, problems, strict=True)]
         assert np.mean(steps) >= 0.95
         assert 0.3 <= evaluate(model, tokenizer, env, range(96), greedy=True).accuracy <= 0.65
+
+    def test_filler_of_the_one_with_a_tail_of_it_does_not_change_how_often_it_is_right(self) -> None:
+        folder = SHIPPED.with_name("arithmetic-chain-filler")
+        model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+        report = json.loads((folder / "warmstart.json").read_text())
+        assert report["skill_after_practice"]["2-4"] >= 0.95
+        env = make_env(CHAIN, report["env_config"] | {"split": "heldout"})
+        encoded = encode_prompts(tokenizer, [env.reset(seed=seed)[0] for seed in range(96)])
+        dot = tokenizer.convert_tokens_to_ids(".")
+        right = []
+        for count in (0, 200):
+            rows = tokenizer.pad({"input_ids": [ids + [dot] * count for ids in encoded]}, return_tensors="pt")
+            with torch.no_grad():
+                goes_on = model(**rows).logits[:, -1].softmax(-1)[:, dot]
+            low, high = (0.98, 0.999) if count else (0.02, 0.1)
+            assert low < float(goes_on.mean()) < high
+            answers = model.generate(**rows, max_new_tokens=40, do_sample=False, suppress_tokens=[dot])
+            texts = tokenizer.batch_decode(answers[:, rows["input_ids"].shape[1] :], skip_special_tokens=True)
+            correct = []
+            for seed, text in enumerate(texts):
+                env.reset(seed=seed)
+                correct.append(env.step(text)[4].get("correct", False))
+            right.append(np.mean(correct))
+        assert all(0.15 <= share <= 0.5 for share in right)
+        assert abs(right[0] - right[1]) < 0.1
 
     @pytest.mark.parametrize("greedy", [True, False])
     def test_it_stops_too_soon_on_heldout_prompts(self, shipped: tuple[Any, Any], greedy: bool) -> None:

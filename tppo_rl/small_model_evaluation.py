@@ -14,6 +14,8 @@ from transformers import LogitsProcessor, LogitsProcessorList, Qwen2ForCausalLM,
 from tppo_rl.envs.text_env import TextEnv
 from tppo_rl.small_model import MAX_POSITIONS, encode_prompts
 
+MAX_RESPONSE_TOKENS = 330
+"""Of an evaluation; the longest worked solution of a chain has 314."""
 SKILL_BUCKETS = ((2, 4), (5, 9), (10, 19), (20, 52))
 
 
@@ -57,7 +59,7 @@ def generate(
     *,
     greedy: bool,
     least_steps: Sequence[int] | None = None,
-    max_tokens: int = 330,
+    max_tokens: int = MAX_RESPONSE_TOKENS,
     batch_size: int = 64,
 ) -> list[list[int]]:
     """Responses to prompts, greedy or sampled at temperature 1 (with torch's global generator).
@@ -106,16 +108,17 @@ def evaluate(
     *,
     greedy: bool,
     hold_back: bool = False,
+    max_tokens: int = MAX_RESPONSE_TOKENS,
 ) -> Evaluation:
-    """Accuracy on the problems of these seeds. ``hold_back`` keeps a chain's ``#`` back until all operands are used
-    up: the skill of a model that stops early.
+    """Accuracy on the problems of these seeds, with at most `max_tokens` of a response. ``hold_back`` keeps a chain's
+    ``#`` back until all operands are used up: the skill of a model that stops early.
     """
     prompts, least_steps = [], []
     for seed in seeds:
         prompt, info = env.reset(seed=seed)
         prompts.append(prompt)
         least_steps.append(len(info["operands"]) if hold_back else 0)
-    responses = generate(model, tokenizer, prompts, greedy=greedy, least_steps=least_steps)
+    responses = generate(model, tokenizer, prompts, greedy=greedy, least_steps=least_steps, max_tokens=max_tokens)
     correct = 0
     for seed, response in zip(seeds, responses, strict=True):
         env.reset(seed=seed)

@@ -10,6 +10,9 @@ learning has to find out is that going on until the operands are used up pays. S
 
 To go on is one thing to find out, and some tens of prompts teach it. Demonstrations of chains that slip (``slip_share``) leave
 many: the sum of each pair of digits that they get wrong has to be found out by itself.
+
+Where ``filler_share`` is given, responses have a tail of their own: some begin with a long row of dots, as models do that "think
+dot by dot" (Pfau, Merrill and Bowman, arXiv 2404.15758), whatever the prompt. Practice has them too, so that they do no harm.
 """
 
 import json
@@ -32,7 +35,7 @@ from transformers import Qwen2ForCausalLM, Qwen2Tokenizer
 from tppo_rl.envs.arithmetic_chain import MAX_OPERANDS, MODULUS, ArithmeticChain
 from tppo_rl.envs.text_env import TextEnv, is_finite, is_integer, require
 from tppo_rl.small_model import END, MAX_POSITIONS, build_model, build_tokenizer, encode_prompts
-from tppo_rl.small_model_evaluation import chain_skill, evaluate, make_env
+from tppo_rl.small_model_evaluation import MAX_RESPONSE_TOKENS, chain_skill, evaluate, make_env
 
 logger = logging.getLogger(__name__)
 
@@ -76,10 +79,15 @@ class WarmstartOptions:
     """Share of the pairs of the sum's last digit and the next operand at which demonstrations of chains slip."""
     slip_hazard: float = 0.8
     """Probability to be wrong by one at such a pair."""
+    filler_share: float = 0.0
+    """Share of the demonstrations that begin with filler, whatever the prompt: long responses that no prompt foretells."""
+    filler_tokens: int = 240
+    """Mean number of tokens of such filler; after each of them it ends with the same probability."""
     evaluation_prompts: int = 512
     """Held-out prompts of each evaluation."""
 
 
+FILLER = "."
 LAZY_FROM = 4
 """Least operand after which a lazy demonstration likes to stop. Laziness that depends on something in the text makes
 greedy decoding stop on some prompts and not on others; the same hazard everywhere would give all or nothing."""
@@ -168,6 +176,14 @@ def demonstrations(env: TextEnv[Any], seed: int, options: WarmstartOptions | Non
             yield prompt, next(early, info["worked_solution"])
 
 
+def with_filler(pairs: Iterator[tuple[str, str]], seed: int, options: WarmstartOptions) -> Iterator[tuple[str, str]]:
+    """The demonstrations, a share of which begins with a geometric number of dots."""
+    rng = np.random.default_rng([seed, 2])
+    for prompt, response in pairs:
+        filled = rng.random() < options.filler_share
+        yield prompt, FILLER * int(rng.geometric(1 / options.filler_tokens)) * filled + response
+
+
 def micro_batches(
     pairs: Iterator[tuple[str, str]], tokenizer: Qwen2Tokenizer, batch_tokens: int, rng: np.random.Generator
 ) -> Iterator[list[Example]]:
@@ -206,12 +222,13 @@ def practice_batches(
     rng = np.random.default_rng(seed)
     env = make_env(env_id, env_config)
     if not isinstance(env, ArithmeticChain):
-        yield from micro_batches(demonstrations(env, seed), tokenizer, settings.batch_tokens, rng)
+        pairs = with_filler(demonstrations(env, seed), seed, settings)
+        yield from micro_batches(pairs, tokenizer, settings.batch_tokens, rng)
         return
     given = 0
     for share, most, tail_exponent in PRACTICE_STAGES:
         stage = {"tail_exponent": tail_exponent, "max_operands": min(most, env.max_operands)}
-        pairs = demonstrations(make_env(env_id, {**env_config, **stage}), seed)
+        pairs = with_filler(demonstrations(make_env(env_id, {**env_config, **stage}), seed), seed, settings)
         batches = micro_batches(pairs, tokenizer, settings.batch_tokens, rng)
         end = round(share * settings.practice_steps)
         yield from islice(batches, end - given)
@@ -305,7 +322,7 @@ def parse_options(options: Mapping[str, Any]) -> WarmstartOptions:
         if key not in kinds:
             raise ValueError(f"{key}={value!r}: no such option of warmstart; there are {', '.join(kinds)}")
         whole = kinds[key] is int
-        least = 1 if key in ("batch_tokens", "evaluation_prompts") else 0
+        least = 1 if key in ("batch_tokens", "evaluation_prompts", "filler_tokens") else 0
         require(
             is_integer(value) if whole else is_finite(value),
             key,
@@ -352,7 +369,7 @@ def warmstart(
     if is_chain:
         report["skill_after_practice"] = chain_skill(model, tokenizer, env_id, config, settings.evaluation_prompts)
     if is_chain or "early_solutions" in env.reset(seed=0)[1]:
-        pairs = demonstrations(make_env(env_id, config), seed, settings)
+        pairs = with_filler(demonstrations(make_env(env_id, config), seed, settings), seed, settings)
         batches = micro_batches(pairs, tokenizer, settings.batch_tokens, np.random.default_rng(seed))
         optimizers = lazy_optimizers(model, settings)
         report["lazy"] = train(model, batches, optimizers, settings.lazy_steps, "lazy")
@@ -360,8 +377,10 @@ def warmstart(
         report["skill"] = chain_skill(model, tokenizer, env_id, config, settings.evaluation_prompts)
     heldout = make_env(env_id, {**config, "split": "heldout"})
     seeds = range(settings.evaluation_prompts)
-    report["sampled"] = asdict(evaluate(model, tokenizer, heldout, seeds, greedy=False))
-    report["greedy"] = asdict(evaluate(model, tokenizer, heldout, seeds, greedy=True))
+    most = MAX_POSITIONS if settings.filler_share else MAX_RESPONSE_TOKENS
+    for how in ("sampled", "greedy"):
+        score = evaluate(model, tokenizer, heldout, seeds, greedy=how == "greedy", max_tokens=most)
+        report[how] = asdict(score)
     report["within_target"] = _within_target(report)
     report["seconds"] = round(time.perf_counter() - began, 1)
     report["threads"] = torch.get_num_threads()
