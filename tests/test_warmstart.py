@@ -25,6 +25,7 @@ from tppo_rl.warmstart import (
     demonstrations,
     draw_slips,
     encode,
+    lazy_batches,
     learning_rate,
     micro_batches,
     parse_options,
@@ -173,12 +174,13 @@ class TestSchedule:
         assert lengths.mean() == pytest.approx(20, abs=2)
         assert np.mean(lengths > 20) == pytest.approx((1 - 1 / 20) ** 20, abs=0.04)
 
+    @pytest.mark.parametrize("phase", [practice_batches, lazy_batches])
     @pytest.mark.parametrize(
         ("env_id", "config"), [(CHAIN, {}), ("tppo_rl/ReasoningGym-v0", {"task": "chain_sum", "steps": True})]
     )
-    def test_practice_has_filler_too(self, tokenizer: Any, env_id: str, config: dict[str, Any]) -> None:
+    def test_both_phases_have_filler(self, tokenizer: Any, env_id: str, config: dict[str, Any], phase: Any) -> None:
         def share(options: WarmstartOptions) -> float:
-            batches = islice(practice_batches(env_id, config, tokenizer, 0, options), 20)
+            batches = islice(phase(env_id, config, tokenizer, 0, options), 20)
             examples = [example for batch in batches for example in batch]
             return float(np.mean([tokenizer.decode(example.response).startswith(".") for example in examples]))
 

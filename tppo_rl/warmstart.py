@@ -235,6 +235,18 @@ def practice_batches(
         given = end
 
 
+def lazy_batches(
+    env_id: str,
+    env_config: Mapping[str, Any],
+    tokenizer: Qwen2Tokenizer,
+    seed: int,
+    settings: WarmstartOptions,
+) -> Iterator[list[Example]]:
+    """Batches of demonstrations that stop too soon or slip, without end."""
+    pairs = with_filler(demonstrations(make_env(env_id, env_config), seed, settings), seed, settings)
+    return micro_batches(pairs, tokenizer, settings.batch_tokens, np.random.default_rng(seed))
+
+
 def response_loss(model: Qwen2ForCausalLM, batch: Sequence[Example], pad: int) -> torch.Tensor:
     """Mean cross-entropy (nats a token) of the responses. Padding stands on the right, where causal attention keeps it
     from everything that counts, so no mask is needed.
@@ -369,8 +381,7 @@ def warmstart(
     if is_chain:
         report["skill_after_practice"] = chain_skill(model, tokenizer, env_id, config, settings.evaluation_prompts)
     if is_chain or "early_solutions" in env.reset(seed=0)[1]:
-        pairs = with_filler(demonstrations(make_env(env_id, config), seed, settings), seed, settings)
-        batches = micro_batches(pairs, tokenizer, settings.batch_tokens, np.random.default_rng(seed))
+        batches = lazy_batches(env_id, config, tokenizer, seed, settings)
         optimizers = lazy_optimizers(model, settings)
         report["lazy"] = train(model, batches, optimizers, settings.lazy_steps, "lazy")
     if is_chain:
