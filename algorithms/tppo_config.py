@@ -131,6 +131,7 @@ class TPPOConfig(AlgorithmConfig, DerivedOptions):
         off_policy_correction: str = NotProvided,
         importance_cap: float = NotProvided,
         sequence_mask: tuple[float, float] | None = NotProvided,
+        policy_token_share: float = NotProvided,
         micro_batch_tokens: int = NotProvided,
         packing: bool = NotProvided,
         context_gradient: bool = NotProvided,

@@ -50,6 +50,8 @@ GROUPS = WHOLE | {"critic": None, "advantage_estimator": "group_relative", "grou
         ),
         ({"context_gradient": False, "packing": True}, ["context_gradient=False", "packing=True"]),
         ({"context_gradient": False, "positive_lm_coef": 0.1}, ["context_gradient=False", "positive_lm_coef=0.1"]),
+        ({"policy_token_share": 0.5, "positive_lm_coef": 0.1}, ["policy_token_share=0.5", "positive_lm_coef=0.1"]),
+        ({"policy_token_share": 0.0}, ["policy_token_share=0.0", "greater than 0"]),
         ({"parallel_critic": True, "num_learners": 2}, ["parallel_critic=True", "num_learners to 1"]),
         ({"adam_betas": [2, 3]}, ["adam_betas=[2", "[0, 1)"]),
         ({"adam_betas": [0.9]}, ["adam_betas=[0.9]", "two"]),

@@ -74,6 +74,9 @@ METRICS = (
     Metric("policy/clip_fraction_low", "share", "of trained tokens clipped below 1 - clip_low", "clip_fraction_low"),
     Metric("policy/clip_fraction_high", "share", "of trained tokens clipped above 1 + clip_high", "clip_fraction_high"),
     Metric("policy/approximate_kl", "nats", "k3 of behaviour against current policy, mean", "approximate_kl"),
+    Metric(
+        "policy/token_share", "share", "of trained tokens whose fragment was drawn for the policy", "policy_token_share"
+    ),
     Metric("policy/gradient_norm", "", "global norm before clipping, mean over steps", "policy_grad_norm"),
     Metric("policy/advantage_mean", "reward", "over trained tokens", "advantage_mean"),
     Metric("policy/advantage_std", "reward", "over trained tokens", "advantage_std"),

@@ -260,6 +260,14 @@ class Options(BaseModel, DerivedOptions):
         "and critic: a context is computed once, and is as old as the window it was. 0 keeps none. "
         "`context_gradient` must be false.",
     )
+    policy_token_share: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="Share of a batch's tokens that the policy trains: fragments are drawn by a bound on their gradient (their "
+        "advantages, and how uncertain their tokens were) and weighted with one over their chance, so that the expected "
+        "gradient is the same (arXiv 1803.00942); 1 trains all.",
+    )
     num_epochs: PositiveInt = Field(1, description="Passes of the policy over a batch.")
     critic_num_epochs: PositiveInt = Field(1, description="Passes of the critic over the finished episodes of a batch.")
     critic_minibatch_size: PositiveInt | None = Field(

@@ -237,6 +237,13 @@ def _check_losses(options: Options) -> None:
             f"a fragment of window_length={options.window_length} is not a response, so that long responses would weigh more "
             "the more windows they have; set it to 'token', or window_length to null",
         )
+    if options.policy_token_share < 1 and options.positive_lm_coef:
+        _refuse(
+            options,
+            "policy_token_share",
+            f"fragments are drawn by their advantages, which positive_lm_coef={options.positive_lm_coef} does not look at; set "
+            "it to 1, or positive_lm_coef to 0",
+        )
     if options.kl_coef and options.kl_in == "loss" and options.kl_estimator == "k1":
         _refuse(
             options,

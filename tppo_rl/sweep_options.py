@@ -42,6 +42,7 @@ PERTURBABLE = frozenset(
         "importance_cap",
         "grad_clip",
         "critic_grad_clip",
+        "policy_token_share",
         "num_epochs",
         "critic_num_epochs",
     }

@@ -103,6 +103,18 @@ def test_only_what_is_new_is_computed(model_folder: str) -> None:
     ]
 
 
+def test_windows_that_were_not_drawn_are_completed_as_contexts(model_folder: str) -> None:
+    # All but at rest, so that nothing depends on which update a context was computed in.
+    for seed in range(5):
+        settings = replace(SETTINGS, lr=1e-12, critic_lr=1e-12, policy_token_share=0.4, seed=seed)
+        with_cache = trained(model_folder, settings, BATCHES)
+        without = trained(model_folder, replace(settings, context_cache_tokens=0), BATCHES)
+        for ours, plain in zip(with_cache, without, strict=True):
+            for name in ("policy_loss", "entropy", "policy_grad_norm", "policy_token_share"):
+                assert ours[name] == pytest.approx(plain[name], rel=1e-3, abs=1e-5, nan_ok=True), (seed, name)
+            assert ours["processed_tokens"] <= plain["processed_tokens"]
+
+
 def test_values_are_those_of_the_whole_sequence(model_folder: str) -> None:
     _, critic = load_models(model_folder)
     cache = ContextCache(1000)

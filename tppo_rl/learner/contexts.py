@@ -97,7 +97,11 @@ class Completed:
 
 
 def window_contexts(
-    policy: Policy, batch: TrainBatch, micro_batch_tokens: int, at_hand: Contexts | None = None
+    policy: Policy,
+    batch: TrainBatch,
+    micro_batch_tokens: int,
+    at_hand: Contexts | None = None,
+    wanted: torch.Tensor | None = None,
 ) -> Completed:
     """Computes the contexts of a batch's windows with the weights as they are.
 
@@ -106,9 +110,12 @@ def window_contexts(
         batch: May be empty.
         micro_batch_tokens: Most tokens in one forward pass, padding included.
         at_hand: What is known of them, at most all of each.
+        wanted: int64 [N], the windows whose contexts are completed; of the others there is what is known. None: all.
     """
     at_hand = at_hand or no_contexts(len(batch))
     lengths = context_lengths(batch)
+    if wanted is not None:
+        lengths = at_hand.lengths.index_copy(0, wanted, lengths[wanted])
     missing = lengths - at_hand.lengths
     offsets, shapes = lengths.cumsum(0) - lengths, at_hand.shapes
     within = torch.arange(len(batch)).repeat_interleave(at_hand.lengths)

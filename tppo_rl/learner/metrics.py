@@ -28,6 +28,7 @@
 | hindsight_advantage_mean | mean size of their advantages; absent where there are none |
 | fragments, trained_tokens | size of the policy batch (tokens counted once) |
 | tokens_from_unfinished_share | share of trained tokens whose fragment is unfinished |
+| policy_token_share | share of trained tokens whose fragment was drawn for the policy; absent while it is frozen |
 | processed_tokens | positions of the policy's passes, without padding; contexts without a gradient once for all passes |
 | processed_per_trained_token | processed positions per trained token and pass |
 | padding_share | share of padding in what the policy's passes compute |
@@ -161,6 +162,8 @@ def _policy_metrics(totals: dict[str, float]) -> dict[str, float]:
         "processed_per_trained_token": mean(totals["processed_tokens"], count),
         "padding_share": 1.0 - mean(totals["processed_tokens"], totals["padded_tokens"]),
     }
+    if totals["gradient_tokens"]:
+        metrics["policy_token_share"] = mean(totals["gradient_tokens"], totals["window_tokens"])
     if totals["reference_passes"]:
         metrics["reference_kl"] = mean(totals["reference_kl_sum"], totals["reference_passes"])
     if totals["imitated_tokens"]:

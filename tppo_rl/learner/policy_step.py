@@ -11,6 +11,7 @@ from tppo_rl.learner.batch import TrainBatch, last_positions
 from tppo_rl.learner.collective import Collective
 from tppo_rl.learner.context_cache import ContextCache
 from tppo_rl.learner.contexts import Contexts, window_contexts
+from tppo_rl.learner.drawn_fragments import DrawnFragments, drawn_fragments
 from tppo_rl.learner.micro_batches import MicroBatches, micro_batches, minibatches, num_minibatches
 from tppo_rl.learner.models import Policy
 from tppo_rl.learner.optimizers import GradientStep, StepReport
@@ -38,6 +39,7 @@ POLICY_SUMS = (
     "imitation_sum",
     "imitated_tokens",
     "trained_passes",
+    "gradient_tokens",
     "hindsight_passes",
     "hindsight_advantage_sum",
     "processed_tokens",
@@ -82,6 +84,8 @@ class _Tokens:
     """Picks those of the N that are not in hindsight: a slice where all are, for picking by a mask waits for a GPU."""
     mean_weights: torch.Tensor
     """float32 [N]: weight of the token in the minibatch's mean."""
+    draw_weights: torch.Tensor
+    """float32 [N]: one over the chance that its fragment was drawn with."""
     imitated: torch.Tensor
     """bool [N + M]: whether the token is of a response that was right and shall be imitated."""
     fresh: torch.Tensor
@@ -92,7 +96,13 @@ class _Work:
     """A batch with everything that its tokens are weighed by, [B, T] each."""
 
     def __init__(
-        self, batch: TrainBatch, targets: Targets, version: int, settings: UpdateSettings, contexts: Contexts | None
+        self,
+        batch: TrainBatch,
+        targets: Targets,
+        drawn: DrawnFragments,
+        version: int,
+        settings: UpdateSettings,
+        contexts: Contexts | None,
     ) -> None:
         self.batch = batch
         self.lengths = last_positions(batch.window)
@@ -102,6 +112,7 @@ class _Work:
         self.kept = torch.ones(len(batch), dtype=torch.bool)
         by_response = settings.loss_mean == "response"
         self.mean_weights = response_weights(batch.window.lengths) if by_response else torch.ones(len(batch))
+        self.draw_weights = drawn.weights
         self._targets = targets
         self._packing = settings.packing
         self._version = version
@@ -168,6 +179,7 @@ class _Work:
             ),
             first_time=(~hindsight).to(device) if bool(hindsight.any()) else slice(None),
             mean_weights=self.mean_weights[rows][within].to(device),
+            draw_weights=self.draw_weights[rows][within].to(device),
             imitated=imitated.to(device),
             fresh=(batch.versions[rows][mask] == self._version).to(device),
         )
@@ -233,15 +245,18 @@ class PolicyStep:
             tally: Receives `POLICY_SUMS` and `POLICY_MAXIMA`.
         """
         settings = self._settings
-        contexts = None if settings.context_gradient or frozen else self._contexts(batch, tally)
-        work = _Work(batch, targets, version, settings, contexts)
+        share = 1.0 if frozen else settings.policy_token_share
+        drawn = drawn_fragments(batch, targets.advantages, share, generator)
+        contexts = None if settings.context_gradient or frozen else self._contexts(batch, drawn.rows, tally)
+        work = _Work(batch, targets, drawn, version, settings, contexts)
         if settings.recomputes_log_probs:
             work.weigh(self._current_log_probs(batch), settings)
-        num_parts = num_minibatches(global_tokens, settings.minibatch_size, self._collective.size)
+        num_parts = num_minibatches(round(share * global_tokens), settings.minibatch_size, self._collective.size)
+        whole = self._collective.sum_(torch.tensor(work.sizes(torch.arange(len(batch))), dtype=torch.float64))[0].item()
         reports: list[StepReport] = []
         first = True
         for epoch in range(settings.num_epochs):
-            parts = minibatches(batch.window.lengths, num_parts, generator)
+            parts = [drawn.rows[part] for part in minibatches(batch.window.lengths[drawn.rows], num_parts, generator)]
             sizes = torch.tensor([work.sizes(rows) for rows in parts], dtype=torch.float64).reshape(num_parts, 2)
             for rows, (weight, num_imitated) in zip(parts, self._collective.sum_(sizes).tolist(), strict=True):
                 if weight == 0:
@@ -250,7 +265,8 @@ class PolicyStep:
                     self._accumulate(
                         work,
                         rows,
-                        weight=weight,
+                        # Of fragments that were drawn the expected mean is over the tokens of all.
+                        weight=weight if share == 1 else whole / num_parts,
                         num_imitated=num_imitated,
                         tally=tally,
                         first=first,
@@ -260,14 +276,15 @@ class PolicyStep:
                 if frozen:
                     return []
                 reports.append(self._step.apply(lr))
+        tally.add("gradient_tokens", batch.window.lengths[drawn.rows[~batch.hindsight[drawn.rows]]])
         if self._cache is not None:
             self._cache.drop_finished(batch)
         return reports
 
-    def _contexts(self, batch: TrainBatch, tally: Tally) -> Contexts:
-        """Completes the contexts of the batch's windows with the weights before the update."""
+    def _contexts(self, batch: TrainBatch, rows: torch.Tensor, tally: Tally) -> Contexts:
+        """Completes the contexts of the given windows with the weights before the update."""
         at_hand = None if self._cache is None else self._cache.contexts(batch)
-        completed = window_contexts(self._policy, batch, self._settings.micro_batch_tokens, at_hand)
+        completed = window_contexts(self._policy, batch, self._settings.micro_batch_tokens, at_hand, rows)
         tally.add("processed_tokens", completed.positions)
         tally.add("padded_tokens", completed.padded_positions)
         return completed.contexts
@@ -315,7 +332,7 @@ class PolicyStep:
             count = len(tokens.mean_weights)
             log_probs, entropy = every_log_prob[:count], every_entropy[:count]
             terms = policy_terms(log_probs, entropy, tokens.window, settings)
-            loss = token_mean(terms.loss * tokens.mean_weights, weight)
+            loss = token_mean(terms.loss * tokens.mean_weights * tokens.draw_weights, weight)
             if num_imitated:
                 imitation = positive_example_loss(every_log_prob, tokens.imitated)
                 loss = loss + settings.positive_lm_coef * token_mean(imitation, num_imitated)
@@ -342,20 +359,26 @@ class PolicyStep:
 def _measure(tally: Tally, tokens: _Tokens, log_probs: torch.Tensor, entropy: torch.Tensor, terms: PolicyTerms) -> None:
     # Windows in hindsight have been measured when they were trained first.
     first_time, surrogate, hindsight = tokens.first_time, terms.surrogate, tokens.window.hindsight
-    tally.add("policy_loss_sum", terms.loss[first_time])
-    tally.add("entropy_sum", entropy[first_time])
-    tally.add("clipped_low_sum", surrogate.clipped_low[first_time])
-    tally.add("clipped_high_sum", surrogate.clipped_high[first_time])
-    tally.add("dual_clipped_sum", surrogate.dual_clipped[first_time])
-    tally.add("kl_sum", k3(log_probs, tokens.window.behaviour_log_probs)[first_time])
+    # Fragments that were drawn speak for those that were not.
+    weights = tokens.draw_weights[first_time]
+
+    def add(name: str, per_token: torch.Tensor) -> None:
+        tally.add(name, weights * per_token[first_time])
+
+    add("policy_loss_sum", terms.loss)
+    add("entropy_sum", entropy)
+    add("clipped_low_sum", surrogate.clipped_low)
+    add("clipped_high_sum", surrogate.clipped_high)
+    add("dual_clipped_sum", surrogate.dual_clipped)
+    add("kl_sum", k3(log_probs, tokens.window.behaviour_log_probs))
     if tokens.window.reference_log_probs is not None:
-        tally.add("reference_kl_sum", terms.kl_to_reference[first_time])
-        tally.add("reference_passes", len(log_probs) if hindsight is None else ~hindsight)
-    tally.add("masked_sum", ~tokens.window.kept)
-    tally.add("trained_passes", len(log_probs) if hindsight is None else ~hindsight)
+        add("reference_kl_sum", terms.kl_to_reference)
+        tally.add("reference_passes", weights)
+    tally.add("masked_sum", tokens.draw_weights * ~tokens.window.kept)
+    tally.add("trained_passes", weights)
     if hindsight is not None:
-        tally.add("hindsight_passes", hindsight)
-        tally.add("hindsight_advantage_sum", tokens.window.advantages[hindsight].abs())
+        tally.add("hindsight_passes", tokens.draw_weights[hindsight])
+        tally.add("hindsight_advantage_sum", (tokens.draw_weights * tokens.window.advantages.abs())[hindsight])
 
 
 def _measure_first(tally: Tally, tokens: _Tokens, log_probs: torch.Tensor, ratio: torch.Tensor) -> None:

@@ -78,6 +78,9 @@ class UpdateSettings:
     sequence_mask: tuple[float, float] | None = None
     """Fragments whose geometric mean of importance weights (before the update) lies outside of these bounds add nothing
     to the surrogate; None masks none."""
+    policy_token_share: float = 1.0
+    """Share of the window tokens that the policy trains, in fragments drawn by a bound on their gradient and weighted with
+    one over their chance (arXiv 1803.00942): the expected gradient is the same; 1 trains all."""
     num_epochs: int = 1
     """Passes of the policy over the batch."""
     minibatch_size: int | None = None
@@ -143,6 +146,8 @@ class UpdateSettings:
             object.__setattr__(self, "sequence_mask", tuple(self.sequence_mask))
             low, high = self.sequence_mask
             _require(0 <= low < high, "sequence_mask", self.sequence_mask, "give bounds 0 <= low < high")
+        share = self.policy_token_share
+        _require(0 < share <= 1, "policy_token_share", share, "give a share in (0, 1]; 1 trains all tokens")
         for key in ("num_epochs", "critic_num_epochs", "micro_batch_tokens"):
             _require(getattr(self, key) >= 1, key, getattr(self, key), "give at least 1")
         for key in ("minibatch_size", "critic_minibatch_size", "value_batch_tokens"):

@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import reference
+import torch
+from learner_helpers import load_models, make_fragments
+
+from tppo_rl.learner.batch import batch_from_fragments, last_positions
+from tppo_rl.learner.drawn_fragments import drawn_fragments
+from tppo_rl.learner.settings import UpdateSettings
+from tppo_rl.learner.targets import estimate_targets
+from tppo_rl.learner.update import UpdateStep
+
+FRAGMENTS = make_fragments(11, 12)
+BATCH = batch_from_fragments(FRAGMENTS)
+TOKENS = int(BATCH.window.lengths.sum())
+SETTINGS = UpdateSettings(lr=1e-3, critic_lr=1e-3, grad_clip=None, micro_batch_tokens=60, policy_token_share=0.5)
+
+
+class Updated:
+    """One update of the batch, and what must have been drawn for it."""
+
+    def __init__(self, folder: str, settings: UpdateSettings, version: int = 9) -> None:
+        self.policy, self.critic = load_models(folder)
+        self.before = load_models(folder)[0]
+        targets = estimate_targets(self.critic, BATCH, settings)
+        step = UpdateStep(self.policy, self.critic, settings)
+        self.metrics = step.run(BATCH, targets, policy_version=version).metrics
+        self.gradient = step.policy_gradients.buffer.clone()
+        generator = np.random.default_rng((settings.seed or 0, version, 0))
+        self.drawn = drawn_fragments(BATCH, targets.advantages, settings.policy_token_share, generator)
+
+
+def test_the_gradient_is_the_weighted_sum_over_what_was_drawn(model_folder: str) -> None:
+    updated = Updated(model_folder, SETTINGS)
+    rows = updated.drawn.rows.tolist()
+    assert 0 < len(rows) < len(FRAGMENTS)
+    _, critic = load_models(model_folder)
+    weights = (updated.drawn.weights * BATCH.window.lengths / TOKENS).tolist()
+    losses = [reference.policy_loss(updated.before, critic, [FRAGMENTS[row]], SETTINGS) * weights[row] for row in rows]
+    wanted = reference.gradient(torch.stack(losses).sum(), updated.before)
+    torch.testing.assert_close(updated.gradient, wanted, atol=1e-6, rtol=1e-3)
+
+
+def test_over_many_draws_the_gradient_is_that_of_the_whole_batch(model_folder: str) -> None:
+    whole = Updated(model_folder, replace(SETTINGS, policy_token_share=1.0)).gradient.double()
+    draws = torch.stack([Updated(model_folder, SETTINGS, version).gradient for version in range(60)]).double()
+    # Along the whole gradient, in units of its norm: 1 on average.
+    along = draws @ whole / whole.square().sum()
+    assert float(along.mean()) == pytest.approx(1.0, abs=4 * float(along.std()) / 60**0.5)
+    assert float((draws.mean(dim=0) - whole).norm()) < float((draws - whole).norm(dim=1).mean()) / 4
+
+
+def test_metrics_speak_for_the_whole_batch(model_folder: str) -> None:
+    metrics = [Updated(model_folder, SETTINGS, version).metrics for version in range(40)]
+    whole = Updated(model_folder, replace(SETTINGS, policy_token_share=1.0)).metrics
+    assert "policy_token_share" in whole
+    assert whole["policy_token_share"] == 1
+    assert all(each["trained_tokens"] == TOKENS for each in metrics)
+    shares = [each["policy_token_share"] for each in metrics]
+    assert np.mean(shares) == pytest.approx(0.5, abs=0.05)
+    for name in ("entropy", "approximate_kl"):
+        values = [each[name] for each in metrics]
+        assert np.mean(values) == pytest.approx(whole[name], abs=4 * np.std(values) / len(values) ** 0.5), name
+
+
+def test_frozen_policies_are_measured_on_all_tokens(model_folder: str) -> None:
+    frozen = replace(SETTINGS, critic_warmup_updates=10)
+    ours = Updated(model_folder, frozen).metrics
+    whole = Updated(model_folder, replace(frozen, policy_token_share=1.0)).metrics
+    assert ours["entropy"] == whole["entropy"]
+    assert "policy_token_share" not in ours
+
+
+@pytest.mark.parametrize("minibatch_size", [None, 20])
+def test_contexts_are_computed_for_what_was_drawn_alone(model_folder: str, minibatch_size: int | None) -> None:
+    settings = replace(SETTINGS, context_gradient=False, num_epochs=2, minibatch_size=minibatch_size)
+    updated = Updated(model_folder, settings)
+    rows = updated.drawn.rows
+    of_contexts = BATCH.window.positions[rows, 0].sum()
+    of_windows = last_positions(BATCH.window)[rows].sum() - of_contexts
+    assert updated.metrics["processed_tokens"] == int(of_contexts + 2 * of_windows)
+    assert updated.metrics["policy_steps"] == 2 * (1 if minibatch_size is None else max(1, round(TOKENS / 2 / 20)))

@@ -1,0 +1,103 @@
+"""Which fragments of a batch to train, when a pass over all of them costs more than it tells.
+
+Many fragments hardly move a policy: the advantage is near 0, or the tokens are certain already. Fragment i is drawn with
+chance p_i and its loss weighs 1 / p_i, so the expected gradient is that of the whole batch (Horvitz and Thompson 1952).
+For a given number of tokens the variance of that gradient is least where
+
+    p_i  ~  ||g_i|| / sqrt(n_i)          n_i tokens of the fragment (Cochran 1977, optimum allocation)
+
+and ||g_i|| is taken from its bound in the output layer (importance sampling by gradient bounds, arXiv 1803.00942): the
+gradient of log pi(a) with respect to the logits has a norm of at most sqrt(2) (1 - pi(a)), so
+
+    ||g_i||  <=  sqrt(2) * sum_t |A_t| (1 - mu(a_t | s_t))
+
+with the probability mu that the token was sampled with, which is known before any pass of the trainer.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+UNIFORM_SHARE = 0.1
+"""Share of the chances that is the same for all tokens: no weight grows beyond 1 / (share of tokens * this) or so
+(a defensive mixture, Hesterberg 1995)."""
+
+
+def gradient_bounds(advantages: torch.Tensor, log_probs: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Returns sum_t |A_t| (1 - mu_t) of each fragment, float64 [B].
+
+    Args:
+        advantages: [B, T], A_t of the window's tokens.
+        log_probs: [B, T], log mu_t in nats.
+        mask: bool [B, T], which are tokens; what the others hold does not matter.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    if not advantages.shape == log_probs.shape == mask.shape:
+        raise ValueError(
+            "advantages, log_probs and mask differ in shape: "
+            f"{tuple(advantages.shape)}, {tuple(log_probs.shape)} and {tuple(mask.shape)}"
+        )
+    bounds = advantages.double().abs() * -torch.expm1(log_probs.double().clamp(max=0.0))
+    return torch.where(mask, bounds, 0.0).sum(dim=1)
+
+
+def inclusion_probabilities(bounds: torch.Tensor, lengths: torch.Tensor, share: float) -> torch.Tensor:
+    """Returns the chance of each fragment to be trained, float64 [B], so that the expected tokens are a share of all.
+
+    Chances follow `bounds / sqrt(lengths)`, but for `UNIFORM_SHARE`; where that exceeds 1 a fragment is certain, and the
+    others share what is left. A fragment without tokens has chance 1.
+
+    Args:
+        bounds: [B], bounds on the norm of each fragment's gradient, at least 0.
+        lengths: int64 [B], tokens of each fragment.
+        share: Of the tokens, in (0, 1].
+
+    Raises:
+        ValueError: shapes that differ, a negative bound, or a share outside of (0, 1].
+    """
+    if not 0 < share <= 1:
+        raise ValueError(f"share={share} must lie in (0, 1]")
+    if bounds.ndim != 1 or bounds.shape != lengths.shape:
+        raise ValueError(f"bounds and lengths must be [B], got {tuple(bounds.shape)} and {tuple(lengths.shape)}")
+    if len(bounds) and not float(bounds.min()) >= 0:
+        raise ValueError(f"bounds must be numbers of at least 0, got {float(bounds.min())}")
+    counts = lengths.double()
+    total = float(counts.sum())
+    wanted = bounds.double() / counts.clamp(min=1).sqrt()
+    # Both parts would take one token each of all if nothing were certain.
+    spread = float((wanted * counts).sum())
+    uniform = torch.full_like(wanted, 1.0 / max(total, 1.0))
+    wanted = (1 - UNIFORM_SHARE) * wanted / spread + UNIFORM_SHARE * uniform if spread > 0 else uniform
+    chances = torch.ones_like(wanted)
+    open_, budget = counts > 0, share * total
+    while bool(open_.any()):
+        scale = (budget - float(counts[~open_].sum())) / float((wanted * counts)[open_].sum())
+        certain = open_ & (wanted * scale >= 1)
+        if not bool(certain.any()):
+            chances[open_] = wanted[open_] * scale
+            break
+        open_ &= ~certain
+    return chances
+
+
+def systematic_sample(chances: torch.Tensor, generator: np.random.Generator) -> torch.Tensor:
+    """Draws every index with its chance and returns those drawn, int64, rising.
+
+    One random start and equal steps along the chances, in random order (systematic sampling, Madow 1949): the number
+    that is drawn is off by less than one from the sum of the chances.
+
+    Args:
+        chances: float64 [B], each in (0, 1].
+        generator: Draws order and start.
+    """
+    order = generator.permutation(len(chances))
+    ends = np.cumsum(chances.numpy()[order])
+    start = generator.random()
+    # An index is drawn if one of start, start + 1, … lies within its part of the line; rounding must not lose those
+    # that are certain.
+    crossed = np.floor(ends - start) > np.floor(np.concatenate([[0.0], ends[:-1]]) - start)
+    crossed |= chances.numpy()[order] >= 1
+    return torch.from_numpy(np.sort(order[crossed]))
