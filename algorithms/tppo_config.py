@@ -111,6 +111,7 @@ class TPPOConfig(AlgorithmConfig, DerivedOptions):
         lambda_: float | str = NotProvided,
         lambda_alpha: float = NotProvided,
         boundary_value: str = NotProvided,
+        unfinished_advantage_scale: float = NotProvided,
         hindsight: bool = NotProvided,
         advantage_normalisation: str = NotProvided,
         advantage_normalisation_scope: str = NotProvided,

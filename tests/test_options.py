@@ -28,7 +28,7 @@ OPTION_NAMES = {
     "group_scale", "critic_targets", "critic_lambda", "value_batch_tokens", "dual_clip", "loss_mean", "value_clip",
     "entropy_coef", "kl_coef", "kl_estimator", "kl_in", "positive_lm_coef", "importance_cap", "sequence_mask",
     "lora", "attention", "packing", "context_gradient", "context_cache_tokens", "critic_layers", "parallel_critic",
-    "policy_token_share",
+    "policy_token_share", "unfinished_advantage_scale",
 }  # fmt: skip
 
 MODEL = {"policy_model": "tppo_rl/arithmetic-chain"}

@@ -51,6 +51,10 @@ GROUPS = WHOLE | {"critic": None, "advantage_estimator": "group_relative", "grou
         ({"context_gradient": False, "packing": True}, ["context_gradient=False", "packing=True"]),
         ({"context_gradient": False, "positive_lm_coef": 0.1}, ["context_gradient=False", "positive_lm_coef=0.1"]),
         ({"policy_token_share": 0.5, "positive_lm_coef": 0.1}, ["policy_token_share=0.5", "positive_lm_coef=0.1"]),
+        (
+            {"hindsight": True, "unfinished_advantage_scale": 0.5},
+            ["hindsight=True", "unfinished_advantage_scale=0.5", "set one of them off"],
+        ),
         ({"policy_token_share": 0.0}, ["policy_token_share=0.0", "greater than 0"]),
         ({"parallel_critic": True, "num_learners": 2}, ["parallel_critic=True", "num_learners to 1"]),
         ({"adam_betas": [2, 3]}, ["adam_betas=[2", "[0, 1)"]),
@@ -75,6 +79,7 @@ UNREAD = {
     "boundary_value": "bootstrap",
     "group_scale": False,
     "advantage_normalisation_scope": "group",
+    "unfinished_advantage_scale": 0.5,
     "critic_lambda": 0.9,
     "critic_targets": "also_truncated",
     "value_batch_tokens": 500,

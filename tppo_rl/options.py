@@ -174,6 +174,13 @@ class Options(BaseModel, DerivedOptions):
         description="V(s_l) of an unfinished fragment: `hold` takes V(s_(l-1)) (T-PPO), `bootstrap` the critic's, "
         "`tail_corrected` the critic's with renormalised weights (arXiv 2602.03386).",
     )
+    unfinished_advantage_scale: float = Field(
+        1.0,
+        ge=0,
+        le=1,
+        description="Factor of the advantages of windows that did not finish. They are differences of the critic's values alone: "
+        "noise, as far as it does not explain returns (`critic/explained_variance`). 1 is T-PPO; 0 trains finished windows alone.",
+    )
     hindsight: bool = Field(
         False,
         description="When an episode has ended, its earlier windows are trained once more on the return minus the boundary "

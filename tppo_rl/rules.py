@@ -189,6 +189,13 @@ def _check_hindsight(options: Options) -> None:
             f"it adds to the advantage that was used, which advantage_normalisation={options.advantage_normalisation!r} has "
             "changed; set one of them off",
         )
+    if options.unfinished_advantage_scale != 1:
+        _refuse(
+            options,
+            "hindsight",
+            "it adds to the advantage that was used, of which "
+            f"unfinished_advantage_scale={options.unfinished_advantage_scale} leaves a part; set one of them off",
+        )
     if options.kl_coef and options.kl_in == "reward":
         _refuse(options, "hindsight", "the return that it compares with has no KL in it; set kl_in to 'loss'")
 
@@ -281,6 +288,10 @@ _READ_ONLY_WITH: dict[str, tuple[str, Any]] = {
     "gamma": ("advantage_estimator='egae' or 'gae'", lambda o: o.advantage_estimator != "group_relative"),
     "lambda_": ("advantage_estimator='egae' or 'gae'", lambda o: o.advantage_estimator != "group_relative"),
     "boundary_value": ("advantage_estimator='egae'", lambda o: o.advantage_estimator == "egae"),
+    "unfinished_advantage_scale": (
+        "a window_length below max_response_length",
+        lambda o: o.window < o.max_response_length,
+    ),
     "group_scale": (
         "advantage_estimator='group_relative'",
         lambda o: o.advantage_estimator == "group_relative",

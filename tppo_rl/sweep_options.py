@@ -43,6 +43,7 @@ PERTURBABLE = frozenset(
         "grad_clip",
         "critic_grad_clip",
         "policy_token_share",
+        "unfinished_advantage_scale",
         "num_epochs",
         "critic_num_epochs",
     }

@@ -30,6 +30,8 @@ def advantages(critic: Critic, fragment: Fragment, settings: UpdateSettings) -> 
             # All weight beyond the last step lies on the longest estimator.
             weights = [(1 - lambda_) * weight for weight in weights[:-1]] + [weights[-1]]
         result.append(sum(w * a for w, a in zip(weights, estimators, strict=True)) / sum(weights))
+    if not fragment.finished and fragment.hindsight_residual is None:
+        result = [settings.unfinished_advantage_scale * advantage for advantage in result]
     return result
 
 

@@ -31,7 +31,9 @@ class Updated:
         self.metrics = step.run(BATCH, targets, policy_version=version).metrics
         self.gradient = step.policy_gradients.buffer.clone()
         generator = np.random.default_rng((settings.seed or 0, version, 0))
-        self.drawn = drawn_fragments(BATCH, targets.advantages, settings.policy_token_share, generator)
+        self.drawn = drawn_fragments(
+            BATCH, targets.advantages, settings.policy_token_share, settings.num_epochs, generator
+        )
 
 
 def test_the_gradient_is_the_weighted_sum_over_what_was_drawn(model_folder: str) -> None:
@@ -79,8 +81,10 @@ def test_frozen_policies_are_measured_on_all_tokens(model_folder: str) -> None:
 def test_contexts_are_computed_for_what_was_drawn_alone(model_folder: str, minibatch_size: int | None) -> None:
     settings = replace(SETTINGS, context_gradient=False, num_epochs=2, minibatch_size=minibatch_size)
     updated = Updated(model_folder, settings)
-    rows = updated.drawn.rows
-    of_contexts = BATCH.window.positions[rows, 0].sum()
-    of_windows = last_positions(BATCH.window)[rows].sum() - of_contexts
-    assert updated.metrics["processed_tokens"] == int(of_contexts + 2 * of_windows)
+    first, second = updated.drawn.passes
+    assert first.tolist() != second.tolist()
+    contexts = BATCH.window.positions[:, 0]
+    windows = last_positions(BATCH.window) - contexts
+    processed = contexts[updated.drawn.rows].sum() + windows[first].sum() + windows[second].sum()
+    assert updated.metrics["processed_tokens"] == int(processed)
     assert updated.metrics["policy_steps"] == 2 * (1 if minibatch_size is None else max(1, round(TOKENS / 2 / 20)))

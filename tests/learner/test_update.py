@@ -58,12 +58,15 @@ def near_policy(policy: Policy, fragments: list[Fragment], spread: float = 0.3, 
     return result
 
 
-@pytest.mark.parametrize("boundary_value", ["hold", "bootstrap"])
+@pytest.mark.parametrize(("boundary_value", "scale"), [("hold", 1.0), ("bootstrap", 1.0), ("bootstrap", 0.25)])
 @pytest.mark.parametrize("temperature", [1.0, 0.8])
-def test_gradients_equal_a_plain_float64_loop(model_folder: str, boundary_value: str, temperature: float) -> None:
+def test_gradients_equal_a_plain_float64_loop(
+    model_folder: str, boundary_value: str, scale: float, temperature: float
+) -> None:
     run = Run(
         model_folder,
         boundary_value=boundary_value,
+        unfinished_advantage_scale=scale,
         temperature=temperature,
         gamma=0.97,
         lambda_=0.9,

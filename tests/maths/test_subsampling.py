@@ -52,7 +52,9 @@ def test_chances_worked_by_hand() -> None:
 
 @settings(max_examples=200, deadline=None)
 @given(FRAGMENTS, st.floats(0.01, 1.0))
-def test_chances_are_worth_the_share_and_no_weight_is_boundless(fragments: list[tuple[float, int]], share: float) -> None:
+def test_chances_are_worth_the_share_and_no_weight_is_boundless(
+    fragments: list[tuple[float, int]], share: float
+) -> None:
     bounds, lengths = parts(fragments)
     chances = inclusion_probabilities(bounds, lengths, share)
     assert float((chances * lengths).sum()) == pytest.approx(share * float(lengths.sum()), rel=1e-6)
@@ -106,7 +108,10 @@ def test_each_is_drawn_with_its_chance_so_that_weighted_sums_are_right() -> None
 def test_for_its_tokens_the_variance_is_a_third_of_that_of_equal_chances() -> None:
     # Norms of gradients with a heavy tail; fragments are drawn independently here, which is near to the draw.
     generator = np.random.default_rng(1)
-    norms, lengths = torch.from_numpy(generator.exponential(size=200) ** 2), torch.from_numpy(generator.integers(1, 33, 200))
+    norms, lengths = (
+        torch.from_numpy(generator.exponential(size=200) ** 2),
+        torch.from_numpy(generator.integers(1, 33, 200)),
+    )
 
     def variance(chances: torch.Tensor) -> float:
         return float(((1 - chances) / chances * norms.square()).sum())

@@ -17,32 +17,34 @@ from tppo_rl.maths.subsampling import gradient_bounds, inclusion_probabilities, 
 
 @dataclass(frozen=True, eq=False)
 class DrawnFragments:
-    """A part of a batch of B fragments."""
+    """What each pass over a batch of B fragments trains."""
 
-    rows: torch.Tensor
-    """int64 [N], rising: the fragments that were drawn."""
+    passes: list[torch.Tensor]
+    """int64 [N], rising: the fragments of each pass. Passes are drawn one by one, so that together they see more."""
     weights: torch.Tensor
     """float32 [B]: one over the chance of each fragment; of those that were not drawn, too."""
 
-
-def all_fragments(batch: TrainBatch) -> DrawnFragments:
-    """Returns the whole batch."""
-    return DrawnFragments(torch.arange(len(batch)), torch.ones(len(batch)))
+    @property
+    def rows(self) -> torch.Tensor:
+        """int64 [N], rising: the fragments of any pass."""
+        return torch.cat(self.passes).unique()
 
 
 def drawn_fragments(
-    batch: TrainBatch, advantages: torch.Tensor, share: float, generator: np.random.Generator
+    batch: TrainBatch, advantages: torch.Tensor, share: float, num_passes: int, generator: np.random.Generator
 ) -> DrawnFragments:
-    """Draws about a share of the window tokens of a batch; 1 draws all of it and takes no random number.
+    """Draws about a share of the window tokens of a batch for each pass; 1 draws all of it and takes no random number.
 
     Args:
         batch: May be empty.
         advantages: float32 [B, T], of the window's tokens.
         share: Of the tokens, in (0, 1].
+        num_passes: At least 1.
         generator: Draws the fragments.
     """
     if share == 1:
-        return all_fragments(batch)
+        return DrawnFragments([torch.arange(len(batch))] * num_passes, torch.ones(len(batch)))
     bounds = gradient_bounds(advantages, batch.behaviour_log_probs, batch.window.mask)
     chances = inclusion_probabilities(bounds, batch.window.lengths, share)
-    return DrawnFragments(systematic_sample(chances, generator), (1 / chances).float())
+    passes = [systematic_sample(chances, generator) for _ in range(num_passes)]
+    return DrawnFragments(passes, (1 / chances).float())

@@ -28,7 +28,7 @@
 | hindsight_advantage_mean | mean size of their advantages; absent where there are none |
 | fragments, trained_tokens | size of the policy batch (tokens counted once) |
 | tokens_from_unfinished_share | share of trained tokens whose fragment is unfinished |
-| policy_token_share | share of trained tokens whose fragment was drawn for the policy; absent while it is frozen |
+| policy_token_share | share of trained tokens whose fragment was drawn for a pass of the policy; absent while it is frozen |
 | processed_tokens | positions of the policy's passes, without padding; contexts without a gradient once for all passes |
 | processed_per_trained_token | processed positions per trained token and pass |
 | padding_share | share of padding in what the policy's passes compute |
@@ -114,7 +114,10 @@ def add_statistics(
 
 
 def scalars(
-    totals: dict[str, float], policy_reports: list[StepReport], critic_reports: list[StepReport]
+    totals: dict[str, float],
+    settings: UpdateSettings,
+    policy_reports: list[StepReport],
+    critic_reports: list[StepReport],
 ) -> dict[str, float]:
     """Returns the metrics of the module's table, but for the seconds and learning rates."""
     metrics = {
@@ -126,7 +129,7 @@ def scalars(
         "hindsight_tokens": totals["hindsight_tokens"],
     }
     metrics |= _batch_metrics(totals)
-    metrics |= _policy_metrics(totals)
+    metrics |= _policy_metrics(totals, settings.num_epochs)
     metrics |= _first_minibatch_metrics(totals)
     metrics |= _critic_metrics(totals)
     metrics |= _step_metrics("policy", policy_reports) | _step_metrics("critic", critic_reports)
@@ -147,7 +150,7 @@ def _batch_metrics(totals: dict[str, float]) -> dict[str, float]:
     }
 
 
-def _policy_metrics(totals: dict[str, float]) -> dict[str, float]:
+def _policy_metrics(totals: dict[str, float], num_epochs: int) -> dict[str, float]:
     count = totals["trained_passes"]
     if not count:
         return {}
@@ -162,8 +165,8 @@ def _policy_metrics(totals: dict[str, float]) -> dict[str, float]:
         "processed_per_trained_token": mean(totals["processed_tokens"], count),
         "padding_share": 1.0 - mean(totals["processed_tokens"], totals["padded_tokens"]),
     }
-    if totals["gradient_tokens"]:
-        metrics["policy_token_share"] = mean(totals["gradient_tokens"], totals["window_tokens"])
+    if totals["gradient_passes"]:
+        metrics["policy_token_share"] = mean(totals["gradient_passes"], num_epochs * totals["window_tokens"])
     if totals["reference_passes"]:
         metrics["reference_kl"] = mean(totals["reference_kl_sum"], totals["reference_passes"])
     if totals["imitated_tokens"]:

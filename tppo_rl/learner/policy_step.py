@@ -39,7 +39,7 @@ POLICY_SUMS = (
     "imitation_sum",
     "imitated_tokens",
     "trained_passes",
-    "gradient_tokens",
+    "gradient_passes",
     "hindsight_passes",
     "hindsight_advantage_sum",
     "processed_tokens",
@@ -246,7 +246,7 @@ class PolicyStep:
         """
         settings = self._settings
         share = 1.0 if frozen else settings.policy_token_share
-        drawn = drawn_fragments(batch, targets.advantages, share, generator)
+        drawn = drawn_fragments(batch, targets.advantages, share, settings.num_epochs, generator)
         contexts = None if settings.context_gradient or frozen else self._contexts(batch, drawn.rows, tally)
         work = _Work(batch, targets, drawn, version, settings, contexts)
         if settings.recomputes_log_probs:
@@ -255,8 +255,8 @@ class PolicyStep:
         whole = self._collective.sum_(torch.tensor(work.sizes(torch.arange(len(batch))), dtype=torch.float64))[0].item()
         reports: list[StepReport] = []
         first = True
-        for epoch in range(settings.num_epochs):
-            parts = [drawn.rows[part] for part in minibatches(batch.window.lengths[drawn.rows], num_parts, generator)]
+        for epoch, of_pass in enumerate(drawn.passes):
+            parts = [of_pass[part] for part in minibatches(batch.window.lengths[of_pass], num_parts, generator)]
             sizes = torch.tensor([work.sizes(rows) for rows in parts], dtype=torch.float64).reshape(num_parts, 2)
             for rows, (weight, num_imitated) in zip(parts, self._collective.sum_(sizes).tolist(), strict=True):
                 if weight == 0:
@@ -270,13 +270,14 @@ class PolicyStep:
                         num_imitated=num_imitated,
                         tally=tally,
                         first=first,
-                        cache=self._cache if contexts is not None and epoch == 0 else None,
+                        cache=self._cache if contexts is not None and (epoch == 0 or share < 1) else None,
                     )
                 first = False
                 if frozen:
                     return []
                 reports.append(self._step.apply(lr))
-        tally.add("gradient_tokens", batch.window.lengths[drawn.rows[~batch.hindsight[drawn.rows]]])
+            first_time = of_pass[~batch.hindsight[of_pass]]
+            tally.add("gradient_passes", batch.window.lengths[first_time])
         if self._cache is not None:
             self._cache.drop_finished(batch)
         return reports

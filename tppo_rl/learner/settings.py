@@ -32,6 +32,8 @@ class UpdateSettings:
     boundary_value: BoundaryValue = "hold"
     """V(s_l) of an unfinished fragment: "hold" (V(s_{l-1}), the paper), "bootstrap" (the critic's V(s_l)), or
     "tail_corrected" (the critic's, with renormalised weights, arXiv 2602.03386)."""
+    unfinished_advantage_scale: float = 1.0
+    """Factor of the advantages of unfinished windows, which are made of the critic's values alone; 1 is the paper."""
     advantage_normalisation: Literal["none", "whiten", "scale"] = "none"
     """"whiten" brings advantages to mean 0 and standard deviation 1, "scale" to the latter alone."""
     advantage_normalisation_scope: Literal["batch", "group"] = "batch"
@@ -146,6 +148,8 @@ class UpdateSettings:
             object.__setattr__(self, "sequence_mask", tuple(self.sequence_mask))
             low, high = self.sequence_mask
             _require(0 <= low < high, "sequence_mask", self.sequence_mask, "give bounds 0 <= low < high")
+        scale = self.unfinished_advantage_scale
+        _require(0 <= scale <= 1, "unfinished_advantage_scale", scale, "give a factor in [0, 1]; 1 is the paper's")
         share = self.policy_token_share
         _require(0 < share <= 1, "policy_token_share", share, "give a share in (0, 1]; 1 trains all tokens")
         for key in ("num_epochs", "critic_num_epochs", "micro_batch_tokens"):

@@ -177,7 +177,7 @@ class UpdateStep:
             tally.largest(name, seconds)
 
         totals = tally.reduce(self._collective)
-        metrics = scalars(totals, policy.reports, critic.reports)
+        metrics = scalars(totals, settings, policy.reports, critic.reports)
         metrics |= {name: totals[maximum] for name, maximum in _SECONDS.items()}
         metrics["learning_rate"] = 0.0 if frozen else lr
         if self._critic_step is not None:
