@@ -48,6 +48,8 @@ SCENARIOS: dict[str, tuple[list[list[Fragment]], dict[str, Any]]] = {
     "warm-up": (split(make_fragments(5), 5), ONE_STEP | {"critic_warmup_updates": 1}),
     "many steps, one share without a finished episode": (split(finished_first(6), 4), MANY_STEPS),
     "many steps, one empty share": (split(make_fragments(7), 0), MANY_STEPS),
+    "drawn fragments": (split(make_fragments(14, 12), 5), MANY_STEPS | {"policy_token_share": 0.5}),
+    "drawn fragments, one empty share": (split(make_fragments(15), 0), MANY_STEPS | {"policy_token_share": 0.2}),
     "adapters": (split(make_fragments(9), 3), ONE_STEP | {"lora": {"rank": 3}}),
     "recomputed log-probs": (split(make_fragments(8), 2), MANY_STEPS | {"off_policy_correction": "none"}),
     "every term of the loss": (split(make_fragments(9), 3), ONE_STEP | EVERY_TERM),
