@@ -145,3 +145,6 @@ def test_the_shipped_file_is_a_fair_comparison() -> None:
         ours = experiments[name].config
         assert {key for key in ours | baseline.config if ours.get(key) != baseline.config.get(key)} <= allowed
         assert (experiments[name].env, experiments[name].stop) == (baseline.env, baseline.stop)
+        assert ours["num_envs_per_env_runner"] <= baseline.config["num_envs_per_env_runner"], (
+            "more slots are more memory"
+        )
