@@ -178,8 +178,9 @@ class Options(BaseModel, DerivedOptions):
         1.0,
         ge=0,
         le=1,
-        description="Factor of the advantages of windows that did not finish. They are differences of the critic's values alone: "
-        "noise, as far as it does not explain returns (`critic/explained_variance`). 1 is T-PPO; 0 trains finished windows alone.",
+        description="Factor of the advantages of windows that did not finish. Where rewards come at the end, these are differences "
+        "of the critic's values: noise, as far as it does not explain returns (`critic/explained_variance`). 1 is T-PPO; 0 trains "
+        "finished windows alone.",
     )
     hindsight: bool = Field(
         False,

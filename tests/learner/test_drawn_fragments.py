@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import reference
 import torch
-from learner_helpers import load_models, make_fragments
+from learner_helpers import load_models, make_fragments, parameters_of
 
 from tppo_rl.learner.batch import batch_from_fragments, last_positions
 from tppo_rl.learner.drawn_fragments import drawn_fragments
@@ -88,3 +88,18 @@ def test_contexts_are_computed_for_what_was_drawn_alone(model_folder: str, minib
     processed = contexts[updated.drawn.rows].sum() + windows[first].sum() + windows[second].sum()
     assert updated.metrics["processed_tokens"] == int(processed)
     assert updated.metrics["policy_steps"] == 2 * (1 if minibatch_size is None else max(1, round(TOKENS / 2 / 20)))
+
+
+def test_a_batch_of_which_nothing_is_drawn_makes_no_step(model_folder: str) -> None:
+    batch = batch_from_fragments(FRAGMENTS[:1])
+    settings = replace(SETTINGS, policy_token_share=0.3)
+    steps = []
+    for version in range(20):
+        policy, critic = load_models(model_folder)
+        before = parameters_of(policy)
+        targets = estimate_targets(critic, batch, settings)
+        metrics = UpdateStep(policy, critic, settings).run(batch, targets, policy_version=version).metrics
+        assert metrics["trained_tokens"] == len(FRAGMENTS[0])
+        assert torch.equal(parameters_of(policy), before) == (metrics["policy_steps"] == 0)
+        steps.append(metrics["policy_steps"])
+    assert set(steps) == {0.0, 1.0}

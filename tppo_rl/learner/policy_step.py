@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -251,8 +252,9 @@ class PolicyStep:
         work = _Work(batch, targets, drawn, version, settings, contexts)
         if settings.recomputes_log_probs:
             work.weigh(self._current_log_probs(batch), settings)
-        num_parts = num_minibatches(round(share * global_tokens), settings.minibatch_size, self._collective.size)
-        whole = self._collective.sum_(torch.tensor(work.sizes(torch.arange(len(batch))), dtype=torch.float64))[0].item()
+        num_parts = num_minibatches(math.ceil(share * global_tokens), settings.minibatch_size, self._collective.size)
+        # Of fragments that were drawn the expected mean is over the tokens of all.
+        expected_weight = self._weight_of_all(work) / max(1, num_parts) if share < 1 else None
         reports: list[StepReport] = []
         first = True
         for epoch, of_pass in enumerate(drawn.passes):
@@ -265,8 +267,7 @@ class PolicyStep:
                     self._accumulate(
                         work,
                         rows,
-                        # Of fragments that were drawn the expected mean is over the tokens of all.
-                        weight=weight if share == 1 else whole / num_parts,
+                        weight=weight if expected_weight is None else expected_weight,
                         num_imitated=num_imitated,
                         tally=tally,
                         first=first,
@@ -281,6 +282,11 @@ class PolicyStep:
         if self._cache is not None:
             self._cache.drop_finished(batch)
         return reports
+
+    def _weight_of_all(self, work: _Work) -> float:
+        """Returns the sum of the mean's weights over the whole batch, on all learners."""
+        sizes = torch.tensor(work.sizes(torch.arange(len(work.batch))), dtype=torch.float64)
+        return float(self._collective.sum_(sizes)[0])
 
     def _contexts(self, batch: TrainBatch, rows: torch.Tensor, tally: Tally) -> Contexts:
         """Completes the contexts of the given windows with the weights before the update."""
@@ -306,7 +312,7 @@ class PolicyStep:
         Args:
             work: The batch.
             rows: Fragments of the minibatch.
-            weight: Sum of the mean's weights over the minibatch, on all learners.
+            weight: Sum of the mean's weights over the minibatch, on all learners; its expectation where fragments are drawn.
             num_imitated: Tokens to imitate in the minibatch, on all learners.
             tally: See `run`.
             first: Whether no step has been made yet.

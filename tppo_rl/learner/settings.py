@@ -33,7 +33,8 @@ class UpdateSettings:
     """V(s_l) of an unfinished fragment: "hold" (V(s_{l-1}), the paper), "bootstrap" (the critic's V(s_l)), or
     "tail_corrected" (the critic's, with renormalised weights, arXiv 2602.03386)."""
     unfinished_advantage_scale: float = 1.0
-    """Factor of the advantages of unfinished windows, which are made of the critic's values alone; 1 is the paper."""
+    """Factor of the advantages of unfinished windows, which are made of the critic's values where rewards come at the end;
+    1 is the paper."""
     advantage_normalisation: Literal["none", "whiten", "scale"] = "none"
     """"whiten" brings advantages to mean 0 and standard deviation 1, "scale" to the latter alone."""
     advantage_normalisation_scope: Literal["batch", "group"] = "batch"

@@ -223,7 +223,7 @@ def policy_lambda(batch: TrainBatch, settings: UpdateSettings) -> float | torch.
 def extended_advantages(batch: TrainBatch, values: CriticValues, settings: UpdateSettings) -> torch.Tensor:
     """Returns the extended GAE of the window's tokens, float32 [B, T] (see `tppo_rl.maths.advantages`).
 
-    Those of unfinished windows are differences of values alone, and count `unfinished_advantage_scale`.
+    Those of unfinished windows count `unfinished_advantage_scale`.
     Windows in hindsight get what their first advantages would have been more with the true return at the boundary.
     """
     window, lambda_ = batch.window, policy_lambda(batch, settings)
