@@ -73,13 +73,16 @@ class ContextCache:
             inputs: What the model read, laid out with `record`.
             values: Of each of the B sequences the critic's value at every position.
         """
-        going_on = (~(batch.finished | batch.hindsight)[rows]).nonzero()[:, 0]
+        stops = last_positions(batch.window)
+        known_lengths = [len(self._states.get(episode, ())) for episode in batch.episode_ids[rows.numpy()].tolist()]
+        is_new = torch.tensor(known_lengths, dtype=torch.int64) < stops[rows]
+        going_on = (is_new & ~(batch.finished | batch.hindsight)[rows]).nonzero()[:, 0]
         if not len(going_on):
             return
         states, self._shapes = recorded(inputs, going_on)
-        stops = last_positions(batch.window)
         for own, row in zip(states, rows[going_on].tolist(), strict=True):
             episode, stop = int(batch.episode_ids[row]), int(stops[row])
+            # A later window of the episode may stand in the same rows.
             known = self._states.get(episode)
             if known is not None and len(known) >= stop:
                 continue

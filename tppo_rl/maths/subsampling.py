@@ -11,7 +11,8 @@ gradient of log pi(a) with respect to the logits has a norm of at most sqrt(2) (
 
     ||g_i||  <=  sqrt(2) * sum_t |A_t| (1 - mu(a_t | s_t))
 
-with the probability mu that the token was sampled with, which is known before any pass of the trainer.
+with the probability mu that the token was sampled with in place of pi: it is known before any pass of the trainer, and
+differs from pi as far as the token is stale.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import numpy as np
 import torch
 
 UNIFORM_SHARE = 0.1
-"""Share of the chances that is the same for all tokens: no weight grows beyond 1 / (share of tokens * this) or so
+"""Share of the tokens that is drawn with one chance for all fragments: no weight is above 1 / (share of tokens * this)
 (a defensive mixture, Hesterberg 1995)."""
 
 
