@@ -11,9 +11,10 @@ from learner_helpers import VOCABULARY, load_models, make_fragment
 from transformers import DynamicCache, PreTrainedModel
 
 from tppo_rl.fragments import NO_VERSION, Fragment, table_from_fragments
-from tppo_rl.learner.batch import TrainBatch, batch_from_fragments
+from tppo_rl.learner.batch import TrainBatch, batch_from_fragments, last_positions
 from tppo_rl.learner.context_cache import ContextCache
 from tppo_rl.learner.contexts import window_contexts
+from tppo_rl.learner.drawn_fragments import drawn_fragments
 from tppo_rl.learner.models import Policy, recompute_activations
 from tppo_rl.learner.settings import UpdateSettings
 from tppo_rl.learner.targets import critic_values, estimate_targets
@@ -113,6 +114,18 @@ def test_windows_that_were_not_drawn_are_completed_as_contexts(model_folder: str
             for name in ("policy_loss", "entropy", "policy_grad_norm", "policy_token_share"):
                 assert ours[name] == pytest.approx(plain[name], rel=1e-3, abs=1e-5, nan_ok=True), (seed, name)
             assert ours["processed_tokens"] <= plain["processed_tokens"]
+
+
+def test_what_any_pass_has_drawn_is_kept(model_folder: str) -> None:
+    settings = replace(SETTINGS, policy_token_share=0.4, num_epochs=2)
+    batch = BATCHES[0]
+    for version in range(8):
+        policy, critic = load_models(model_folder)
+        cache = ContextCache(1000)
+        targets = estimate_targets(critic, batch, settings)
+        UpdateStep(policy, critic, settings, cache=cache).run(batch, targets, policy_version=version)
+        drawn = drawn_fragments(batch, targets.advantages, 0.4, 2, np.random.default_rng((0, version, 0)))
+        assert cache.num_positions == int(last_positions(batch.window)[drawn.rows].sum())
 
 
 def test_values_are_those_of_the_whole_sequence(model_folder: str) -> None:
