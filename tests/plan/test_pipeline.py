@@ -201,7 +201,7 @@ class Driver:
                 num_tokens_sampled=self.sampler.num_tokens_sampled,
                 num_open_tokens=self.sampler.num_open_tokens,
                 oldest_open_version=self.sampler.oldest_open_version,
-                num_waiting_tickets=len(self.sampler.tickets),
+                num_waiting_tickets=self.sampler.num_waiting_tickets,
             )
             self.running = (self.free_at + content["num_engine_steps"] * self.planned.step_seconds, result)
 

@@ -62,7 +62,7 @@ class SimulatedRunner:
             num_tokens_sampled=self.sampler.num_tokens_sampled,
             num_open_tokens=self.sampler.num_open_tokens,
             oldest_open_version=self.sampler.oldest_open_version,
-            num_waiting_tickets=len(self.sampler.tickets),
+            num_waiting_tickets=self.sampler.num_waiting_tickets,
         )
 
 

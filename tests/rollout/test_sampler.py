@@ -111,7 +111,11 @@ def test_every_token_lands_in_exactly_one_fragment(
     sampler, engine = make_sampler(slots=slots, window=window, cap=cap, turns=turns, seed=seed)
     sampler.tickets.extend(tickets(30))
     fragments: list[Fragment] = []
-    while sampler.tickets or sampler.num_open_tokens or len(by_episode([f for f in fragments if f.finished])) < 30:
+    while (
+        sampler.num_waiting_tickets
+        or sampler.num_open_tokens
+        or len(by_episode([f for f in fragments if f.finished])) < 30
+    ):
         fragments += sampler.run(chunk)
         engine.load_weights({}, engine.version + 1)
         assert sum(map(len, fragments)) + sampler.num_open_tokens == sampler.num_tokens_sampled
@@ -225,6 +229,41 @@ def test_abandoned_episodes_are_named_and_slots_are_free_again() -> None:
     assert set(sampler.abandon()) | finished == set(range(5))
     sampler.tickets.extend(tickets(3, first=10))
     assert {fragment.episode_id for fragment in sampler.run_until_empty()} == {10, 11, 12}
+
+
+def test_prompts_are_made_for_all_slots_at_a_time_and_every_environment_is_closed() -> None:
+    closed: list[CountingEnv] = []
+
+    class Env(CountingEnv):
+        def close(self) -> None:
+            closed.append(self)
+
+    made: list[Env] = []
+
+    def make_env() -> Env:
+        made.append(Env())
+        return made[-1]
+
+    sampler = Sampler(
+        SimulatedEngine(draw_lognormal_length(15.0, 1.0), seed=0),
+        make_env,
+        IntegerChat(),  # type: ignore[arg-type]
+        num_slots=4,
+        limits=EpisodeLimits(8, 64, 8),
+        sampling=Sampling(1.0),
+    )
+    sampler.tickets.extend(tickets(40))
+    sampler.run(1)
+    assert (sampler.num_waiting_tickets, len(sampler.tickets), len(made)) == (36, 36, 4)
+    finished = 0
+    while finished == 0:
+        finished = sum(fragment.finished for fragment in sampler.run(1))
+    sampler.run(1)
+    assert (sampler.num_waiting_tickets, len(sampler.tickets)) == (36 - finished, 32)
+    sampler.run(60)
+    assert 4 < len(made) < 8
+    sampler.close()
+    assert sorted(map(id, closed)) == sorted(map(id, made))
 
 
 def test_a_prompt_beyond_the_limit_is_an_error_that_names_the_key() -> None:

@@ -167,7 +167,7 @@ def _measure(engine: VLLMEngine, sampler: Sampler, model: str, *, steps: int, re
     side = _Side([], [], [], [])
 
     def run(num_steps: int) -> tuple[int, float]:
-        missing = sampler.num_slots * (num_steps + 1) - len(sampler.tickets)
+        missing = sampler.num_slots * (num_steps + 1) - sampler.num_waiting_tickets
         sampler.tickets.extend(itertools.islice(tickets, max(0, missing)))
         before, start = sampler.num_tokens_sampled, time.perf_counter()
         sampler.run(num_steps)

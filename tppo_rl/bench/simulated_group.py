@@ -119,7 +119,7 @@ class SimulatedRunner:
             num_tokens_sampled=sampler.num_tokens_sampled,
             num_open_tokens=sampler.num_open_tokens,
             oldest_open_version=sampler.oldest_open_version,
-            num_waiting_tickets=len(sampler.tickets),
+            num_waiting_tickets=sampler.num_waiting_tickets,
         )
 
 

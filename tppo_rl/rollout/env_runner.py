@@ -300,7 +300,7 @@ class VLLMEnvRunner(EnvRunner):
             num_tokens_sampled=sampler.num_tokens_sampled,
             num_open_tokens=sampler.num_open_tokens,
             oldest_open_version=sampler.oldest_open_version,
-            num_waiting_tickets=len(sampler.tickets),
+            num_waiting_tickets=sampler.num_waiting_tickets,
             slot_steps=self._since_last("slot_steps", sampler.num_slot_steps),
             productive_slot_steps=self._since_last("productive_slot_steps", sampler.num_productive_slot_steps),
             refills=self._since_last("refills", sampler.num_refills),

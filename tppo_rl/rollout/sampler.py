@@ -1,8 +1,11 @@
 """Slots on one engine: fragments of fixed windows out of episodes that come and go.
 
-    tickets ─▶ slot: reset ─▶ submit ─▶ step ─▶ token ─▶ window ─┬─ full ────────▶ unfinished fragment
-                  ▲                                              └─ episode over ▶ finished fragment ─┐
-                  └───────────────────────── next ticket, at the very next engine step ◀──────────────┘
+    tickets ─▶ prompts ─▶ slot: submit ─▶ step ─▶ token ─▶ window ─┬─ full ────────▶ unfinished fragment
+                            ▲                                      └─ episode over ▶ finished fragment ─┐
+                            └───────────────────── next prompt, at the very next engine step ◀──────────┘
+
+Prompts are made for as many episodes as there are slots at a time: one at a time, between engine steps, each takes some
+five times as long, for the processor's caches then hold the engine.
 
 Plain Python, no Ray: an env-runner hosts one `Sampler` for training; evaluation runs a second one on the same engine
 while the first is suspended.
@@ -23,6 +26,15 @@ from tppo_rl.rollout.window_buffer import OpenEpisode, Ticket
 
 
 @dataclass(frozen=True)
+class _Prompt:
+    """An episode that can begin."""
+
+    ticket: Ticket
+    env: Any
+    tokens: list[int]
+
+
+@dataclass(frozen=True)
 class EpisodeLimits:
     """Lengths in tokens."""
 
@@ -38,7 +50,8 @@ class Sampler:
 
     Args:
         engine: samples the tokens; shared with other samplers only while this one is suspended.
-        make_env: makes one environment; called once for each slot.
+        make_env: makes one environment; called less than twice for each slot, as often as episodes are in generation or about
+            to begin.
         chat: formats prompts and turns.
         num_slots: episodes in generation at a time.
         limits: window and caps.
@@ -73,15 +86,18 @@ class Sampler:
         self._rewards = rewards or RewardShaping()
         self._env_runner = env_runner
         self._name = name
-        self._envs = [make_env() for _ in range(num_slots)]
-        self._free = deque(range(num_slots))
+        self._make_env = make_env
+        self._unused_envs = [make_env() for _ in range(num_slots)]
+        self._prompts: deque[_Prompt] = deque()
         self._open: dict[str, OpenEpisode] = {}
-        self._slot_of: dict[str, int] = {}
+        self._env_of: dict[str, Any] = {}
         self._closed: list[Fragment] = []
+        self.num_slots = num_slots
 
     @property
-    def num_slots(self) -> int:
-        return len(self._envs)
+    def num_waiting_tickets(self) -> int:
+        """Tickets whose episodes have not begun."""
+        return len(self.tickets) + len(self._prompts)
 
     @property
     def num_open_tokens(self) -> int:
@@ -113,7 +129,7 @@ class Sampler:
     def run_until_empty(self) -> list[Fragment]:
         """Generates until every ticket's episode has ended."""
         fragments: list[Fragment] = []
-        while self.tickets or self._open:
+        while self.num_waiting_tickets or self._open:
             fragments += self.run(self._limits.max_response_length)
         return fragments
 
@@ -137,35 +153,45 @@ class Sampler:
         """Drops all open episodes and tickets; returns the ids of the episodes that will not be finished."""
         self.suspend()
         abandoned = [episode.ticket.episode_id for episode in self._open.values()]
+        abandoned += [prompt.ticket.episode_id for prompt in self._prompts]
         abandoned += [ticket.episode_id for ticket in self.tickets]
-        self._free.extend(self._slot_of.values())
+        self._unused_envs += [*self._env_of.values(), *(prompt.env for prompt in self._prompts)]
         self._open.clear()
-        self._slot_of.clear()
+        self._env_of.clear()
+        self._prompts.clear()
         self._closed.clear()
         self.tickets.clear()
         return abandoned
 
     def close(self) -> None:
         """Closes the environments."""
-        for env in self._envs:
+        for env in (*self._unused_envs, *self._env_of.values(), *(prompt.env for prompt in self._prompts)):
             env.close()
 
     def _fill_free_slots(self) -> None:
-        while self._free and self.tickets:
-            self._start_episode(self._free.popleft(), self.tickets.popleft())
+        while len(self._open) < self.num_slots and self.num_waiting_tickets:
+            if not self._prompts:
+                self._make_prompts()
+            self._start_episode(self._prompts.popleft())
 
-    def _start_episode(self, slot: int, ticket: Ticket) -> None:
-        text, _ = self._envs[slot].reset(seed=ticket.seed)
-        prompt = self._chat.prompt(text)
-        if len(prompt) > self._limits.max_prompt_length:
-            raise ValueError(
-                f"max_prompt_length={self._limits.max_prompt_length}: the prompt with index {ticket.prompt_index} has "
-                f"{len(prompt)} tokens; raise max_prompt_length or make the environment's prompts shorter"
-            )
-        request_id = f"{self._name}-{ticket.episode_id}"
-        assert request_id not in self._open, f"two tickets for episode {ticket.episode_id}"
-        self._open[request_id] = OpenEpisode(ticket, prompt, self._env_runner)
-        self._slot_of[request_id] = slot
+    def _make_prompts(self) -> None:
+        for _ in range(min(self.num_slots, len(self.tickets))):
+            ticket = self.tickets.popleft()
+            env = self._unused_envs.pop() if self._unused_envs else self._make_env()
+            text, _ = env.reset(seed=ticket.seed)
+            tokens = self._chat.prompt(text)
+            if len(tokens) > self._limits.max_prompt_length:
+                raise ValueError(
+                    f"max_prompt_length={self._limits.max_prompt_length}: the prompt with index {ticket.prompt_index} has "
+                    f"{len(tokens)} tokens; raise max_prompt_length or make the environment's prompts shorter"
+                )
+            self._prompts.append(_Prompt(ticket, env, tokens))
+
+    def _start_episode(self, prompt: _Prompt) -> None:
+        request_id = f"{self._name}-{prompt.ticket.episode_id}"
+        assert request_id not in self._open, f"two tickets for episode {prompt.ticket.episode_id}"
+        self._open[request_id] = OpenEpisode(prompt.ticket, prompt.tokens, self._env_runner)
+        self._env_of[request_id] = prompt.env
         self.num_refills += 1
         self._submit(request_id)
 
@@ -187,7 +213,7 @@ class Sampler:
             self._end_turn(request_id, episode, turn_ended)
 
     def _end_turn(self, request_id: str, episode: OpenEpisode, turn_ended: bool) -> None:
-        env = self._envs[self._slot_of[request_id]]
+        env = self._env_of[request_id]
         text, reward, terminated, truncated, info = env.step(self._chat.text(episode.turn_tokens))
         if reward:
             episode.add_reward(self._rewards.of_turn(float(reward)))
@@ -216,7 +242,7 @@ class Sampler:
             episode.add_reward(shaped)
         fragment = episode.close_window(terminated=terminated, truncated=not terminated, correct=verdict)
         self._closed.append(fragment)
-        self._free.append(self._slot_of.pop(request_id))
+        self._unused_envs.append(self._env_of.pop(request_id))
 
     def _hand_over(self) -> list[Fragment]:
         closed, self._closed = self._closed, []

@@ -193,6 +193,8 @@ class VLLMEngine:
                 flat_logprobs=True,
                 detokenize=False,
                 output_kind=RequestOutputKind.DELTA,
+                # Requests share what none of them changes.
+                skip_clone=True,
             )
         return self._params[key]
 
