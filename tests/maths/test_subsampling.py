@@ -43,9 +43,9 @@ def test_bounds_are_above_the_gradient_of_the_logits() -> None:
 
 def test_chances_worked_by_hand() -> None:
     bounds, lengths = torch.tensor([3.0, 1.0, 0.0]), torch.tensor([9, 1, 10])
-    # wanted 3 / 3 = 1, 1 and 0, of 10 tokens in all; to them 0.9 / 10, and 0.1 / 20 to every one: 0.095, 0.095, 0.005
+    # wanted 3 / 3 = 1, 1 and 0, of 10 tokens in all; to them 0.7 / 10, and 0.3 / 20 to every one: 0.085, 0.085, 0.015
     chances = inclusion_probabilities(bounds, lengths, 0.25)
-    assert chances.tolist() == pytest.approx([0.475, 0.475, 0.025])
+    assert chances.tolist() == pytest.approx([0.425, 0.425, 0.075])
     # At a share of 0.6 the first two are certain, and the third has the two tokens that are left.
     assert inclusion_probabilities(bounds, lengths, 0.6).tolist() == pytest.approx([1.0, 1.0, 0.2])
 
