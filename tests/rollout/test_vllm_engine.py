@@ -230,6 +230,28 @@ def test_keep_leaves_a_gap_that_recompute_does_not(chat: Chat, policy: Any, weig
     assert gaps.mean() > 1e-4
 
 
+def test_with_keep_new_requests_do_not_read_what_older_weights_computed(
+    chat: Chat, policy: Any, weights_of: Any
+) -> None:
+    """An evaluation asks the prompts of the last one again, and vLLM keeps the prefixes of requests that have ended."""
+    engine = make_engine(chat, kv_on_update="keep", engine_args={"block_size": 32})
+    train, heldout = (make_sampler(engine, chat, window=16) for _ in range(2))
+    evaluations = []
+    try:
+        train.tickets.extend(Ticket(index, index, index) for index in range(1000, 3000))
+        for version in range(3):
+            engine.load_weights(weights_of(version), version)
+            train.run(3)
+            train.suspend()
+            heldout.tickets.extend(Ticket(index, index, index) for index in range(40))
+            evaluations.append(heldout.run_until_empty())
+            train.resume()
+    finally:
+        engine.stop()
+    for fragments in evaluations:
+        assert log_prob_gaps(fragments, policy, weights_of, temperature=1.0).max() <= 1e-4
+
+
 def test_an_engine_in_its_own_process_knows_the_version_of_every_token(
     chat: Chat, policy: Any, weights_of: Any
 ) -> None:

@@ -103,13 +103,17 @@ class VLLMEngine:
             (load_weights,) = self._engine.apply_model(attrgetter("load_weights"))
             self._copies = WeightCopies(load_weights)
         self._step_version = 0
+        self._first_version: dict[str, int] = {}
         self._params: dict[tuple[float, int], Any] = {}
         self._watch_weight_version()
         self._engine.set_weight_version("0")
         self._weights_folder = None if self._in_process else _folder_with_config(model)
 
     def submit(self, request: Request) -> None:
-        prompt = {"prompt_token_ids": list(request.tokens)}
+        # vLLM keeps the prefixes of requests that have ended. Those of older weights are not for new requests; one that was
+        # cut finds its own again.
+        version = self._first_version.setdefault(request.request_id, self.version)
+        prompt = {"prompt_token_ids": list(request.tokens), "cache_salt": str(version)}
         params = self._sampling_params(request.sampling, request.max_new_tokens)
         self._engine.add_request(request.request_id, prompt, params)
 
@@ -118,6 +122,8 @@ class VLLMEngine:
         for result in self._engine.step():
             completion = result.outputs[0]
             tokens = completion.token_ids
+            if result.finished:
+                self._first_version.pop(result.request_id, None)
             if len(tokens) == 0:
                 continue
             outputs.append(
