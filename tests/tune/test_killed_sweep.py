@@ -67,6 +67,7 @@ def wait_for(process: subprocess.Popen[str], sweep: Path, window: int) -> None:
     raise AssertionError(process.communicate()[0])
 
 
+@pytest.mark.slow
 def test_asha_goes_on_after_a_kill_and_repeats_nothing(tmp_path: Path) -> None:
     (tmp_path / "sweep.yaml").write_text(yaml.safe_dump({"small": SWEEP}), encoding="utf-8")
     sweep = tmp_path / "runs" / "small"
