@@ -252,6 +252,29 @@ def test_with_keep_new_requests_do_not_read_what_older_weights_computed(
         assert log_prob_gaps(fragments, policy, weights_of, temperature=1.0).max() <= 1e-4
 
 
+def test_with_keep_what_was_cut_finds_its_own_states_again_unless_weights_go_back(
+    chat: Chat, policy: Any, weights_of: Any
+) -> None:
+    engine = make_engine(chat, kv_on_update="keep", engine_args={"block_size": 32})
+    sampler = make_sampler(engine, chat, window=None)
+    sampler.tickets.extend(Ticket(index, index, index) for index in range(2000))
+    largest_gap = {}
+    try:
+        engine.load_weights(weights_of(1), 1)
+        sampler.run(60)
+        for version in (2, 0):
+            sampler.cut_windows()
+            sampler.suspend()
+            engine.load_weights(weights_of(version), version)
+            sampler.resume()
+            next_tokens = sampler.run(1) + sampler.cut_windows()
+            largest_gap[version] = log_prob_gaps(next_tokens, policy, weights_of, temperature=1.0).max()
+    finally:
+        engine.stop()
+    assert largest_gap[2] > 1e-3
+    assert largest_gap[0] <= 1e-4
+
+
 def test_an_engine_in_its_own_process_knows_the_version_of_every_token(
     chat: Chat, policy: Any, weights_of: Any
 ) -> None:

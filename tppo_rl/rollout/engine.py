@@ -38,6 +38,8 @@ class Request:
     """Everything so far: prompt, earlier windows, environment text."""
     max_new_tokens: int
     sampling: Sampling
+    first_version: int = 0
+    """Policy version at which its episode began. Keys and values that requests have left are for those of one version."""
 
 
 class Output(NamedTuple):

@@ -190,7 +190,7 @@ class Sampler:
     def _start_episode(self, prompt: _Prompt) -> None:
         request_id = f"{self._name}-{prompt.ticket.episode_id}"
         assert request_id not in self._open, f"two tickets for episode {prompt.ticket.episode_id}"
-        self._open[request_id] = OpenEpisode(prompt.ticket, prompt.tokens, self._env_runner)
+        self._open[request_id] = OpenEpisode(prompt.ticket, prompt.tokens, self._env_runner, self._engine.version)
         self._env_of[request_id] = prompt.env
         self.num_refills += 1
         self._submit(request_id)
@@ -198,7 +198,8 @@ class Sampler:
     def _submit(self, request_id: str) -> None:
         episode = self._open[request_id]
         room = self._limits.max_response_length - episode.response_length
-        self._engine.submit(Request(request_id, episode.all_tokens(), room, self._sampling))
+        request = Request(request_id, episode.all_tokens(), room, self._sampling, episode.first_version)
+        self._engine.submit(request)
 
     def _take(self, output: Output) -> None:
         request_id, tokens, log_probs, version, turn_ended, request_ended = output

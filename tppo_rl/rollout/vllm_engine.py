@@ -103,17 +103,15 @@ class VLLMEngine:
             (load_weights,) = self._engine.apply_model(attrgetter("load_weights"))
             self._copies = WeightCopies(load_weights)
         self._step_version = 0
-        self._first_version: dict[str, int] = {}
         self._params: dict[tuple[float, int], Any] = {}
         self._watch_weight_version()
         self._engine.set_weight_version("0")
         self._weights_folder = None if self._in_process else _folder_with_config(model)
 
     def submit(self, request: Request) -> None:
-        # vLLM keeps the prefixes of requests that have ended. Those of older weights are not for new requests; one that was
-        # cut finds its own again.
-        version = self._first_version.setdefault(request.request_id, self.version)
-        prompt = {"prompt_token_ids": list(request.tokens), "cache_salt": str(version)}
+        # vLLM keeps the prefixes of requests that have ended. Those of older weights are not for new episodes; one that was
+        # cut, or takes its next turn, finds its own again.
+        prompt = {"prompt_token_ids": list(request.tokens), "cache_salt": str(request.first_version)}
         params = self._sampling_params(request.sampling, request.max_new_tokens)
         self._engine.add_request(request.request_id, prompt, params)
 
@@ -122,8 +120,6 @@ class VLLMEngine:
         for result in self._engine.step():
             completion = result.outputs[0]
             tokens = completion.token_ids
-            if result.finished:
-                self._first_version.pop(result.request_id, None)
             if len(tokens) == 0:
                 continue
             outputs.append(
@@ -156,8 +152,9 @@ class VLLMEngine:
             core.call_utility("pause_scheduler", "keep", False)
             self._reload_through_shared_memory(tensors)
         self._engine.set_weight_version(str(version))
-        self.version = version
-        if self._kv_on_update == "recompute":
+        # Back at an earlier version, prefixes under its number may be of other weights.
+        goes_back, self.version = version <= self.version, version
+        if self._kv_on_update == "recompute" or goes_back:
             self.forget_kv()
         if not self._in_process:
             self._engine.engine_core.call_utility("resume_scheduler")

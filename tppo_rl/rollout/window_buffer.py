@@ -40,10 +40,12 @@ class OpenEpisode:
         ticket: identity and seed of the episode.
         prompt: int token ids of the formatted prompt.
         env_runner: index of the env-runner.
+        first_version: policy version at which it begins.
     """
 
-    def __init__(self, ticket: Ticket, prompt: Sequence[int], env_runner: int) -> None:
+    def __init__(self, ticket: Ticket, prompt: Sequence[int], env_runner: int, first_version: int) -> None:
         self.ticket = ticket
+        self.first_version = first_version
         self.turn_tokens: list[int] = []
         self.response_length = 0
         self._env_runner = env_runner
