@@ -255,12 +255,15 @@ def test_prompts_are_made_for_all_slots_at_a_time_and_every_environment_is_close
     sampler.tickets.extend(tickets(40))
     sampler.run(1)
     assert (sampler.num_waiting_tickets, len(sampler.tickets), len(made)) == (36, 36, 4)
-    finished = 0
-    while finished == 0:
-        finished = sum(fragment.finished for fragment in sampler.run(1))
-    sampler.run(1)
-    assert (sampler.num_waiting_tickets, len(sampler.tickets)) == (36 - finished, 32)
-    sampler.run(60)
+    finished: set[int] = set()
+    while not finished:
+        finished |= {fragment.episode_id for fragment in sampler.run(1) if fragment.finished}
+    finished |= {fragment.episode_id for fragment in sampler.run(1) if fragment.finished}
+    assert (sampler.num_waiting_tickets, len(sampler.tickets)) == (35, 32)
+    assert sorted(sampler.abandon()) == sorted(set(range(40)) - finished)
+    assert sampler.num_waiting_tickets == 0
+    sampler.tickets.extend(tickets(40, first=100))
+    assert {fragment.episode_id for fragment in sampler.run(60)} <= set(range(100, 140))
     assert 4 < len(made) < 8
     sampler.close()
     assert sorted(map(id, closed)) == sorted(map(id, made))

@@ -267,7 +267,7 @@ def test_with_keep_what_was_cut_finds_its_own_states_again_unless_weights_go_bac
             sampler.suspend()
             engine.load_weights(weights_of(version), version)
             sampler.resume()
-            next_tokens = sampler.run(1) + sampler.cut_windows()
+            next_tokens = sampler.run(15) + sampler.cut_windows()
             largest_gap[version] = log_prob_gaps(next_tokens, policy, weights_of, temperature=1.0).max()
     finally:
         engine.stop()
