@@ -20,8 +20,9 @@ $(VENV)/.installed: requirements-cpu.lock pyproject.toml
 train: setup
 	$(BIN)/tppo-rl train file configs/quickstart.yaml
 
+# Two workers, each with whole files: modules share what is slow to start.
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow

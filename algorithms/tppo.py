@@ -60,6 +60,7 @@ from tppo_rl.options import OptionError
 from tppo_rl.rollout.chat import Chat
 from tppo_rl.rollout.pump import RolloutPump
 from tppo_rl.run_log import RunLog
+from tppo_rl.shares import shares
 from tppo_rl.train_queue import TrainQueue
 from tppo_rl.weight_sync import WeightSync
 
@@ -453,32 +454,6 @@ class TPPO(Algorithm):
         seconds = time.perf_counter() - started
         self._accounts.add_seconds(part, seconds)
         self._log_values[f"time/{part}"] = seconds
-
-
-def shares(
-    fragments: list[Fragment], num_learners: int, *, whole_groups: bool = False, same_learner: bool = False
-) -> list[list[Fragment]]:
-    """Divides fragments among learners so that all process about as many tokens; a share may be empty.
-
-    With `whole_groups` all fragments of one prompt go to one learner. With `same_learner` the windows of an episode go to
-    one learner in all updates, which has their contexts; then shares are even in the long run alone.
-    """
-    units: dict[Any, list[Fragment]] = {}
-    for index, fragment in enumerate(fragments):
-        units.setdefault(fragment.prompt_index if whole_groups else index, []).append(fragment)
-    result: list[list[Fragment]] = [[] for _ in range(num_learners)]
-    if same_learner:
-        for unit in units.values():
-            home = unit[0].prompt_index if whole_groups else unit[0].episode_id
-            result[home % num_learners] += unit
-        return result
-    loads = [0] * num_learners
-    sizes = {key: sum(fragment.num_positions for fragment in unit) for key, unit in units.items()}
-    for key in sorted(units, key=sizes.__getitem__, reverse=True):
-        lightest = loads.index(min(loads))
-        result[lightest] += units[key]
-        loads[lightest] += sizes[key]
-    return result
 
 
 register_trainable("TPPO", TPPO)

@@ -13,14 +13,12 @@ import ray
 from ray.tune.registry import get_trainable_cls
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tppo_rl.algorithms.tppo import TPPO, shares
+from tppo_rl.algorithms.tppo import TPPO
 from tppo_rl.algorithms.tppo_config import TPPOConfig
 from tppo_rl.boundary_errors import read_boundary_errors
 from tppo_rl.fragments import FRAGMENT_SCHEMA
 from tppo_rl.metrics import METRICS
 from tppo_rl.options import OptionError
-
-from helpers import make_fragment  # isort: skip
 
 KNOWN_METRICS = {metric.name for metric in METRICS}
 OF_OPTIONS = {"hindsight/advantage_mean", "policy/positive_lm_loss", "policy/reference_kl"}
@@ -215,27 +213,6 @@ def test_two_learners_and_own_evaluation_env_runners(small_config: TPPOConfig) -
 
 def test_tune_knows_the_algorithm_by_name() -> None:
     assert get_trainable_cls("TPPO") is TPPO
-
-
-def test_shares_balance_positions_and_may_be_empty() -> None:
-    fragments = [make_fragment(tokens=[1] * size, context=[1] * 3) for size in (9, 1, 1, 5, 7, 3)]
-    divided = shares(fragments, 2)
-    assert sorted(map(id, divided[0] + divided[1])) == sorted(map(id, fragments))
-    loads = [sum(fragment.num_positions for fragment in share) for share in divided]
-    assert abs(loads[0] - loads[1]) <= 3
-    assert [len(share) for share in shares(fragments[:1], 3)] == [1, 0, 0]
-
-
-def test_an_episode_keeps_its_learner_where_that_has_its_contexts() -> None:
-    updates = [[make_fragment(tokens=[1] * size, episode_id=episode) for episode in range(6)] for size in (9, 4)]
-    homes = []
-    for fragments in updates:
-        divided = shares(fragments, 2, same_learner=True)
-        homes.append({fragment.episode_id: index for index, share in enumerate(divided) for fragment in share})
-        assert [len(share) for share in divided] == [3, 3]
-    assert homes[0] == homes[1]
-    by_prompt = [make_fragment(prompt_index=1, episode_id=episode) for episode in (4, 5)]
-    assert [len(share) for share in shares(by_prompt, 2, same_learner=True, whole_groups=True)] == [0, 2]
 
 
 @pytest.mark.parametrize(

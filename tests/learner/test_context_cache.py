@@ -124,7 +124,9 @@ def test_what_any_pass_has_drawn_is_kept(model_folder: str) -> None:
         cache = ContextCache(1000)
         targets = estimate_targets(critic, batch, settings)
         UpdateStep(policy, critic, settings, cache=cache).run(batch, targets, policy_version=version)
-        drawn = drawn_fragments(batch, targets.advantages, 0.4, 2, np.random.default_rng((0, version, 0)))
+        drawn = drawn_fragments(
+            batch, targets.advantages, torch.ones(len(batch)), 0.4, 2, np.random.default_rng((0, version, 0))
+        )
         assert cache.num_positions == int(last_positions(batch.window)[drawn.rows].sum())
 
 

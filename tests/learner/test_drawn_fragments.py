@@ -32,28 +32,62 @@ class Updated:
         self.gradient = step.policy_gradients.buffer.clone()
         generator = np.random.default_rng((settings.seed or 0, version, 0))
         self.drawn = drawn_fragments(
-            BATCH, targets.advantages, settings.policy_token_share, settings.num_epochs, generator
+            BATCH,
+            targets.advantages,
+            torch.ones(len(BATCH)),
+            settings.policy_token_share,
+            settings.num_epochs,
+            generator,
         )
 
 
-def test_the_gradient_is_the_weighted_sum_over_what_was_drawn(model_folder: str) -> None:
-    updated = Updated(model_folder, SETTINGS)
+@pytest.mark.parametrize("correction", ["behaviour", "decoupled"])
+def test_the_gradient_is_the_weighted_sum_over_what_was_drawn(model_folder: str, correction: str) -> None:
+    settings = replace(SETTINGS, off_policy_correction=correction)
+    updated = Updated(model_folder, settings)
     rows = updated.drawn.rows.tolist()
     assert 0 < len(rows) < len(FRAGMENTS)
     _, critic = load_models(model_folder)
     weights = (updated.drawn.weights * BATCH.window.lengths / TOKENS).tolist()
-    losses = [reference.policy_loss(updated.before, critic, [FRAGMENTS[row]], SETTINGS) * weights[row] for row in rows]
+    losses = [reference.policy_loss(updated.before, critic, [FRAGMENTS[row]], settings) * weights[row] for row in rows]
     wanted = reference.gradient(torch.stack(losses).sum(), updated.before)
     torch.testing.assert_close(updated.gradient, wanted, atol=1e-6, rtol=1e-3)
 
 
-def test_over_many_draws_the_gradient_is_that_of_the_whole_batch(model_folder: str) -> None:
-    whole = Updated(model_folder, replace(SETTINGS, policy_token_share=1.0)).gradient.double()
-    draws = torch.stack([Updated(model_folder, SETTINGS, version).gradient for version in range(60)]).double()
+@pytest.mark.parametrize("loss_mean", ["token", "response"])
+def test_over_many_draws_the_gradient_is_that_of_the_whole_batch(model_folder: str, loss_mean: str) -> None:
+    settings = replace(SETTINGS, loss_mean=loss_mean)
+    whole = Updated(model_folder, replace(settings, policy_token_share=1.0)).gradient.double()
+    draws = torch.stack([Updated(model_folder, settings, version).gradient for version in range(60)]).double()
     # Along the whole gradient, in units of its norm: 1 on average.
     along = draws @ whole / whole.square().sum()
     assert float(along.mean()) == pytest.approx(1.0, abs=4 * float(along.std()) / 60**0.5)
     assert float((draws.mean(dim=0) - whole).norm()) < float((draws - whole).norm(dim=1).mean()) / 4
+
+
+def test_tokens_that_count_less_in_the_mean_are_drawn_less(model_folder: str) -> None:
+    advantages = estimate_targets(load_models(model_folder)[1], BATCH, SETTINGS).advantages
+
+    def weights(of_each: torch.Tensor) -> torch.Tensor:
+        return drawn_fragments(BATCH, advantages, of_each, 0.3, 1, np.random.default_rng(0)).weights
+
+    half = torch.where(torch.arange(len(BATCH)) % 2 == 0, 1.0, 1e-3)
+    assert (weights(half)[1::2] > weights(torch.ones(len(BATCH)))[1::2]).all()
+    assert (weights(half)[::2] <= weights(torch.ones(len(BATCH)))[::2]).all()
+    assert torch.equal(weights(half), weights(2 * half))
+
+
+def test_recomputed_log_probs_are_of_what_was_drawn_alone(model_folder: str) -> None:
+    policy, critic = load_models(model_folder)
+    rows_read: list[int] = []
+    policy.register_forward_pre_hook(
+        lambda _, arguments, keywords: rows_read.append(len((*arguments, keywords.get("input_ids"))[0])),
+        with_kwargs=True,
+    )
+    settings = replace(SETTINGS, off_policy_correction="decoupled")
+    targets = estimate_targets(critic, BATCH, settings)
+    UpdateStep(policy, critic, settings).run(BATCH, targets, policy_version=9)
+    assert sum(rows_read) == 2 * len(Updated(model_folder, settings).drawn.rows)
 
 
 def test_metrics_speak_for_the_whole_batch(model_folder: str) -> None:

@@ -274,6 +274,36 @@ def test_a_prompt_beyond_the_limit_is_an_error_that_names_the_key() -> None:
     sampler.tickets.extend(tickets(1))
     with pytest.raises(ValueError, match="max_prompt_length=2: the prompt with index 0 has 3 tokens"):
         sampler.run(1)
+    assert sampler.abandon() == [0]
+
+
+def test_after_an_error_no_environment_stays_open() -> None:
+    closed: list[CountingEnv] = []
+
+    class Env(CountingEnv):
+        def close(self) -> None:
+            closed.append(self)
+
+    made: list[Env] = []
+
+    def make_env() -> Env:
+        made.append(Env())
+        return made[-1]
+
+    sampler = Sampler(
+        SimulatedEngine(lambda _: 3),
+        make_env,
+        IntegerChat(),  # type: ignore[arg-type]
+        num_slots=2,
+        limits=EpisodeLimits(2, 64, 8),
+        sampling=Sampling(1.0),
+    )
+    sampler.tickets.extend(tickets(3))
+    with pytest.raises(ValueError, match="max_prompt_length=2"):
+        sampler.run(1)
+    assert sampler.num_waiting_tickets == 3
+    sampler.close()
+    assert sorted(map(id, closed)) == sorted(map(id, made))
 
 
 def test_the_simulated_engine_charges_time() -> None:

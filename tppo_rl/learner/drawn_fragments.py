@@ -31,20 +31,26 @@ class DrawnFragments:
 
 
 def drawn_fragments(
-    batch: TrainBatch, advantages: torch.Tensor, share: float, num_passes: int, generator: np.random.Generator
+    batch: TrainBatch,
+    advantages: torch.Tensor,
+    mean_weights: torch.Tensor,
+    share: float,
+    num_passes: int,
+    generator: np.random.Generator,
 ) -> DrawnFragments:
     """Draws about a share of the window tokens of a batch for each pass; 1 draws all of it and takes no random number.
 
     Args:
         batch: May be empty.
         advantages: float32 [B, T], of the window's tokens.
+        mean_weights: float32 [B], of each fragment's tokens in the mean of the loss.
         share: Of the tokens, in (0, 1].
         num_passes: At least 1.
         generator: Draws the fragments.
     """
     if share == 1:
         return DrawnFragments([torch.arange(len(batch))] * num_passes, torch.ones(len(batch)))
-    bounds = gradient_bounds(advantages, batch.behaviour_log_probs, batch.window.mask)
+    bounds = mean_weights * gradient_bounds(advantages, batch.behaviour_log_probs, batch.window.mask)
     chances = inclusion_probabilities(bounds, batch.window.lengths, share)
     passes = [systematic_sample(chances, generator) for _ in range(num_passes)]
     return DrawnFragments(passes, (1 / chances).float())

@@ -101,6 +101,7 @@ class _Work:
         batch: TrainBatch,
         targets: Targets,
         drawn: DrawnFragments,
+        mean_weights: torch.Tensor,
         version: int,
         settings: UpdateSettings,
         contexts: Contexts | None,
@@ -111,8 +112,7 @@ class _Work:
         self.old_log_probs = batch.behaviour_log_probs
         self.importance_weights = torch.ones_like(batch.behaviour_log_probs)
         self.kept = torch.ones(len(batch), dtype=torch.bool)
-        by_response = settings.loss_mean == "response"
-        self.mean_weights = response_weights(batch.window.lengths) if by_response else torch.ones(len(batch))
+        self.mean_weights = mean_weights
         self.draw_weights = drawn.weights
         self._targets = targets
         self._packing = settings.packing
@@ -247,11 +247,13 @@ class PolicyStep:
         """
         settings = self._settings
         share = 1.0 if frozen else settings.policy_token_share
-        drawn = drawn_fragments(batch, targets.advantages, share, settings.num_epochs, generator)
+        by_response = settings.loss_mean == "response"
+        mean_weights = response_weights(batch.window.lengths) if by_response else torch.ones(len(batch))
+        drawn = drawn_fragments(batch, targets.advantages, mean_weights, share, settings.num_epochs, generator)
         contexts = None if settings.context_gradient or frozen else self._contexts(batch, drawn.rows, tally)
-        work = _Work(batch, targets, drawn, version, settings, contexts)
+        work = _Work(batch, targets, drawn, mean_weights, version, settings, contexts)
         if settings.recomputes_log_probs:
-            work.weigh(self._current_log_probs(batch), settings)
+            work.weigh(self._current_log_probs(batch, drawn.rows), settings)
         num_parts = num_minibatches(math.ceil(share * global_tokens), settings.minibatch_size, self._collective.size)
         # Of fragments that were drawn the expected mean is over the tokens of all.
         expected_weight = self._weight_of_all(work) / max(1, num_parts) if share < 1 else None
@@ -351,8 +353,8 @@ class PolicyStep:
             if first:
                 _measure_first(tally, tokens, log_probs.detach(), terms.surrogate.ratio)
 
-    def _current_log_probs(self, batch: TrainBatch) -> torch.Tensor:
-        """Returns the log-probs of the window's tokens under the weights before the update, float32 [B, T]."""
+    def _current_log_probs(self, batch: TrainBatch, rows: torch.Tensor) -> torch.Tensor:
+        """Returns the log-probs of some windows' tokens under the weights before the update, float32 [B, T]; others 0."""
         return sampled_log_probs(
             self._policy,
             batch,
@@ -360,6 +362,7 @@ class PolicyStep:
             temperature=self._settings.temperature,
             micro_batch_tokens=self._settings.micro_batch_tokens,
             packing=self._settings.packing,
+            rows=rows,
         )
 
 

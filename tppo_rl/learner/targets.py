@@ -153,6 +153,7 @@ def sampled_log_probs(
     temperature: float,
     micro_batch_tokens: int,
     packing: bool = False,
+    rows: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Returns the policy's log-prob of sampled tokens, float32 [B, T] on the CPU, nats; padding 0.
 
@@ -163,23 +164,25 @@ def sampled_log_probs(
         temperature: Sampling temperature.
         micro_batch_tokens: Most tokens in one forward pass, padding included.
         packing: Whether the sequences of a forward pass stand in one row without padding.
+        rows: int64 [N], sequences to compute; those of the others stay 0. None computes all.
     """
     log_probs = torch.zeros(sampled.tokens.shape)
+    wanted = torch.arange(len(batch)) if rows is None else rows
     # Nothing after the state that predicts a sequence's last sampled token is needed.
     lengths = last_positions(sampled)
-    groups = micro_batches(lengths, torch.arange(len(batch)), micro_batch_tokens, packing=packing).rows
-    for rows in same_number_of_passes(policy, groups):
-        mask = sampled.mask[rows]
+    groups = micro_batches(lengths, wanted, micro_batch_tokens, packing=packing).rows
+    for group in same_number_of_passes(policy, groups):
+        mask = sampled.mask[group]
         within, columns = mask.nonzero(as_tuple=True)
-        inputs = model_input(batch, rows, lengths[rows], policy.device, packing=packing)
+        inputs = model_input(batch, group, lengths[group], policy.device, packing=packing)
         predicted = policy(
             inputs.input_ids,
-            *inputs.places(within, sampled.positions[rows][mask]),
-            sampled.tokens[rows][mask].to(policy.device),
+            *inputs.places(within, sampled.positions[group][mask]),
+            sampled.tokens[group][mask].to(policy.device),
             temperature=temperature,
             position_ids=inputs.position_ids,
         ).log_probs
-        log_probs[rows[within], columns] = predicted.float().cpu()
+        log_probs[group[within], columns] = predicted.float().cpu()
     return log_probs
 
 

@@ -176,16 +176,18 @@ class Sampler:
 
     def _make_prompts(self) -> None:
         for _ in range(min(self.num_slots, len(self.tickets))):
-            ticket = self.tickets.popleft()
-            env = self._unused_envs.pop() if self._unused_envs else self._make_env()
-            text, _ = env.reset(seed=ticket.seed)
+            ticket = self.tickets[0]
+            if not self._unused_envs:
+                self._unused_envs.append(self._make_env())
+            text, _ = self._unused_envs[-1].reset(seed=ticket.seed)
             tokens = self._chat.prompt(text)
             if len(tokens) > self._limits.max_prompt_length:
                 raise ValueError(
                     f"max_prompt_length={self._limits.max_prompt_length}: the prompt with index {ticket.prompt_index} has "
                     f"{len(tokens)} tokens; raise max_prompt_length or make the environment's prompts shorter"
                 )
-            self._prompts.append(_Prompt(ticket, env, tokens))
+            # Not before: after an error neither is lost.
+            self._prompts.append(_Prompt(self.tickets.popleft(), self._unused_envs.pop(), tokens))
 
     def _start_episode(self, prompt: _Prompt) -> None:
         request_id = f"{self._name}-{prompt.ticket.episode_id}"

@@ -102,9 +102,7 @@ class VLLMEngine:
         if in_place:
             (load_weights,) = self._engine.apply_model(attrgetter("load_weights"))
             self._copies = WeightCopies(load_weights)
-        self._step_version = 0
         self._params: dict[tuple[float, int], Any] = {}
-        self._watch_weight_version()
         self._engine.set_weight_version("0")
         self._weights_folder = None if self._in_process else _folder_with_config(model)
 
@@ -116,22 +114,35 @@ class VLLMEngine:
         self._engine.add_request(request.request_id, prompt, params)
 
     def step(self) -> list[Output]:
-        outputs = []
-        for result in self._engine.step():
-            completion = result.outputs[0]
-            tokens = completion.token_ids
-            if len(tokens) == 0:
+        """See `Engine.step`.
+
+        Read from vLLM's engine core, past its `step`, for two things: the version of the weights that sampled a batch, which
+        in own processes may be older than the newest and which vLLM shows of finished requests alone; and time, for
+        text, statistics and the objects around them take as long for each request as scheduling it.
+        """
+        processor = self._engine.output_processor
+        batch = self._engine.engine_core.get_output()
+        outputs, ended = [], []
+        for result in batch.outputs:
+            tokens = result.new_token_ids
+            # What was cut meanwhile has no state any more.
+            state = processor.request_states.get(result.request_id)
+            if not tokens or state is None:
                 continue
             outputs.append(
                 Output(
-                    request_id=result.request_id,
+                    request_id=state.external_req_id,
                     tokens=tokens,
-                    log_probs=completion.logprobs.logprobs,
-                    version=self._step_version,
+                    log_probs=result.new_logprobs.logprobs[:, 0].tolist(),
+                    version=int(batch.weight_version),
                     turn_ended=tokens[-1] in self._end_of_turn,
                     request_ended=result.finished,
                 )
             )
+            if result.finished:
+                ended.append(result)
+        # It forgets them.
+        processor.process_outputs(ended)
         return outputs
 
     def cut(self, request_ids: Sequence[str]) -> None:
@@ -200,24 +211,6 @@ class VLLMEngine:
                 skip_clone=True,
             )
         return self._params[key]
-
-    def _watch_weight_version(self) -> None:
-        """Notes, for each step's outputs, which weights sampled them.
-
-        In own processes the engine core runs ahead of its client, so the version at the time of `step()` may be
-        newer than that of the tokens it returns. vLLM stamps each batch of outputs but keeps the stamp to itself
-        until a request finishes; it is read here on the way.
-        """
-        core = self._engine.engine_core
-        get_output = core.get_output
-
-        def get_output_and_note_version() -> Any:
-            outputs = get_output()
-            if outputs.outputs:
-                self._step_version = int(outputs.weight_version)
-            return outputs
-
-        core.get_output = get_output_and_note_version
 
     def _reload_through_shared_memory(self, tensors: Mapping[str, torch.Tensor]) -> None:
         from safetensors.torch import save_file
