@@ -2,7 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps
+# Modules are compiled when they are first imported: most of them never are, and compiling all takes longer than the rest.
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-compile
 # Torch's CPU build is not on every registry; its own index is asked only if the configured ones lack it.
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 
