@@ -168,6 +168,7 @@ def test_hindsight_and_held_episodes_survive_a_checkpoint(tmp_path: Path) -> Non
     restored.stop()
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_sharded_learners_goes_on_with_one(tmp_path: Path) -> None:
     sharded = {"num_learners": 2, "num_cpus_per_learner": 0.5, "distributed": "fsdp", "gradient_checkpointing": True}
     options = {"group_size": 4, "group_scale": False}

@@ -178,6 +178,7 @@ def _engine_weights(algorithm: TPPO) -> dict[str, np.ndarray]:
     return dict(state["learner"]["rl_module"]["default_policy"])
 
 
+@pytest.mark.slow
 def test_two_learners_and_own_evaluation_env_runners(small_config: TPPOConfig) -> None:
     config = (
         small_config.pipeline(mode="sync")

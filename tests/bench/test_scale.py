@@ -26,6 +26,7 @@ OPTIONS: dict[str, Any] = {
 WORKLOAD = Workload("tppo_rl/ArithmeticChain-v0", 4, 8, 12, 40, 128, 0.0)
 
 
+@pytest.mark.slow
 def test_actors_and_stand_in_give_all_records() -> None:
     figures = {figure.figure: figure for figure in scale_figures(actors=(2, 1), in_process=(1, 3), **OPTIONS)}
     assert figures["driver_scaling"].unit == "times 1 env-runner(s), at 2"

@@ -45,6 +45,7 @@ def make_grid() -> Experiment:
     return make_experiment("grid", body)
 
 
+@pytest.mark.slow
 def test_trials_queue_on_two_cpus_and_each_leaves_a_summary(tmp_path: Path) -> None:
     grid = run_trials(make_grid(), tmp_path)
     assert grid.num_errors == 0
