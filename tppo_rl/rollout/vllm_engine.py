@@ -122,7 +122,7 @@ class VLLMEngine:
         """
         processor = self._engine.output_processor
         batch = self._engine.engine_core.get_output()
-        outputs, ended = [], []
+        outputs = []
         for result in batch.outputs:
             tokens = result.new_token_ids
             # What was cut meanwhile has no state any more.
@@ -139,10 +139,8 @@ class VLLMEngine:
                     request_ended=result.finished,
                 )
             )
-            if result.finished:
-                ended.append(result)
         # It forgets them.
-        processor.process_outputs(ended)
+        processor.process_outputs([result for result in batch.outputs if result.finished])
         return outputs
 
     def cut(self, request_ids: Sequence[str]) -> None:
