@@ -91,6 +91,7 @@ def test_groups_are_complete_and_there_is_no_critic(tmp_path: Path) -> None:
     algorithm.stop()
 
 
+@pytest.mark.slow
 def test_dynamic_sampling_counts_what_it_drops(tmp_path: Path) -> None:
     config = small(DAPOConfig(), tmp_path, num_env_runners=1, group_size=4, dynamic_sampling_max_rounds=20)
     algorithm = config.build_algo()
@@ -117,6 +118,7 @@ def test_dynamic_sampling_counts_what_it_drops(tmp_path: Path) -> None:
     restored.stop()
 
 
+@pytest.mark.slow
 def test_vapo_with_two_learners(tmp_path: Path) -> None:
     config = small(
         VAPOConfig(),

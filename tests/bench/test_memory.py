@@ -44,6 +44,7 @@ def test_no_tensor_holds_all_logits(monkeypatch: pytest.MonkeyPatch, entropy_coe
     assert limit <= largest.elements == max(limit, weights) < 0.3 * TOKENS * VOCABULARY
 
 
+@pytest.mark.slow
 def test_figures_and_bad_sizes() -> None:
     figures = memory_figures(vocabularies=[100], lengths=[32], tokens=64, repeats=2)
     assert [figure.unit for figure in figures] == ["GiB", "GiB", "CPU s"]
@@ -55,6 +56,7 @@ def test_figures_and_bad_sizes() -> None:
         memory_figures(vocabularies=[100], lengths=[33], tokens=64, repeats=1)
 
 
+@pytest.mark.slow
 def test_the_command_writes_a_table_and_a_file_without_ray_or_vllm(tmp_path: Path) -> None:
     arguments = ["bench", "memory", "--vocabulary", "64", "--length", "32", "--tokens", "64", "--json"]
     program = (

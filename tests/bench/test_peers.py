@@ -119,6 +119,7 @@ def test_results_survive_their_file(tmp_path: Path) -> None:
     assert read_result(tmp_path / "result.json") == result(0.3, 0.8)
 
 
+@pytest.mark.slow
 def test_a_side_that_has_ended_is_not_run_again(tmp_path: Path) -> None:
     settings = SideSettings(
         options={"lr": 1e-4}, seed=3, target=0.8, limit_tokens=1, limit_seconds=1.0, every_tokens=1, num_prompts=1

@@ -40,6 +40,8 @@ from tppo_rl.learner.sharding import (
 from tppo_rl.learner.targets import estimate_targets
 from tppo_rl.learner.update import UpdateStep
 
+pytestmark = pytest.mark.slow
+
 NUM_UPDATES = 20
 NUM_KINDS = 6  # of shares
 COMPARED = ("policy_loss", "value_loss", "entropy", "policy_grad_norm", "critic_grad_norm", "value_mean")

@@ -286,6 +286,7 @@ def test_with_keep_what_was_cut_finds_its_own_states_again_unless_weights_go_bac
     assert largest_gap[0] <= 1e-4
 
 
+@pytest.mark.slow
 def test_an_engine_in_its_own_process_knows_the_version_of_every_token(
     chat: Chat, policy: Any, weights_of: Any
 ) -> None:

@@ -69,6 +69,7 @@ def test_a_sweep_that_does_not_exist_cannot_be_resumed(tmp_path: Path) -> None:
         run_trials(make_grid(), tmp_path / "nothing", resume=True)
 
 
+@pytest.mark.slow
 def test_a_tuner_takes_the_algorithm_and_its_config_as_rllib_users_give_them(tmp_path: Path) -> None:
     config = (
         TPPOConfig()
