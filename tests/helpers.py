@@ -48,6 +48,7 @@ class CountingEnv:
     def __init__(self, turns: int = 1) -> None:
         self._turns = turns
         self._turn = 0
+        self.num_closed = 0
 
     def reset(self, *, seed: int) -> tuple[str, dict[str, Any]]:
         self._turn = 0
@@ -60,7 +61,7 @@ class CountingEnv:
         return "go on", float(right and ended), ended, False, {"correct": right} if ended else {}
 
     def close(self) -> None:
-        pass
+        self.num_closed += 1
 
 
 class IntegerChat:

@@ -45,13 +45,16 @@ def test_no_tensor_holds_all_logits(monkeypatch: pytest.MonkeyPatch, entropy_coe
 
 
 @pytest.mark.slow
-def test_figures_and_bad_sizes() -> None:
+def test_figures_have_their_names_and_sizes() -> None:
     figures = memory_figures(vocabularies=[100], lengths=[32], tokens=64, repeats=2)
     assert [figure.unit for figure in figures] == ["GiB", "GiB", "CPU s"]
     assert all(figure.low <= figure.median <= figure.high for figure in figures)
     assert figures[0].repeats == 2
     assert "vocabulary 100, 2 x 32 tokens" in figures[0].figure
     assert figures[1].median == 100 * 64 * 4 / 2**30
+
+
+def test_lengths_that_do_not_divide_the_tokens_are_an_error() -> None:
     with pytest.raises(ValueError, match="lengths=33"):
         memory_figures(vocabularies=[100], lengths=[33], tokens=64, repeats=1)
 

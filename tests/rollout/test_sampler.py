@@ -231,29 +231,16 @@ def test_abandoned_episodes_are_named_and_slots_are_free_again() -> None:
     assert {fragment.episode_id for fragment in sampler.run_until_empty()} == {10, 11, 12}
 
 
-class EnvAccount:
-    """Makes environments, and knows which it has made and which were closed."""
-
-    def __init__(self) -> None:
-        self.made: list[CountingEnv] = []
-        self.closed: list[CountingEnv] = []
-
-    def make_env(self) -> CountingEnv:
-        account = self
-
-        class Env(CountingEnv):
-            def close(self) -> None:
-                account.closed.append(self)
-
-        self.made.append(Env())
-        return self.made[-1]
-
-
 def test_prompts_are_made_for_all_slots_at_a_time_and_every_environment_is_closed() -> None:
-    account = EnvAccount()
+    made: list[CountingEnv] = []
+
+    def make_env() -> CountingEnv:
+        made.append(CountingEnv())
+        return made[-1]
+
     sampler = Sampler(
         SimulatedEngine(draw_lognormal_length(15.0, 1.0), seed=0),
-        account.make_env,
+        make_env,
         IntegerChat(),  # type: ignore[arg-type]
         num_slots=4,
         limits=EpisodeLimits(8, 64, 8),
@@ -261,7 +248,7 @@ def test_prompts_are_made_for_all_slots_at_a_time_and_every_environment_is_close
     )
     sampler.tickets.extend(tickets(40))
     sampler.run(1)
-    assert (sampler.num_waiting_tickets, len(sampler.tickets), len(account.made)) == (36, 36, 4)
+    assert (sampler.num_waiting_tickets, len(sampler.tickets), len(made)) == (36, 36, 4)
     finished: set[int] = set()
     while not finished:
         finished |= {fragment.episode_id for fragment in sampler.run(1) if fragment.finished}
@@ -271,9 +258,9 @@ def test_prompts_are_made_for_all_slots_at_a_time_and_every_environment_is_close
     assert sampler.num_waiting_tickets == 0
     sampler.tickets.extend(tickets(40, first=100))
     assert {fragment.episode_id for fragment in sampler.run(60)} <= set(range(100, 140))
-    assert 4 < len(account.made) < 8
+    assert 4 < len(made) < 8
     sampler.close()
-    assert sorted(map(id, account.closed)) == sorted(map(id, account.made))
+    assert [env.num_closed for env in made] == [1] * len(made)
 
 
 def test_a_prompt_beyond_the_limit_is_an_error_that_names_the_key() -> None:
@@ -285,10 +272,15 @@ def test_a_prompt_beyond_the_limit_is_an_error_that_names_the_key() -> None:
 
 
 def test_after_an_error_no_environment_stays_open() -> None:
-    account = EnvAccount()
+    made: list[CountingEnv] = []
+
+    def make_env() -> CountingEnv:
+        made.append(CountingEnv())
+        return made[-1]
+
     sampler = Sampler(
         SimulatedEngine(lambda _: 3),
-        account.make_env,
+        make_env,
         IntegerChat(),  # type: ignore[arg-type]
         num_slots=2,
         limits=EpisodeLimits(2, 64, 8),
@@ -299,7 +291,7 @@ def test_after_an_error_no_environment_stays_open() -> None:
         sampler.run(1)
     assert sampler.num_waiting_tickets == 3
     sampler.close()
-    assert sorted(map(id, account.closed)) == sorted(map(id, account.made))
+    assert [env.num_closed for env in made] == [1] * len(made)
 
 
 def test_the_simulated_engine_charges_time() -> None:

@@ -22,7 +22,7 @@ import tppo_rl.envs  # noqa: F401
 from tppo_rl.base_models import resolve_model
 from tppo_rl.fragments import Fragment
 from tppo_rl.rollout.chat import Chat
-from tppo_rl.rollout.engine import Sampling
+from tppo_rl.rollout.engine import Request, Sampling
 from tppo_rl.rollout.sampler import EpisodeLimits, Sampler
 from tppo_rl.rollout.vllm_engine import VLLMEngine
 from tppo_rl.rollout.window_buffer import Ticket
@@ -195,6 +195,23 @@ def test_log_probs_are_those_of_the_temperature(engine: VLLMEngine, chat: Chat, 
     assert not engine._engine.has_unfinished_requests(), "vLLM keeps requests that have ended"
     assert gaps.mean() <= 1e-6
     assert np.mean(gaps <= 1e-5) > 0.998
+
+
+def test_what_ends_without_a_token_is_forgotten(engine: VLLMEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    core = engine._engine.engine_core
+    get_output = core.get_output
+
+    def get_output_without_tokens() -> Any:
+        batch = get_output()
+        for result in batch.outputs:
+            result.new_token_ids, result.new_logprobs = [], None
+        return batch
+
+    monkeypatch.setattr(core, "get_output", get_output_without_tokens)
+    engine.submit(Request("ends", [4, 5, 6], 1, Sampling()))
+    assert engine._engine.has_unfinished_requests()
+    assert engine.step() == []
+    assert not engine._engine.has_unfinished_requests()
 
 
 def test_score_is_the_log_prob_of_the_loaded_weights(engine: VLLMEngine, policy: Any, weights_of: Any) -> None:
