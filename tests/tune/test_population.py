@@ -101,6 +101,7 @@ def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_pbt_perturbs_and_goes_on_after_a_kill(tmp_path: Path) -> None:
     (tmp_path / "sweep.yaml").write_text(yaml.safe_dump({"pop": SWEEP}), encoding="utf-8")
     sweep = tmp_path / "runs" / "pop"
@@ -115,7 +116,7 @@ def test_pbt_perturbs_and_goes_on_after_a_kill(tmp_path: Path) -> None:
     assert before
 
     process = start(tmp_path, "--resume")
-    output = process.communicate(timeout=400)[0]
+    output = process.communicate(timeout=800)[0]
     assert process.returncode == 0, output
     perturbed = [json.loads(line) for line in (sweep / "pbt_global.txt").read_text().splitlines()]
     old, new = perturbed[0][-2:]
