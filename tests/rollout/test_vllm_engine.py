@@ -6,7 +6,6 @@ Weights change every few engine steps while episodes run on, so that most respon
 from __future__ import annotations
 
 import copy
-import warnings
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -25,7 +24,7 @@ from tppo_rl.fragments import Fragment
 from tppo_rl.rollout.chat import Chat
 from tppo_rl.rollout.engine import Request, Sampling
 from tppo_rl.rollout.sampler import EpisodeLimits, Sampler
-from tppo_rl.rollout.vllm_engine import VLLMEngine, as_tensor
+from tppo_rl.rollout.vllm_engine import VLLMEngine
 from tppo_rl.rollout.window_buffer import Ticket
 
 MODEL = resolve_model("tppo_rl/arithmetic-chain")
@@ -196,21 +195,6 @@ def test_log_probs_are_those_of_the_temperature(engine: VLLMEngine, chat: Chat, 
     assert not engine._engine.has_unfinished_requests(), "vLLM keeps requests that have ended"
     assert gaps.mean() <= 1e-6
     assert np.mean(gaps <= 1e-5) > 0.998
-
-
-def test_read_only_arrays_become_tensors_without_a_warning() -> None:
-    array = np.arange(6, dtype=np.float32).reshape(2, 3)
-    array.flags.writeable = False
-    torch.set_warn_always(True)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            tensor = as_tensor(array)
-            assert as_tensor(tensor) is tensor
-    finally:
-        torch.set_warn_always(False)
-    assert tensor.data_ptr() == array.ctypes.data, "shared, not copied"
-    np.testing.assert_array_equal(tensor.numpy(), array)
 
 
 def test_what_ends_without_a_token_is_forgotten(engine: VLLMEngine, monkeypatch: pytest.MonkeyPatch) -> None:

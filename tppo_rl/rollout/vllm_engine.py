@@ -16,7 +16,6 @@ import os
 import shutil
 import sys
 import tempfile
-import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from operator import attrgetter
@@ -149,7 +148,10 @@ class VLLMEngine:
             self._engine.abort_request(list(request_ids))
 
     def load_weights(self, weights: Mapping[str, Any], version: int) -> None:
-        tensors = {name: as_tensor(value) for name, value in weights.items()}
+        tensors = {
+            name: value if isinstance(value, torch.Tensor) else torch.from_numpy(value)
+            for name, value in weights.items()
+        }
         if self._copies is not None:
             self._copies.load(tensors)
         elif self._in_process:
@@ -222,15 +224,6 @@ class VLLMEngine:
         }
         save_file(apart, self._weights_folder / "model.safetensors")
         self._engine.collective_rpc("reload_weights", kwargs={"weights_path": str(self._weights_folder)})
-
-
-def as_tensor(weights: torch.Tensor | np.ndarray) -> torch.Tensor:
-    """Weights as a tensor that shares their memory, to be read only: arrays from Ray's object store can't be written."""
-    if isinstance(weights, torch.Tensor):
-        return weights
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        return torch.from_numpy(weights)
 
 
 def _hide_llvmlite() -> None:
