@@ -7,18 +7,15 @@ import json
 import signal
 import subprocess
 import sys
-import warnings
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
 import yaml
 
 from tppo_rl.options import OptionError
 from tppo_rl.result_log import ResultLog, flatten, read_results
-from tppo_rl.run import newest_checkpoint, quiet_libraries
+from tppo_rl.run import newest_checkpoint
 
 EXPERIMENT: dict[str, Any] = {
     "run": "TPPO",
@@ -51,19 +48,6 @@ def read_until(process: subprocess.Popen[str], words: str) -> list[str]:
         if words in line:
             return lines
     raise AssertionError("".join(lines))
-
-
-def test_weights_from_the_object_store_raise_no_warning() -> None:
-    array = np.zeros(3)
-    array.flags.writeable = False
-    torch.set_warn_always(True)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            quiet_libraries()
-            torch.from_numpy(array)
-    finally:
-        torch.set_warn_always(False)
 
 
 def test_ctrl_c_saves_and_resume_goes_on(tmp_path: Path) -> None:

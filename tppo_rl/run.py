@@ -80,8 +80,6 @@ def quiet_libraries() -> None:
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     warnings.filterwarnings("ignore", category=UserWarning, module="ray")
-    # Arrays from the object store are; a local env-runner gets its weights there, and only reads them.
-    warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
     for name in ("ray", "ray.rllib", "ray.tune", "ray._common.deprecation"):
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -40,8 +40,6 @@ from tppo_rl.learner.sharding import (
 from tppo_rl.learner.targets import estimate_targets
 from tppo_rl.learner.update import UpdateStep
 
-pytestmark = pytest.mark.slow
-
 NUM_UPDATES = 20
 NUM_KINDS = 6  # of shares
 COMPARED = ("policy_loss", "value_loss", "entropy", "policy_grad_norm", "critic_grad_norm", "value_mean")
@@ -286,6 +284,7 @@ def assert_same_state(left: Any, right: Any, path: str = "", *, tolerance: float
         assert left == right, path
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("plan", [*PLANS, "logits in parts", "one learner, then fsdp"])
 def test_loss_trajectories_equal_those_of_one_learner(
@@ -308,6 +307,7 @@ def test_loss_trajectories_equal_those_of_one_learner(
         assert_same_state(states[-1], expected_states[-1])
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_one_learner_goes_on_from_sharded_ones(
     two_learners: list[dict[str, Any]], alone: Any, model_folder: str
@@ -317,6 +317,7 @@ def test_one_learner_goes_on_from_sharded_ones(
     assert largest_deviation(metrics, alone[0][10:]) < 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_minibatches_are_those_of_whole_models(two_learners: list[dict[str, Any]]) -> None:
     """Shares are cut into other minibatches than the whole, so two learners are compared with two."""
@@ -325,6 +326,7 @@ def test_minibatches_are_those_of_whole_models(two_learners: list[dict[str, Any]
         assert deviation < 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("name", ["adapters", "adapters and recomputed activations"])
 def test_adapters_of_sharded_models_train_as_those_of_whole_ones(two_learners: list[dict[str, Any]], name: str) -> None:
@@ -335,6 +337,7 @@ def test_adapters_of_sharded_models_train_as_those_of_whole_ones(two_learners: l
     assert_same_state(state, expected_state)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 # Weights of 8 bits are rounded in every update, by sums in another order otherwise: gradient norms move by some roundings.
 @pytest.mark.parametrize(
@@ -352,6 +355,7 @@ def test_bfloat16_is_that_of_whole_models(two_learners: list[dict[str, Any]], we
     assert_same_state(state, expected_state, tolerance=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_each_learner_holds_its_slices_alone(two_learners: list[dict[str, Any]], model_folder: str) -> None:
     whole = sum(parameter.numel() for model in load_models(model_folder) for parameter in model.parameters())
@@ -361,6 +365,7 @@ def test_each_learner_holds_its_slices_alone(two_learners: list[dict[str, Any]],
         assert 0.45 * numbers < first[name] < 0.55 * numbers, name
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_gradient_that_is_not_finite_on_one_learner_skips_the_step_on_all(two_learners: list[dict[str, Any]]) -> None:
     for outcomes in two_learners:
@@ -369,6 +374,7 @@ def test_a_gradient_that_is_not_finite_on_one_learner_skips_the_step_on_all(two_
         assert (metrics["policy_skipped_steps"], metrics["critic_skipped_steps"]) == (1, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_plain_logits_of_a_sharded_policy(two_learners: list[dict[str, Any]], model_folder: str) -> None:
     learner = Learner(model_folder, ONE_STEP, SingleLearner())

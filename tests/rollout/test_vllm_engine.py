@@ -6,6 +6,7 @@ Weights change every few engine steps while episodes run on, so that most respon
 from __future__ import annotations
 
 import copy
+import warnings
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -24,7 +25,7 @@ from tppo_rl.fragments import Fragment
 from tppo_rl.rollout.chat import Chat
 from tppo_rl.rollout.engine import Request, Sampling
 from tppo_rl.rollout.sampler import EpisodeLimits, Sampler
-from tppo_rl.rollout.vllm_engine import VLLMEngine
+from tppo_rl.rollout.vllm_engine import VLLMEngine, _allow_read_only_weights
 from tppo_rl.rollout.window_buffer import Ticket
 
 MODEL = resolve_model("tppo_rl/arithmetic-chain")
@@ -195,6 +196,21 @@ def test_log_probs_are_those_of_the_temperature(engine: VLLMEngine, chat: Chat, 
     assert not engine._engine.has_unfinished_requests(), "vLLM keeps requests that have ended"
     assert gaps.mean() <= 1e-6
     assert np.mean(gaps <= 1e-5) > 0.998
+
+
+def test_weights_may_be_read_only(engine: VLLMEngine, weights_of: Any) -> None:
+    weights = {name: weight.numpy() for name, weight in weights_of(0).items()}
+    for weight in weights.values():
+        weight.flags.writeable = False
+    torch.set_warn_always(True)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            # pytest takes back what the engine's start has set.
+            _allow_read_only_weights()
+            engine.load_weights(weights, 0)
+    finally:
+        torch.set_warn_always(False)
 
 
 def test_what_ends_without_a_token_is_forgotten(engine: VLLMEngine, monkeypatch: pytest.MonkeyPatch) -> None:

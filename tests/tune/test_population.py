@@ -116,7 +116,7 @@ def test_pbt_perturbs_and_goes_on_after_a_kill(tmp_path: Path) -> None:
     assert before
 
     process = start(tmp_path, "--resume")
-    output = process.communicate(timeout=800)[0]
+    output = process.communicate(timeout=400)[0]
     assert process.returncode == 0, output
     perturbed = [json.loads(line) for line in (sweep / "pbt_global.txt").read_text().splitlines()]
     old, new = perturbed[0][-2:]

@@ -13,9 +13,11 @@ computed anew, so a request's prefix is always that of the weights that sample i
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sys
 import tempfile
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from operator import attrgetter
@@ -74,6 +76,7 @@ class VLLMEngine:
         multiprocessing = bool(engine_args.pop("multiprocessing", device != "cpu"))
         in_place = engine_args.pop("linear", "in_place") == "in_place" and device == "cpu" and not multiprocessing
         _set_process_environment(device, multiprocessing, num_threads, engine_args.pop("kv_cache_gib", 1))
+        _allow_read_only_weights()
 
         from vllm import EngineArgs, LLMEngine
 
@@ -256,6 +259,11 @@ def _set_process_environment(device: str, multiprocessing: bool, num_threads: in
         os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(kv_cache_gib)
         os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
         os.environ["OMP_NUM_THREADS"] = str(num_threads)
+
+
+def _allow_read_only_weights() -> None:
+    """Silences torch's warning of arrays that can't be written, as those of Ray's object store: they are only read."""
+    warnings.filterwarnings("ignore", "The given NumPy array is not writable", module=re.escape(__name__))
 
 
 def _folder_with_config(model: str) -> Path:
