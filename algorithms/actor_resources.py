@@ -8,7 +8,7 @@ import ray
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.util import get_current_placement_group
 
-from tppo_rl.options import OptionError
+from tppo_rl.core.errors import OptionError
 
 _logger = logging.getLogger(__name__)
 

@@ -1,9 +1,9 @@
 """DAPO (arXiv 2503.14476): GRPO with a higher upper clip, a token mean, no KL, and two parts more.
 
-    groups whose responses are all right or all wrong are replaced by others before the update (`tppo_rl.groups`)
+    groups whose responses are all right or all wrong are replaced by others before the update (`tppo_rl.rollout.groups`)
     a penalty grows over the last tokens under the response cap (`tppo_rl.rollout.rewards`)
 
-All of it is the preset `DAPO` of `tppo_rl.presets`.
+All of it is the preset `DAPO` of `tppo_rl.config.presets`.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
     A_i  = (R_i - mean(R)) / std(R)                               over the group, the same on every token of response i
     loss = mean over responses of the mean over tokens of (clipped surrogate + 0.04 * k3(reference, policy))
 
-All of it is the preset `GRPO` of `tppo_rl.presets`. No critic is built, on learners or elsewhere.
+All of it is the preset `GRPO` of `tppo_rl.config.presets`. No critic is built, on learners or elsewhere.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@
             └──────── tickets ────────┘
 
     mode="async"  env-runners generate all the time; while one batch is trained the next ones are sampled. Staleness is
-                  bounded as `tppo_rl/train_queue.py` derives; what waits for what is in `tppo_rl/rollout/pump.py`.
+                  bounded as `tppo_rl/rollout/train_queue.py` derives; what waits for what is in `tppo_rl/rollout/pump.py`.
     mode="sync"   the paper: every slot generates one window, then one update, then new weights. With a window as long as
                   the response cap every slot generates one whole response, and the step waits for the longest: PPO.
 
@@ -36,19 +36,18 @@ from ray.rllib.core.learner.training_data import TrainingData
 from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, LEARNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME
 from ray.tune.registry import register_trainable
 
-from tppo_rl.accounts import RunAccounts
-from tppo_rl.alarms import Alarms
 from tppo_rl.algorithms.actor_resources import check_resources
 from tppo_rl.algorithms.tppo_config import TPPOConfig
 from tppo_rl.base_models import resolve_model
-from tppo_rl.boundary_errors import position_bin_width
-from tppo_rl.evaluation import accuracy_statistics, evaluate_heldout
-from tppo_rl.fragments import Fragment, concatenate_tables, fragments_from_table, table_from_fragments
-from tppo_rl.groups import GroupBuffer, sample_groups
-from tppo_rl.hindsight import HindsightBuffer
+from tppo_rl.core.boundaries import Boundary, ClosedBoundary
+from tppo_rl.core.errors import OptionError
+from tppo_rl.core.fragments import Fragment, concatenate_tables, fragments_from_table, table_from_fragments
+from tppo_rl.learner.hindsight import HindsightBuffer
 from tppo_rl.learner.learner import TPPOLearner
-from tppo_rl.ledger import Boundary, ClosedBoundary, Ledger
-from tppo_rl.metrics import (
+from tppo_rl.learner.partition import shares
+from tppo_rl.observability.alarms import Alarms
+from tppo_rl.observability.boundary_errors import position_bin_width
+from tppo_rl.observability.metrics import (
     boundary_metrics,
     episode_metrics,
     group_metrics,
@@ -56,13 +55,15 @@ from tppo_rl.metrics import (
     learner_metrics,
     without_unknown,
 )
-from tppo_rl.options import OptionError
+from tppo_rl.observability.tensorboard import RunLog
+from tppo_rl.observability.totals import RunAccounts
 from tppo_rl.rollout.chat import Chat
+from tppo_rl.rollout.evaluation import accuracy_statistics, evaluate_heldout
+from tppo_rl.rollout.groups import GroupBuffer, sample_groups
+from tppo_rl.rollout.ledger import Ledger
 from tppo_rl.rollout.pump import RolloutPump
-from tppo_rl.run_log import RunLog
-from tppo_rl.shares import shares
-from tppo_rl.train_queue import TrainQueue
-from tppo_rl.weight_sync import WeightSync
+from tppo_rl.rollout.train_queue import TrainQueue
+from tppo_rl.rollout.weight_sync import WeightSync
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -9,7 +9,7 @@ from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 
 from tppo_rl.algorithms import algorithm_class
 from tppo_rl.base_models import resolve_model
-from tppo_rl.checks import (
+from tppo_rl.config.checks import (
     check_attention,
     check_environment,
     check_model,
@@ -17,23 +17,24 @@ from tppo_rl.checks import (
     check_parallel_critic,
     unknown_key,
 )
+from tppo_rl.config.options import DerivedOptions, Options
+from tppo_rl.config.presets import PRESETS
+from tppo_rl.core.errors import OptionError
 from tppo_rl.learner.learner import TPPOLearner
 from tppo_rl.learner.learner_group import TPPOLearnerGroup
 from tppo_rl.learner.module import LanguageModelModule
-from tppo_rl.options import DerivedOptions, OptionError, Options
-from tppo_rl.presets import PRESETS
 from tppo_rl.rollout.env_runner import VLLMEnvRunner
 from tppo_rl.rollout.pump import REQUESTS_IN_FLIGHT
 
 
 class TPPOConfig(AlgorithmConfig, DerivedOptions):
-    """Configuration of T-PPO; every option with unit, default and meaning is in `tppo_rl.options.Options`.
+    """Configuration of T-PPO; every option with unit, default and meaning is in `tppo_rl.config.options.Options`.
 
     An unknown attribute, key, or a bad value raises `OptionError` (a ValueError) before Ray starts anything.
     """
 
     algorithm: ClassVar[str] = "TPPO"
-    """Name of the preset (`tppo_rl.presets`) and of the algorithm class."""
+    """Name of the preset (`tppo_rl.config.presets`) and of the algorithm class."""
 
     def __init__(self, algo_class: type | None = None) -> None:
         super().__init__(algo_class=algo_class or algorithm_class(self.algorithm))
@@ -184,7 +185,7 @@ class TPPOConfig(AlgorithmConfig, DerivedOptions):
         return super().update_from_dict(config_dict)
 
     def options(self) -> Options:
-        """The checked options of `tppo_rl.options`."""
+        """The checked options of `tppo_rl.config.options`."""
         return check_options({key: getattr(self, key) for key in Options.model_fields}, algorithm=self.algorithm)
 
     def validate(self) -> None:

@@ -4,7 +4,7 @@
     loss   = clipped surrogate (clip-higher, token mean) + 0.1 * (-log pi) on right responses
 
 beside groups of responses and a critic that is warmed up while the policy is frozen: the preset `VAPO` of
-`tppo_rl.presets`.
+`tppo_rl.config.presets`.
 """
 
 from __future__ import annotations

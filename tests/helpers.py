@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from tppo_rl.fragments import Fragment
+from tppo_rl.core.fragments import Fragment
 
 
 def make_fragment(

@@ -10,13 +10,14 @@ import pytest
 from helpers import make_fragment
 from ray.rllib.core import DEFAULT_MODULE_ID
 
-from tppo_rl.accounts import RunAccounts
 from tppo_rl.algorithms.tppo import TPPO
-from tppo_rl.fragments import table_from_fragments
-from tppo_rl.hindsight import HindsightBuffer
+from tppo_rl.core.boundaries import Boundary, ClosedBoundary
+from tppo_rl.core.errors import OptionError
+from tppo_rl.core.fragments import table_from_fragments
+from tppo_rl.learner.hindsight import HindsightBuffer
 from tppo_rl.learner.update import FRAGMENT_REPORT_SCHEMA
-from tppo_rl.ledger import Boundary, ClosedBoundary, Ledger
-from tppo_rl.options import OptionError
+from tppo_rl.observability.totals import RunAccounts
+from tppo_rl.rollout.ledger import Ledger
 
 
 def stand_in(version: int, **config: Any) -> Any:

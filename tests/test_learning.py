@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import ray
 
-from tppo_rl.run import run_experiment
-from tppo_rl.run_files import load_run_file
+from tppo_rl.config.run_files import load_run_file
+from tppo_rl.experiment.run import run_experiment
 
 QUICKSTART = Path(__file__).parents[1] / "configs" / "quickstart.yaml"
 

@@ -13,8 +13,8 @@ import ray
 from click.testing import CliRunner
 
 from tppo_rl.cli import main
-from tppo_rl.options import Options
-from tppo_rl.run import quiet_libraries
+from tppo_rl.config.options import Options
+from tppo_rl.experiment.run import quiet_libraries
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

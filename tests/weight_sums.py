@@ -77,7 +77,7 @@ def run(case: str) -> dict[str, str]:
 
     # The faster library of linear layers is found by a timing, which may go either way.
     torch.backends.mkldnn.is_available = lambda: False  # type: ignore[assignment]
-    import tppo_rl.algorithms as algorithms
+    from tppo_rl import algorithms
 
     name, options = CASES[case]
     config = getattr(algorithms, f"{name}Config")().update_from_dict(_COMMON | options)

@@ -15,7 +15,7 @@ from tppo_rl.bench.commands import bench
 from tppo_rl.plan.commands import plan
 
 if TYPE_CHECKING:
-    from tppo_rl.run_files import Experiment
+    from tppo_rl.config.run_files import Experiment
 
 _BAD_INPUT = 2
 
@@ -31,7 +31,7 @@ def _one_clear_error(command: Callable[..., None]) -> Callable[..., None]:
 
     @wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> None:
-        from tppo_rl.options import OptionError
+        from tppo_rl.core.errors import OptionError
 
         try:
             command(*args, **kwargs)
@@ -78,7 +78,7 @@ def train(
     if algorithm is None:
         click.echo(context.get_help())
         return
-    from tppo_rl.run_files import make_experiment, parse_yaml
+    from tppo_rl.config.run_files import make_experiment, parse_yaml
 
     body = {"run": algorithm, "stop": parse_yaml(stop_text), "config": parse_yaml(config_text)}
     if env is not None:
@@ -94,7 +94,7 @@ def train(
 @_one_clear_error
 def train_file(config: Path, overrides: tuple[str, ...], resume: bool, results: Path) -> None:
     """Run all experiments of a YAML file, in the schema of `rllib train file`."""
-    from tppo_rl.run_files import load_run_file
+    from tppo_rl.config.run_files import load_run_file
 
     _run_all(load_run_file(config, overrides), results, resume)
 
@@ -121,10 +121,10 @@ tune.add_command(train_file)
 @_one_clear_error
 def compare(config: Path, seeds: int, overrides: tuple[str, ...], results: Path) -> None:
     """Run all experiments of a YAML file with several seeds and draw their learning curves into one figure."""
-    from tppo_rl.run_files import load_run_file
+    from tppo_rl.config.run_files import load_run_file
 
     experiments = load_run_file(config, overrides)
-    from tppo_rl.provenance import record_provenance
+    from tppo_rl.experiment.provenance import record_provenance
     from tppo_rl.tune.comparison import compare as compare_experiments
 
     with record_provenance(results / config.stem):
@@ -159,9 +159,10 @@ def options(algorithm: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from tppo_rl.checks import unknown_value
-    from tppo_rl.options import OptionError, Options
-    from tppo_rl.presets import PRESETS
+    from tppo_rl.config.checks import unknown_value
+    from tppo_rl.config.options import Options
+    from tppo_rl.config.presets import PRESETS
+    from tppo_rl.core.errors import OptionError
 
     if algorithm not in PRESETS:
         raise OptionError(unknown_value("--run", algorithm, PRESETS))
@@ -183,14 +184,14 @@ def options(algorithm: str) -> None:
 @_one_clear_error
 def warmstart(env: str, out: Path, env_config_text: str, seed: int, threads: int, overrides: tuple[str, ...]) -> None:
     """Make a small base model: tokenizer and Qwen2 from scratch, trained on worked solutions."""
-    from tppo_rl.options import OptionError
-    from tppo_rl.run_files import parse_override, parse_yaml
+    from tppo_rl.config.run_files import parse_override, parse_yaml
+    from tppo_rl.core.errors import OptionError
 
     options = dict(parse_override(override) for override in overrides)
     env_config = parse_yaml(env_config_text)
     import torch
 
-    from tppo_rl.warmstart import warmstart as make_model
+    from tppo_rl.pretrain.warmstart import warmstart as make_model
 
     torch.set_num_threads(threads)
     try:
@@ -207,7 +208,7 @@ main.add_command(plan)
 
 
 def _run_all(experiments: list[Experiment], results: Path, resume: bool) -> None:
-    from tppo_rl.provenance import record_provenance
+    from tppo_rl.experiment.provenance import record_provenance
 
     for experiment in experiments:
         # Of several experiments in one file, the later ones may not have begun when the first was killed.
@@ -218,6 +219,6 @@ def _run_all(experiments: list[Experiment], results: Path, resume: bool) -> None
 
                 run_trials(experiment, results, resume=goes_on)
             else:
-                from tppo_rl.run import run_experiment
+                from tppo_rl.experiment.run import run_experiment
 
                 run_experiment(experiment, results, resume=goes_on)

@@ -11,11 +11,12 @@ from typing import Any
 from rich.console import Console
 from rich.table import Column, Table
 
-from tppo_rl.figure import learning_curve, plot_comparison
-from tppo_rl.options import OptionError
-from tppo_rl.run import CHECKPOINTS, run_experiment
-from tppo_rl.run_files import Experiment, check_experiment
-from tppo_rl.summary import read_summary
+from tppo_rl.config.run_files import Experiment, check_experiment
+from tppo_rl.core.errors import OptionError
+from tppo_rl.experiment.learning_curves import learning_curve
+from tppo_rl.experiment.plots import plot_comparison
+from tppo_rl.experiment.run import CHECKPOINTS, run_experiment
+from tppo_rl.experiment.summary import read_summary
 
 FIGURE = "comparison.png"
 CURVES = "curves.csv"

@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from tppo_rl.boundary_errors import POSITION_BINS
-from tppo_rl.learning_curves import reached_after
+from tppo_rl.experiment.learning_curves import reached_after
+from tppo_rl.observability.boundary_errors import POSITION_BINS
 from tppo_rl.tune.sweep_folder import Trial, metric
 
 SHARES = (0.0, 1.0)

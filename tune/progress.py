@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from tppo_rl.display import lookup
+from tppo_rl.core.nested import lookup
 
 _LINE_EVERY_S = 10.0
 _TABLE_EVERY_S = 0.5

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from tppo_rl.options import OptionError
-from tppo_rl.provenance import read_provenance, this_command, versions
+from tppo_rl.core.errors import OptionError
+from tppo_rl.experiment.provenance import read_provenance, this_command, versions
 from tppo_rl.tune.analysis import QUALITY, WINDOW, Group, Task, split_tasks, words
 from tppo_rl.tune.measures import BY_NAME, MEASURES, boundary_profile
 from tppo_rl.tune.report_figures import draw_task

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, NullLocator
 from PIL import Image
 
-from tppo_rl.boundary_errors import POSITION_BINS
+from tppo_rl.observability.boundary_errors import POSITION_BINS
 from tppo_rl.tune.analysis import WINDOW, Group, Task
 from tppo_rl.tune.measures import ANY, BY_NAME, LEAST_IN_CELL, SHARES, boundary_profile
 from tppo_rl.tune.statistics import mean_with_interval

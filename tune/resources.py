@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import ray
 from rich.table import Table
 
-from tppo_rl.options import OptionError
-from tppo_rl.run_files import Experiment
+from tppo_rl.config.run_files import Experiment
+from tppo_rl.core.errors import OptionError
 
 _COUNTS = {
     "num_env_runners": ("num_cpus_per_env_runner", "num_gpus_per_env_runner"),
@@ -61,7 +61,7 @@ def machine() -> tuple[dict[str, float], list[dict[str, float]]]:
         here = {"CPU": float(get_num_cpus()), "GPU": float(torch.cuda.device_count())}
         return here, [here]
     if not ray.is_initialized():
-        from tppo_rl.run import start_ray
+        from tppo_rl.experiment.run import start_ray
 
         start_ray()
     return dict(ray.cluster_resources()), [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
@@ -80,7 +80,7 @@ def check_fit(experiment: Experiment, trainable: Any) -> Table:
     Raises:
         OptionError: a trial would wait for ever.
     """
-    from tppo_rl.search_space import points_to_check
+    from tppo_rl.config.search_space import points_to_check
 
     all_needs = {}
     for point in points_to_check(experiment.options()):

@@ -18,8 +18,8 @@ from ray.tune import Callback
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import AsyncHyperBandScheduler, PopulationBasedTraining, TrialScheduler
 
-from tppo_rl.options import OptionError
-from tppo_rl.run_files import Experiment
+from tppo_rl.config.run_files import Experiment
+from tppo_rl.core.errors import OptionError
 
 DEFINITION = "sweep.json"
 SUMMARY = "summary.json"

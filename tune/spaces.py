@@ -13,16 +13,16 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, Populati
 from ray.tune.search import BasicVariantGenerator, create_searcher
 
 from tppo_rl.algorithms import TPPOConfig
-from tppo_rl.options import OptionError
-from tppo_rl.run_files import Experiment
-from tppo_rl.search_space import CHOICE, GRID, Axis, axes, put_all
-from tppo_rl.sweep_options import asha_horizon, mutation_axes, name_and_arguments
+from tppo_rl.config.run_files import Experiment
+from tppo_rl.config.search_space import CHOICE, GRID, Axis, axes, put_all
+from tppo_rl.config.sweep_options import asha_horizon, mutation_axes, name_and_arguments
+from tppo_rl.core.errors import OptionError
 
 _REFUSALS = (AssertionError, TypeError, ValueError, TuneError)
 
 
 def param_space(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options with Tune's objects in place of the words of `tppo_rl.search_space`.
+    """The options with Tune's objects in place of the words of `tppo_rl.config.search_space`.
 
     They stand in the order of a config's own `to_dict`: Tune draws in the order of keys, and the same sweep in Python is to
     draw the same values.

@@ -16,11 +16,13 @@ from typing import Any, Literal
 
 import numpy as np
 
-from tppo_rl.boundary_errors import BoundaryErrors, read_boundary_errors
-from tppo_rl.figure import SAMPLINGS, evaluation_points
-from tppo_rl.options import OptionError, Options
-from tppo_rl.presets import PRESETS
-from tppo_rl.result_log import read_results
+from tppo_rl.config.options import Options
+from tppo_rl.config.presets import PRESETS
+from tppo_rl.core.errors import OptionError
+from tppo_rl.experiment.learning_curves import evaluation_points
+from tppo_rl.experiment.plots import SAMPLINGS
+from tppo_rl.experiment.result_log import read_results
+from tppo_rl.observability.boundary_errors import BoundaryErrors, read_boundary_errors
 
 Status = Literal["ended", "stopped early", "unfinished", "failed"]
 DEFAULT = "(default)"

@@ -14,11 +14,11 @@ from ray.tune.search import BasicVariantGenerator
 from rich.console import Console
 
 from tppo_rl.algorithms import algorithm_class
-from tppo_rl.options import OptionError
-from tppo_rl.run import quiet_libraries, start_ray
-from tppo_rl.run_files import Experiment
-from tppo_rl.summary import summarize, write_summary
-from tppo_rl.sweep_options import compared_metric
+from tppo_rl.config.run_files import Experiment
+from tppo_rl.config.sweep_options import compared_metric
+from tppo_rl.core.errors import OptionError
+from tppo_rl.experiment.run import quiet_libraries, start_ray
+from tppo_rl.experiment.summary import summarize, write_summary
 from tppo_rl.tune.progress import SweepProgress
 from tppo_rl.tune.resources import check_fit
 from tppo_rl.tune.resume import (

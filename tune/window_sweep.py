@@ -13,7 +13,7 @@ from ray import tune
 
 from tppo_rl.algorithms import TPPOConfig
 from tppo_rl.algorithms.tppo import TPPO
-from tppo_rl.run import quiet_libraries, start_ray
+from tppo_rl.experiment.run import quiet_libraries, start_ray
 from tppo_rl.tune.trials import sweep_callbacks
 
 CAP = 512

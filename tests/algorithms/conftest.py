@@ -7,7 +7,7 @@ import pytest
 import ray
 
 from tppo_rl.algorithms.tppo_config import TPPOConfig
-from tppo_rl.run import quiet_libraries
+from tppo_rl.experiment.run import quiet_libraries
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -7,7 +7,7 @@ import pytest
 from tppo_rl.algorithms import actor_resources
 from tppo_rl.algorithms.actor_resources import check_resources
 from tppo_rl.algorithms.tppo_config import TPPOConfig
-from tppo_rl.options import OptionError
+from tppo_rl.core.errors import OptionError
 
 
 def test_more_cpus_than_there_are_is_an_error_before_an_engine_starts(small_config: TPPOConfig) -> None:

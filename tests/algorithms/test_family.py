@@ -18,9 +18,10 @@ from tppo_rl.algorithms.ppo import PPOConfig
 from tppo_rl.algorithms.tppo import TPPO
 from tppo_rl.algorithms.tppo_config import TPPOConfig
 from tppo_rl.algorithms.vapo import VAPOConfig
-from tppo_rl.metrics import METRICS
-from tppo_rl.options import OptionError, Options
-from tppo_rl.presets import PRESETS
+from tppo_rl.config.options import Options
+from tppo_rl.config.presets import PRESETS
+from tppo_rl.core.errors import OptionError
+from tppo_rl.core.metric_table import METRICS
 
 KNOWN_METRICS = {metric.name for metric in METRICS}
 

@@ -15,10 +15,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from tppo_rl.algorithms.tppo import TPPO
 from tppo_rl.algorithms.tppo_config import TPPOConfig
-from tppo_rl.boundary_errors import read_boundary_errors
-from tppo_rl.fragments import FRAGMENT_SCHEMA
-from tppo_rl.metrics import METRICS
-from tppo_rl.options import OptionError
+from tppo_rl.core.errors import OptionError
+from tppo_rl.core.fragments import FRAGMENT_SCHEMA
+from tppo_rl.core.metric_table import METRICS
+from tppo_rl.observability.boundary_errors import read_boundary_errors
 
 KNOWN_METRICS = {metric.name for metric in METRICS}
 OF_OPTIONS = {"hindsight/advantage_mean", "policy/positive_lm_loss", "policy/reference_kl"}

@@ -27,10 +27,10 @@ from tppo_rl.bench.peers import (
     time_to_accuracy,
     write_result,
 )
-from tppo_rl.checks import check_options
 from tppo_rl.cli import main
+from tppo_rl.config.checks import check_options
+from tppo_rl.core.prompts import prompt_seed
 from tppo_rl.learner.models import load_causal_lm, parse_dtype
-from tppo_rl.ledger import prompt_seed
 
 QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
 ARGUMENTS: dict[str, Any] = {

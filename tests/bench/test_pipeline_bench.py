@@ -8,7 +8,7 @@ import pytest
 
 from tppo_rl.bench import pipeline
 from tppo_rl.bench.time_to_accuracy import read_progress
-from tppo_rl.learning_curves import reached_after
+from tppo_rl.experiment.learning_curves import reached_after
 
 YAML = """
 ours:

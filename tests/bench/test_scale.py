@@ -11,7 +11,7 @@ import ray
 from tppo_rl.base_models import resolve_model
 from tppo_rl.bench.scale import MODEL, Driver, scale_figures
 from tppo_rl.bench.simulated_group import SimulatedGroup, Workload
-from tppo_rl.fragments import FRAGMENT_SCHEMA, fragments_from_table
+from tppo_rl.core.fragments import FRAGMENT_SCHEMA, fragments_from_table
 from tppo_rl.rollout.chat import Chat
 
 OPTIONS: dict[str, Any] = {
@@ -56,7 +56,7 @@ class Stored:
 
 @pytest.fixture
 def driver(monkeypatch: pytest.MonkeyPatch) -> Driver:
-    monkeypatch.setattr("tppo_rl.weight_sync.ray", Stored)
+    monkeypatch.setattr("tppo_rl.rollout.weight_sync.ray", Stored)
     group = SimulatedGroup(3, WORKLOAD, Chat.from_pretrained(resolve_model(MODEL)))
     return Driver(group, 3, WORKLOAD, turns=lambda: iter(range(3)))
 

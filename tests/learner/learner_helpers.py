@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from tppo_rl.fragments import NO_VERSION, Fragment
+from tppo_rl.core.fragments import NO_VERSION, Fragment
 from tppo_rl.learner.lora import add_adapters
 from tppo_rl.learner.models import Critic, Policy, load_causal_lm
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from tppo_rl.fragments import Fragment
+from tppo_rl.core.fragments import Fragment
 from tppo_rl.learner.models import Critic, Policy
 from tppo_rl.learner.settings import UpdateSettings
 

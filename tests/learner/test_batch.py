@@ -7,7 +7,7 @@ import pytest
 import torch
 from learner_helpers import make_fragment, make_fragments
 
-from tppo_rl.fragments import NO_VERSION, Fragment, table_from_fragments
+from tppo_rl.core.fragments import NO_VERSION, Fragment, table_from_fragments
 from tppo_rl.learner.batch import TrainBatch, batch_from_fragments, batch_from_table
 
 

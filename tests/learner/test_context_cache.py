@@ -10,7 +10,7 @@ from host_config import learner_config
 from learner_helpers import VOCABULARY, load_models, make_fragment
 from transformers import DynamicCache, PreTrainedModel
 
-from tppo_rl.fragments import NO_VERSION, Fragment, table_from_fragments
+from tppo_rl.core.fragments import NO_VERSION, Fragment, table_from_fragments
 from tppo_rl.learner.batch import TrainBatch, batch_from_fragments, last_positions
 from tppo_rl.learner.context_cache import ContextCache
 from tppo_rl.learner.contexts import window_contexts

@@ -11,7 +11,7 @@ import pytest
 import torch
 from learner_helpers import load_models, make_fragments, parameters_of, run_two_learners, split
 
-from tppo_rl.fragments import Fragment
+from tppo_rl.core.fragments import Fragment
 from tppo_rl.learner.batch import batch_from_fragments
 from tppo_rl.learner.collective import Collective, SingleLearner, current_collective
 from tppo_rl.learner.settings import UpdateSettings

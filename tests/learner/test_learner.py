@@ -21,7 +21,7 @@ from ray.rllib.core.learner.training_data import TrainingData
 from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
 from ray.rllib.utils.metrics.metrics_logger import MetricsLogger
 
-from tppo_rl.fragments import Fragment, table_from_fragments
+from tppo_rl.core.fragments import Fragment, table_from_fragments
 from tppo_rl.learner.batch import batch_from_fragments
 from tppo_rl.learner.connectors import ADVANTAGES, FragmentsToTrainBatch, default_learner_pipeline
 from tppo_rl.learner.learner import FRAGMENT_REPORT, MODULE_STATE, STALENESS_HISTOGRAM

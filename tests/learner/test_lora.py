@@ -15,7 +15,7 @@ from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from tppo_rl.base_models import resolve_model
-from tppo_rl.fragments import table_from_fragments
+from tppo_rl.core.fragments import table_from_fragments
 from tppo_rl.learner.lora import add_adapters, merged_weights
 from tppo_rl.learner.models import load_causal_lm
 from tppo_rl.learner.module import LanguageModelModule

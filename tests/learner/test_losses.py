@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from learner_helpers import load_models, make_fragment, make_fragments, save_tiny_model
 from test_update import NO_CLIPPING, Run, near_policy
 
-from tppo_rl.fragments import Fragment
+from tppo_rl.core.fragments import Fragment
 from tppo_rl.learner.batch import batch_from_fragments
 from tppo_rl.learner.targets import (
     Targets,

@@ -19,10 +19,10 @@ from ray.rllib.core.learner.training_data import TrainingData
 from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
 
 from tppo_rl.algorithms.tppo_config import TPPOConfig
-from tppo_rl.fragments import Fragment, table_from_fragments
+from tppo_rl.core.errors import OptionError
+from tppo_rl.core.fragments import Fragment, table_from_fragments
 from tppo_rl.learner.learner import FRAGMENT_REPORT, MODULE_STATE
-from tppo_rl.options import OptionError
-from tppo_rl.weight_sync import WeightSync
+from tppo_rl.rollout.weight_sync import WeightSync
 
 SHARES = {
     "even": split(make_fragments(0), 4),

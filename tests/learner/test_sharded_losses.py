@@ -14,7 +14,7 @@ import torch
 from learner_helpers import load_models, make_fragment, make_fragments, run_two_learners, save_tiny_model, split
 from test_distributed import EVERY_TERM
 
-from tppo_rl.fragments import Fragment
+from tppo_rl.core.fragments import Fragment
 from tppo_rl.learner.batch import batch_from_fragments
 from tppo_rl.learner.collective import Collective, SingleLearner, current_collective
 from tppo_rl.learner.models import Policy

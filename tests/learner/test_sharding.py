@@ -22,7 +22,7 @@ from learner_helpers import (
 )
 from torch.distributed.tensor import DTensor
 
-from tppo_rl.fragments import Fragment
+from tppo_rl.core.fragments import Fragment
 from tppo_rl.learner import models
 from tppo_rl.learner.batch import batch_from_fragments
 from tppo_rl.learner.collective import Collective, SingleLearner, current_collective

@@ -13,14 +13,14 @@ import reference
 import torch
 from learner_helpers import load_models, make_fragment, make_fragments, parameters_of
 
-from tppo_rl.fragments import Fragment
+from tppo_rl.core.fragments import Fragment
+from tppo_rl.kernels.denormals import is_flushing
 from tppo_rl.learner.batch import batch_from_fragments
 from tppo_rl.learner.collective import SingleLearner
 from tppo_rl.learner.models import Critic, Policy
 from tppo_rl.learner.settings import UpdateSettings
 from tppo_rl.learner.targets import Targets, estimate_targets
 from tppo_rl.learner.update import UpdateResult, UpdateStep, both
-from tppo_rl.subnormals import is_flushing
 
 NO_CLIPPING = {"grad_clip": None, "critic_grad_clip": None}
 

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from learner_helpers import make_fragment, make_fragments
 
-from tppo_rl.fragments import Fragment, fragments_from_table, table_from_fragments
+from tppo_rl.core.fragments import Fragment, fragments_from_table, table_from_fragments
 from tppo_rl.learner.batch import batch_from_fragments
 from tppo_rl.learner.collective import SingleLearner
 from tppo_rl.learner.connectors import default_learner_pipeline

@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 import numpy as np
 from helpers import CountingEnv, IntegerChat
 
-from tppo_rl.fragments import Fragment
+from tppo_rl.core.fragments import Fragment
+from tppo_rl.core.prompts import Ticket
 from tppo_rl.plan.lengths import ResponseLengths
 from tppo_rl.plan.windows import LearnerWork, Mode, work_of_fragments
 from tppo_rl.rollout.engine import Sampling
 from tppo_rl.rollout.sampler import EpisodeLimits, Sampler
 from tppo_rl.rollout.simulated_engine import SimulatedEngine, StepCost
-from tppo_rl.rollout.window_buffer import Ticket
 
 COST = StepCost(base=2e-3, per_sequence=1e-4)
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tppo_rl.bench.records import figure_of, write_json
-from tppo_rl.options import OptionError
+from tppo_rl.core.errors import OptionError
 from tppo_rl.plan.cost_files import engine_of_records, learner_of_records, read_costs, write_costs
 from tppo_rl.plan.costs import ONE_CORE
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from tppo_rl.options import OptionError
+from tppo_rl.core.errors import OptionError
 from tppo_rl.plan.costs import AffineEngineCost, MeasuredLearnerCost, PassCost, learner_of_speed
 from tppo_rl.plan.windows import LearnerWork, PassWork
 

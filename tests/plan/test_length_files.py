@@ -8,14 +8,14 @@ import pytest
 from helpers import CountingEnv, IntegerChat, make_fragment
 from simulated_runs import simulated_run
 
-from tppo_rl.fragments import Fragment, table_from_fragments
-from tppo_rl.options import OptionError
+from tppo_rl.core.errors import OptionError
+from tppo_rl.core.fragments import Fragment, table_from_fragments
+from tppo_rl.core.prompts import Ticket
 from tppo_rl.plan.length_files import lengths_of_run, product_limit, prompt_length_of_run, read_lengths
 from tppo_rl.plan.lengths import lognormal
 from tppo_rl.rollout.engine import Sampling
 from tppo_rl.rollout.sampler import EpisodeLimits, Sampler
 from tppo_rl.rollout.simulated_engine import SimulatedEngine
-from tppo_rl.rollout.window_buffer import Ticket
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tppo_rl.options import OptionError
+from tppo_rl.core.errors import OptionError
 from tppo_rl.plan.lengths import ResponseLengths, fixed, lognormal, named_lengths, uniform
 from tppo_rl.rollout.simulated_engine import draw_lognormal_length
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tppo_rl.options import OptionError
+from tppo_rl.core.errors import OptionError
 from tppo_rl.plan.costs import AffineEngineCost, Costs, forward_and_backward
 from tppo_rl.plan.lengths import fixed, lognormal
 from tppo_rl.plan.predict import Prediction, Workload, default_windows, predict, recommend

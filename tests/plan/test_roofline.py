@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tppo_rl.bench.workloads import random_model
-from tppo_rl.options import OptionError
+from tppo_rl.core.errors import OptionError
 from tppo_rl.plan.roofline import (
     BANDWIDTH_REACH,
     DEVICES,

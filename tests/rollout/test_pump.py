@@ -11,15 +11,15 @@ from helpers import CountingEnv, IntegerChat
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tppo_rl.fragments import table_from_fragments
-from tppo_rl.groups import GroupBuffer, sample_groups
-from tppo_rl.ledger import Ledger
+from tppo_rl.core.fragments import table_from_fragments
 from tppo_rl.rollout.engine import Sampling
 from tppo_rl.rollout.env_runner import SampleResult
+from tppo_rl.rollout.groups import GroupBuffer, sample_groups
+from tppo_rl.rollout.ledger import Ledger
 from tppo_rl.rollout.pump import RolloutPump
 from tppo_rl.rollout.sampler import EpisodeLimits, Sampler
 from tppo_rl.rollout.simulated_engine import SimulatedEngine, draw_lognormal_length
-from tppo_rl.train_queue import TrainQueue
+from tppo_rl.rollout.train_queue import TrainQueue
 
 SLOTS = 4
 WINDOW = 8

@@ -8,12 +8,12 @@ from helpers import CountingEnv, IntegerChat
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tppo_rl.fragments import NO_VERSION, Fragment
+from tppo_rl.core.fragments import NO_VERSION, Fragment
+from tppo_rl.core.prompts import Ticket
 from tppo_rl.rollout.engine import Sampling
 from tppo_rl.rollout.rewards import RewardShaping
 from tppo_rl.rollout.sampler import EpisodeLimits, Sampler, evaluate_prompts
 from tppo_rl.rollout.simulated_engine import SimulatedEngine, StepCost, draw_lognormal_length
-from tppo_rl.rollout.window_buffer import Ticket
 
 
 def sampler_on(

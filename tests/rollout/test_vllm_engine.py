@@ -21,12 +21,12 @@ import torch
 
 import tppo_rl.envs  # noqa: F401
 from tppo_rl.base_models import resolve_model
-from tppo_rl.fragments import Fragment
+from tppo_rl.core.fragments import Fragment
+from tppo_rl.core.prompts import Ticket
 from tppo_rl.rollout.chat import Chat
 from tppo_rl.rollout.engine import Request, Sampling
 from tppo_rl.rollout.sampler import EpisodeLimits, Sampler
 from tppo_rl.rollout.vllm_engine import VLLMEngine, _allow_read_only_weights
-from tppo_rl.rollout.window_buffer import Ticket
 
 MODEL = resolve_model("tppo_rl/arithmetic-chain")
 SEED = 0

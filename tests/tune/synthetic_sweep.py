@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tppo_rl.boundary_errors import append_boundary_errors, sum_boundary_errors
-from tppo_rl.ledger import Boundary, ClosedBoundary
-from tppo_rl.result_log import ResultLog
-from tppo_rl.summary import summarize, write_summary
+from tppo_rl.core.boundaries import Boundary, ClosedBoundary
+from tppo_rl.experiment.result_log import ResultLog
+from tppo_rl.experiment.summary import summarize, write_summary
+from tppo_rl.observability.boundary_errors import append_boundary_errors, sum_boundary_errors
 
 ITERATIONS = 8
 TOKENS = 1000

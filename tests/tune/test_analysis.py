@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from synthetic_sweep import WINDOW_TASK, write_comparison, write_trial, write_window_sweep
 
-from tppo_rl.learning_curves import reached_after
+from tppo_rl.experiment.learning_curves import reached_after
 from tppo_rl.tune.analysis import QUALITY, split_tasks
 from tppo_rl.tune.measures import Limits, boundary_profile, measure
 from tppo_rl.tune.sweep_folder import read_sweep

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from tppo_rl.figure import learning_curve
-from tppo_rl.options import OptionError
-from tppo_rl.run_files import Experiment, make_experiment
+from tppo_rl.config.run_files import Experiment, make_experiment
+from tppo_rl.core.errors import OptionError
+from tppo_rl.experiment.learning_curves import learning_curve
 from tppo_rl.tune.comparison import compare
 
 

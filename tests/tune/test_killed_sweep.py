@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 import yaml
 
-from tppo_rl.options import OptionError
-from tppo_rl.result_log import read_results
-from tppo_rl.run_files import Experiment, make_experiment
+from tppo_rl.config.run_files import Experiment, make_experiment
+from tppo_rl.core.errors import OptionError
+from tppo_rl.experiment.result_log import read_results
 from tppo_rl.tune.resume import check_definition, forget_results_after, mark_ended_trials, write_definition
 
 GRACE, LIMIT = 20, 26

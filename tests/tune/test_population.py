@@ -19,8 +19,8 @@ from ray.rllib.core import DEFAULT_MODULE_ID
 
 from tppo_rl.algorithms import TPPOConfig
 from tppo_rl.algorithms.tppo import TPPO
-from tppo_rl.result_log import read_results
-from tppo_rl.run_files import make_experiment
+from tppo_rl.config.run_files import make_experiment
+from tppo_rl.experiment.result_log import read_results
 from tppo_rl.tune.spaces import make_scheduler, within_bounds
 
 OPTIONS: dict[str, Any] = {

@@ -11,8 +11,8 @@ import ray
 from rich.console import Console
 
 from tppo_rl.algorithms import algorithm_class
-from tppo_rl.options import OptionError
-from tppo_rl.run_files import Experiment, make_experiment
+from tppo_rl.config.run_files import Experiment, make_experiment
+from tppo_rl.core.errors import OptionError
 from tppo_rl.tune.resources import check_fit, machine, needs_of
 from tppo_rl.tune.trials import run_trials
 

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from ray.tune.search import BasicVariantGenerator
 
-from tppo_rl.options import OptionError
-from tppo_rl.run_files import Experiment, make_experiment
+from tppo_rl.config.run_files import Experiment, make_experiment
+from tppo_rl.core.errors import OptionError
 from tppo_rl.tune.spaces import make_scheduler, make_searcher, param_space
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from synthetic_sweep import WINDOW_TASK, write_comparison, write_results, write_trial, write_window_sweep
 
-from tppo_rl.options import OptionError
+from tppo_rl.core.errors import OptionError
 from tppo_rl.tune.sweep_folder import differing_keys, read_sweep
 
 

@@ -13,8 +13,8 @@ from ray.tune.search import BasicVariantGenerator
 
 from tppo_rl.algorithms import TPPOConfig
 from tppo_rl.algorithms.tppo import TPPO
-from tppo_rl.options import Options
-from tppo_rl.run_files import Experiment, load_run_file, make_experiment
+from tppo_rl.config.options import Options
+from tppo_rl.config.run_files import Experiment, load_run_file, make_experiment
 from tppo_rl.tune.spaces import make_searcher, param_space
 from tppo_rl.tune.window_sweep import CAP, PARTS, SEEDS, TOKENS, window_config
 

@@ -21,7 +21,10 @@ from tppo_rl.base_models import resolve_model
 from tppo_rl.bench.memory import process_memory
 from tppo_rl.bench.records import Figure, figure_of
 from tppo_rl.bench.workloads import RANDOM_MODELS, random_model, tppo_fragments, whole_episodes
-from tppo_rl.fragments import Fragment
+from tppo_rl.core.fragments import Fragment
+from tppo_rl.core.schedules import rate_at
+from tppo_rl.kernels.denormals import flushed_subnormals
+from tppo_rl.kernels.onednn_linear import use_fastest_linear
 from tppo_rl.learner.batch import TrainBatch, batch_from_fragments, last_positions
 from tppo_rl.learner.micro_batches import micro_batches, minibatches
 from tppo_rl.learner.models import Critic, Policy, load_causal_lm, parse_dtype, transformer_blocks
@@ -30,9 +33,6 @@ from tppo_rl.learner.packing import model_input
 from tppo_rl.learner.settings import UpdateSettings
 from tppo_rl.learner.targets import Targets, estimate_targets, sampled_log_probs
 from tppo_rl.learner.update import UpdateStep
-from tppo_rl.linear import use_fastest_linear
-from tppo_rl.schedules import rate_at
-from tppo_rl.subnormals import flushed_subnormals
 
 LARGEST_GRADIENT_DIFFERENCE = {"float32": 1e-4, "bfloat16": 0.1}
 """Relative; above it the two loops would not do the same work."""

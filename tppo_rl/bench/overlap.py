@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from tppo_rl.bench.records import Figure, figure_of
-from tppo_rl.fragments import Fragment
-from tppo_rl.ledger import Ledger
-from tppo_rl.run import build_algorithm
-from tppo_rl.run_files import Experiment
+from tppo_rl.config.run_files import Experiment
+from tppo_rl.core.fragments import Fragment
+from tppo_rl.experiment.run import build_algorithm
+from tppo_rl.rollout.ledger import Ledger
 
 _WARM_UP_UPDATES = 4
 _PAUSE_S = 0.5

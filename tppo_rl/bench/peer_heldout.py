@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, GenerationConfig
 
 import tppo_rl.envs  # noqa: F401  (registers the environments)
 from tppo_rl.base_models import resolve_model
-from tppo_rl.ledger import heldout_tickets
+from tppo_rl.core.prompts import heldout_tickets
 from tppo_rl.rollout.chat import Chat
 
 _BATCH = 128
@@ -24,7 +24,7 @@ class HeldOut:
     """The first held-out prompts of an environment.
 
     Args:
-        options: Of the run (`tppo_rl.options`); those of model, environment, sampling and caps count.
+        options: Of the run (`tppo_rl.config.options`); those of model, environment, sampling and caps count.
         num_prompts: Prompts to answer.
     """
 

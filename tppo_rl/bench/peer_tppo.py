@@ -17,8 +17,8 @@ from tppo_rl.algorithms import algorithm_class
 from tppo_rl.base_models import resolve_model
 from tppo_rl.bench.peer_heldout import HeldOut
 from tppo_rl.bench.peers import Point, SideResult, SideSettings, read_settings, write_result
+from tppo_rl.experiment.run import quiet_libraries
 from tppo_rl.learner.models import load_causal_lm, parse_dtype
-from tppo_rl.run import quiet_libraries
 
 Weights = dict[str, torch.Tensor]
 

@@ -26,7 +26,7 @@ import tppo_rl.envs  # noqa: F401  (registers the environments)
 from tppo_rl.base_models import resolve_model
 from tppo_rl.bench.peer_heldout import HeldOut
 from tppo_rl.bench.peers import Point, SideResult, SideSettings, read_settings, write_result
-from tppo_rl.ledger import prompt_seed
+from tppo_rl.core.prompts import prompt_seed
 
 _GENERATION: dict[str, dict[str, Any]] = {
     "transformers": {},

@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tppo_rl.bench.records import Figure, figure_of
-from tppo_rl.checks import check_options
-from tppo_rl.learning_curves import reached_after
-from tppo_rl.options import Options
-from tppo_rl.run_files import load_run_file
+from tppo_rl.config.checks import check_options
+from tppo_rl.config.options import Options
+from tppo_rl.config.run_files import load_run_file
+from tppo_rl.experiment.learning_curves import reached_after
 
 GENERATION = ("transformers", "continuous_batching", "vllm_colocate", "vllm_server")
 """TRL's ways to generate."""

@@ -18,10 +18,10 @@ import tppo_rl.configs
 from tppo_rl.bench.overlap import overlap_figures
 from tppo_rl.bench.records import Figure, figure_of
 from tppo_rl.bench.time_to_accuracy import Progress, plot_progress, read_progress
-from tppo_rl.learning_curves import reached_after
-from tppo_rl.result_log import read_results
-from tppo_rl.run_files import Experiment, load_run_file
-from tppo_rl.summary import read_summary
+from tppo_rl.config.run_files import Experiment, load_run_file
+from tppo_rl.experiment.learning_curves import reached_after
+from tppo_rl.experiment.result_log import read_results
+from tppo_rl.experiment.summary import read_summary
 from tppo_rl.tune.comparison import compare
 
 PIPELINE = Path(tppo_rl.configs.__file__).with_name("pipeline.yaml")

@@ -18,7 +18,7 @@ from tppo_rl.bench.plan_engine import EngineBench
 from tppo_rl.bench.plan_learner import LearnerBench
 from tppo_rl.bench.records import Figure, figure_of
 from tppo_rl.bench.rollout import SPREAD_LOG
-from tppo_rl.fragments import Fragment
+from tppo_rl.core.fragments import Fragment
 from tppo_rl.plan.cost_files import write_costs
 from tppo_rl.plan.costs import Costs
 from tppo_rl.plan.lengths import lognormal

@@ -12,7 +12,7 @@ import numpy as np
 from tppo_rl.base_models import resolve_model
 from tppo_rl.bench.plan_clock import Clock
 from tppo_rl.bench.rollout import MAX_PROMPT, LongTailedEngine, endless_tickets, make_sampler, model_weights
-from tppo_rl.fragments import Fragment
+from tppo_rl.core.fragments import Fragment
 from tppo_rl.plan.costs import AffineEngineCost
 from tppo_rl.plan.fits import fit_engine
 from tppo_rl.plan.windows import Mode

@@ -12,7 +12,8 @@ import torch
 from tppo_rl.bench.learner import make_models
 from tppo_rl.bench.plan_clock import Clock
 from tppo_rl.bench.workloads import LONGEST_RESPONSE, PROMPT, tppo_fragments, whole_episodes
-from tppo_rl.fragments import Fragment
+from tppo_rl.core.fragments import Fragment
+from tppo_rl.kernels.denormals import flushed_subnormals
 from tppo_rl.learner.batch import batch_from_fragments
 from tppo_rl.learner.settings import UpdateSettings
 from tppo_rl.learner.targets import estimate_targets
@@ -20,7 +21,6 @@ from tppo_rl.learner.update import UpdateStep
 from tppo_rl.plan.costs import MeasuredLearnerCost
 from tppo_rl.plan.fits import fit_pass
 from tppo_rl.plan.windows import LearnerWork, PassWork, work_of_fragments
-from tppo_rl.subnormals import flushed_subnormals
 
 _PASSES = ("values", "policy", "critic")
 _WINDOWS = (16, 64, LONGEST_RESPONSE)

@@ -21,12 +21,11 @@ from scipy.special import ndtri
 import tppo_rl.envs  # noqa: F401  (registers the environments)
 from tppo_rl.base_models import resolve_model
 from tppo_rl.bench.records import Figure, figure_of
-from tppo_rl.ledger import prompt_seed
+from tppo_rl.core.prompts import Ticket, prompt_seed
 from tppo_rl.rollout.chat import Chat
 from tppo_rl.rollout.engine import Output, Request, Sampling
 from tppo_rl.rollout.sampler import EpisodeLimits, Sampler
 from tppo_rl.rollout.vllm_engine import VLLMEngine
-from tppo_rl.rollout.window_buffer import Ticket
 
 SPREAD_LOG = 1.1
 """Standard deviation of the logarithm of response lengths."""

@@ -30,14 +30,14 @@ from tppo_rl.algorithms.tppo_config import TPPOConfig
 from tppo_rl.base_models import resolve_model
 from tppo_rl.bench.records import Figure, figure_of
 from tppo_rl.bench.simulated_group import SimulatedEnvRunner, SimulatedGroup, Workload
-from tppo_rl.fragments import Fragment
-from tppo_rl.ledger import Ledger
+from tppo_rl.core.fragments import Fragment
+from tppo_rl.experiment.run import quiet_libraries
 from tppo_rl.rollout.chat import Chat
 from tppo_rl.rollout.env_runner import SampleResult
+from tppo_rl.rollout.ledger import Ledger
 from tppo_rl.rollout.pump import RolloutPump
-from tppo_rl.run import quiet_libraries
-from tppo_rl.train_queue import TrainQueue
-from tppo_rl.weight_sync import WeightSync
+from tppo_rl.rollout.train_queue import TrainQueue
+from tppo_rl.rollout.weight_sync import WeightSync
 
 MODEL = "tppo_rl/arithmetic-chain"
 _ENV = "tppo_rl/ArithmeticChain-v0"

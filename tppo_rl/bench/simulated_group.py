@@ -18,7 +18,7 @@ from typing import Any
 import gymnasium
 from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
 
-from tppo_rl.fragments import table_from_fragments
+from tppo_rl.core.fragments import table_from_fragments
 from tppo_rl.rollout.chat import Chat
 from tppo_rl.rollout.engine import Engine, Sampling
 from tppo_rl.rollout.env_runner import SampleResult, VLLMEnvRunner

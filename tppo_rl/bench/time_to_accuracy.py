@@ -14,9 +14,9 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
-from tppo_rl.figure import draw_band
-from tppo_rl.result_log import read_results
-from tppo_rl.summary import read_summary
+from tppo_rl.experiment.plots import draw_band
+from tppo_rl.experiment.result_log import read_results
+from tppo_rl.experiment.summary import read_summary
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from tppo_rl.fragments import Fragment
+from tppo_rl.core.fragments import Fragment
 
 PROMPT = 16
 """Tokens of every prompt."""

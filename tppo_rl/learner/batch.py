@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from tppo_rl.fragments import Fragment, fragments_from_table
+from tppo_rl.core.fragments import Fragment, fragments_from_table
 
 
 @dataclass(frozen=True, eq=False)

@@ -20,7 +20,8 @@ from ray.rllib.utils.metrics import (
     WEIGHTS_SEQ_NO,
 )
 
-from tppo_rl.fragments import concatenate_tables, fragments_from_table, table_from_fragments
+from tppo_rl.core.fragments import concatenate_tables, fragments_from_table, table_from_fragments
+from tppo_rl.kernels.denormals import flushed_subnormals
 from tppo_rl.learner.collective import current_collective
 from tppo_rl.learner.connectors import (
     ADVANTAGES,
@@ -39,7 +40,6 @@ from tppo_rl.learner.targets import Targets
 from tppo_rl.learner.update import UpdateResult, UpdateStep
 from tppo_rl.learner.value_buffer import ValueBuffer
 from tppo_rl.maths.advantages import load_compiled
-from tppo_rl.subnormals import flushed_subnormals
 
 FRAGMENT_REPORT = "fragment_report"
 """Key of the Arrow table (`FRAGMENT_REPORT_SCHEMA`) beside the metrics in the result of `update`."""

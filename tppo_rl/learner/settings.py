@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from tppo_rl.core.schedules import LearningRate, fault
 from tppo_rl.maths.advantages import BoundaryValue
-from tppo_rl.schedules import LearningRate, fault
 
 AdvantageEstimator = Literal["egae", "gae", "group_relative"]
 CriticTargets = Literal["monte_carlo", "lambda_returns", "also_truncated"]

@@ -21,6 +21,8 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from tppo_rl.core.schedules import LearningRate, rate_at
+from tppo_rl.kernels.denormals import flushed_subnormals
 from tppo_rl.learner.batch import TrainBatch
 from tppo_rl.learner.collective import Collective, SingleLearner
 from tppo_rl.learner.context_cache import ContextCache
@@ -35,8 +37,6 @@ from tppo_rl.learner.settings import UpdateSettings
 from tppo_rl.learner.sharding import ShardedGradientStep, shard
 from tppo_rl.learner.tally import Tally
 from tppo_rl.learner.targets import Targets, empty_value_batch
-from tppo_rl.schedules import LearningRate, rate_at
-from tppo_rl.subnormals import flushed_subnormals
 
 FRAGMENT_REPORT_SCHEMA = pa.schema(
     [

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 import pyarrow as pa
 import torch
 
-from tppo_rl.fragments import Fragment, fragments_from_table, owned, table_from_fragments
+from tppo_rl.core.fragments import Fragment, fragments_from_table, owned, table_from_fragments
 from tppo_rl.learner.collective import Collective
 
 

@@ -71,7 +71,7 @@ def plan(
     **options: Any,
 ) -> None:
     """Predict time per trained token of each window length and mode, and recommend one."""
-    from tppo_rl.options import OptionError
+    from tppo_rl.core.errors import OptionError
 
     try:
         from tppo_rl.plan.roofline import shape_of_model
@@ -120,7 +120,7 @@ def _costs(
     learner_records: Path | None,
     learner_speed: float | None,
 ) -> Costs:
-    from tppo_rl.options import OptionError
+    from tppo_rl.core.errors import OptionError
     from tppo_rl.plan import cost_files, costs
     from tppo_rl.plan.roofline import DEVICES, roofline_costs
 

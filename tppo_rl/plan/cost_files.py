@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from tppo_rl.options import OptionError
+from tppo_rl.core.errors import OptionError
 from tppo_rl.plan.costs import AffineEngineCost, Costs, MeasuredLearnerCost, PassCost, forward_and_backward
 from tppo_rl.plan.fits import fit_engine, nonnegative_fit
 from tppo_rl.plan.windows import PassWork

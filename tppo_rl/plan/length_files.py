@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tppo_rl.options import OptionError
+from tppo_rl.core.errors import OptionError
 from tppo_rl.plan.lengths import NAMED, ResponseLengths, named_lengths
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from functools import cached_property
 
 import numpy as np
 
-from tppo_rl.options import OptionError
+from tppo_rl.core.errors import OptionError
 
 NAMED = "lognormal:MEAN,SIGMA, uniform:LOW,HIGH or fixed:LENGTH"
 _LONGEST_TAIL = 16

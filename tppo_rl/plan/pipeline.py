@@ -2,7 +2,7 @@
 
     slots ──fragments──▶ TrainQueue ──batch──▶ update (seconds) ──▶ version + 1 ──▶ slots, at their next request
 
-The queue and the rule that holds updates back are the real ones (`tppo_rl.train_queue`), and so is the limit on requests
+The queue and the rule that holds updates back are the real ones (`tppo_rl.rollout.train_queue`), and so is the limit on requests
 to env-runners (`tppo_rl.rollout.pump`). Engine steps and updates take given seconds; all env-runners are one here.
 """
 
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from tppo_rl.plan.lengths import ResponseLengths
-from tppo_rl.train_queue import TrainQueue, may_update, oldest_allowed_to_stay
+from tppo_rl.rollout.train_queue import TrainQueue, may_update, oldest_allowed_to_stay
 
 REQUESTS_IN_FLIGHT = 2
 """As in `tppo_rl.rollout.pump`, which is not imported: it needs Ray's packages."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from tppo_rl.options import OptionError
+from tppo_rl.core.errors import OptionError
 from tppo_rl.plan.costs import Costs
 from tppo_rl.plan.generation import Generation, generation
 from tppo_rl.plan.lengths import ResponseLengths

@@ -31,14 +31,14 @@ from ray.rllib.utils.metrics import (
 
 import tppo_rl.envs  # noqa: F401  (registers the environments in every actor)
 from tppo_rl.base_models import resolve_model
-from tppo_rl.fragments import Fragment, table_from_fragments
+from tppo_rl.core.fragments import Fragment, table_from_fragments
+from tppo_rl.core.prompts import Ticket
 from tppo_rl.rollout.chat import Chat
 from tppo_rl.rollout.engine import Engine, Sampling
 from tppo_rl.rollout.packed_weights import PackedWeights
 from tppo_rl.rollout.rewards import RewardShaping
 from tppo_rl.rollout.sampler import EpisodeLimits, Sampler, evaluate_prompts
 from tppo_rl.rollout.vllm_engine import VLLMEngine
-from tppo_rl.rollout.window_buffer import Ticket
 
 _EVALUATION_EPISODE_OFFSET = -1
 """`env_runner` of evaluation episodes, which no ledger counts."""

@@ -22,11 +22,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from tppo_rl.fragments import Fragment, fragments_from_table
-from tppo_rl.ledger import Ledger
+from tppo_rl.core.fragments import Fragment, fragments_from_table
+from tppo_rl.core.prompts import Ticket
 from tppo_rl.rollout.env_runner import SampleResult
-from tppo_rl.rollout.window_buffer import Ticket
-from tppo_rl.train_queue import TrainQueue, may_update, oldest_allowed_to_stay
+from tppo_rl.rollout.ledger import Ledger
+from tppo_rl.rollout.train_queue import TrainQueue, may_update, oldest_allowed_to_stay
 
 logger = logging.getLogger(__name__)
 

@@ -18,11 +18,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from tppo_rl.fragments import Fragment
+from tppo_rl.core.fragments import Fragment
+from tppo_rl.core.prompts import Ticket
 from tppo_rl.rollout.chat import Chat
 from tppo_rl.rollout.engine import Engine, Output, Request, Sampling
 from tppo_rl.rollout.rewards import RewardShaping
-from tppo_rl.rollout.window_buffer import OpenEpisode, Ticket
+from tppo_rl.rollout.window_buffer import OpenEpisode
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tppo_rl.linear import fastest_linear
+from tppo_rl.kernels.onednn_linear import fastest_linear
 
 
 @contextmanager

@@ -7,17 +7,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from tppo_rl.fragments import NO_VERSION, Fragment
-
-
-@dataclass(frozen=True)
-class Ticket:
-    """The right to start one episode, given out by the ledger."""
-
-    episode_id: int
-    prompt_index: int
-    seed: int
-    """Seed of the environment's reset; a pure function of the run's seed and the prompt index."""
+from tppo_rl.core.fragments import NO_VERSION, Fragment
+from tppo_rl.core.prompts import Ticket
 
 
 @dataclass

@@ -1,0 +1,149 @@
+"""Options that do not go together are refused, each with its reason; what goes together passes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tppo_rl.config.checks import check_options
+from tppo_rl.config.options import Options
+from tppo_rl.config.presets import PRESETS
+from tppo_rl.config.rules import _READ_ONLY_WITH
+from tppo_rl.core.errors import OptionError
+
+WHOLE = {"mode": "sync", "window_length": None}
+GROUPS = WHOLE | {"critic": None, "advantage_estimator": "group_relative", "group_size": 4}
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"advantage_estimator": "gae"}, ["advantage_estimator='gae'", "window_length=64", "'egae'"]),
+        ({"advantage_estimator": "group_relative"}, ["advantage_estimator='group_relative'", "sync"]),
+        (GROUPS | {"group_size": 1}, ["group_size=1", "2 or more"]),
+        (GROUPS | {"critic": "separate"}, ["critic='separate'", "set critic to null"]),
+        (GROUPS | {"group_size": 5}, ["group_size=5", "32 slots", "multiple"]),
+        ({"critic": None}, ["critic=None", "needs values"]),
+        ({"hindsight": True, "window_length": None}, ["hindsight=True", "without windows"]),
+        (
+            {"hindsight": True, "advantage_normalisation": "scale"},
+            ["hindsight=True", "advantage_normalisation='scale'"],
+        ),
+        ({"hindsight": True, "kl_coef": 0.1, "kl_in": "reward"}, ["hindsight=True", "kl_in to 'loss'"]),
+        ({"loss_mean": "response"}, ["loss_mean='response'", "window_length=64", "'token'"]),
+        ({"kl_coef": 0.1, "kl_estimator": "k1"}, ["kl_estimator='k1'", "zero on average", "'k2' or 'k3'"]),
+        (GROUPS | {"kl_coef": 0.1, "kl_in": "reward"}, ["kl_in='reward'", "'loss'"]),
+        ({"sequence_mask": [2.0, 0.5]}, ["sequence_mask=[2.0, 0.5]", "low < high"]),
+        ({"sequence_mask": [0.5, 1.0, 2.0]}, ["sequence_mask"]),
+        ({"dynamic_sampling": True}, ["dynamic_sampling=True", "group_size of 2 or more"]),
+        (
+            {"advantage_normalisation": "scale", "advantage_normalisation_scope": "group"},
+            ["scope='group'", "no groups"],
+        ),
+        ({"value_batch_tokens": 99, "critic_targets": "also_truncated"}, ["value_batch_tokens=99", "'monte_carlo'"]),
+        ({"value_batch_tokens": 99, "value_clip": 0.2}, ["value_clip=0.2", "not kept"]),
+        ({"value_batch_tokens": 99, "kl_coef": 0.1, "kl_in": "reward"}, ["value_batch_tokens=99", "kl_in to 'loss'"]),
+        ({"context_cache_tokens": 99}, ["context_cache_tokens=99", "context_gradient to false"]),
+        (
+            {"context_cache_tokens": 99, "context_gradient": False, "off_policy_correction": "decoupled"},
+            ["context_cache_tokens=99", "off_policy_correction to 'behaviour'"],
+        ),
+        ({"context_gradient": False, "packing": True}, ["context_gradient=False", "packing=True"]),
+        ({"context_gradient": False, "positive_lm_coef": 0.1}, ["context_gradient=False", "positive_lm_coef=0.1"]),
+        ({"policy_token_share": 0.5, "positive_lm_coef": 0.1}, ["policy_token_share=0.5", "positive_lm_coef=0.1"]),
+        (
+            {"hindsight": True, "unfinished_advantage_scale": 0.5},
+            ["hindsight=True", "unfinished_advantage_scale=0.5", "set one of them off"],
+        ),
+        ({"policy_token_share": 0.0}, ["policy_token_share=0.0", "greater than 0"]),
+        ({"parallel_critic": True, "num_learners": 2}, ["parallel_critic=True", "num_learners to 1"]),
+        ({"adam_betas": [2, 3]}, ["adam_betas=[2", "[0, 1)"]),
+        ({"adam_betas": [0.9]}, ["adam_betas=[0.9]", "two"]),
+        ({"dual_clip": 1.0}, ["dual_clip=1.0", "greater than 1"]),
+        ({"lambda_": "adaptive"}, ["lambda_='adaptive'", "length_adaptive"]),
+        ({"lambda_": 1.5}, ["lambda_=1.5"]),
+        ({"gamma": 0.0}, ["gamma=0.0", "greater than 0"]),
+        ({"overlong_share": 0.0}, ["overlong_share=0.0"]),
+        ({"rewards": "signed"}, ["rewards='signed'", "plus_minus_one"]),
+    ],
+)
+def test_pairs_are_refused_with_their_reason(values: dict[str, Any], words: list[str]) -> None:
+    with pytest.raises(OptionError) as error:
+        check_options(values)
+    assert all(word in str(error.value) for word in words), str(error.value)
+
+
+UNREAD = {
+    "gamma": 0.99,
+    "lambda_": 0.9,
+    "boundary_value": "bootstrap",
+    "group_scale": False,
+    "advantage_normalisation_scope": "group",
+    "unfinished_advantage_scale": 0.5,
+    "critic_lambda": 0.9,
+    "critic_targets": "also_truncated",
+    "value_batch_tokens": 500,
+    "value_clip": 0.3,
+    "critic_lr": 1e-3,
+    "critic_layers": 2,
+    "critic_num_epochs": 2,
+    "critic_minibatch_size": 64,
+    "critic_warmup_updates": 4,
+    "critic_grad_clip": 2.0,
+    "parallel_critic": True,
+    "reference_model": "tppo_rl/arithmetic-chain",
+    "kl_estimator": "k2",
+    "kl_in": "reward",
+    "importance_cap": 3.0,
+    "dynamic_sampling_max_rounds": 4,
+    "evaluation_interval_unit": "tokens",
+}
+
+
+@pytest.mark.parametrize("key", UNREAD)
+def test_an_option_that_nothing_reads_is_refused(key: str) -> None:
+    # Without a critic, without a KL term, without dynamic sampling.
+    base = (WHOLE | {"advantage_estimator": "gae", "group_size": 4}) if key == "group_scale" else GROUPS
+    with pytest.raises(OptionError, match=rf"^{key}=.*is read only with"):
+        check_options(base | {key: UNREAD[key]})
+
+
+def test_every_rule_of_that_kind_is_tested() -> None:
+    assert set(UNREAD) == set(_READ_ONLY_WITH)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"boundary_value": "tail_corrected", "hindsight": True, "importance_cap": 1.0},
+        {"lambda_": "length_adaptive", "lambda_alpha": 0.2, "value_batch_tokens": 4096},
+        {"off_policy_correction": "truncated_importance", "importance_cap": 5.0, "sequence_mask": [0.5, 2]},
+        {"kl_coef": 0.1, "kl_in": "reward", "kl_estimator": "k1", "reference_model": "tppo_rl/arithmetic-chain"},
+        {"critic_targets": "lambda_returns", "critic_lambda": 0.9, "value_clip": 0.2},
+        {"group_size": 3, "advantage_normalisation": "whiten", "advantage_normalisation_scope": "group"},
+        {"dual_clip": 3, "entropy_coef": 0.01, "positive_lm_coef": 0.1, "overlong_share": 0.2},
+        GROUPS | {"group_scale": False, "loss_mean": "response", "dynamic_sampling": True},
+        {"window_length": None},
+    ],
+)
+def test_what_goes_together_passes(values: dict[str, Any]) -> None:
+    check_options(values)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_are_sound(name: str) -> None:
+    preset = PRESETS[name]
+    assert set(preset.options) <= set(Options.model_fields)
+    assert set(preset.fixed) <= set(preset.options)
+    options = check_options({}, algorithm=name)
+    for key, value in preset.options.items():
+        assert getattr(options, key) == value
+
+
+def test_whole_responses() -> None:
+    assert check_options({}, algorithm="PPO").whole_responses
+    assert check_options({"max_response_length": 100}, algorithm="GRPO").window == 100
+    assert check_options({"mode": "sync", "window_length": 256}).whole_responses
+    assert not check_options({"window_length": None}).whole_responses, "async never waits for the longest"
+    assert not check_options({"mode": "sync"}).whole_responses

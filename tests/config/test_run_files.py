@@ -1,0 +1,126 @@
+from importlib import resources
+from pathlib import Path
+
+import pytest
+
+from tppo_rl.config.run_files import Experiment, apply_override, load_run_file, make_experiment
+from tppo_rl.core.errors import OptionError
+
+SHIPPED = sorted(path.name for path in resources.files("tppo_rl.configs").iterdir() if path.name.endswith(".yaml"))
+BODY = {
+    "run": "TPPO",
+    "env": "tppo_rl/ArithmeticChain-v0",
+    "stop": {"training_iteration": 1},
+    "config": {"policy_model": "tppo_rl/arithmetic-chain"},
+}
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "run.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_every_shipped_run_file_is_sound(name: str) -> None:
+    with resources.as_file(resources.files("tppo_rl.configs") / name) as path:
+        assert load_run_file(path)
+
+
+def test_shipped_run_files_are_found() -> None:
+    assert "quickstart.yaml" in SHIPPED
+
+
+def test_several_experiments_of_one_file_are_read_in_order(tmp_path: Path) -> None:
+    text = "".join(
+        f"{name}:\n  run: TPPO\n  env: tppo_rl/ArithmeticChain-v0\n  stop: {{training_iteration: 2}}\n"
+        f"  config: {{policy_model: tppo_rl/arithmetic-chain, lr: {lr}}}\n"
+        for name, lr in (("first", "1e-4"), ("second", "2.5E-5"))
+    )
+    first, second = load_run_file(write(tmp_path, text))
+    assert (first.name, second.name) == ("first", "second")
+    assert first.config["lr"] == 1e-4
+    assert second.config["lr"] == 2.5e-5
+    assert not first.is_sweep
+
+
+def test_grids_are_points_and_every_point_is_checked() -> None:
+    body = BODY | {
+        "config": BODY["config"] | {"window_length": {"grid_search": [8, 16]}, "lambda_": {"grid_search": [0.9, 1.0]}}
+    }
+    experiment = make_experiment("grid", body)
+    assert experiment.is_sweep
+    assert [(point["window_length"], point["lambda_"]) for point in experiment.points()] == [
+        (8, 0.9),
+        (8, 1.0),
+        (16, 0.9),
+        (16, 1.0),
+    ]
+    body["config"]["window_length"] = {"grid_search": [8, 999]}
+    with pytest.raises(OptionError, match="window_length=999: longer than max_response_length"):
+        make_experiment("grid", body)
+
+
+@pytest.mark.parametrize(
+    ("override", "path", "value"),
+    [
+        ("seed=7", ["config", "seed"], 7),
+        ("lr=3e-5", ["config", "lr"], 3e-5),
+        ("config.lr=3e-5", ["config", "lr"], 3e-5),
+        ("env_config.max_operands=9", ["config", "env_config", "max_operands"], 9),
+        ("stop.training_iteration=5", ["stop", "training_iteration"], 5),
+        ("num_samples=3", ["num_samples"], 3),
+        ("env=tppo_rl/GuessNumber-v0", ["env"], "tppo_rl/GuessNumber-v0"),
+        ("mode=sync", ["config", "mode"], "sync"),
+        ("window_length={grid_search: [4, 8]}", ["config", "window_length"], {"grid_search": [4, 8]}),
+    ],
+)
+def test_overrides_reach_their_key(override: str, path: list[str], value: object) -> None:
+    body: dict = {"config": {"env_config": {"tail_exponent": 2.0}}, "stop": {}}
+    apply_override(body, override)
+    target: object = body
+    for part in path:
+        target = target[part]  # type: ignore[index]
+    assert target == value
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: [b", "not valid YAML"),
+        ("", "must map experiment names"),
+        ("- 1", "must map experiment names"),
+        ("a: 3", "an experiment is a mapping"),
+        ("a: {run: TPO, stop: {training_iteration: 1}}", "a.run='TPO': unknown name, did you mean TPPO"),
+        ("a: {run: TPPO, stopp: {}}", "a.stopp={}: unknown option, did you mean a.stop"),
+        ("a: {run: TPPO}", "a.stop={}: the run would never end"),
+        ("a: {run: TPPO, stop: {training_iteration: soon}}", "a.stop.training_iteration"),
+        ("a: {run: TPPO, num_samples: 0, stop: {training_iteration: 1}}", "a.num_samples=0"),
+        ("a: {run: TPPO, stop: {training_iteration: 1}, config: {lr: {grid_search: []}}}", "at least one value"),
+        (
+            "a: {run: TPPO, env: A, stop: {training_iteration: 1}, config: {env: B}}",
+            "env='A' and config.env='B' differ",
+        ),
+    ],
+)
+def test_a_broken_file_is_one_clear_error(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(OptionError) as error:
+        load_run_file(write(tmp_path, text))
+    assert message in str(error.value)
+
+
+def test_a_missing_file_and_a_malformed_override_are_named(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="no such run file"):
+        load_run_file(tmp_path / "nothing.yaml")
+    with pytest.raises(OptionError, match="must be key=value"):
+        make_experiment("a", BODY, ["seed"])
+    with pytest.raises(OptionError, match="which has no keys"):
+        make_experiment("a", BODY, ["policy_model.x=1"])
+
+
+def test_an_experiment_does_not_change_the_mapping_it_was_made_of() -> None:
+    before = repr(BODY)
+    experiment = make_experiment("a", BODY, ["seed=3"])
+    assert isinstance(experiment, Experiment)
+    assert experiment.config["seed"] == 3
+    assert repr(BODY) == before

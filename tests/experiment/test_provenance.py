@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from tppo_rl.core.errors import OptionError
+from tppo_rl.experiment.provenance import read_provenance, record_provenance
+
+
+def test_every_command_that_worked_on_a_folder_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "run"
+    monkeypatch.setattr(sys, "argv", ["/somewhere/bin/tppo-rl", "train", "file", "a b.yaml"])
+    with record_provenance(folder):
+        folder.mkdir()
+        assert not any(folder.iterdir()), "a sweep refuses a folder that holds anything"
+    monkeypatch.setattr(sys, "argv", ["/somewhere/tppo_rl/__main__.py", "train", "file", "a b.yaml", "--resume"])
+    with pytest.raises(KeyboardInterrupt), record_provenance(folder):
+        raise KeyboardInterrupt
+    first, second = read_provenance(folder)
+    assert first["command"] == "tppo-rl train file 'a b.yaml'"
+    assert second["command"] == "tppo-rl train file 'a b.yaml' --resume"
+    assert {"python", "torch", "ray", "machine"} <= set(first["versions"])
+
+
+def test_a_command_that_was_refused_had_no_part_in_it(tmp_path: Path) -> None:
+    with pytest.raises(OptionError), record_provenance(tmp_path):
+        raise OptionError("holds an earlier sweep")
+    assert read_provenance(tmp_path) == []
+
+
+def test_nothing_is_made_for_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    with record_provenance(tmp_path / "nothing"):
+        pass
+    assert not (tmp_path / "nothing").exists()

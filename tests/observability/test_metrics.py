@@ -1,0 +1,58 @@
+import math
+
+import pytest
+from helpers import make_fragment
+
+from tppo_rl.core.boundaries import Boundary, ClosedBoundary
+from tppo_rl.core.metric_table import METRICS
+from tppo_rl.observability.metrics import boundary_metrics, episode_metrics, heldout_metrics, learner_metrics
+
+
+def test_names_are_unique_and_every_metric_is_defined() -> None:
+    names = [metric.name for metric in METRICS]
+    assert len(names) == len(set(names))
+    assert all(metric.definition and metric.name.count("/") == 1 for metric in METRICS)
+
+
+def test_what_the_learner_left_out_is_left_out() -> None:
+    assert learner_metrics({"entropy": 0.5, "value_loss": math.nan, "unknown": 1.0}) == {"policy/entropy": 0.5}
+
+
+def test_episodes_are_measured_whole() -> None:
+    finished = make_fragment(
+        context=[1, 2, 3, 4], prompt_length=2, tokens=[5, 6], versions=[3, 5], rewards=[0.0, 1.0], terminated=True,
+        correct=True, window_index=1,
+    )  # fmt: skip
+    capped = make_fragment(tokens=[7], truncated=True, correct=False)
+    metrics = episode_metrics([finished, make_fragment(), capped])
+    assert metrics["rollout/finished_episodes"] == 2
+    assert metrics["rollout/accuracy"] == 0.5
+    assert metrics["rollout/response_length_mean"] == (4 + 1) / 2
+    assert metrics["rollout/response_length_max"] == 4
+    assert metrics["rollout/truncated_share"] == 0.5
+    assert metrics["rollout/windows_per_response"] == 1.5
+    assert metrics["rollout/versions_per_response"] == (3 + 1) / 2
+    assert episode_metrics([make_fragment()]) == {"rollout/finished_episodes": 0.0}
+
+
+def test_boundary_errors_and_explained_variance() -> None:
+    closed = [
+        ClosedBoundary(0, Boundary(held=0.25, true=0.5, window_mean=0.0), return_after=1.0, position=4),
+        ClosedBoundary(1, Boundary(held=0.25, true=0.0, window_mean=0.0), return_after=0.0, position=8),
+    ]
+    metrics = boundary_metrics(closed)
+    assert metrics["critic/boundary_error_held"] == pytest.approx(0.5)
+    assert metrics["critic/boundary_error_true"] == pytest.approx(0.25)
+    assert metrics["critic/explained_variance_unfinished"] == pytest.approx(0.0)
+    assert boundary_metrics([]) == {}
+    assert "critic/explained_variance_unfinished" not in boundary_metrics(closed[:1])
+
+
+def test_heldout_metrics_name_both_ways_of_sampling() -> None:
+    values = {"accuracy": 0.5, "response_length_mean": 9.0}
+    assert heldout_metrics({"sampled": values, "greedy": values}).keys() == {
+        "heldout/accuracy_sampled",
+        "heldout/accuracy_greedy",
+        "heldout/response_length_sampled",
+        "heldout/response_length_greedy",
+    }

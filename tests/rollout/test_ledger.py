@@ -1,0 +1,114 @@
+import numpy as np
+import pytest
+from helpers import make_fragment
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tppo_rl.core.boundaries import Boundary
+from tppo_rl.core.prompts import heldout_tickets, prompt_seed
+from tppo_rl.rollout.ledger import Ledger, LedgerError
+
+
+def test_tokens_are_counted_where_they_are() -> None:
+    ledger = Ledger(seed=0)
+    ledger.lease(1, 4)
+    fragments = [make_fragment(tokens=[1] * 5), make_fragment(tokens=[1] * 3, episode_id=1, terminated=True)]
+    ledger.report(1, fragments, num_tokens_sampled=10, num_open_tokens=2)
+    counts = ledger.check(queue_tokens=8)
+    assert (counts.sampled, counts.queued, counts.in_flight, counts.trained) == (10, 8, 2, 0)
+    ledger.book_trained(5)
+    ledger.book_dropped("test", 1)
+    counts = ledger.check(queue_tokens=2)
+    assert (counts.trained, counts.queued, counts.dropped) == (5, 2, {"test": 1})
+    assert ledger.num_finished_episodes == 1
+
+
+def test_a_lost_token_breaks_the_identity() -> None:
+    ledger = Ledger(seed=0)
+    ledger.report(1, [make_fragment(tokens=[1] * 5)], num_tokens_sampled=6, num_open_tokens=0)
+    with pytest.raises(LedgerError, match="does not add up"):
+        ledger.check(queue_tokens=5)
+
+
+def test_a_queue_that_holds_other_tokens_than_booked_is_noticed() -> None:
+    ledger = Ledger(seed=0)
+    ledger.report(1, [make_fragment(tokens=[1] * 5)], num_tokens_sampled=5, num_open_tokens=0)
+    with pytest.raises(LedgerError, match="does not add up"):
+        ledger.check(queue_tokens=4)
+
+
+def test_prompts_of_a_lost_env_runner_go_out_again_first() -> None:
+    ledger = Ledger(seed=3)
+    first = ledger.lease(1, 3)
+    ledger.lease(2, 2)
+    finished = make_fragment(tokens=[1], episode_id=first[1].episode_id, terminated=True)
+    ledger.report(1, [finished], num_tokens_sampled=4, num_open_tokens=3)
+    ledger.lose_env_runner(1)
+    assert ledger.counts().dropped == {"env_runner_lost": 3}
+    assert ledger.counts().unaccounted == 0
+    again = ledger.lease(2, 3)
+    assert [ticket.episode_id for ticket in again] == [0, 2, 5]
+    assert again[0] == first[0]
+
+
+def test_context_of_an_open_episode_is_prompt_and_emitted_windows() -> None:
+    ledger = Ledger(seed=0)
+    (ticket,) = ledger.lease(1, 1)
+    fragment = make_fragment(context=[7, 8], tokens=[1, 2], episode_id=ticket.episode_id)
+    ledger.report(1, [fragment], num_tokens_sampled=2, num_open_tokens=0)
+    np.testing.assert_array_equal(ledger.context_of(ticket.episode_id), [7, 8, 1, 2])
+    assert ledger.open_episodes == [ticket.episode_id]
+
+
+def test_state_restarts_open_prompts_and_drops_only_open_tokens() -> None:
+    ledger = Ledger(seed=1)
+    tickets = ledger.lease(1, 3)
+    ledger.report(1, [make_fragment(tokens=[1] * 4, episode_id=0)], num_tokens_sampled=7, num_open_tokens=3)
+    restored = Ledger.from_state(ledger.state())
+    counts = restored.check(queue_tokens=4)
+    assert counts.dropped == {"resume": 3}
+    assert counts.sampled == 7
+    assert restored.lease(1, 4)[:3] == tickets
+    restored.report(1, [], num_tokens_sampled=2, num_open_tokens=2)
+    assert restored.check(queue_tokens=4).sampled == 9
+
+
+@given(st.integers(0, 2**31), st.integers(1, 5), st.lists(st.integers(1, 7), max_size=8))
+def test_prompts_do_not_depend_on_how_they_are_shared_out(seed: int, group_size: int, leases: list[int]) -> None:
+    ledger = Ledger(seed=seed, group_size=group_size)
+    tickets = [ticket for runner, count in enumerate(leases) for ticket in ledger.lease(runner, count)]
+    assert [ticket.episode_id for ticket in tickets] == list(range(sum(leases)))
+    for ticket in tickets:
+        assert ticket.prompt_index == ticket.episode_id // group_size
+        assert ticket.seed == prompt_seed(seed, ticket.prompt_index)
+
+
+def test_runs_with_different_seeds_see_different_prompts() -> None:
+    assert [prompt_seed(0, index) for index in range(20)] != [prompt_seed(1, index) for index in range(20)]
+    assert list(heldout_tickets(3)) == list(heldout_tickets(5))[:3]
+
+
+def test_boundaries_are_closed_with_the_return_that_followed() -> None:
+    ledger = Ledger(seed=0)
+    # Two windows of two tokens after a prompt of one; the environment spoke at position 3.
+    first = make_fragment(episode_id=4, context=[9], tokens=[1, 2])
+    second = make_fragment(episode_id=4, context=[9, 1, 2], tokens=[7, 3], sampled=[0, 1], window_index=1)
+    ledger.note_boundary(first, Boundary(held=0.1, true=0.2, window_mean=0.3))
+    ledger.note_boundary(first, Boundary(held=0.25, true=0.5, window_mean=0.1))
+    ledger.note_boundary(second, Boundary(held=0.75, true=1.0, window_mean=0.2))
+    end = make_fragment(
+        episode_id=4,
+        context=[9, 1, 2, 7, 3],
+        prompt_length=1,
+        context_sampled=np.array([0, 1, 1, 0, 1], np.uint8),
+        context_rewards=np.array([0, 0, 0, 0, 0.5], np.float32),
+        tokens=[4, 5],
+        rewards=[0.0, 1.0],
+        terminated=True,
+    )
+    closed = ledger.close_boundaries(end, gamma=0.5)
+    # After the first window: reward 0.5 at once, then 1 two sampled tokens later.
+    assert [(boundary.window_index, boundary.return_after) for boundary in closed] == [(0, 0.5 + 0.25), (1, 0.5)]
+    assert [boundary.position for boundary in closed] == [2, 4]
+    assert closed[0].values.held == 0.25, "a window that was sampled again replaces the lost one"
+    assert ledger.close_boundaries(end, gamma=1.0) == []

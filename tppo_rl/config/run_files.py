@@ -1,0 +1,296 @@
+"""Run files: the YAML schema of `rllib train file`, overrides from the command line, and their checks.
+
+    quickstart:                         # name of the experiment; several in one file run one after another
+      run: TPPO
+      env: tppo_rl/ArithmeticChain-v0
+      stop: {num_env_steps_sampled_lifetime: 400000}
+      checkpoint_config: {checkpoint_frequency: 10}
+      config: {window_length: {grid_search: [64, 128]}, lr: {loguniform: [1e-5, 1e-3]}}
+      seeds: 3                          # every trial with seeds 0, 1, 2
+      tune_config: {num_samples: 4, scheduler: {type: asha, grace_period: 5}}
+
+The words for several values are in `tppo_rl.config.search_space`, those of `tune_config` in `tppo_rl.config.sweep_options`. Nothing heavy is imported here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError, model_validator
+
+from tppo_rl.config.checks import (
+    check_environment,
+    check_model,
+    check_options,
+    rllib_keys,
+    unknown_key,
+    unknown_value,
+)
+from tppo_rl.config.options import Options
+from tppo_rl.config.presets import PRESETS
+from tppo_rl.config.search_space import (
+    GRID,
+    axes,
+    check_axis,
+    check_words,
+    copy_mapping,
+    grid_points,
+    points_to_check,
+    put,
+    put_all,
+)
+from tppo_rl.config.sweep_options import (
+    LEAST_PBT_CHECKPOINTS,
+    TuneOptions,
+    check_tune_options,
+    mutation_axes,
+    name_and_arguments,
+)
+from tppo_rl.core.errors import OptionError
+
+
+class CheckpointConfig(BaseModel):
+    """When checkpoints are saved, in Tune's words."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    checkpoint_frequency: int = 0
+    """Iterations between checkpoints; 0 saves only at the end."""
+    checkpoint_at_end: bool = True
+    num_to_keep: PositiveInt | None = 2
+    """Newest checkpoints that are kept; None keeps all."""
+
+
+class Experiment(BaseModel):
+    """One experiment of a run file."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    name: str
+    run: str
+    env: str | None = None
+    stop: dict[str, int | float] = {}
+    checkpoint_config: CheckpointConfig = CheckpointConfig()
+    config: dict[str, Any] = {}
+    num_samples: PositiveInt | None = None
+    seeds: PositiveInt | list[int] | None = None
+    """Every trial once with each of these seeds; a number n stands for 0 to n - 1. None: the option `seed`."""
+    tune_config: TuneOptions = TuneOptions()
+
+    @model_validator(mode="after")
+    def _one_environment(self) -> Self:
+        if self.env is not None and self.config.get("env", self.env) != self.env:
+            raise ValueError(f"env={self.env!r} and config.env={self.config['env']!r} differ; give one")
+        return self
+
+    @model_validator(mode="after")
+    def _one_number_of_samples(self) -> Self:
+        given = {self.num_samples, self.tune_config.num_samples} - {None}
+        if len(given) == 2:
+            raise ValueError(
+                f"num_samples={self.num_samples} and tune_config.num_samples={self.tune_config.num_samples} differ; give one"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _one_set_of_seeds(self) -> Self:
+        if self.seeds is not None and "seed" in self.config:
+            raise ValueError(
+                f"seeds={self.seeds!r} and config.seed={self.config['seed']!r} both give the seed; give one"
+            )
+        if isinstance(self.seeds, list) and (not self.seeds or len(set(self.seeds)) < len(self.seeds)):
+            raise ValueError(f"seeds={self.seeds!r}: must be different numbers, one at least, such as [0, 1, 2]")
+        return self
+
+    @property
+    def samples(self) -> int:
+        """Draws of the random values."""
+        return self.num_samples or self.tune_config.num_samples or 1
+
+    @property
+    def num_trials(self) -> int:
+        """Trials of the sweep."""
+        return self.samples * sum(1 for _ in self.points())
+
+    @property
+    def is_sweep(self) -> bool:
+        """Whether it is for Tune: several trials, or a `tune_config`."""
+        several = self.samples > 1 or any(True for _ in axes(self.options()))
+        return several or self.tune_config != TuneOptions()
+
+    @property
+    def checkpoints_to_keep(self) -> int | None:
+        """Newest checkpoints that a trial keeps; where nothing is said, as many as its scheduler needs."""
+        is_pbt = name_and_arguments(self.tune_config.scheduler)[0] == "pbt"
+        if is_pbt and "num_to_keep" not in self.checkpoint_config.model_fields_set:
+            return LEAST_PBT_CHECKPOINTS
+        return self.checkpoint_config.num_to_keep
+
+    def options(self) -> dict[str, Any]:
+        """The config with environment and seeds in it; what takes several values as it is written."""
+        options = self.config | ({"env": self.env} if self.env is not None else {})
+        if self.seeds is not None:
+            seeds = list(range(self.seeds)) if isinstance(self.seeds, int) else self.seeds
+            options |= {"seed": {GRID: seeds}}
+        return options
+
+    def points(self) -> Iterator[dict[str, Any]]:
+        """The options of every point of the grids; what is drawn is left as it is written."""
+        return grid_points(self.options())
+
+
+def load_run_file(path: Path, overrides: Sequence[str] = ()) -> list[Experiment]:
+    """Reads and checks a run file.
+
+    Args:
+        path: the YAML file.
+        overrides: `key=value` texts, see `apply_override`; they apply to every experiment.
+
+    Raises:
+        OptionError: no such file, broken YAML, or a bad key or value; says where.
+    """
+    if not path.is_file():
+        raise OptionError(f"file={str(path)!r}: no such run file; the shipped ones are in configs/")
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except yaml.YAMLError as error:
+        raise OptionError(f"file={str(path)!r}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict) or not content:
+        raise OptionError(f"file={str(path)!r}: must map experiment names to experiments, see configs/quickstart.yaml")
+    return [make_experiment(str(name), body, overrides) for name, body in content.items()]
+
+
+def make_experiment(name: str, body: Any, overrides: Sequence[str] = ()) -> Experiment:
+    """Builds an experiment from its YAML mapping and checks every point of its grid.
+
+    Raises:
+        OptionError: names key, value and remedy.
+    """
+    if not isinstance(body, dict):
+        raise OptionError(f"{name}={body!r}: an experiment is a mapping with the keys run, env, stop and config")
+    body = copy_mapping(body)
+    for override in overrides:
+        apply_override(body, override)
+    known = set(Experiment.model_fields) - {"name"}
+    for key in body:
+        if key not in known:
+            raise OptionError(unknown_key(f"{name}.{key}", body[key], [f"{name}.{word}" for word in known]))
+    try:
+        experiment = Experiment(name=name, **body)
+    except ValidationError as error:
+        raise OptionError(_explain(name, error)) from None
+    if experiment.run not in PRESETS:
+        raise OptionError(unknown_value(f"{name}.run", experiment.run, PRESETS))
+    if not experiment.stop:
+        raise OptionError(
+            f"{name}.stop={{}}: the run would never end; give a limit, for example {{num_env_steps_sampled_lifetime: 400000}}"
+        )
+    check_experiment(experiment)
+    return experiment
+
+
+def _explain(name: str, error: ValidationError) -> str:
+    problem = error.errors()[0]
+    path = [str(part) for part in problem["loc"]]
+    key = ".".join([name, *path])
+    message = problem["msg"].removeprefix("Value error, ")
+    if not path:
+        return f"{name}: {message}"
+    if problem["type"] == "extra_forbidden":
+        sections: dict[str, type[BaseModel]] = {"tune_config": TuneOptions, "checkpoint_config": CheckpointConfig}
+        section = sections[path[0]]
+        return unknown_key(key, problem["input"], [f"{name}.{path[0]}.{word}" for word in section.model_fields])
+    return f"{key}={problem['input']!r}: {message}"
+
+
+def check_experiment(experiment: Experiment) -> None:
+    """Checks every point of the grids, the ends of every range, and the sweep's scheduler, without starting anything.
+
+    Raises:
+        OptionError: names key, value and remedy.
+    """
+    options = experiment.options()
+    check_words(options, [key for key, field in Options.model_fields.items() if "dict" in str(field.annotation)])
+    for axis in axes(options):
+        check_axis(axis)
+    if experiment.is_sweep:
+        check_tune_options(
+            experiment.tune_config,
+            options,
+            stop=experiment.stop,
+            num_to_keep=experiment.checkpoints_to_keep,
+            num_trials=experiment.num_trials,
+            where=f"{experiment.name}.tune_config",
+        )
+    unknown = set(options) - set(Options.model_fields)
+    other_keys = rllib_keys() if unknown else frozenset()
+    points = list(points_to_check(options))
+    points += [
+        put_all(points[0], {axis.path: value})
+        for axis in mutation_axes(experiment.tune_config)
+        for value in axis.values()
+    ]
+    worlds = set()
+    for point in points:
+        checked = check_options(point, algorithm=experiment.run, other_keys=other_keys)
+        world = repr([getattr(checked, key) for key in _WORLD])
+        if world not in worlds:
+            worlds.add(world)
+            check_model(checked)
+            check_environment(checked)
+
+
+_WORLD = ("env", "env_config", "policy_model", "critic", "reference_model", "max_prompt_length", "max_response_length")
+"""Options that `check_model` and `check_environment` read."""
+
+
+def apply_override(body: dict[str, Any], override: str) -> None:
+    """Applies `key=value` to an experiment's mapping.
+
+    The value is YAML. A key is an option (`lr`, `env_config.max_operands`) or stands at the experiment's top level
+    (`stop.training_iteration`, `num_samples`, `env`).
+
+    Raises:
+        OptionError: not of that form.
+    """
+    key, value = parse_override(override)
+    path = key.split(".")
+    if path[0] in set(Experiment.model_fields) - {"name", "config"}:
+        put(body, path, value)
+    else:
+        put(body.setdefault("config", {}), path[1:] if path[0] == "config" else path, value)
+
+
+def parse_override(override: str) -> tuple[str, Any]:
+    """Splits `key=value`; the value is YAML.
+
+    Raises:
+        OptionError: not of that form.
+    """
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise OptionError(f"--set {override!r}: must be key=value, for example --set seed=1")
+    return key, parse_yaml(text)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 reads `1e-4` as a text; here it is the number that everyone means."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def parse_yaml(text: str) -> Any:
+    """Reads a YAML or JSON text as run files are read.
+
+    Raises:
+        OptionError: not valid YAML.
+    """
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise OptionError(f"{text!r}: not valid YAML or JSON: {' '.join(str(error).split())}") from None

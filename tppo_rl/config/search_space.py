@@ -1,0 +1,186 @@
+"""Search spaces in YAML: `{grid_search: [8, 16]}`, `{loguniform: [1e-5, 1e-3]}`, in the words of `ray.tune`.
+
+A mapping with one key that is such a word stands for the values of an option. What a word may give is known without Ray: all
+values of a list, or the smallest and the largest of a range; both are checked like any other value.
+"""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from tppo_rl.core.errors import OptionError
+
+GRID = "grid_search"
+CHOICE = "choice"
+RANGES = {
+    "uniform": ("lower", "upper"),
+    "quniform": ("lower", "upper", "q"),
+    "loguniform": ("lower", "upper"),
+    "qloguniform": ("lower", "upper", "q"),
+    "randint": ("lower", "upper"),
+    "qrandint": ("lower", "upper", "q"),
+    "lograndint": ("lower", "upper"),
+    "qlograndint": ("lower", "upper", "q"),
+}
+"""Words of `ray.tune` that draw from a range, with their arguments. Those without bounds (`randn`) could draw a value that an
+option refuses, in the middle of a sweep."""
+WORDS = (GRID, CHOICE, *RANGES)
+_MOST_POINTS = 512
+
+
+class Axis(NamedTuple):
+    """One option that takes several values."""
+
+    path: tuple[str, ...]
+    word: str
+    argument: Any
+
+    @property
+    def key(self) -> str:
+        """The option's name."""
+        return ".".join(self.path)
+
+    @property
+    def is_grid(self) -> bool:
+        """Whether all values are tried, rather than some drawn."""
+        return self.word == GRID
+
+    def values(self) -> list[Any]:
+        """All values of a list; the smallest and the largest of a range."""
+        if self.word in (GRID, CHOICE):
+            return list(self.argument)
+        lower, upper = self.argument[:2]
+        if self.word in ("randint", "lograndint") or (self.word in ("qrandint", "qlograndint") and self._step == 1):
+            return [int(lower), int(upper) - 1]
+        return [int(lower), int(upper)] if "randint" in self.word else [float(lower), float(upper)]
+
+    def bounds(self) -> tuple[float, float] | None:
+        """Smallest and largest value of a range; None for a list."""
+        return None if self.word in (GRID, CHOICE) else (self.values()[0], self.values()[1])
+
+    @property
+    def _step(self) -> float:
+        return float(self.argument[2])
+
+
+def axes(options: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[Axis]:
+    """The options that take several values, nested ones too, in the order of the mapping."""
+    for key, value in options.items():
+        if isinstance(value, Mapping):
+            if len(value) == 1 and next(iter(value)) in WORDS:
+                ((word, argument),) = value.items()
+                yield Axis((*path, key), word, argument)
+            else:
+                yield from axes(value, (*path, key))
+
+
+def check_axis(axis: Axis) -> None:
+    """Checks that a word has the arguments that it needs.
+
+    Raises:
+        OptionError: an empty list, or bounds that are none.
+    """
+    key = f"{axis.key}.{axis.word}={axis.argument!r}"
+    if axis.word in (GRID, CHOICE):
+        if not isinstance(axis.argument, list) or not axis.argument:
+            raise OptionError(f"{key}: must be a list of at least one value")
+        return
+    names = RANGES[axis.word]
+    if (
+        not isinstance(axis.argument, list)
+        or len(axis.argument) != len(names)
+        or not all(map(_is_number, axis.argument))
+    ):
+        raise OptionError(f"{key}: must be the numbers [{', '.join(names)}]")
+    lower, upper, *step = axis.argument
+    if not lower < upper:
+        raise OptionError(f"{key}: the lower bound must be below the upper one; exchange or move them")
+    if "log" in axis.word and lower <= 0:
+        raise OptionError(f"{key}: a logarithmic range begins above 0; raise the lower bound")
+    if "randint" in axis.word and not all(isinstance(number, int) for number in axis.argument):
+        raise OptionError(f"{key}: draws whole numbers, so its bounds must be whole; round them")
+    if step and step[0] <= 0:
+        raise OptionError(f"{key}: values are multiples of q, which must be above 0")
+
+
+def check_words(options: Mapping[str, Any], mappings: Iterable[str]) -> None:
+    """Refuses a misspelt word, which would read as the value of its option.
+
+    Args:
+        options: By key.
+        mappings: Options whose values are mappings anyway.
+
+    Raises:
+        OptionError: says which word is meant.
+    """
+    for key in options.keys() - set(mappings):
+        value = options[key]
+        if isinstance(value, Mapping) and len(value) == 1 and next(iter(value)) not in WORDS:
+            ((word, argument),) = value.items()
+            close = difflib.get_close_matches(str(word), WORDS, n=1)
+            hint = f", did you mean {close[0]}?" if close else ""
+            raise OptionError(f"{key}.{word}={argument!r}: unknown search word{hint}; known are {', '.join(WORDS)}")
+
+
+def grid_points(options: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """The options of every point of the grids; what is drawn is left as it is written."""
+    return _products(options, [axis for axis in axes(options) if axis.is_grid])
+
+
+def points_to_check(options: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Options without axes that stand for all that may be run: every point of the grids, with the ends of every range.
+
+    Where those are too many, the points of the grids with first values, and every further value once.
+    """
+    found = list(axes(options))
+    count = 1
+    for axis in found:
+        count *= len(axis.values())
+    if count <= _MOST_POINTS:
+        yield from _products(options, found)
+        return
+    first = put_all(options, {axis.path: axis.values()[0] for axis in found if not axis.is_grid})
+    yield from grid_points(first)
+    first = put_all(first, {axis.path: axis.values()[0] for axis in found if axis.is_grid})
+    for axis in found:
+        for value in [] if axis.is_grid else axis.values()[1:]:
+            yield put_all(first, {axis.path: value})
+
+
+def put(target: dict[str, Any], path: Sequence[str], value: Any) -> None:
+    """Sets a nested key.
+
+    Raises:
+        OptionError: what should hold the key is no mapping.
+    """
+    for part in path[:-1]:
+        inner = target.setdefault(part, {})
+        if not isinstance(inner, dict):
+            raise OptionError(f"{'.'.join(path)}: {part} holds {inner!r}, which has no keys")
+        target = inner
+    target[path[-1]] = value
+
+
+def put_all(options: Mapping[str, Any], values: Mapping[tuple[str, ...], Any]) -> dict[str, Any]:
+    """A copy of the options with the values at their paths."""
+    result = copy_mapping(options)
+    for path, value in values.items():
+        put(result, path, value)
+    return result
+
+
+def copy_mapping(value: Any) -> Any:
+    """A copy of nested mappings; what is in them is shared."""
+    return {key: copy_mapping(inner) for key, inner in value.items()} if isinstance(value, Mapping) else value
+
+
+def _products(options: Mapping[str, Any], chosen: Sequence[Axis]) -> Iterator[dict[str, Any]]:
+    for values in itertools.product(*(axis.values() for axis in chosen)):
+        yield put_all(options, {axis.path: value for axis, value in zip(chosen, values, strict=True)})
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,0 +1,1 @@
+"""Whole runs: start, train, checkpoint, display, summary, figures."""

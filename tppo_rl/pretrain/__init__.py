@@ -1,0 +1,1 @@
+"""Small base models from scratch, trained on worked solutions."""

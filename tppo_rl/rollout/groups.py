@@ -1,0 +1,113 @@
+"""Groups: the responses to one prompt, compared with one another when all of them have ended.
+
+    tickets ─▶ env-runners ─▶ whole episodes ─▶ GroupBuffer ─▶ complete groups ─┬─ returns differ ─▶ update
+       ▲                                                                        └─ all equal ──▶ dropped, counted
+       └──────────────────── as many new prompts as were dropped ◀───────────────────┘
+
+Dynamic sampling (DAPO, arXiv 2503.14476, section 3.2) is the way back. Plain Python, tested without Ray.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from tppo_rl.core.fragments import Fragment
+
+Group = list[Fragment]
+
+
+class GroupBuffer:
+    """Whole episodes that wait for the others of their group; more than a few wait only after a loss of env-runners."""
+
+    def __init__(self, group_size: int) -> None:
+        self._group_size = group_size
+        self._waiting: defaultdict[int, Group] = defaultdict(list)
+
+    @property
+    def num_tokens(self) -> int:
+        """Sampled tokens that wait."""
+        return sum(len(fragment) for fragment in self.fragments())
+
+    def add(self, fragments: Iterable[Fragment]) -> list[Group]:
+        """Adds finished episodes and returns the groups that they complete."""
+        complete = []
+        for fragment in fragments:
+            group = self._waiting[fragment.prompt_index]
+            group.append(fragment)
+            if len(group) == self._group_size:
+                complete.append(self._waiting.pop(fragment.prompt_index))
+        return complete
+
+    def fragments(self) -> list[Fragment]:
+        """What waits."""
+        return [fragment for group in self._waiting.values() for fragment in group]
+
+
+@dataclass
+class GroupSample:
+    """Groups for one update, and what became of the others."""
+
+    groups: list[Group] = field(default_factory=list)
+    dropped: list[Group] = field(default_factory=list)
+    """Groups without variance that others replace."""
+    num_complete: int = 0
+    """Groups that were sampled."""
+    num_without_variance: int = 0
+    """Of these, the ones whose returns (or verdicts) are all equal, whether dropped or not."""
+    rounds: int = 0
+
+    @property
+    def fragments(self) -> list[Fragment]:
+        """Those of the groups to train."""
+        return [fragment for group in self.groups for fragment in group]
+
+
+def has_variance(group: Group, *, by_verdict: bool = False) -> bool:
+    """Whether the returns of a group's responses differ, or with `by_verdict` whether some are right and some wrong."""
+    if by_verdict:
+        return len({bool(fragment.correct) for fragment in group}) > 1
+    returns = [float(fragment.context_rewards.sum() + fragment.rewards.sum()) for fragment in group]
+    return max(returns) > min(returns)
+
+
+def sample_groups(
+    sample: Callable[[int], list[Fragment]],
+    buffer: GroupBuffer,
+    *,
+    num_groups: int,
+    group_size: int,
+    replace: bool,
+    max_rounds: int,
+    by_verdict: bool = False,
+) -> GroupSample:
+    """Samples groups for one update.
+
+    Args:
+        sample: Generates that many whole episodes, the group's next ones first; it may return fewer.
+        buffer: Holds episodes of groups that are not complete, also from earlier calls.
+        num_groups: Groups to sample.
+        group_size: Responses to a prompt.
+        replace: Drop groups without variance and sample others in their place.
+        max_rounds: After so many rounds of replacing the update takes what there is; a last round in which no group had
+            variance is trained all the same, which changes nothing where advantages are relative.
+        by_verdict: What variance is of: verdicts, as in DAPO, where a penalty for length would make returns differ in
+            groups that are all right or all wrong; or returns.
+
+    Returns:
+        At least one group.
+    """
+    result = GroupSample()
+    while True:
+        complete = buffer.add(sample((num_groups - len(result.groups)) * group_size))
+        useful = [group for group in complete if has_variance(group, by_verdict=by_verdict)]
+        result.rounds += 1
+        result.num_complete += len(complete)
+        result.num_without_variance += len(complete) - len(useful)
+        last_round = not replace or result.rounds >= max_rounds
+        kept = complete if not replace or (last_round and not result.groups and not useful) else useful
+        result.groups += kept
+        result.dropped += [group for group in complete if not any(group is other for other in kept)]
+        if result.groups and (last_round or len(result.groups) >= num_groups):
+            return result

@@ -1,0 +1,238 @@
+"""The ledger: what became of every sampled token and every prompt.
+
+Tokens are counted where they are, by the party that holds them, so the identity
+
+    sampled = trained + queued + in flight + dropped
+
+is a check and not a definition: `sampled` and `in flight` are what env-runners say of themselves, `queued` is what
+the train queue holds, `trained` is what learners report, `dropped` is booked by reason at each place that drops.
+
+Prompts are given out as tickets. A ticket is either unused, leased to an env-runner, or its episode has ended; the
+tickets of a lost env-runner go out again first, so no prompt is ever skipped.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from tppo_rl.core.boundaries import Boundary, ClosedBoundary
+from tppo_rl.core.fragments import Fragment, return_after
+from tppo_rl.core.prompts import Ticket, prompt_seed
+
+
+@dataclass(frozen=True)
+class TokenCounts:
+    """Tokens of the whole run, by what became of them."""
+
+    sampled: int
+    trained: int
+    queued: int
+    in_flight: int
+    dropped: dict[str, int]
+
+    @property
+    def unaccounted(self) -> int:
+        """0 as long as the ledger's identity holds."""
+        return self.sampled - self.trained - self.queued - self.in_flight - sum(self.dropped.values())
+
+
+class LedgerError(AssertionError):
+    """The identity of the ledger is broken: tokens were lost or counted twice."""
+
+
+@dataclass
+class _RunnerAccount:
+    sampled: int = 0
+    in_flight: int = 0
+    leased: set[int] = field(default_factory=set)
+
+
+class Ledger:
+    """Accounts of tokens and prompts; plain Python, owned by the algorithm.
+
+    Args:
+        seed: seed of the run; with the prompt index it gives the seed of each environment reset.
+        group_size: episodes for each prompt.
+    """
+
+    def __init__(self, *, seed: int, group_size: int = 1) -> None:
+        self._seed = seed
+        self._group_size = group_size
+        self._next_episode = 0
+        self._returned: deque[int] = deque()
+        self._runners: dict[int, _RunnerAccount] = {}
+        self._sampled_by_lost_runners = 0
+        self._trained = 0
+        self._queued = 0
+        self._dropped: Counter[str] = Counter()
+        self._last_fragment: dict[int, Fragment] = {}
+        self._boundaries: dict[int, dict[int, tuple[int, Boundary]]] = {}
+        self.num_finished_episodes = 0
+
+    # Prompts
+
+    def lease(self, env_runner: int, count: int) -> list[Ticket]:
+        """Gives `count` tickets to an env-runner, those of lost env-runners first."""
+        tickets = [self._ticket(self._take_episode_id()) for _ in range(count)]
+        self._account(env_runner).leased.update(ticket.episode_id for ticket in tickets)
+        return tickets
+
+    def give_back(self, env_runner: int, tickets: Iterable[Ticket]) -> None:
+        """Takes back tickets that did not reach the env-runner; they go out again first."""
+        account = self._account(env_runner)
+        for ticket in tickets:
+            account.leased.discard(ticket.episode_id)
+            self._returned.append(ticket.episode_id)
+
+    def num_leased(self, env_runner: int) -> int:
+        """Tickets of an env-runner whose episodes have not ended."""
+        return len(self._account(env_runner).leased)
+
+    def context_of(self, episode_id: int) -> np.ndarray:
+        """int32: prompt and all emitted windows of an open episode."""
+        fragment = self._last_fragment[episode_id]
+        return np.concatenate([fragment.context, fragment.tokens])
+
+    @property
+    def open_episodes(self) -> list[int]:
+        """Episodes of which at least one window was emitted and which have not ended."""
+        return list(self._last_fragment)
+
+    # Tokens
+
+    def report(
+        self, env_runner: int, fragments: Sequence[Fragment], *, num_tokens_sampled: int, num_open_tokens: int
+    ) -> None:
+        """Books one answer of an env-runner: its fragments and what it says of itself at that moment.
+
+        Args:
+            env_runner: index of the env-runner.
+            fragments: what it emitted since its last report; they count as queued from now on.
+            num_tokens_sampled: all tokens that it sampled since it started.
+            num_open_tokens: of those, the ones that no emitted fragment holds.
+        """
+        account = self._account(env_runner)
+        account.sampled = num_tokens_sampled
+        account.in_flight = num_open_tokens
+        for fragment in fragments:
+            self._queued += len(fragment)
+            if fragment.finished:
+                account.leased.discard(fragment.episode_id)
+                self._last_fragment.pop(fragment.episode_id, None)
+                self.num_finished_episodes += 1
+            else:
+                self._last_fragment[fragment.episode_id] = fragment
+
+    def book_trained(self, num_tokens: int) -> None:
+        """Books tokens that learners have trained, as they report it."""
+        self._trained += num_tokens
+        self._queued -= num_tokens
+
+    def book_dropped(self, reason: str, num_tokens: int) -> None:
+        """Books queued tokens that will not be trained."""
+        self._dropped[reason] += num_tokens
+        self._queued -= num_tokens
+
+    def lose_env_runner(self, env_runner: int, reason: str = "env_runner_lost") -> None:
+        """Books the open tokens of a lost env-runner as dropped and takes back its prompts."""
+        account = self._runners.pop(env_runner, _RunnerAccount())
+        self._sampled_by_lost_runners += account.sampled
+        self._dropped[reason] += account.in_flight
+        self._returned.extend(sorted(account.leased))
+        for episode_id in account.leased:
+            self._last_fragment.pop(episode_id, None)
+            self._boundaries.pop(episode_id, None)
+
+    def counts(self) -> TokenCounts:
+        """The tokens of the whole run so far."""
+        accounts = self._runners.values()
+        return TokenCounts(
+            sampled=self._sampled_by_lost_runners + sum(account.sampled for account in accounts),
+            trained=self._trained,
+            queued=self._queued,
+            in_flight=sum(account.in_flight for account in accounts),
+            dropped=dict(self._dropped),
+        )
+
+    def check(self, *, queue_tokens: int) -> TokenCounts:
+        """Checks the identity.
+
+        Args:
+            queue_tokens: tokens that the train queue really holds, and those in an update that has not ended.
+
+        Raises:
+            LedgerError: tokens were lost or counted twice.
+        """
+        counts = self.counts()
+        if counts.unaccounted or counts.queued != queue_tokens:
+            raise LedgerError(f"ledger does not add up: {counts}, the train queue holds {queue_tokens} tokens")
+        return counts
+
+    # What is known of a boundary only when the episode ends
+
+    def note_boundary(self, fragment: Fragment, values: Boundary) -> None:
+        """Keeps the critic's values at the end of an unfinished fragment until the episode ends."""
+        # By window: those of an episode that is generated anew after the loss of an env-runner replace the old ones.
+        self._boundaries.setdefault(fragment.episode_id, {})[fragment.window_index] = (fragment.num_positions, values)
+
+    def close_boundaries(self, finished: Fragment, gamma: float) -> list[ClosedBoundary]:
+        """Returns the earlier boundaries of an episode beside the returns that followed them, given its last fragment."""
+        return [
+            ClosedBoundary(window_index, values, return_after(finished, end, gamma), end - finished.prompt_length)
+            for window_index, (end, values) in self._boundaries.pop(finished.episode_id, {}).items()
+        ]
+
+    # Checkpoints
+
+    def state(self) -> dict[str, Any]:
+        """Everything that a checkpoint needs; the train queue is saved beside it.
+
+        Open windows live in env-runners and are not saved: on restore their tokens count as dropped ("resume") and
+        their prompts go out again first.
+        """
+        leased = [episode_id for account in self._runners.values() for episode_id in account.leased]
+        counts = self.counts()
+        dropped = Counter(counts.dropped)
+        dropped["resume"] += counts.in_flight
+        return {
+            "seed": self._seed,
+            "group_size": self._group_size,
+            "next_episode": self._next_episode,
+            "returned": [*self._returned, *sorted(leased)],
+            "sampled": counts.sampled,
+            "trained": counts.trained,
+            "queued": counts.queued,
+            "dropped": {reason: count for reason, count in dropped.items() if count},
+            "num_finished_episodes": self.num_finished_episodes,
+        }
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> Ledger:
+        """A ledger that goes on where `state` was taken, with no env-runner yet."""
+        ledger = cls(seed=state["seed"], group_size=state["group_size"])
+        ledger._next_episode = state["next_episode"]
+        ledger._returned = deque(state["returned"])
+        ledger._sampled_by_lost_runners = state["sampled"]
+        ledger._trained = state["trained"]
+        ledger._queued = state["queued"]
+        ledger._dropped = Counter(state["dropped"])
+        ledger.num_finished_episodes = state["num_finished_episodes"]
+        return ledger
+
+    def _take_episode_id(self) -> int:
+        if self._returned:
+            return self._returned.popleft()
+        self._next_episode += 1
+        return self._next_episode - 1
+
+    def _ticket(self, episode_id: int) -> Ticket:
+        prompt_index = episode_id // self._group_size
+        return Ticket(episode_id, prompt_index, prompt_seed(self._seed, prompt_index))
+
+    def _account(self, env_runner: int) -> _RunnerAccount:
+        return self._runners.setdefault(env_runner, _RunnerAccount())

@@ -1,0 +1,84 @@
+"""The train queue and the bound on staleness. Plain Python, tested without Ray.
+
+Symbols: v = the trainer's policy version; u = the version that sampled a token; eta = `max_staleness`;
+B = tokens of one update. A token is trained at version v with staleness v - u; the update then makes v + 1.
+
+Claim: every token is trained with staleness at most eta, and none is thrown away.
+
+- A token that is outstanding while version v is trained, and is not in that batch, is trained at v + 1 at the
+  earliest. So the update at v may only begin when every token that stays outside has u >= v + 1 - eta.
+- Tokens in the queue: the batch takes the oldest first, and takes all with u < v + 1 - eta even beyond B.
+- Tokens in open windows: `may_update` waits until none is older than v + 1 - eta. The env-runners that hold such
+  tokens are always given engine steps, so their windows close after at most `window_length` steps.
+- By induction no outstanding token ever has v - u > eta.
+
+                          waits for                                       unblocked by
+    update at v           queue >= B; no open token older than v+1-eta    fragments
+    env-runner (steps)    queue + what it was already asked for < eta*B,  an update that takes from the queue
+                          unless the update waits for its open windows
+
+Both cannot wait for each other: an env-runner that waits holds the queue at eta*B >= B tokens, and an update that
+waits for open windows lifts the env-runner's limit.
+
+Example: eta = 2, B = 4096. At v = 7 the queue holds tokens of versions 5, 6, 7, and an open window began at version 5.
+The update must wait (5 < 7 + 1 - 2 = 6): trained at v = 8, that window would have staleness 3.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable
+from itertools import count
+
+from tppo_rl.core.fragments import Fragment
+
+
+class TrainQueue:
+    """Fragments that wait for an update, the oldest policy version first."""
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[int, int, Fragment]] = []
+        self._arrival = count()
+        self.num_tokens = 0
+
+    def __len__(self) -> int:
+        return len(self._heap)
+
+    def push(self, fragments: Iterable[Fragment]) -> None:
+        """Adds fragments; among equally old ones the first to arrive is the first to leave."""
+        for fragment in fragments:
+            heapq.heappush(self._heap, (fragment.oldest_version, next(self._arrival), fragment))
+            self.num_tokens += len(fragment)
+
+    def take(self, num_tokens: int, *, oldest_allowed_to_stay: int) -> list[Fragment]:
+        """Takes at least `num_tokens` tokens, and every fragment with a token older than `oldest_allowed_to_stay`."""
+        taken: list[Fragment] = []
+        taken_tokens = 0
+        while self._heap and (taken_tokens < num_tokens or self._heap[0][0] < oldest_allowed_to_stay):
+            _, _, fragment = heapq.heappop(self._heap)
+            taken.append(fragment)
+            taken_tokens += len(fragment)
+        self.num_tokens -= taken_tokens
+        return taken
+
+    def fragments(self) -> list[Fragment]:
+        """What waits, in the order in which it would be taken."""
+        return [fragment for _, _, fragment in sorted(self._heap, key=lambda entry: entry[:2])]
+
+
+def oldest_allowed_to_stay(version: int, max_staleness: int) -> int:
+    """Oldest version that a token may have if it is not trained by the update at `version`."""
+    return version + 1 - max_staleness
+
+
+def may_update(version: int, max_staleness: int, oldest_open_versions: Iterable[int]) -> bool:
+    """Whether no open window would be too old after the update at `version`.
+
+    Args:
+        version: the trainer's policy version.
+        max_staleness: bound in versions, at least 1.
+        oldest_open_versions: for each env-runner the oldest version among its open tokens, or the version that its
+            next token will have if it has none.
+    """
+    least = oldest_allowed_to_stay(version, max_staleness)
+    return all(oldest >= least for oldest in oldest_open_versions)

@@ -1,0 +1,145 @@
+"""Weights from the learner group to the engines, and the proof that they arrived.
+
+A push never waits: env-runners take the weights between two requests. Proof: the log-probs that engine and trainer give
+to a fixed probe must agree. It is asked for after the first push, after the first push of changed weights, and after a
+restart of an env-runner. (Engines repack weights for their kernels, so a checksum over the engine's copy does not exist.)
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from ray.rllib.core import COMPONENT_LEARNER, COMPONENT_RL_MODULE, DEFAULT_MODULE_ID
+from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
+
+from tppo_rl.core.fragments import Fragment
+from tppo_rl.rollout.packed_weights import PackedWeights
+
+logger = logging.getLogger(__name__)
+
+WEIGHTS_TAG = "tppo_weights"
+PROBE_LENGTH = 32
+DELIVERY_TIMEOUT_S = 300.0
+LARGEST_PROBE_GAP = {"float32": 1e-4, "bfloat16": 0.05}
+"""Mean absolute log-prob gap on the probe, nats, above which the engine does not hold the trainer's weights."""
+
+
+class WeightSync:
+    """Sends weights to env-runners.
+
+    Args:
+        learner_group: RLlib's LearnerGroup, where the weights come from.
+        group: RLlib's EnvRunnerGroup.
+        dtype: of the models; decides how large a probe gap is a fault.
+        vocabulary_size: probe tokens are below it.
+    """
+
+    def __init__(self, learner_group: Any, group: Any, *, dtype: str, vocabulary_size: int) -> None:
+        self._learner_group = learner_group
+        self._group = group
+        self._largest_gap = LARGEST_PROBE_GAP[dtype]
+        generator = np.random.default_rng(0)
+        self._probe = generator.integers(0, vocabulary_size, PROBE_LENGTH).tolist()
+        self._undelivered: set[int] = set()
+        self._state: dict[str, Any] = {}
+
+    def push(self) -> int:
+        """Sends the learners' weights to all env-runners and returns their policy version."""
+        state = self._learner_group.get_state(
+            components=f"{COMPONENT_LEARNER}/{COMPONENT_RL_MODULE}", inference_only=True
+        )[COMPONENT_LEARNER]
+        version = int(state[WEIGHTS_SEQ_NO])
+        remote = self._group.healthy_env_runner_ids()
+        if remote:
+            packed = PackedWeights.pack(state[COMPONENT_RL_MODULE][DEFAULT_MODULE_ID])
+            self._state = {COMPONENT_RL_MODULE: ray.put(packed), WEIGHTS_SEQ_NO: version}
+            self._undelivered = set(remote)
+            self.deliver()
+        elif self._group.local_env_runner is not None:
+            self._group.local_env_runner.set_state(state)
+        return version
+
+    def deliver(self, env_runner: int | None = None) -> None:
+        """Sends the newest weights to env-runners that had no room for a further request, or to the one given."""
+        if env_runner is not None:
+            self._undelivered.add(env_runner)
+        self._group.fetch_ready_async_reqs(tags=WEIGHTS_TAG, timeout_seconds=0.0)
+        if not self._undelivered:
+            return
+        for target in sorted(self._undelivered & set(self._group.healthy_env_runner_ids())):
+            if self._group.foreach_env_runner_async(
+                "set_state", tag=WEIGHTS_TAG, kwargs={"state": self._state}, remote_worker_ids=[target]
+            ):
+                self._undelivered.discard(target)
+
+    def verify(self) -> float:
+        """Compares the probe's log-probs of every engine with the trainer's and returns the largest mean gap, nats.
+
+        Call it after a push and before the next update begins: an update changes the trainer's weights under way.
+
+        Raises:
+            RuntimeError: an engine does not hold the trainer's weights, or did not take them in time.
+        """
+        self.wait_until_delivered()
+        (expected,) = self._log_probs_of_trainer([self._probe], temperature=1.0)
+        if self._group.healthy_env_runner_ids():
+            scores = self._group.foreach_env_runner(
+                "score", kwargs={"tokens": self._probe}, local_env_runner=False, timeout_seconds=None
+            )
+        else:
+            scores = [self._group.local_env_runner.score(self._probe)]
+        gap = max((float(np.abs(score - expected).mean()) for score in scores), default=0.0)
+        if not gap <= self._largest_gap:
+            raise RuntimeError(
+                f"weight sync failed: engine and trainer differ by {gap:.2e} nats on average over a probe of {PROBE_LENGTH} "
+                f"tokens (largest allowed: {self._largest_gap:.0e}); the engine samples from other weights than are trained"
+            )
+        return gap
+
+    def wait_until_delivered(self) -> None:
+        """Waits until every healthy env-runner has been sent the newest weights; what is asked of it next uses them.
+
+        Raises:
+            RuntimeError: an env-runner took none for `DELIVERY_TIMEOUT_S`.
+        """
+        deadline = time.monotonic() + DELIVERY_TIMEOUT_S
+        while self._undelivered & set(self._group.healthy_env_runner_ids()):
+            if time.monotonic() > deadline:
+                raise RuntimeError(
+                    f"env-runners {sorted(self._undelivered)} took no weights for {DELIVERY_TIMEOUT_S:.0f} s"
+                )
+            self.deliver()
+            time.sleep(0.01)
+
+    def gap_of_episodes(self, episodes: Sequence[Fragment], temperature: float) -> tuple[float, float]:
+        """Mean and largest |trainer - behaviour log-prob|, nats, over whole episodes that the newest weights sampled."""
+        sequences = [np.concatenate([episode.context, episode.tokens]).tolist() for episode in episodes]
+        gaps = []
+        for episode, log_probs in zip(episodes, self._log_probs_of_trainer(sequences, temperature), strict=True):
+            sampled = episode.sampled.astype(bool)
+            gaps.append(np.abs(log_probs[-len(episode.tokens) :] - episode.behaviour_log_probs)[sampled])
+        every = np.concatenate(gaps)
+        return float(every.mean()), float(every.max())
+
+    def _log_probs_of_trainer(self, sequences: Sequence[Sequence[int]], temperature: float) -> list[np.ndarray]:
+        score = partial(_log_probs_on_learner, sequences=sequences, temperature=temperature)
+        return list(self._learner_group.foreach_learner(score).result_or_errors[0].get())
+
+
+def _log_probs_on_learner(learner: Any, *, sequences: Sequence[Sequence[int]], temperature: float) -> list[np.ndarray]:
+    """Log-prob of every token but the first of each sequence, by a plain forward pass: nothing that trains is used."""
+    policy = learner.module[DEFAULT_MODULE_ID].policy
+    results = []
+    for tokens in sequences:
+        ids = torch.tensor([tokens], device=policy.device)
+        with torch.no_grad():
+            logits = policy.logits(ids)[0, :-1].float() / temperature
+        results.append(logits.log_softmax(-1).gather(-1, ids[0, 1:, None]).squeeze(-1).cpu().numpy())
+    return results
