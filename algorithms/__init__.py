@@ -1,34 +1,49 @@
 if __name__ != "tppo_rl.algorithms":
     raise ImportError("import this package as 'tppo_rl.algorithms'")
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from tppo_rl.core.registry import ALGORITHMS
+
 if TYPE_CHECKING:
-    from tppo_rl.algorithms.dapo import DAPO as DAPO
-    from tppo_rl.algorithms.dapo import DAPOConfig as DAPOConfig
-    from tppo_rl.algorithms.grpo import GRPO as GRPO
-    from tppo_rl.algorithms.grpo import GRPOConfig as GRPOConfig
-    from tppo_rl.algorithms.ppo import PPO as PPO
-    from tppo_rl.algorithms.ppo import PPOConfig as PPOConfig
-    from tppo_rl.algorithms.tppo import TPPO as TPPO
-    from tppo_rl.algorithms.tppo_config import TPPOConfig as TPPOConfig
-    from tppo_rl.algorithms.vapo import VAPO as VAPO
-    from tppo_rl.algorithms.vapo import VAPOConfig as VAPOConfig
+    from tppo_rl.algorithms.rllib_classes import LanguageModelAlgorithm
+    from tppo_rl.algorithms.rllib_config import LanguageModelConfig
 
-ALGORITHMS = ("TPPO", "PPO", "VAPO", "GRPO", "DAPO")
-"""Names of the algorithms in run files; each has a class of that name, and one with `Config` behind it."""
+    class TPPO(LanguageModelAlgorithm): ...
 
+    class TPPOConfig(LanguageModelConfig): ...
 
-def algorithm_class(name: str) -> Any:
-    """The algorithm class of a name in a run file. Imports Ray."""
-    return getattr(import_module(f"tppo_rl.algorithms.{name.lower()}"), name)
+    class PPO(LanguageModelAlgorithm): ...
+
+    class PPOConfig(LanguageModelConfig): ...
+
+    class VAPO(LanguageModelAlgorithm): ...
+
+    class VAPOConfig(LanguageModelConfig): ...
+
+    class GRPO(LanguageModelAlgorithm): ...
+
+    class GRPOConfig(LanguageModelConfig): ...
+
+    class DAPO(LanguageModelAlgorithm): ...
+
+    class DAPOConfig(LanguageModelConfig): ...
+
+    class GSPO(LanguageModelAlgorithm): ...
+
+    class GSPOConfig(LanguageModelConfig): ...
+
+    class CISPO(LanguageModelAlgorithm): ...
+
+    class CISPOConfig(LanguageModelConfig): ...
 
 
 def __getattr__(name: str) -> Any:
+    """The classes of every algorithm, `NAME` and `NAMEConfig`. Imports Ray when one is asked for."""
     algorithm = name.removesuffix("Config")
     if algorithm not in ALGORITHMS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    if name == "TPPOConfig":
-        return import_module("tppo_rl.algorithms.tppo_config").TPPOConfig
-    return getattr(import_module(f"tppo_rl.algorithms.{algorithm.lower()}"), name)
+    from tppo_rl.algorithms.rllib_classes import rllib_classes
+
+    classes = rllib_classes(ALGORITHMS.find(algorithm))
+    return classes[1] if name.endswith("Config") else classes[0]

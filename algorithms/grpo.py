@@ -1,33 +1,39 @@
 """GRPO (arXiv 2402.03300): responses to one prompt are compared with one another; there is no critic.
 
-    A_i  = (R_i - mean(R)) / std(R)                               over the group, the same on every token of response i
-    loss = mean over responses of the mean over tokens of (clipped surrogate + 0.04 * k3(reference, policy))
+    batches      one whole response of every slot, in groups of responses to a prompt
+    advantages   A_i = (R_i - mean(R)) / std(R) over the group, the same on every token of response i
+                 (`maths/group_advantages.py`)
+    policy loss  mean over responses of the mean over tokens of (clipped surrogate + 0.04 * k3(reference, policy))
 
-All of it is the preset `GRPO` of `tppo_rl.config.presets`. No critic is built, on learners or elsewhere.
+No critic is built, on learners or elsewhere. The paper samples 64 responses a prompt; `group_size` is 16 here.
 """
 
 from __future__ import annotations
 
-from typing import ClassVar
+from tppo_rl.algorithms.lazy_classes import lazy_classes
+from tppo_rl.core.algorithm_spec import AlgorithmSpec
 
-from ray.tune.registry import register_trainable
+GROUP_RELATIVE = {
+    "critic": "it has none; for one use run: VAPO",
+    "advantage_estimator": "it compares the responses to one prompt; for GAE use run: PPO",
+}
+"""Why its relatives cannot have them either."""
 
-from tppo_rl.algorithms.tppo import TPPO
-from tppo_rl.algorithms.tppo_config import TPPOConfig
+SPEC = AlgorithmSpec(
+    name="GRPO",
+    title="group-relative policy optimization",
+    paper="arXiv 2402.03300",
+    batches="whole_responses",
+    advantages="group_relative",
+    critic=None,
+    defaults={
+        "group_size": 16,
+        "loss_aggregation": "response",
+        "clip_high": 0.2,
+        "kl_coef": 0.04,
+        "kl_estimator": "k3",
+    },
+    fixed=GROUP_RELATIVE,
+)
 
-
-class GRPOConfig(TPPOConfig):
-    """Configuration of GRPO."""
-
-    algorithm: ClassVar[str] = "GRPO"
-
-
-class GRPO(TPPO):
-    """GRPO, see the head of this file."""
-
-    @classmethod
-    def get_default_config(cls) -> GRPOConfig:
-        return GRPOConfig()
-
-
-register_trainable("GRPO", GRPO)
+__getattr__ = lazy_classes(SPEC)  # GRPO and GRPOConfig

@@ -1,27 +1,25 @@
 """PPO on whole responses (arXiv 1707.06347): what T-PPO is compared with.
 
-Every slot generates one whole response, the step waits for the longest, advantages are plain GAE. Everything else is
-T-PPO's, so that a comparison shows what windows do; the differences are the preset `PPO` of `tppo_rl.config.presets`. Tune knows
-RLlib's algorithm by the name "PPO", so this one is given to it as a class.
+    batches      every slot generates one whole response, and the step waits for the longest
+    advantages   A_t = sum_k (gamma lambda)^k delta_(t+k) to the end of the response: plain GAE (`maths/advantages.py`)
+    losses       those of T-PPO
+
+Everything else is T-PPO's, so that a comparison shows what windows do. Tune knows RLlib's algorithm by the name "PPO", so this
+one is given to it as a class.
 """
 
 from __future__ import annotations
 
-from typing import ClassVar
+from tppo_rl.algorithms.lazy_classes import lazy_classes
+from tppo_rl.core.algorithm_spec import AlgorithmSpec
 
-from tppo_rl.algorithms.tppo import TPPO
-from tppo_rl.algorithms.tppo_config import TPPOConfig
+SPEC = AlgorithmSpec(
+    name="PPO",
+    title="PPO on whole responses",
+    paper="arXiv 1707.06347",
+    batches="whole_responses",
+    advantages="gae",
+    fixed={"advantage_estimator": "plain GAE is what it is compared for; for EGAE use run: TPPO"},
+)
 
-
-class PPOConfig(TPPOConfig):
-    """Configuration of PPO."""
-
-    algorithm: ClassVar[str] = "PPO"
-
-
-class PPO(TPPO):
-    """PPO, see the head of this file."""
-
-    @classmethod
-    def get_default_config(cls) -> PPOConfig:
-        return PPOConfig()
+__getattr__ = lazy_classes(SPEC)  # PPO and PPOConfig

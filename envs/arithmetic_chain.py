@@ -1,4 +1,4 @@
-"""Running sums modulo 100 over a chain of labelled digits: short on average, with a heavy tail.
+"""Running sums modulo 100 over a chain of labeled digits: short on average, with a heavy tail.
 
 Prompt ``a3k9B1=``: distinct labels (letters of either case), each with a one-digit operand. Worked solution
 ``a3=3;k9=12;B1=13;#13``: one step per operand with the sum so far modulo 100, then ``#`` and the final sum.

@@ -32,7 +32,7 @@ MAX_CHARACTERS = 65_536
 """Longest text of the spaces, in characters."""
 
 MAX_DRAWS = 2_000
-"""Draws after which a split counts as empty; by chance alone this happens with probability 0.9^2000."""
+"""Draws after which a split counts as empty; by probability alone this happens with probability 0.9^2000."""
 
 _PROBLEM_STREAM = 0x7465_7874
 _SAMPLED_CHARACTERS = string.ascii_letters + string.digits + string.punctuation + " \n"

@@ -32,7 +32,7 @@ def make_fragment(
         "context_rewards": np.zeros(len(context), np.float32),
         "tokens": np.array(tokens, np.int32),
         "sampled": np.array(sampled if sampled is not None else [1] * count, np.uint8),
-        "behaviour_log_probs": np.full(count, -1.0, np.float32),
+        "behavior_log_probs": np.full(count, -1.0, np.float32),
         "versions": np.array(versions if versions is not None else [0] * count, np.int32),
         "rewards": np.array(rewards if rewards is not None else [0.0] * count, np.float32),
         "terminated": False,

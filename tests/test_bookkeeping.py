@@ -16,7 +16,7 @@ from tppo_rl.core.errors import OptionError
 from tppo_rl.core.fragments import table_from_fragments
 from tppo_rl.learner.hindsight import HindsightBuffer
 from tppo_rl.learner.update import FRAGMENT_REPORT_SCHEMA
-from tppo_rl.observability.totals import RunAccounts
+from tppo_rl.observability.totals import RunTotals
 from tppo_rl.rollout.ledger import Ledger
 
 
@@ -87,7 +87,7 @@ def book(closed: Sequence[ClosedBoundary] = (), **config: Any) -> Any:
     algorithm.metrics = SimpleNamespace(peek_results=lambda result: result, aggregate=lambda results, key: None)
     algorithm._queue = algorithm._groups = SimpleNamespace(num_tokens=0)
     algorithm._log_values = {}
-    algorithm._accounts = RunAccounts(largest_ratio_deviation=0.5)
+    algorithm._accounts = RunTotals(largest_ratio_deviation=0.5)
     algorithm._close_boundaries = lambda fragments, reports: closed
     algorithm.iteration = 0
     algorithm.written = []

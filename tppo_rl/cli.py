@@ -159,18 +159,16 @@ def options(algorithm: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from tppo_rl.config.checks import unknown_value
-    from tppo_rl.config.options import Options
-    from tppo_rl.config.presets import PRESETS
-    from tppo_rl.core.errors import OptionError
+    from tppo_rl.config.options import OPTIONS, algorithm_spec
 
-    if algorithm not in PRESETS:
-        raise OptionError(unknown_value("--run", algorithm, PRESETS))
-    preset = PRESETS[algorithm]
-    table = Table("option", "default", "meaning", title=f"{algorithm}: {preset.title}")
-    for key, field in Options.model_fields.items():
-        default = repr(preset.options.get(key, field.get_default()))
-        table.add_row(key, f"{default} (fixed)" if key in preset.fixed else default, field.description)
+    spec = algorithm_spec(algorithm, key="--run")
+    table = Table("section", "option", "default", "meaning", title=f"{algorithm}: {spec.title}")
+    last = None
+    for key, option in OPTIONS.items():
+        default = repr(spec.options.get(key, option.default))
+        section = option.section if option.section != last else ""
+        table.add_row(section, key, f"{default} (fixed)" if key in spec.reasons else default, option.description)
+        last = option.section
     Console().print(table)
 
 

@@ -1,4 +1,4 @@
-"""Trials of a sweep by task and group, their measures, and what differs beyond chance."""
+"""Trials of a sweep by task and group, their measures, and what differs beyond probability."""
 
 from __future__ import annotations
 

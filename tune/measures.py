@@ -58,7 +58,7 @@ MEASURES = (
         "of the returns of unfinished windows, late",
     ),
     Measure("boundary_held", "|V(s_(l-1)) - G_l|", "reward", POSITIVE, "mean over window ends, late"),
-    Measure("boundary_true", "|V(s_l) - G_l|", "reward", POSITIVE, "mean over window ends, late"),
+    Measure("boundary_bootstrap", "|V(s_l) - G_l|", "reward", POSITIVE, "mean over window ends, late"),
     Measure("boundary_step", "|V(s_l) - V(s_(l-1))|", "reward", POSITIVE, "mean over window ends, late"),
 )  # fmt: skip
 BY_NAME = {measure.name: measure for measure in MEASURES}
@@ -122,11 +122,12 @@ def boundary_means(trial: Trial) -> dict[str, float]:
     if not count:
         return {}
     return {
-        f"boundary_{which}": sum(getattr(cell, which) for cell in cells) / count for which in ("held", "true", "step")
+        f"boundary_{which}": sum(getattr(cell, which) for cell in cells) / count
+        for which in ("held", "bootstrap", "step")
     }
 
 
-def boundary_profile(trials: Sequence[Trial], which: Literal["held", "true", "step"], along: Along) -> np.ndarray:
+def boundary_profile(trials: Sequence[Trial], which: Literal["held", "bootstrap", "step"], along: Along) -> np.ndarray:
     """Mean sizes of the late boundary errors of all trials together, along window index or position.
 
     Returns:

@@ -36,7 +36,7 @@ _IN_GROUPS = (
     "explained_variance",
     "explained_variance_unfinished",
     "boundary_held",
-    "boundary_true",
+    "boundary_bootstrap",
     "boundary_step",
 )
 _IN_TRIALS = ("accuracy_final", "accuracy_equal_tokens", "seconds_to_target", "tokens_per_second", "slot_occupancy")
@@ -140,11 +140,11 @@ def hold_words(task: Task) -> list[str]:
         if not width or np.isnan(steps).all():
             continue
         worst = int(np.nanargmax(steps))
-        held, true, step = (group.estimate(f"boundary_{which}").mean for which in ("held", "true", "step"))
+        held, bootstrap, step = (group.estimate(f"boundary_{which}").mean for which in ("held", "bootstrap", "step"))
         found.append(
             f"What hold neglects, |V(s_l) - V(s_(l-1))|, is largest where windows end {worst * width} to "
             f"{(worst + 1) * width - 1} tokens after the prompt: {steps[worst]:.3g} there, {step:.3g} on average ({group.label}). "
-            f"Held values are {held:.3g} from the return on average, true ones {true:.3g}."
+            f"Held values are {held:.3g} from the return on average, bootstrapped ones {bootstrap:.3g}."
         )
     return found
 

@@ -306,9 +306,9 @@ def _heat_maps(task: Task) -> Iterator[ReportFigure]:
         task, by_window, "boundary_held_by_window", "Boundary error of held values, by window index", held,
         "window index", [str(index + 1) for index in range(POSITION_BINS)], late,
     )  # fmt: skip
-    profiles: tuple[tuple[Literal["held", "true", "step"], str, str], ...] = (
+    profiles: tuple[tuple[Literal["held", "bootstrap", "step"], str, str], ...] = (
         ("held", "Boundary error of held values, by position", held),
-        ("true", "Boundary error of true values, by position", "mean |V(s_l) - G_l|"),
+        ("bootstrap", "Boundary error of bootstrapped values, by position", "mean |V(s_l) - G_l|"),
         ("step", "What hold neglects, by position", "mean |V(s_l) - V(s_(l-1))|"),
     )
     for which, title, meaning in profiles:

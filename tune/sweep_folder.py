@@ -16,9 +16,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from tppo_rl.config.options import Options
-from tppo_rl.config.presets import PRESETS
+from tppo_rl.config.options import OPTIONS, algorithm_spec
 from tppo_rl.core.errors import OptionError
+from tppo_rl.core.registry import ALGORITHMS
 from tppo_rl.experiment.learning_curves import evaluation_points
 from tppo_rl.experiment.plots import SAMPLINGS
 from tppo_rl.experiment.result_log import read_results
@@ -94,10 +94,11 @@ class Trial:
 
     def default(self, key: str) -> Any:
         """What an option is where it is not given, `DEFAULT` where that is not known here."""
-        preset = PRESETS.get(str(self.options.get("run")))
-        if preset is not None and key in preset.options:
-            return preset.options[key]
-        return Options.model_fields[key].get_default() if key in Options.model_fields else DEFAULT
+        run = self.options.get("run")
+        of_algorithm = algorithm_spec(str(run)).options if run is not None else {}
+        if key in of_algorithm:
+            return of_algorithm[key]
+        return OPTIONS[key].default if key in OPTIONS else DEFAULT
 
     @property
     def sampled_tokens(self) -> int:
@@ -168,7 +169,7 @@ def _read_trial(folder: Path) -> Trial:
     options: dict[str, Any] = {}
     if (folder / "params.json").is_file():
         options = _read_json(folder / "params.json")
-        options["run"] = next((name for name in PRESETS if folder.name.startswith(f"{name}_")), options.get("run"))
+        options["run"] = next((name for name in ALGORITHMS if folder.name.startswith(f"{name}_")), options.get("run"))
     elif (folder / "options.json").is_file():
         body = _read_json(folder / "options.json")
         options = body["config"] | {"run": body["run"], "stop": body["stop"]}
@@ -184,7 +185,7 @@ def _read_trial(folder: Path) -> Trial:
         folder=folder,
         experiment=experiment,
         options={key: value for key, value in flat_options(options).items() if key not in _NOT_OPTIONS},
-        seed=int(options.get("seed", Options.model_fields["seed"].default)),
+        seed=int(options.get("seed", OPTIONS["seed"].default)),
         status=status,
         results=[by_iteration[iteration] for iteration in sorted(by_iteration)],
         summary=summary,

@@ -13,7 +13,7 @@ from ray.tune import Callback
 from ray.tune.search import BasicVariantGenerator
 from rich.console import Console
 
-from tppo_rl.algorithms import algorithm_class
+from tppo_rl.algorithms.rllib_classes import rllib_classes
 from tppo_rl.config.run_files import Experiment
 from tppo_rl.config.sweep_options import compared_metric
 from tppo_rl.core.errors import OptionError
@@ -72,7 +72,7 @@ def run_trials(
     folder = (results / experiment.name).resolve()
     quiet_libraries()
     os.environ.update({name: os.environ.get(name, value) for name, value in _TUNE_SETTINGS.items()})
-    trainable = algorithm_class(experiment.run)
+    trainable, _ = rllib_classes(experiment.spec)
     if resume and not tune.Tuner.can_restore(str(folder)):
         raise OptionError(f"--resume: {folder} holds no sweep; leave --resume out to begin anew")
     if resume:

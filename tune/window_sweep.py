@@ -11,8 +11,7 @@ from pathlib import Path
 
 from ray import tune
 
-from tppo_rl.algorithms import TPPOConfig
-from tppo_rl.algorithms.tppo import TPPO
+from tppo_rl.algorithms import TPPO, TPPOConfig
 from tppo_rl.experiment.run import quiet_libraries, start_ray
 from tppo_rl.tune.trials import sweep_callbacks
 

@@ -3,10 +3,10 @@ from __future__ import annotations
 import logging
 
 import pytest
-
-from tppo_rl.algorithms import actor_resources
 from tppo_rl.algorithms.actor_resources import check_resources
 from tppo_rl.algorithms.tppo_config import TPPOConfig
+
+from tppo_rl.algorithms import actor_resources
 from tppo_rl.core.errors import OptionError
 
 

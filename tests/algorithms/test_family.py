@@ -10,16 +10,16 @@ import pytest
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.tune.registry import get_trainable_cls
+from tppo_rl.algorithms.tppo_config import TPPOConfig
+from tppo_rl.config.presets import PRESETS
 
 import tppo_rl.algorithms
 from tppo_rl.algorithms.dapo import DAPO, DAPOConfig
 from tppo_rl.algorithms.grpo import GRPOConfig
 from tppo_rl.algorithms.ppo import PPOConfig
 from tppo_rl.algorithms.tppo import TPPO
-from tppo_rl.algorithms.tppo_config import TPPOConfig
 from tppo_rl.algorithms.vapo import VAPOConfig
 from tppo_rl.config.options import Options
-from tppo_rl.config.presets import PRESETS
 from tppo_rl.core.errors import OptionError
 from tppo_rl.core.metric_table import METRICS
 
@@ -72,7 +72,7 @@ def test_ppo_is_tppo_in_sync_mode_with_a_window_of_the_cap(tmp_path: Path) -> No
 def assert_adds_up(algorithm: TPPO, result: dict[str, Any]) -> None:
     tokens = result["tokens"]
     assert tokens["sampled"] == tokens["trained"] + sum(tokens["dropped_by_reason"].values())
-    assert result["engine_gap"]["ratio_deviation_max"] <= 1e-4
+    assert result["mismatch"]["ratio_deviation_max"] <= 1e-4
 
 
 def test_groups_are_complete_and_there_is_no_critic(tmp_path: Path) -> None:
@@ -101,7 +101,7 @@ def test_dynamic_sampling_counts_what_it_drops(tmp_path: Path) -> None:
         result = algorithm.train()
         assert_adds_up(algorithm, result)
         groups = result["rollout"]["complete_groups"]
-        without = groups * result["rollout"]["zero_variance_share"]
+        without = groups * result["rollout"]["zero_variance_fraction"]
         assert groups - without == pytest.approx(4), "the batch is full of groups that teach something"
         dropped += without
         assert -2.0 <= result["rollout"]["return_mean"] <= 1.0
@@ -129,8 +129,8 @@ def test_vapo_with_two_learners(tmp_path: Path) -> None:
         lambda_alpha=1.0,
         num_learners=2,
         num_cpus_per_learner=0.5,
-        advantage_normalisation="whiten",
-        advantage_normalisation_scope="group",
+        advantage_normalization="whiten",
+        advantage_normalization_scope="group",
     )
     algorithm = config.build_algo()
     for _ in range(2):

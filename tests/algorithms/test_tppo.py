@@ -12,9 +12,9 @@ import pytest
 import ray
 from ray.tune.registry import get_trainable_cls
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tppo_rl.algorithms.tppo_config import TPPOConfig
 
 from tppo_rl.algorithms.tppo import TPPO
-from tppo_rl.algorithms.tppo_config import TPPOConfig
 from tppo_rl.core.errors import OptionError
 from tppo_rl.core.fragments import FRAGMENT_SCHEMA
 from tppo_rl.core.metric_table import METRICS
@@ -42,7 +42,7 @@ def test_async_run_survives_a_lost_env_runner_and_a_restore(small_config: TPPOCo
     assert result["heldout_before"]["sampled"]["n"] == 40
     assert result["tokens"]["dropped"] == 0
     assert result["num_env_steps_sampled_lifetime"] == result["tokens"]["sampled"] >= 4 * 400
-    assert result["run"]["largest_fresh_log_prob_gap"] < 1e-4
+    assert result["run"]["largest_fresh_log_prob_diff"] < 1e-4
     _check_files(Path(small_config.results_folder))
     assert_boundary_errors_are_those_of_the_result(Path(small_config.results_folder), result)
 
@@ -61,7 +61,7 @@ def test_async_run_survives_a_lost_env_runner_and_a_restore(small_config: TPPOCo
     assert_accounts_add_up(algorithm, result)
     assert result["staleness"]["max"] <= small_config.max_staleness
     assert set(result["tokens"]["dropped_by_reason"]) == {"env_runner_lost"}
-    assert result["engine_gap"]["probe_mean"] < 1e-4
+    assert result["mismatch"]["probe_log_prob_diff"] < 1e-4
 
     checkpoint = algorithm.save_to_path(str(tmp_path / "checkpoint"))
     saved = algorithm.get_state()
@@ -74,7 +74,7 @@ def assert_boundary_errors_are_those_of_the_result(folder: Path, result: dict[st
     cells = by_iteration[result["training_iteration"]]
     count = sum(cell.count for cell in cells)
     assert sum(cell.held for cell in cells) / count == pytest.approx(result["critic"]["boundary_error_held"])
-    assert sum(cell.true for cell in cells) / count == pytest.approx(result["critic"]["boundary_error_true"])
+    assert sum(cell.bootstrap for cell in cells) / count == pytest.approx(result["critic"]["boundary_error_bootstrap"])
     # Windows of 12 tokens: the end of the first stands at position 12.
     assert {cell.position_bin for cell in cells} == {12 * (cell.window_index + 1) // width for cell in cells}
 
@@ -102,7 +102,7 @@ def _train_until_restarted(algorithm: TPPO) -> dict[str, Any]:
     deadline = time.monotonic() + 180
     while time.monotonic() < deadline:
         result = algorithm.train()
-        if result["tokens"]["dropped_by_reason"] and result["engine_gap"].get("probe_mean") is not None:
+        if result["tokens"]["dropped_by_reason"] and result["mismatch"].get("probe_log_prob_diff") is not None:
             return result
     raise AssertionError("no restarted env-runner was given weights and proven to hold them")
 
@@ -145,7 +145,7 @@ def test_sync_trains_fragments_of_one_version_with_ratios_of_one(small_config: T
         assert ("evaluation" in result) == (iteration in (1, 2))
         assert_accounts_add_up(algorithm, result)
         assert result["staleness"]["max"] == 0
-        assert result["engine_gap"]["ratio_deviation_max"] <= 1e-4
+        assert result["mismatch"]["ratio_deviation_max"] <= 1e-4
         assert result["tokens"]["queued"] == result["tokens"]["in_flight"] == 0
         assert result["tokens"]["trained"] == (iteration + 1) * 16 * 12
         assert result["rollout"]["slot_occupancy"] == 1.0
@@ -165,11 +165,11 @@ def test_engine_and_trainer_agree_while_adapters_train(small_config: TPPOConfig)
     for _ in range(4):
         result = algorithm.train()
         assert_accounts_add_up(algorithm, result)
-        assert result["engine_gap"]["fresh_log_prob_mean"] <= 1e-5
-        assert result["engine_gap"]["ratio_deviation_max"] <= 1e-4
+        assert result["mismatch"]["fresh_log_prob_diff_mean"] <= 1e-5
+        assert result["mismatch"]["ratio_deviation_max"] <= 1e-4
     moved = [float(np.abs(weight - before[name]).max()) for name, weight in _engine_weights(algorithm).items()]
     assert max(moved) > 1e-2
-    print(f"adapters: mean gap {result['engine_gap']['fresh_log_prob_mean']:.1e} nats, largest move {max(moved):.3f}")
+    print(f"adapters: mean gap {result['mismatch']['fresh_log_prob_mean']:.1e} nats, largest move {max(moved):.3f}")
     algorithm.stop()
 
 
@@ -191,7 +191,7 @@ def test_two_learners_and_own_evaluation_env_runners(small_config: TPPOConfig) -
     for _ in range(2):
         result = algorithm.train()
         assert_accounts_add_up(algorithm, result)
-        assert result["engine_gap"]["ratio_deviation_max"] <= 1e-4
+        assert result["mismatch"]["ratio_deviation_max"] <= 1e-4
         runs.append(result["run"])
     idle = runs[1]["seconds"]["env_runner_idle"] - runs[0]["seconds"]["env_runner_idle"]
     first_update = runs[0]["seconds"]["update"]

@@ -16,7 +16,7 @@ NAMES = [
     "learner_efficiency",
     "learner_tokens_per_second",
     "bare_tokens_per_second",
-    "padding_share",
+    "padding_fraction",
     "processed_per_trained_token",
     "learner_tflops",
     "peak_memory",
@@ -40,15 +40,15 @@ OPTIONS = {
 @pytest.mark.parametrize("dtype", LARGEST_GRADIENT_DIFFERENCE)
 def test_names_and_the_same_gradients_as_the_bare_loop(dtype: str) -> None:
     figures = learner_figures(**(OPTIONS | {"dtype": dtype, "peak_tflops": 1.0}))
-    names = [*NAMES, "model_flops_utilisation"]
-    fixed = {"learner_efficiency", "padding_share", "processed_per_trained_token"}
+    names = [*NAMES, "model_flops_utilization"]
+    fixed = {"learner_efficiency", "padding_fraction", "processed_per_trained_token"}
     assert [f.figure for f in figures] == [
         *(name if name in fixed else f"{name}, windows of 8" for name in names),
         *(f"{name}, 24 tokens" for name in names),
     ]
     by_name = {figure.figure: figure for figure in figures}
     assert by_name["gradient_difference, windows of 8"].median < LARGEST_GRADIENT_DIFFERENCE[dtype]
-    assert by_name["padding_share, 24 tokens"].median == 0.0
+    assert by_name["padding_fraction, 24 tokens"].median == 0.0
     # The last of 24 tokens predicts nothing that is trained: 23 positions for 8 tokens.
     assert by_name["processed_per_trained_token, 24 tokens"].median == pytest.approx(23 / 8)
     assert by_name["learner_efficiency, 24 tokens"].repeats == 2

@@ -100,7 +100,7 @@ def test_speedups_are_paired_by_seed(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert by_name["tokens_to_0.7, baseline"].median == 300.0
     assert by_name["final_accuracy, ours"].median == 0.9
     assert by_name["updating, ours"].median == 0.75
-    assert by_name["sync_pause_share"].median == pytest.approx(0.01)
+    assert by_name["sync_pause_fraction"].median == pytest.approx(0.01)
     assert by_name["tokens_per_second, baseline"].high == 50.0
     assert (results / "accuracy_over_time.png").stat().st_size > 10_000
 
@@ -140,8 +140,8 @@ def test_the_shipped_file_is_a_fair_comparison() -> None:
         "num_cpus_per_learner",
     }
     tuned = {"lr", "num_epochs", "critic_num_epochs", "num_envs_per_env_runner", "train_batch_size_per_learner"}
-    tuned |= {"minibatch_size", "critic_minibatch_size", "policy_token_share"}
-    for name, allowed in (("tppo", of_the_mode | tuned), ("tppo_sync", of_the_mode | {"policy_token_share"})):
+    tuned |= {"minibatch_size", "critic_minibatch_size", "policy_token_fraction"}
+    for name, allowed in (("tppo", of_the_mode | tuned), ("tppo_sync", of_the_mode | {"policy_token_fraction"})):
         ours = experiments[name].config
         assert {key for key in ours | baseline.config if ours.get(key) != baseline.config.get(key)} <= allowed
         assert (experiments[name].env, experiments[name].stop) == (baseline.env, baseline.stop)

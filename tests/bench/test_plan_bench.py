@@ -38,7 +38,7 @@ def test_figures_have_their_names_and_costs_can_be_read_again(tmp_path: Path) ->
     cases = ("T-PPO async, window 8", "T-PPO sync, window 8", "PPO")
     names = {f"plan_{kind}, {part}, {case}" for kind in ("predicted", "measured", "error") for case in cases
              for part in ("total", "generation", "learner")}  # fmt: skip
-    assert set(figures) == names | {"plan_error", "plan_core_share"}
+    assert set(figures) == names | {"plan_error", "plan_core_fraction"}
     assert figures["plan_error"].repeats == len(cases)
     assert figures["plan_measured, total, PPO"].repeats == 2
     assert all(figure.low > 0 for figure in figures.values())

@@ -22,14 +22,14 @@ OPTION_NAMES = {
     "boundary_value", "clip_low", "clip_high", "off_policy_correction", "train_batch_size_per_learner",
     "minibatch_size", "micro_batch_tokens", "num_epochs", "critic_num_epochs", "critic_minibatch_size",
     "critic_warmup_updates", "grad_clip", "critic_grad_clip", "mode", "max_staleness", "kv_on_update",
-    "log_prob_gap_alarm", "evaluation_interval", "evaluation_interval_unit", "evaluation_duration", "evaluation_num_env_runners", "seed",
+    "log_prob_diff_alarm", "evaluation_interval", "evaluation_interval_unit", "evaluation_duration", "evaluation_num_env_runners", "seed",
     "rollout_log_fragments", "results_folder",
-    "reference_model", "group_size", "dynamic_sampling", "dynamic_sampling_max_rounds", "rewards", "overlong_share",
-    "advantage_estimator", "lambda_alpha", "hindsight", "advantage_normalisation", "advantage_normalisation_scope",
-    "group_scale", "critic_targets", "critic_lambda", "value_batch_tokens", "dual_clip", "loss_mean", "value_clip",
+    "reference_model", "group_size", "dynamic_sampling", "dynamic_sampling_max_rounds", "rewards", "overlong_fraction",
+    "advantage_estimator", "lambda_alpha", "hindsight", "advantage_normalization", "advantage_normalization_scope",
+    "group_scale", "critic_targets", "critic_lambda", "value_batch_tokens", "dual_clip", "loss_aggregation", "value_clip",
     "entropy_coef", "kl_coef", "kl_estimator", "kl_in", "positive_lm_coef", "importance_cap", "sequence_mask",
     "lora", "attention", "packing", "context_gradient", "context_cache_tokens", "critic_layers", "parallel_critic",
-    "policy_token_share", "unfinished_advantage_scale",
+    "policy_token_fraction", "unfinished_advantage_scale",
 }  # fmt: skip
 
 MODEL = {"policy_model": "tppo_rl/arithmetic-chain"}
@@ -64,7 +64,7 @@ def test_the_options_are_these_and_all_are_described() -> None:
         ({"boundary_value": "holt"}, ["boundary_value='holt'", "'hold', 'bootstrap' or 'tail_corrected'"]),
         ({"max_staleness": 0}, ["max_staleness=0", "set max_staleness to 1"]),
         ({"num_env_runners": 0}, ["num_env_runners=0", "mode to 'sync'"]),
-        ({"off_policy_correction": "none"}, ["off_policy_correction='none'", "set it to 'behaviour'"]),
+        ({"off_policy_correction": "none"}, ["off_policy_correction='none'", "set it to 'behavior'"]),
         ({"distributed": "fsdp"}, ["distributed='fsdp'", "num_learners=0", "num_learners to 2", "'ddp'"]),
         ({"distributed": "fsdp", "num_learners": 1}, ["distributed='fsdp'", "num_learners=1"]),
         ({"weights_dtype": "bfloat16"}, ["weights_dtype='bfloat16'", "dtype='float32'", "set dtype to 'bfloat16'"]),

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from tppo_rl.config.presets import PRESETS
+from tppo_rl.config.rules import _READ_ONLY_WITH
 
 from tppo_rl.config.checks import check_options
 from tppo_rl.config.options import Options
-from tppo_rl.config.presets import PRESETS
-from tppo_rl.config.rules import _READ_ONLY_WITH
 from tppo_rl.core.errors import OptionError
 
 WHOLE = {"mode": "sync", "window_length": None}
@@ -27,36 +27,42 @@ GROUPS = WHOLE | {"critic": None, "advantage_estimator": "group_relative", "grou
         ({"critic": None}, ["critic=None", "needs values"]),
         ({"hindsight": True, "window_length": None}, ["hindsight=True", "without windows"]),
         (
-            {"hindsight": True, "advantage_normalisation": "scale"},
-            ["hindsight=True", "advantage_normalisation='scale'"],
+            {"hindsight": True, "advantage_normalization": "scale"},
+            ["hindsight=True", "advantage_normalization='scale'"],
         ),
         ({"hindsight": True, "kl_coef": 0.1, "kl_in": "reward"}, ["hindsight=True", "kl_in to 'loss'"]),
-        ({"loss_mean": "response"}, ["loss_mean='response'", "window_length=64", "'token'"]),
+        ({"loss_aggregation": "response"}, ["loss_aggregation='response'", "window_length=64", "'token'"]),
         ({"kl_coef": 0.1, "kl_estimator": "k1"}, ["kl_estimator='k1'", "zero on average", "'k2' or 'k3'"]),
         (GROUPS | {"kl_coef": 0.1, "kl_in": "reward"}, ["kl_in='reward'", "'loss'"]),
         ({"sequence_mask": [2.0, 0.5]}, ["sequence_mask=[2.0, 0.5]", "low < high"]),
         ({"sequence_mask": [0.5, 1.0, 2.0]}, ["sequence_mask"]),
         ({"dynamic_sampling": True}, ["dynamic_sampling=True", "group_size of 2 or more"]),
         (
-            {"advantage_normalisation": "scale", "advantage_normalisation_scope": "group"},
+            {"advantage_normalization": "scale", "advantage_normalization_scope": "group"},
             ["scope='group'", "no groups"],
         ),
-        ({"value_batch_tokens": 99, "critic_targets": "also_truncated"}, ["value_batch_tokens=99", "'monte_carlo'"]),
+        (
+            {"value_batch_tokens": 99, "critic_targets": "include_unfinished"},
+            ["value_batch_tokens=99", "'monte_carlo'"],
+        ),
         ({"value_batch_tokens": 99, "value_clip": 0.2}, ["value_clip=0.2", "not kept"]),
         ({"value_batch_tokens": 99, "kl_coef": 0.1, "kl_in": "reward"}, ["value_batch_tokens=99", "kl_in to 'loss'"]),
         ({"context_cache_tokens": 99}, ["context_cache_tokens=99", "context_gradient to false"]),
         (
             {"context_cache_tokens": 99, "context_gradient": False, "off_policy_correction": "decoupled"},
-            ["context_cache_tokens=99", "off_policy_correction to 'behaviour'"],
+            ["context_cache_tokens=99", "off_policy_correction to 'behavior'"],
         ),
         ({"context_gradient": False, "packing": True}, ["context_gradient=False", "packing=True"]),
         ({"context_gradient": False, "positive_lm_coef": 0.1}, ["context_gradient=False", "positive_lm_coef=0.1"]),
-        ({"policy_token_share": 0.5, "positive_lm_coef": 0.1}, ["policy_token_share=0.5", "positive_lm_coef=0.1"]),
+        (
+            {"policy_token_fraction": 0.5, "positive_lm_coef": 0.1},
+            ["policy_token_fraction=0.5", "positive_lm_coef=0.1"],
+        ),
         (
             {"hindsight": True, "unfinished_advantage_scale": 0.5},
             ["hindsight=True", "unfinished_advantage_scale=0.5", "set one of them off"],
         ),
-        ({"policy_token_share": 0.0}, ["policy_token_share=0.0", "greater than 0"]),
+        ({"policy_token_fraction": 0.0}, ["policy_token_fraction=0.0", "greater than 0"]),
         ({"parallel_critic": True, "num_learners": 2}, ["parallel_critic=True", "num_learners to 1"]),
         ({"adam_betas": [2, 3]}, ["adam_betas=[2", "[0, 1)"]),
         ({"adam_betas": [0.9]}, ["adam_betas=[0.9]", "two"]),
@@ -64,7 +70,7 @@ GROUPS = WHOLE | {"critic": None, "advantage_estimator": "group_relative", "grou
         ({"lambda_": "adaptive"}, ["lambda_='adaptive'", "length_adaptive"]),
         ({"lambda_": 1.5}, ["lambda_=1.5"]),
         ({"gamma": 0.0}, ["gamma=0.0", "greater than 0"]),
-        ({"overlong_share": 0.0}, ["overlong_share=0.0"]),
+        ({"overlong_fraction": 0.0}, ["overlong_fraction=0.0"]),
         ({"rewards": "signed"}, ["rewards='signed'", "plus_minus_one"]),
     ],
 )
@@ -79,10 +85,10 @@ UNREAD = {
     "lambda_": 0.9,
     "boundary_value": "bootstrap",
     "group_scale": False,
-    "advantage_normalisation_scope": "group",
+    "advantage_normalization_scope": "group",
     "unfinished_advantage_scale": 0.5,
     "critic_lambda": 0.9,
-    "critic_targets": "also_truncated",
+    "critic_targets": "include_unfinished",
     "value_batch_tokens": 500,
     "value_clip": 0.3,
     "critic_lr": 1e-3,
@@ -121,9 +127,9 @@ def test_every_rule_of_that_kind_is_tested() -> None:
         {"off_policy_correction": "truncated_importance", "importance_cap": 5.0, "sequence_mask": [0.5, 2]},
         {"kl_coef": 0.1, "kl_in": "reward", "kl_estimator": "k1", "reference_model": "tppo_rl/arithmetic-chain"},
         {"critic_targets": "lambda_returns", "critic_lambda": 0.9, "value_clip": 0.2},
-        {"group_size": 3, "advantage_normalisation": "whiten", "advantage_normalisation_scope": "group"},
-        {"dual_clip": 3, "entropy_coef": 0.01, "positive_lm_coef": 0.1, "overlong_share": 0.2},
-        GROUPS | {"group_scale": False, "loss_mean": "response", "dynamic_sampling": True},
+        {"group_size": 3, "advantage_normalization": "whiten", "advantage_normalization_scope": "group"},
+        {"dual_clip": 3, "entropy_coef": 0.01, "positive_lm_coef": 0.1, "overlong_fraction": 0.2},
+        GROUPS | {"group_scale": False, "loss_aggregation": "response", "dynamic_sampling": True},
         {"window_length": None},
     ],
 )

@@ -23,7 +23,7 @@ def evaluation(accuracy: float) -> dict[str, Any]:
         "accuracy": accuracy,
         "standard_error": 0.02,
         "response_length_mean": 20.0,
-        "truncated_share": 0.0,
+        "truncated_fraction": 0.0,
         "n": 512,
     }
     return {"sampled": values, "greedy": values}
@@ -43,7 +43,7 @@ def result(iteration: int, *, evaluated: bool = False) -> dict[str, Any]:
         "heldout_latest": evaluation(0.5),
         "run": {
             "slot_occupancy_lifetime": 0.98, "wall_s": 12.0, "seconds": {"update": 3.0}, "largest_staleness": 2,
-            "largest_fresh_log_prob_gap": 1e-6, "largest_ratio_deviation": 0.1,
+            "largest_fresh_log_prob_diff": 1e-6, "largest_ratio_deviation": 0.1,
         },
         "mode": "async",
         "seed": 7,

@@ -8,17 +8,17 @@ import gymnasium as gym
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 
+from tppo_rl.config.options import Options
 from tppo_rl.learner.learner import TPPOLearner
 from tppo_rl.learner.module import LanguageModelModule
-from tppo_rl.learner.settings import UpdateSettings
 
 
 class LearnerConfig(AlgorithmConfig):
-    """The least config that a `TPPOLearner` runs with: the attributes of `UpdateSettings`."""
+    """The least config that a `TPPOLearner` runs with: the attributes of `Options`."""
 
     def __init__(self, algo_class: type | None = None) -> None:
         super().__init__(algo_class=algo_class)
-        defaults = UpdateSettings(lr=1e-3, critic_lr=1e-3)
+        defaults = Options.of(lr=1e-3, critic_lr=1e-3)
         for name, value in vars(defaults).items():
             if name != "temperature":
                 setattr(self, name, value)
@@ -29,7 +29,7 @@ class LearnerConfig(AlgorithmConfig):
 
 
 def learner_config(
-    folder: str, *, num_learners: int = 0, critic: str | None = "separate", lora: Any = None, **settings: Any
+    folder: str, *, num_learners: int = 0, critic: str | None = "separate", lora: Any = None, **options: Any
 ) -> Any:
     """Returns a config whose `build_learner_group()` hosts a `TPPOLearner` on the model in `folder`."""
     text = gym.spaces.Text(max_length=64)
@@ -44,7 +44,7 @@ def learner_config(
             )
         )
     )
-    for name, value in settings.items():
+    for name, value in options.items():
         assert name == "learner_connector" or hasattr(config, name), name
         setattr(config, name, value)
     return config

@@ -119,7 +119,7 @@ def make_fragment(
         context_rewards=np.zeros(num_context, np.float32),
         tokens=rng.integers(2, VOCABULARY, tokens).astype(np.int32),
         sampled=sampled,
-        behaviour_log_probs=np.where(sampled, np.log(rng.uniform(0.01, 0.2, tokens)), 0.0).astype(np.float32),
+        behavior_log_probs=np.where(sampled, np.log(rng.uniform(0.01, 0.2, tokens)), 0.0).astype(np.float32),
         versions=np.where(sampled, version, NO_VERSION).astype(np.int32),
         rewards=rewards,
         terminated=finished,

@@ -7,16 +7,16 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from tppo_rl.config.options import Options
 from tppo_rl.core.fragments import Fragment
 from tppo_rl.learner.models import Critic, Policy
-from tppo_rl.learner.settings import UpdateSettings
 
 
-def advantages(critic: Critic, fragment: Fragment, settings: UpdateSettings) -> list[float]:
+def advantages(critic: Critic, fragment: Fragment, options: Options) -> list[float]:
     """Extended GAE of one fragment as the mix of its k-step estimators; in hindsight, what the residual adds."""
     states, after, rewards = _states(critic, fragment)
-    gamma, lambda_ = settings.gamma, _lambda(fragment, settings)
-    boundary = 0.0 if fragment.finished else states[-1] if settings.boundary_value == "hold" else after
+    gamma, lambda_ = options.advantages.gamma, _lambda(fragment, options)
+    boundary = 0.0 if fragment.finished else states[-1] if options.advantages.boundary_value == "hold" else after
     if fragment.hindsight_residual is not None:
         states, rewards, boundary = [0.0] * len(states), [0.0] * len(states), fragment.hindsight_residual
     following = [*states[1:], boundary]
@@ -26,12 +26,12 @@ def advantages(critic: Critic, fragment: Fragment, settings: UpdateSettings) -> 
         steps = len(deltas) - t
         estimators = [sum(gamma**i * deltas[t + i] for i in range(k)) for k in range(1, steps + 1)]
         weights = [lambda_ ** (k - 1) for k in range(1, steps + 1)]
-        if fragment.finished or settings.boundary_value != "tail_corrected":
+        if fragment.finished or options.advantages.boundary_value != "tail_corrected":
             # All weight beyond the last step lies on the longest estimator.
             weights = [(1 - lambda_) * weight for weight in weights[:-1]] + [weights[-1]]
         result.append(sum(w * a for w, a in zip(weights, estimators, strict=True)) / sum(weights))
     if not fragment.finished and fragment.hindsight_residual is None:
-        result = [settings.unfinished_advantage_scale * advantage for advantage in result]
+        result = [options.advantages.unfinished_advantage_scale * advantage for advantage in result]
     return result
 
 
@@ -39,53 +39,55 @@ def policy_loss(
     policy: Policy,
     critic: Critic,
     fragments: Sequence[Fragment],
-    settings: UpdateSettings,
+    options: Options,
     reference_model: Policy | None = None,
 ) -> torch.Tensor:
     """The whole loss of the policy's first step over all fragments."""
     losses, weights, imitation = [], [], []
     for fragment in fragments:
-        logits = _log_softmax(policy, fragment, settings)
+        logits = _log_softmax(policy, fragment, options)
         places = (len(fragment.context) + np.flatnonzero(fragment.sampled)).tolist()
         sequence = _sequence(fragment)
         log_probs = [logits[place - 1, sequence[place]] for place in places]
-        behaviour = fragment.behaviour_log_probs[fragment.sampled.astype(bool)].tolist()
+        behavior = fragment.behavior_log_probs[fragment.sampled.astype(bool)].tolist()
         current = [float(value.detach()) for value in log_probs]
         kept = True
-        if settings.sequence_mask is not None and fragment.hindsight_residual is None:
-            mean_weight = np.exp(np.mean(np.subtract(current, behaviour)))
-            kept = settings.sequence_mask[0] <= mean_weight <= settings.sequence_mask[1]
+        if options.policy_loss.sequence_mask is not None and fragment.hindsight_residual is None:
+            mean_weight = np.exp(np.mean(np.subtract(current, behavior)))
+            kept = options.policy_loss.sequence_mask[0] <= mean_weight <= options.policy_loss.sequence_mask[1]
         for place, log_prob, mu, now, advantage in zip(
-            places, log_probs, behaviour, current, advantages(critic, fragment, settings), strict=True
+            places, log_probs, behavior, current, advantages(critic, fragment, options), strict=True
         ):
             if fragment.hindsight_residual is not None:
-                loss = -min(np.exp(now - mu), settings.importance_cap) * advantage * log_prob
-            elif settings.off_policy_correction == "behaviour":
-                loss = _surrogate(log_prob, mu, advantage, settings)
+                loss = -min(np.exp(now - mu), options.policy_loss.importance_cap) * advantage * log_prob
+            elif options.policy_loss.off_policy_correction == "behavior":
+                loss = _surrogate(log_prob, mu, advantage, options)
             else:
-                weight = 1.0 if settings.off_policy_correction == "none" else np.exp(now - mu)
-                if settings.off_policy_correction == "truncated_importance":
-                    weight = min(weight, settings.importance_cap)
-                loss = weight * _surrogate(log_prob, now, advantage, settings)
+                weight = 1.0 if options.policy_loss.off_policy_correction == "none" else np.exp(now - mu)
+                if options.policy_loss.off_policy_correction == "truncated_importance":
+                    weight = min(weight, options.policy_loss.importance_cap)
+                loss = weight * _surrogate(log_prob, now, advantage, options)
             if not kept:
                 loss = 0.0 * log_prob
             if reference_model is not None:
                 with torch.no_grad():
-                    theirs = _log_softmax(reference_model, fragment, settings)[place - 1, sequence[place]]
-                loss = loss + settings.kl_coef * _divergence(log_prob, theirs, settings.kl_estimator)
+                    theirs = _log_softmax(reference_model, fragment, options)[place - 1, sequence[place]]
+                loss = loss + options.policy_loss.kl_coef * _divergence(
+                    log_prob, theirs, options.policy_loss.kl_estimator
+                )
             distribution = logits[place - 1]
-            loss = loss + settings.entropy_coef * (distribution.exp() * distribution).sum()
+            loss = loss + options.policy_loss.entropy_coef * (distribution.exp() * distribution).sum()
             losses.append(loss)
-            weights.append(1 / len(places) if settings.loss_mean == "response" else 1.0)
+            weights.append(1 / len(places) if options.policy_loss.loss_aggregation == "response" else 1.0)
         if fragment.finished and fragment.correct:
             sampled = np.r_[fragment.context_sampled, fragment.sampled]
             imitation += [-logits[place - 1, sequence[place]] for place in np.flatnonzero(sampled).tolist()]
     mean = sum(w * loss for w, loss in zip(weights, losses, strict=True)) / sum(weights)
-    return mean + settings.positive_lm_coef * torch.stack(imitation).mean() if imitation else mean
+    return mean + options.policy_loss.positive_lm_coef * torch.stack(imitation).mean() if imitation else mean
 
 
-def value_loss(critic: Critic, fragments: Sequence[Fragment], settings: UpdateSettings) -> torch.Tensor:
-    """Mean squared error against the targets of the settings, over the tokens that they let the critic see."""
+def value_loss(critic: Critic, fragments: Sequence[Fragment], options: Options) -> torch.Tensor:
+    """Mean squared error against the targets of the options, over the tokens that they let the critic see."""
     losses = []
     for fragment in fragments:
         values = critic(_sequence(fragment)[None])[0]
@@ -93,19 +95,21 @@ def value_loss(critic: Critic, fragments: Sequence[Fragment], settings: UpdateSe
             sampled = np.r_[fragment.context_sampled, fragment.sampled]
             rewards = np.r_[fragment.context_rewards, fragment.rewards]
             positions = np.flatnonzero(sampled).tolist()
-            decay = settings.critic_lambda if settings.critic_targets == "lambda_returns" else 1.0
+            decay = options.critic.critic_lambda if options.critic.critic_targets == "lambda_returns" else 1.0
             targets = _lambda_returns(
                 [float(rewards[position]) for position in positions],
                 [float(values[position - 1].detach()) for position in positions],
                 0.0,
-                settings.gamma,
+                options.advantages.gamma,
                 decay,
             )
-        elif settings.critic_targets == "also_truncated":
+        elif options.critic.critic_targets == "include_unfinished":
             states, after, window_rewards = _states(critic, fragment)
             positions = (len(fragment.context) + np.flatnonzero(fragment.sampled)).tolist()
-            boundary = states[-1] if settings.boundary_value == "hold" else after
-            targets = _lambda_returns(window_rewards, states, boundary, settings.gamma, settings.critic_lambda)
+            boundary = states[-1] if options.advantages.boundary_value == "hold" else after
+            targets = _lambda_returns(
+                window_rewards, states, boundary, options.advantages.gamma, options.critic.critic_lambda
+            )
         else:
             continue
         for position, target in zip(positions, targets, strict=True):
@@ -118,15 +122,15 @@ def gradient(loss: torch.Tensor, model: torch.nn.Module) -> torch.Tensor:
     return torch.cat([part.reshape(-1) for part in torch.autograd.grad(loss, list(model.parameters()))])
 
 
-def _surrogate(log_prob: torch.Tensor, old: float, advantage: float, settings: UpdateSettings) -> torch.Tensor:
+def _surrogate(log_prob: torch.Tensor, old: float, advantage: float, options: Options) -> torch.Tensor:
     ratio = torch.exp(log_prob - old)
     value = float(ratio.detach())
-    if value < 1 - settings.clip_low and advantage < 0:
-        return torch.full_like(ratio, -(1 - settings.clip_low) * advantage)
-    if value > 1 + settings.clip_high and advantage > 0:
-        return torch.full_like(ratio, -(1 + settings.clip_high) * advantage)
-    if settings.dual_clip is not None and advantage < 0 and value > settings.dual_clip:
-        return torch.full_like(ratio, -settings.dual_clip * advantage)
+    if value < 1 - options.policy_loss.clip_low and advantage < 0:
+        return torch.full_like(ratio, -(1 - options.policy_loss.clip_low) * advantage)
+    if value > 1 + options.policy_loss.clip_high and advantage > 0:
+        return torch.full_like(ratio, -(1 + options.policy_loss.clip_high) * advantage)
+    if options.policy_loss.dual_clip is not None and advantage < 0 and value > options.policy_loss.dual_clip:
+        return torch.full_like(ratio, -options.policy_loss.dual_clip * advantage)
     return -ratio * advantage
 
 
@@ -158,15 +162,17 @@ def _states(critic: Critic, fragment: Fragment) -> tuple[list[float], float, lis
     return [values[position - 1] for position in where.tolist()], values[-1], rewards
 
 
-def _lambda(fragment: Fragment, settings: UpdateSettings) -> float:
-    if settings.lambda_ == "length_adaptive":
+def _lambda(fragment: Fragment, options: Options) -> float:
+    if options.advantages.lambda_ == "length_adaptive":
         length = int(fragment.context_sampled.sum()) + len(fragment)
-        return max(0.0, 1 - 1 / (settings.lambda_alpha * length))
-    return float(settings.lambda_)
+        return max(0.0, 1 - 1 / (options.advantages.lambda_alpha * length))
+    return float(options.advantages.lambda_)
 
 
-def _log_softmax(policy: Policy, fragment: Fragment, settings: UpdateSettings) -> torch.Tensor:
-    return (policy.model(input_ids=_sequence(fragment)[None]).logits[0] / settings.temperature).log_softmax(dim=-1)
+def _log_softmax(policy: Policy, fragment: Fragment, options: Options) -> torch.Tensor:
+    return (
+        policy.model(input_ids=_sequence(fragment)[None]).logits[0] / options.rollout.sampling.temperature
+    ).log_softmax(dim=-1)
 
 
 def _sequence(fragment: Fragment) -> torch.Tensor:

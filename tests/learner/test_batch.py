@@ -24,7 +24,7 @@ def two_turns() -> Fragment:
         context_rewards=np.array([0, 0, 0.25, 0, 0], np.float32),
         tokens=np.array([15, 16, 17, 18], np.int32),
         sampled=np.array([1, 0, 0, 1], np.uint8),
-        behaviour_log_probs=np.array([-0.5, 0, 0, -2.0], np.float32),
+        behavior_log_probs=np.array([-0.5, 0, 0, -2.0], np.float32),
         versions=np.array([4, NO_VERSION, NO_VERSION, 5], np.int32),
         rewards=np.array([0.5, 0, 0, 1.0], np.float32),
         terminated=True,
@@ -39,7 +39,7 @@ def test_numbers_worked_by_hand() -> None:
     assert batch.window.tokens.tolist() == [[15, 18]]
     assert batch.window.positions.tolist() == [[4, 7]]
     assert batch.window.rewards.tolist() == [[0.5, 1.0]]
-    assert batch.behaviour_log_probs.tolist() == [[-0.5, -2.0]]
+    assert batch.behavior_log_probs.tolist() == [[-0.5, -2.0]]
     assert batch.versions.tolist() == [[4, 5]]
     assert batch.response.tokens.tolist() == [[12, 14, 15, 18]]
     assert batch.response.positions.tolist() == [[1, 3, 4, 7]]
@@ -60,9 +60,9 @@ def test_every_row_against_its_fragment() -> None:
         count = len(in_window)
         assert count == len(fragment) == int(batch.window.lengths[row])
         sampled = fragment.sampled.astype(bool)
-        np.testing.assert_array_equal(batch.behaviour_log_probs[row, :count], fragment.behaviour_log_probs[sampled])
+        np.testing.assert_array_equal(batch.behavior_log_probs[row, :count], fragment.behavior_log_probs[sampled])
         np.testing.assert_array_equal(batch.versions[row, :count], fragment.versions[sampled])
-        assert not batch.behaviour_log_probs[row, count:].any()
+        assert not batch.behavior_log_probs[row, count:].any()
     for row, index in enumerate(finished):
         fragment = fragments[index]
         positions = np.flatnonzero(np.r_[fragment.context_sampled, fragment.sampled])
@@ -99,7 +99,7 @@ def test_padded_sequences_and_values_at_positions() -> None:
 def test_table_gives_the_same_batch() -> None:
     fragments = make_fragments(2)
     direct, wired = batch_from_fragments(fragments), batch_from_table(table_from_fragments(fragments))
-    for name in ("tokens", "offsets", "behaviour_log_probs", "versions", "finished", "finished_rows"):
+    for name in ("tokens", "offsets", "behavior_log_probs", "versions", "finished", "finished_rows"):
         assert torch.equal(getattr(direct, name), getattr(wired, name)), name
     assert torch.equal(direct.response.positions, wired.response.positions)
 

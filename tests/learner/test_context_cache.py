@@ -10,18 +10,18 @@ from host_config import learner_config
 from learner_helpers import VOCABULARY, load_models, make_fragment
 from transformers import DynamicCache, PreTrainedModel
 
+from tppo_rl.config.options import Options
 from tppo_rl.core.fragments import NO_VERSION, Fragment, table_from_fragments
 from tppo_rl.learner.batch import TrainBatch, batch_from_fragments, last_positions
 from tppo_rl.learner.context_cache import ContextCache
 from tppo_rl.learner.contexts import window_contexts
-from tppo_rl.learner.drawn_fragments import drawn_fragments
 from tppo_rl.learner.models import Policy, recompute_activations
-from tppo_rl.learner.settings import UpdateSettings
+from tppo_rl.learner.subsampled_fragments import subsampled_fragments
 from tppo_rl.learner.targets import critic_values, estimate_targets
 from tppo_rl.learner.update import UpdateStep
 
-SETTINGS = UpdateSettings(context_gradient=False, context_cache_tokens=1000, micro_batch_tokens=40, lr=1e-3)
-FROZEN = replace(SETTINGS, lr=0.0, critic_lr=0.0)
+OPTIONS = Options.of(context_gradient=False, context_cache_tokens=1000, micro_batch_tokens=40, lr=1e-3)
+FROZEN = OPTIONS.replace(lr=0.0, critic_lr=0.0)
 
 
 def windows(seed: int, *, prompt: int = 4, lengths: tuple[int, ...] = (5, 6, 3), turns: bool = False) -> list[Fragment]:
@@ -47,7 +47,7 @@ def windows(seed: int, *, prompt: int = 4, lengths: tuple[int, ...] = (5, 6, 3),
                 context_sampled=sampled[:start],
                 tokens=tokens[start:stop],
                 sampled=of_window,
-                behaviour_log_probs=np.where(of_window, np.float32(-2.0), np.float32(0.0)),
+                behavior_log_probs=np.where(of_window, np.float32(-2.0), np.float32(0.0)),
                 versions=np.where(of_window, 0, NO_VERSION).astype(np.int32),
                 rewards=rewards[start:stop],
             )
@@ -65,17 +65,21 @@ BATCHES = [batch_from_fragments([episode[index] for episode in EPISODES]) for in
 
 
 def trained(
-    folder: str, settings: UpdateSettings, batches: list[TrainBatch], *, recompute: bool = False
+    folder: str, options: Options, batches: list[TrainBatch], *, recompute: bool = False
 ) -> list[dict[str, float]]:
     """Metrics of one update after another."""
     policy, critic = load_models(folder)
     for model in (policy, critic) if recompute else ():
         recompute_activations(model)
-    caches = [ContextCache(settings.context_cache_tokens) for _ in range(2)] if settings.context_cache_tokens else None
-    step = UpdateStep(policy, critic, settings, cache=caches[0] if caches else None)
+    caches = (
+        [ContextCache(options.learners.context_cache_tokens) for _ in range(2)]
+        if options.learners.context_cache_tokens
+        else None
+    )
+    step = UpdateStep(policy, critic, options, cache=caches[0] if caches else None)
     metrics = []
     for version, batch in enumerate(batches):
-        targets = estimate_targets(critic, batch, settings, cache=caches[1] if caches else None)
+        targets = estimate_targets(critic, batch, options, cache=caches[1] if caches else None)
         metrics.append(step.run(batch, targets, policy_version=version).metrics)
     return metrics
 
@@ -84,9 +88,9 @@ def trained(
 def test_while_weights_rest_all_is_as_without_a_cache(
     model_folder: str, micro_batch_tokens: int, recompute: bool
 ) -> None:
-    settings = replace(FROZEN, micro_batch_tokens=micro_batch_tokens)
-    with_cache = trained(model_folder, settings, BATCHES, recompute=recompute)
-    without = trained(model_folder, replace(settings, context_cache_tokens=0), BATCHES)
+    options = replace(FROZEN, micro_batch_tokens=micro_batch_tokens)
+    with_cache = trained(model_folder, options, BATCHES, recompute=recompute)
+    without = trained(model_folder, options.replace(context_cache_tokens=0), BATCHES)
     for ours, plain in zip(with_cache, without, strict=True):
         assert ours.keys() == plain.keys()
         for name in plain.keys() & {"policy_loss", "entropy", "policy_grad_norm", "value_loss", "explained_variance"}:
@@ -95,7 +99,7 @@ def test_while_weights_rest_all_is_as_without_a_cache(
 
 
 def test_only_what_is_new_is_computed(model_folder: str) -> None:
-    first, *later = trained(model_folder, SETTINGS, BATCHES)
+    first, *later = trained(model_folder, OPTIONS, BATCHES)
     sequences = [int(batch.window.positions.amax(dim=1).add(1).sum()) for batch in BATCHES]
     assert first["processed_tokens"] == sequences[0]
     # A prompt of one token has no context that a window could be read beside, but is kept all the same.
@@ -107,24 +111,24 @@ def test_only_what_is_new_is_computed(model_folder: str) -> None:
 def test_windows_that_were_not_drawn_are_completed_as_contexts(model_folder: str) -> None:
     # All but at rest, so that nothing depends on which update a context was computed in.
     for seed in range(5):
-        settings = replace(SETTINGS, lr=1e-12, critic_lr=1e-12, policy_token_share=0.4, seed=seed)
-        with_cache = trained(model_folder, settings, BATCHES)
-        without = trained(model_folder, replace(settings, context_cache_tokens=0), BATCHES)
+        options = OPTIONS.replace(lr=1e-12, critic_lr=1e-12, policy_token_fraction=0.4, seed=seed)
+        with_cache = trained(model_folder, options, BATCHES)
+        without = trained(model_folder, options.replace(context_cache_tokens=0), BATCHES)
         for ours, plain in zip(with_cache, without, strict=True):
-            for name in ("policy_loss", "entropy", "policy_grad_norm", "policy_token_share"):
+            for name in ("policy_loss", "entropy", "policy_grad_norm", "policy_token_fraction"):
                 assert ours[name] == pytest.approx(plain[name], rel=1e-3, abs=1e-5, nan_ok=True), (seed, name)
             assert ours["processed_tokens"] <= plain["processed_tokens"]
 
 
 def test_what_any_pass_has_drawn_is_kept(model_folder: str) -> None:
-    settings = replace(SETTINGS, policy_token_share=0.4, num_epochs=2)
+    options = OPTIONS.replace(policy_token_fraction=0.4, num_epochs=2)
     batch = BATCHES[0]
     for version in range(8):
         policy, critic = load_models(model_folder)
         cache = ContextCache(1000)
-        targets = estimate_targets(critic, batch, settings)
-        UpdateStep(policy, critic, settings, cache=cache).run(batch, targets, policy_version=version)
-        drawn = drawn_fragments(
+        targets = estimate_targets(critic, batch, options)
+        UpdateStep(policy, critic, options, cache=cache).run(batch, targets, policy_version=version)
+        drawn = subsampled_fragments(
             batch, targets.advantages, torch.ones(len(batch)), 0.4, 2, np.random.default_rng((0, version, 0))
         )
         assert cache.num_positions == int(last_positions(batch.window)[drawn.rows].sum())
@@ -154,10 +158,10 @@ def test_contexts_are_as_old_as_the_update_that_trained_them(model_folder: str) 
     policy, critic = load_models(model_folder)
     old, _ = load_models(model_folder)
     first, second, _ = windows(5)
-    cache, settings = ContextCache(1000), replace(SETTINGS, lr=0.05)
-    step = UpdateStep(policy, critic, settings, cache=cache)
+    cache, options = ContextCache(1000), OPTIONS.replace(lr=0.05)
+    step = UpdateStep(policy, critic, options, cache=cache)
     batch = batch_from_fragments([first])
-    step.run(batch, estimate_targets(critic, batch, settings), policy_version=0)
+    step.run(batch, estimate_targets(critic, batch, options), policy_version=0)
     batch = batch_from_fragments([second])
     contexts = window_contexts(policy, batch, 100, cache.contexts(batch)).contexts
     assert contexts.lengths.tolist() == [len(second.context) - 1]
@@ -209,7 +213,7 @@ def test_the_episodes_without_a_window_for_longest_go_first(model_folder: str) -
 
 
 def test_no_fragments(model_folder: str) -> None:
-    trained(model_folder, SETTINGS, [batch_from_fragments([]), BATCHES[0], batch_from_fragments([])])
+    trained(model_folder, OPTIONS, [batch_from_fragments([]), BATCHES[0], batch_from_fragments([])])
 
 
 def test_a_learner_forgets_contexts_with_the_weights_that_made_them(model_folder: str) -> None:
@@ -236,4 +240,4 @@ def test_a_critic_that_forgets_what_is_far_away_is_refused(model_folder: str) ->
         ValueError,
         match=r"context_cache_tokens: Qwen2Model has layers of sliding_attention; set context_cache_tokens to 0",
     ):
-        UpdateStep(policy, critic, SETTINGS)
+        UpdateStep(policy, critic, OPTIONS)

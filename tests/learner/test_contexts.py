@@ -17,12 +17,12 @@ from transformers import (
     PreTrainedModel,
 )
 
+from tppo_rl.config.options import Options
 from tppo_rl.learner import contexts
 from tppo_rl.learner.batch import TrainBatch, batch_from_fragments, last_positions
 from tppo_rl.learner.contexts import window_contexts
 from tppo_rl.learner.models import Policy, recompute_activations
 from tppo_rl.learner.packing import ModelInput, model_input
-from tppo_rl.learner.settings import UpdateSettings
 from tppo_rl.learner.targets import estimate_targets
 from tppo_rl.learner.update import UpdateStep
 
@@ -181,7 +181,7 @@ def test_models_that_forget_what_is_far_away_are_refused(model_folder: str) -> N
     )
     _, critic = load_models(model_folder)
     with pytest.raises(ValueError, match=r"context_gradient=False: Gemma2Model .*sliding_attention"):
-        UpdateStep(Policy(Gemma2ForCausalLM(config)), critic, UpdateSettings(context_gradient=False))
+        UpdateStep(Policy(Gemma2ForCausalLM(config)), critic, Options.of(context_gradient=False))
 
 
 def test_models_that_go_on_otherwise_are_refused(model_folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,22 +195,22 @@ def test_models_that_go_on_otherwise_are_refused(model_folder: str, monkeypatch:
 
     monkeypatch.setattr(contexts, "after_contexts", misplaced)
     with pytest.raises(ValueError, match=r"context_gradient=False: Qwen2Model computes otherwise after a context"):
-        UpdateStep(policy, critic, UpdateSettings(context_gradient=False))
+        UpdateStep(policy, critic, Options.of(context_gradient=False))
 
 
 def updated(folder: str, **options: Any) -> tuple[dict[str, float], torch.Tensor]:
     """Metrics of one update and the policy's weights after it."""
     policy, critic = load_models(folder)
-    settings = UpdateSettings(lr=1e-3, micro_batch_tokens=60, **options)
-    targets = estimate_targets(critic, BATCH, settings)
-    metrics = UpdateStep(policy, critic, settings).run(BATCH, targets, policy_version=9).metrics
+    options = Options.of(lr=1e-3, micro_batch_tokens=60, **options)
+    targets = estimate_targets(critic, BATCH, options)
+    metrics = UpdateStep(policy, critic, options).run(BATCH, targets, policy_version=9).metrics
     return metrics, torch.cat([parameter.flatten() for parameter in policy.parameters()]).detach()
 
 
 def test_an_update_reports_the_same_and_moves_otherwise(model_folder: str) -> None:
     with_context, weights = updated(model_folder)
     without, other_weights = updated(model_folder, context_gradient=False)
-    for name in ("policy_loss", "entropy", "log_prob_gap_mean", "value_loss", "processed_tokens"):
+    for name in ("policy_loss", "entropy", "log_prob_diff_mean", "value_loss", "processed_tokens"):
         assert without[name] == pytest.approx(with_context[name], rel=1e-4)
     assert without["policy_grad_norm"] != pytest.approx(with_context["policy_grad_norm"], rel=1e-3)
     assert not torch.allclose(weights, other_weights, atol=1e-5)

@@ -11,10 +11,10 @@ import pytest
 import torch
 from learner_helpers import load_models, make_fragments, parameters_of, run_two_learners, split
 
+from tppo_rl.config.options import Options
 from tppo_rl.core.fragments import Fragment
 from tppo_rl.learner.batch import batch_from_fragments
 from tppo_rl.learner.collective import Collective, SingleLearner, current_collective
-from tppo_rl.learner.settings import UpdateSettings
 from tppo_rl.learner.targets import estimate_targets
 from tppo_rl.learner.update import UpdateStep
 
@@ -30,7 +30,7 @@ EVERY_TERM = {
     "off_policy_correction": "truncated_importance",
     "sequence_mask": (0.1, 10.0),
     "positive_lm_coef": 0.2,
-    "critic_targets": "also_truncated",
+    "critic_targets": "include_unfinished",
 }
 
 
@@ -48,17 +48,17 @@ SCENARIOS: dict[str, tuple[list[list[Fragment]], dict[str, Any]]] = {
     "warm-up": (split(make_fragments(5), 5), ONE_STEP | {"critic_warmup_updates": 1}),
     "many steps, one share without a finished episode": (split(finished_first(6), 4), MANY_STEPS),
     "many steps, one empty share": (split(make_fragments(7), 0), MANY_STEPS),
-    "drawn fragments": (split(make_fragments(14, 12), 5), MANY_STEPS | {"policy_token_share": 0.5}),
-    "drawn fragments, one empty share": (split(make_fragments(15), 0), MANY_STEPS | {"policy_token_share": 0.2}),
+    "drawn fragments": (split(make_fragments(14, 12), 5), MANY_STEPS | {"policy_token_fraction": 0.5}),
+    "drawn fragments, one empty share": (split(make_fragments(15), 0), MANY_STEPS | {"policy_token_fraction": 0.2}),
     "adapters": (split(make_fragments(9), 3), ONE_STEP | {"lora": {"rank": 3}}),
     "recomputed log-probs": (split(make_fragments(8), 2), MANY_STEPS | {"off_policy_correction": "none"}),
     "every term of the loss": (split(make_fragments(9), 3), ONE_STEP | EVERY_TERM),
     "every term, one empty share": (split(make_fragments(10), 8), ONE_STEP | EVERY_TERM),
     "response mean, whitened": (
         split(make_fragments(11), 6),
-        ONE_STEP | {"loss_mean": "response", "advantage_normalisation": "whiten"},
+        ONE_STEP | {"loss_aggregation": "response", "advantage_normalization": "whiten"},
     ),
-    "whitened, one empty share": (split(make_fragments(12), 0), ONE_STEP | {"advantage_normalisation": "whiten"}),
+    "whitened, one empty share": (split(make_fragments(12), 0), ONE_STEP | {"advantage_normalization": "whiten"}),
     "lambda-returns": (
         split(make_fragments(13), 4),
         ONE_STEP | {"critic_targets": "lambda_returns", "critic_lambda": 0.8, "value_clip": 0.1},
@@ -66,18 +66,18 @@ SCENARIOS: dict[str, tuple[list[list[Fragment]], dict[str, Any]]] = {
 }
 
 
-def update(folder: str, fragments: list[Fragment], settings: dict[str, Any], collective: Collective) -> dict[str, Any]:
+def update(folder: str, fragments: list[Fragment], options: dict[str, Any], collective: Collective) -> dict[str, Any]:
     """Makes one update from fresh models and returns gradients, weights and reports."""
-    lora = settings.get("lora")
-    settings = {name: value for name, value in settings.items() if name != "lora"}
+    lora = options.get("lora")
+    options = {name: value for name, value in options.items() if name != "lora"}
     policy, critic = load_models(folder, lora=lora)
     if collective.rank == 1:
         # A learner that starts elsewhere must be brought to the weights of the first.
         with torch.no_grad():
             next(parameter for parameter in policy.parameters() if parameter.requires_grad).add_(1.0)
-    step = UpdateStep(policy, critic, UpdateSettings(**settings), collective)
+    step = UpdateStep(policy, critic, Options.of(**options), collective)
     batch = batch_from_fragments(fragments)
-    result = step.run(batch, estimate_targets(critic, batch, step.settings, collective), policy_version=0)
+    result = step.run(batch, estimate_targets(critic, batch, step.options, collective), policy_version=0)
     assert step.critic_gradients is not None
     return {
         "gradient": torch.cat([step.policy_gradients.buffer, step.critic_gradients.buffer]),
@@ -100,7 +100,7 @@ def learner(rank: int, folder: str, meeting_point: str, results: str) -> None:
     collective = current_collective()
     assert (collective.rank, collective.size) == (rank, 2)
     outcomes = {
-        name: update(folder, shares[rank], settings, collective) for name, (shares, settings) in SCENARIOS.items()
+        name: update(folder, shares[rank], options, collective) for name, (shares, options) in SCENARIOS.items()
     }
     torch.save(outcomes, f"{results}.{rank}")
     torch.distributed.destroy_process_group()
@@ -125,12 +125,12 @@ def test_learners_agree(two_learners: list[dict[str, Any]], scenario: str) -> No
 
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize(
-    "scenario", [name for name, (_, settings) in SCENARIOS.items() if "minibatch_size" not in settings]
+    "scenario", [name for name, (_, options) in SCENARIOS.items() if "minibatch_size" not in options]
 )
 def test_two_learners_equal_one(two_learners: list[dict[str, Any]], model_folder: str, scenario: str) -> None:
     """In one step, that is: shares are cut into other minibatches than the whole."""
-    shares, settings = SCENARIOS[scenario]
-    alone = update(model_folder, shares[0] + shares[1], settings, SingleLearner())
+    shares, options = SCENARIOS[scenario]
+    alone = update(model_folder, shares[0] + shares[1], options, SingleLearner())
     together = two_learners[0][scenario]
     torch.testing.assert_close(together["gradient"], alone["gradient"], atol=1e-5, rtol=1e-5)
     # AdamW's first step has the size of the learning rate whatever the gradient's; where that is near AdamW's epsilon (1e-8), it
@@ -138,10 +138,10 @@ def test_two_learners_equal_one(two_learners: list[dict[str, Any]], model_folder
     beyond_rounding = alone["gradient"].abs() > 1e-6
     assert not shares[0] + shares[1] or beyond_rounding.float().mean() > 0.2
     difference = (together["weights"] - alone["weights"]).abs()
-    assert float(difference.max()) <= 2 * settings["lr"]
+    assert float(difference.max()) <= 2 * options["lr"]
     assert (difference[alone["trainable"]][beyond_rounding] <= 1e-6).all()
     assert not difference[~alone["trainable"]].any()
     assert together["histogram"] == alone["histogram"]
     assert together["metrics"].keys() == alone["metrics"].keys()
     for name, value in alone["metrics"].items():
-        assert together["metrics"][name] == pytest.approx(value, rel=1e-3, abs=1e-5) or name == "padding_share", name
+        assert together["metrics"][name] == pytest.approx(value, rel=1e-3, abs=1e-5) or name == "padding_fraction", name

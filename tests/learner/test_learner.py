@@ -21,20 +21,20 @@ from ray.rllib.core.learner.training_data import TrainingData
 from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
 from ray.rllib.utils.metrics.metrics_logger import MetricsLogger
 
+from tppo_rl.config.options import Options
 from tppo_rl.core.fragments import Fragment, table_from_fragments
 from tppo_rl.learner.batch import batch_from_fragments
 from tppo_rl.learner.connectors import ADVANTAGES, FragmentsToTrainBatch, default_learner_pipeline
 from tppo_rl.learner.learner import FRAGMENT_REPORT, MODULE_STATE, STALENESS_HISTOGRAM
 from tppo_rl.learner.module import TRAIN_BATCH
-from tppo_rl.learner.settings import UpdateSettings
 from tppo_rl.learner.targets import estimate_targets
 from tppo_rl.learner.update import UpdateStep
 
 NO_CLIPPING = {"grad_clip": None, "critic_grad_clip": None, "lr": 1e-4, "critic_lr": 1e-4}
 
 
-def local_group(folder: str, **settings: Any) -> Any:
-    return learner_config(folder, **settings).build_learner_group()
+def local_group(folder: str, **options: Any) -> Any:
+    return learner_config(folder, **options).build_learner_group()
 
 
 def train(group: Any, fragments: list[Fragment], **options: Any) -> dict[str, Any]:
@@ -61,9 +61,9 @@ def test_equals_the_plain_update_step(model_folder: str) -> None:
     group = local_group(model_folder, minibatch_size=20, seed=3, lambda_=0.8)
     result = train(group, fragments)
     policy, critic = load_models(model_folder, value_head=False)
-    settings = UpdateSettings(lr=1e-3, critic_lr=1e-3, minibatch_size=20, seed=3, lambda_=0.8)
+    options = Options.of(lr=1e-3, critic_lr=1e-3, minibatch_size=20, seed=3, lambda_=0.8)
     batch = batch_from_fragments(fragments)
-    plain = UpdateStep(policy, critic, settings).run(batch, estimate_targets(critic, batch, settings), 0)
+    plain = UpdateStep(policy, critic, options).run(batch, estimate_targets(critic, batch, options), 0)
     module = group._learner.module[DEFAULT_MODULE_ID]
     assert torch.equal(parameters_of(module.policy, module.critic), parameters_of(policy, critic))
     assert result[FRAGMENT_REPORT].equals(plain.fragment_report)
@@ -104,15 +104,15 @@ def test_threads_follow_the_config(model_folder: str, num_cpus: int | str, threa
 
 @pytest.mark.parametrize("through", ["state", "path"])
 def test_checkpoints_go_on_bit_for_bit(model_folder: str, tmp_path: Path, through: str) -> None:
-    settings = {"minibatch_size": 20, "lr_warmup_updates": 5, "critic_warmup_updates": 1, "weight_decay": 0.1}
-    group = local_group(model_folder, **settings)
+    options = {"minibatch_size": 20, "lr_warmup_updates": 5, "critic_warmup_updates": 1, "weight_decay": 0.1}
+    group = local_group(model_folder, **options)
     for version in range(3):
         train(group, make_fragments(version, version=version))
     state, path = group.get_state(), group.save_to_path(tmp_path / "checkpoint")
     expected = [train(group, make_fragments(version, version=version)) for version in (3, 4)][-1]
 
     # One that is new, and one that has gone on and is taken back.
-    for other in (local_group(model_folder, **settings), group):
+    for other in (local_group(model_folder, **options), group):
         if through == "state":
             other.set_state(state)
         else:
@@ -136,7 +136,7 @@ class ConstantAdvantages(ConnectorV2):
 
 
 def test_advantages_are_exchanged_in_the_config(model_folder: str) -> None:
-    pieces = default_learner_pipeline(UpdateSettings(), advantages=ConstantAdvantages())
+    pieces = default_learner_pipeline(Options.of(), advantages=ConstantAdvantages())
     group = local_group(
         model_folder,
         _learner_connector=lambda observations, actions: pieces,

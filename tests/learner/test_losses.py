@@ -22,7 +22,7 @@ from tppo_rl.learner.targets import (
     finished_returns,
     group_advantages,
     monte_carlo_batch,
-    normalised_advantages,
+    normalized_advantages,
     plain_advantages,
     sampled_log_probs,
     with_kl_rewards,
@@ -33,7 +33,7 @@ POLICY_OPTIONS: dict[str, dict[str, Any]] = {
     "tail-corrected, lambda 1": {"boundary_value": "tail_corrected", "lambda_": 1.0},
     "length-adaptive lambda": {"lambda_": "length_adaptive", "lambda_alpha": 0.4},
     "dual clip": {"dual_clip": 1.3},
-    "response mean": {"loss_mean": "response"},
+    "response mean": {"loss_aggregation": "response"},
     "entropy": {"entropy_coef": 0.3, "temperature": 0.8},
     "truncated importance": {"off_policy_correction": "truncated_importance", "importance_cap": 1.1},
     "decoupled": {"off_policy_correction": "decoupled"},
@@ -53,8 +53,8 @@ POLICY_OPTIONS: dict[str, dict[str, Any]] = {
 CRITIC_OPTIONS: dict[str, dict[str, Any]] = {
     "lambda-returns": {"critic_targets": "lambda_returns", "critic_lambda": 0.8},
     "lambda-returns, lambda 1": {"critic_targets": "lambda_returns", "critic_lambda": 1.0},
-    "also truncated": {"critic_targets": "also_truncated", "critic_lambda": 0.8},
-    "also truncated, bootstrap": {"critic_targets": "also_truncated", "boundary_value": "bootstrap"},
+    "also truncated": {"critic_targets": "include_unfinished", "critic_lambda": 0.8},
+    "also truncated, bootstrap": {"critic_targets": "include_unfinished", "boundary_value": "bootstrap"},
 }
 COMMON = {"gamma": 0.97, "lambda_": 0.9, "micro_batch_tokens": 40} | NO_CLIPPING
 
@@ -79,7 +79,7 @@ def test_policy_gradient_equals_a_plain_float64_loop(model_folder: str, name: st
     if hindsight:
         fragments = in_hindsight(fragments)
     policy, critic = load_models(model_folder, torch.float64)
-    expected = reference.gradient(reference.policy_loss(policy, critic, fragments, run.settings), policy).float()
+    expected = reference.gradient(reference.policy_loss(policy, critic, fragments, run.options), policy).float()
     plain = Run(model_folder, **COMMON)
     plain.update(fragments)
     run.update(fragments)
@@ -92,7 +92,7 @@ def test_critic_gradient_equals_a_plain_float64_loop(model_folder: str, name: st
     run = Run(model_folder, **(COMMON | CRITIC_OPTIONS[name]))
     fragments = make_fragments(0, 10)
     _, critic = load_models(model_folder, torch.float64)
-    expected = reference.gradient(reference.value_loss(critic, fragments, run.settings), critic).float()
+    expected = reference.gradient(reference.value_loss(critic, fragments, run.options), critic).float()
     run.update(fragments)
     torch.testing.assert_close(run.gradients()[1], expected, atol=1e-5, rtol=1e-4)
 
@@ -103,11 +103,11 @@ def test_kl_in_the_loss(model_folder: str, other_folder: str, estimator: str) ->
     fragments = near_policy(run.policy, make_fragments(0, 10))
     policy, critic = load_models(model_folder, torch.float64)
     theirs, _ = load_models(other_folder, torch.float64)
-    loss = reference.policy_loss(policy, critic, fragments, run.settings, theirs)
+    loss = reference.policy_loss(policy, critic, fragments, run.options, theirs)
     batch = batch_from_fragments(fragments)
     other, _ = load_models(other_folder)
     log_probs = sampled_log_probs(other, batch, batch.window, temperature=1.0, micro_batch_tokens=40)
-    targets = replace(estimate_targets(run.critic, batch, run.settings), reference_log_probs=log_probs)
+    targets = replace(estimate_targets(run.critic, batch, run.options), reference_log_probs=log_probs)
     result = run.step.run(batch, targets, 0)
     torch.testing.assert_close(run.gradients()[0], reference.gradient(loss, policy).float(), atol=1e-5, rtol=1e-4)
     assert result.metrics["reference_kl"] > 0.1
@@ -120,7 +120,7 @@ def test_kl_off_the_rewards(model_folder: str, other_folder: str, estimator: str
     run = Run(model_folder, kl_coef=0.5, kl_estimator=estimator, kl_in="reward", **COMMON)
     other, _ = load_models(other_folder)
     fragments = make_fragments(0, 6)
-    batch = with_kl_rewards(batch_from_fragments(fragments), run.policy, other, run.settings)
+    batch = with_kl_rewards(batch_from_fragments(fragments), run.policy, other, run.options)
     for row, fragment in enumerate(fragments):
         sequence = torch.from_numpy(np.r_[fragment.context, fragment.tokens].astype(np.int64))
         rewards = np.r_[fragment.context_rewards, fragment.rewards]
@@ -153,9 +153,9 @@ def test_value_clip_bounds_how_far_a_value_moves(model_folder: str) -> None:
     batch = batch_from_fragments(fragments)
     moves = []
     for run in (unclipped, clipped):
-        before = estimate_targets(run.critic, batch, run.settings).values
+        before = estimate_targets(run.critic, batch, run.options).values
         run.update(fragments)
-        after = estimate_targets(run.critic, batch, run.settings).values
+        after = estimate_targets(run.critic, batch, run.options).values
         assert before is not None
         assert after is not None
         moves.append(float((after.response - before.response).abs().mean()))
@@ -186,9 +186,9 @@ def test_imitation_is_of_whole_right_responses_only(model_folder: str) -> None:
 def test_sequence_mask_is_counted(model_folder: str) -> None:
     run = Run(model_folder, sequence_mask=(0.9, 1.1))
     fragments = near_policy(run.policy, make_fragments(0, 4), spread=0.0)
-    far = replace(fragments[0], behaviour_log_probs=fragments[0].behaviour_log_probs - fragments[0].sampled)
+    far = replace(fragments[0], behavior_log_probs=fragments[0].behavior_log_probs - fragments[0].sampled)
     result = run.update([far, *fragments[1:]])
-    assert result.metrics["sequence_masked_share"] == pytest.approx(len(far) / sum(map(len, fragments)))
+    assert result.metrics["sequence_masked_fraction"] == pytest.approx(len(far) / sum(map(len, fragments)))
 
 
 def whole(count: int = 6) -> list[Fragment]:
@@ -203,10 +203,10 @@ def test_plain_gae_is_egae_on_whole_episodes_to_the_last_bit(model_folder: str) 
     for lambda_ in (0.9, 1.0, "length_adaptive"):
         run = Run(model_folder, lambda_=lambda_, lambda_alpha=0.5)
         batch = batch_from_fragments(whole())
-        targets = estimate_targets(run.critic, batch, run.settings)
+        targets = estimate_targets(run.critic, batch, run.options)
         assert targets.values is not None
-        assert torch.equal(plain_advantages(batch, targets.values, run.settings), targets.advantages)
-        other = estimate_targets(run.critic, batch, replace(run.settings, boundary_value="tail_corrected"))
+        assert torch.equal(plain_advantages(batch, targets.values, run.options), targets.advantages)
+        other = estimate_targets(run.critic, batch, run.options.replace(boundary_value="tail_corrected"))
         assert torch.equal(other.advantages, targets.advantages)
 
 
@@ -217,43 +217,43 @@ def test_estimators_of_whole_episodes_refuse_windows(
 ) -> None:
     run = Run(model_folder)
     batch = batch_from_fragments([make_fragment(np.random.default_rng(0), **options)])
-    values = estimate_targets(run.critic, batch, run.settings).values
+    values = estimate_targets(run.critic, batch, run.options).values
     assert values is not None
     estimate = {
-        "gae": lambda: plain_advantages(batch, values, run.settings),
-        "group_relative": lambda: group_advantages(batch, run.settings),
+        "gae": lambda: plain_advantages(batch, values, run.options),
+        "group_relative": lambda: group_advantages(batch, run.options),
     }[estimator]
     with pytest.raises(ValueError, match=f"advantage_estimator='{estimator}'"):
         estimate()
 
 
 def test_group_advantages_by_hand(model_folder: str) -> None:
-    settings = Run(model_folder, group_scale=False).settings
+    options = Run(model_folder, group_scale=False).options
     fragments = [
         replace(f, rewards=np.r_[np.zeros(len(f) - 1), reward].astype(np.float32))
         for f, reward in zip(whole(), [1, 0, 0, 1, 1, 1], strict=True)
     ]
     batch = batch_from_fragments(fragments)
-    relative = group_advantages(batch, settings)
+    relative = group_advantages(batch, options)
     assert relative[:, 0].tolist() == pytest.approx([2 / 3, -1 / 3, -1 / 3, 0, 0, 0], abs=1e-6)
     assert all(len(set(row[:length].tolist())) == 1 for row, length in zip(relative, batch.window.lengths, strict=True))
     assert not relative[~batch.window.mask].any()
 
 
 @pytest.mark.parametrize("scope", ["batch", "group"])
-@pytest.mark.parametrize("normalisation", ["whiten", "scale"])
-def test_normalised_advantages(model_folder: str, normalisation: str, scope: str) -> None:
-    run = Run(model_folder, advantage_normalisation=normalisation, advantage_normalisation_scope=scope)
+@pytest.mark.parametrize("normalization", ["whiten", "scale"])
+def test_normalized_advantages(model_folder: str, normalization: str, scope: str) -> None:
+    run = Run(model_folder, advantage_normalization=normalization, advantage_normalization_scope=scope)
     batch = batch_from_fragments(whole())
-    raw = estimate_targets(run.critic, batch, replace(run.settings, advantage_normalisation="none")).advantages
-    normalised = normalised_advantages(batch, raw, run.settings)
+    raw = estimate_targets(run.critic, batch, run.options.replace(advantage_normalization="none")).advantages
+    normalized = normalized_advantages(batch, raw, run.options)
     for rows in ([0, 1, 2], [3, 4, 5]) if scope == "group" else (range(6),):
         index = torch.tensor(list(rows))
         mask = batch.window.mask[index]
-        x, y = raw[index][mask].double(), normalised[index][mask].double()
-        shift = x.mean() if normalisation == "whiten" else 0.0
+        x, y = raw[index][mask].double(), normalized[index][mask].double()
+        shift = x.mean() if normalization == "whiten" else 0.0
         torch.testing.assert_close(y, (x - shift) / x.std(unbiased=False), atol=1e-5, rtol=1e-5)
-    assert not normalised[~batch.window.mask].any()
+    assert not normalized[~batch.window.mask].any()
 
 
 def test_fragments_in_hindsight_are_in_no_count(model_folder: str) -> None:
@@ -277,21 +277,21 @@ def test_window_and_hindsight_add_up_to_the_advantages_of_the_true_return(model_
     rng = np.random.default_rng(4)
     window = make_fragment(rng, tokens=5)
     batch = batch_from_fragments([window])
-    targets = estimate_targets(run.critic, batch, run.settings)
+    targets = estimate_targets(run.critic, batch, run.options)
     assert targets.values is not None
     held, following = float(targets.values.window[0, 4]), 0.7
     second = estimate_targets(
-        run.critic, batch_from_fragments([replace(window, hindsight_residual=following - held)]), run.settings
+        run.critic, batch_from_fragments([replace(window, hindsight_residual=following - held)]), run.options
     )
     expected = [0.9 ** (5 - t) * following - float(targets.values.window[0, t]) for t in range(5)]
     assert (targets.advantages + second.advantages)[0].tolist() == pytest.approx(expected, abs=1e-5)
 
 
 def test_returns_of_a_value_batch_without_values(model_folder: str) -> None:
-    settings = Run(model_folder, gamma=0.9).settings
+    options = Run(model_folder, gamma=0.9).options
     batch = batch_from_fragments(whole())
-    held = monte_carlo_batch(batch, None, settings)
-    assert torch.equal(held.targets, finished_returns(batch, settings))
+    held = monte_carlo_batch(batch, None, options)
+    assert torch.equal(held.targets, finished_returns(batch, options))
     assert held.old_values is None
 
 

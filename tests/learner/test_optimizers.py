@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from tppo_rl.learner.collective import SingleLearner, current_collective
+from tppo_rl.learner.metric_sums import MetricSums
 from tppo_rl.learner.optimizers import GradientStep, make_adamw, ramped_lr, squared_norm
 from tppo_rl.learner.sharding import gather_optimizer_state
-from tppo_rl.learner.tally import Tally
 
 
 def make_step(max_norm: float | None) -> tuple[torch.nn.Linear, GradientStep]:
@@ -80,20 +80,20 @@ def test_ramp() -> None:
 
 
 def test_tally() -> None:
-    tally = Tally(["tokens", "nothing"], ["largest", "unseen"])
-    tally.add("tokens", 2)
-    tally.add("tokens", torch.tensor([1.5, 2.5]))
-    tally.largest("largest", -3.0)
-    tally.largest("largest", torch.tensor([-7.0, -2.0]))
-    tally.largest("unseen", torch.zeros(0))
-    assert tally.reduce(SingleLearner()) == {
+    metric_sums = MetricSums(["tokens", "nothing"], ["largest", "unseen"])
+    metric_sums.add("tokens", 2)
+    metric_sums.add("tokens", torch.tensor([1.5, 2.5]))
+    metric_sums.largest("largest", -3.0)
+    metric_sums.largest("largest", torch.tensor([-7.0, -2.0]))
+    metric_sums.largest("unseen", torch.zeros(0))
+    assert metric_sums.reduce(SingleLearner()) == {
         "tokens": 6.0,
         "nothing": 0.0,
         "largest": -2.0,
         "unseen": float("-inf"),
     }
     with pytest.raises(KeyError):
-        tally.add("other", 1.0)
+        metric_sums.add("other", 1.0)
 
 
 def test_alone_there_is_nothing_to_exchange() -> None:

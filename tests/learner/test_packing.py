@@ -7,10 +7,10 @@ import torch
 from learner_helpers import VOCABULARY, load_models, make_fragments
 from transformers import Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
+from tppo_rl.config.options import Options
 from tppo_rl.learner.batch import batch_from_fragments
 from tppo_rl.learner.models import Critic, Policy
 from tppo_rl.learner.packing import check_packing, model_input
-from tppo_rl.learner.settings import UpdateSettings
 from tppo_rl.learner.targets import Targets, critic_values, estimate_targets, sampled_log_probs, with_kl_rewards
 from tppo_rl.learner.update import UpdateStep
 
@@ -55,18 +55,18 @@ def test_log_probs_and_values_equal_the_padded_ones(
 def updated(folder: str, packing: bool, options: dict[str, Any]) -> tuple[torch.Tensor, dict[str, float]]:
     """Gradients and metrics of one update."""
     plain = {"lr": 1e-4, "critic_lr": 1e-4, "grad_clip": None, "critic_grad_clip": None}
-    settings = UpdateSettings(**(plain | options), packing=packing)
+    options = Options.of(**(plain | options), packing=packing)
     policy, critic = load_models(folder)
     batch = BATCH
-    if settings.kl_in == "reward":
-        batch = with_kl_rewards(batch, policy, load_models(folder)[0], settings)
-    targets = estimate_targets(critic, batch, settings)
-    if settings.kl_coef and settings.kl_in == "loss":
+    if options.policy_loss.kl_in == "reward":
+        batch = with_kl_rewards(batch, policy, load_models(folder)[0], options)
+    targets = estimate_targets(critic, batch, options)
+    if options.policy_loss.kl_coef and options.policy_loss.kl_in == "loss":
         reference = sampled_log_probs(
             policy, batch, batch.window, temperature=1.0, micro_batch_tokens=60, packing=packing
         )
         targets = Targets(targets.advantages, targets.values, targets.value_batch, reference)
-    step = UpdateStep(policy, critic, settings)
+    step = UpdateStep(policy, critic, options)
     metrics = step.run(batch, targets, policy_version=0).metrics
     assert step.critic_gradients is not None
     gradients = torch.cat([step.policy_gradients.buffer, step.critic_gradients.buffer]).clone()
@@ -83,7 +83,7 @@ def updated(folder: str, packing: bool, options: dict[str, Any]) -> tuple[torch.
         {"positive_lm_coef": 0.5, "value_clip": 0.2, "micro_batch_tokens": 60},
         {"kl_coef": 0.1, "kl_in": "loss"},
         {"kl_coef": 0.1, "kl_in": "reward"},
-        {"critic_targets": "also_truncated", "boundary_value": "bootstrap"},
+        {"critic_targets": "include_unfinished", "boundary_value": "bootstrap"},
     ],
 )
 def test_an_update_equals_the_padded_one(model_folder: str, options: dict[str, Any]) -> None:
@@ -91,9 +91,9 @@ def test_an_update_equals_the_padded_one(model_folder: str, options: dict[str, A
     packed_gradients, packed_metrics = updated(model_folder, True, options)
     assert gradients.any()
     torch.testing.assert_close(packed_gradients, gradients, atol=1e-5, rtol=1e-5)
-    assert packed_metrics["padding_share"] == 0.0 < metrics["padding_share"]
+    assert packed_metrics["padding_fraction"] == 0.0 < metrics["padding_fraction"]
     for name, value in metrics.items():
-        if name != "padding_share" and not name.endswith("seconds"):
+        if name != "padding_fraction" and not name.endswith("seconds"):
             assert packed_metrics[name] == pytest.approx(value, rel=1e-4, abs=1e-5), name
 
 
@@ -131,5 +131,5 @@ def test_models_that_do_not_keep_sequences_apart_are_refused(model_folder: str) 
     policy, critic = load_models(model_folder)
     critic.backbone = Joined(critic.backbone)
     with pytest.raises(ValueError, match="packing=True: in Joined packed sequences see one another"):
-        UpdateStep(policy, critic, UpdateSettings(packing=True))
-    UpdateStep(policy, critic, UpdateSettings())
+        UpdateStep(policy, critic, Options.of(packing=True))
+    UpdateStep(policy, critic, Options.of())

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 from host_config import LearnerConfig
+from tppo_rl.learner.settings import UpdateSettings
 
 from tppo_rl.learner import settings
-from tppo_rl.learner.settings import UpdateSettings
 
 KEYS = {
     "gamma",
@@ -20,7 +20,7 @@ KEYS = {
     "clip_high",
     "temperature",
     "off_policy_correction",
-    "policy_token_share",
+    "policy_token_fraction",
     "unfinished_advantage_scale",
     "num_epochs",
     "minibatch_size",
@@ -39,14 +39,14 @@ KEYS = {
     "seed",
     "advantage_estimator",
     "lambda_alpha",
-    "advantage_normalisation",
-    "advantage_normalisation_scope",
+    "advantage_normalization",
+    "advantage_normalization_scope",
     "group_scale",
     "critic_targets",
     "critic_lambda",
     "value_batch_tokens",
     "dual_clip",
-    "loss_mean",
+    "loss_aggregation",
     "value_clip",
     "entropy_coef",
     "kl_coef",
@@ -86,8 +86,8 @@ def test_keys_and_their_documentation() -> None:
         ("off_policy_correction", "tis"),
         ("unfinished_advantage_scale", -0.1),
         ("unfinished_advantage_scale", 1.1),
-        ("policy_token_share", 0.0),
-        ("policy_token_share", 1.5),
+        ("policy_token_fraction", 0.0),
+        ("policy_token_fraction", 1.5),
         ("num_epochs", 0),
         ("critic_num_epochs", 0),
         ("micro_batch_tokens", 0),
@@ -107,13 +107,13 @@ def test_keys_and_their_documentation() -> None:
         ("advantage_estimator", "vtrace"),
         ("lambda_", "adaptive"),
         ("lambda_alpha", 0.0),
-        ("advantage_normalisation", "mean"),
-        ("advantage_normalisation_scope", "episode"),
+        ("advantage_normalization", "mean"),
+        ("advantage_normalization_scope", "episode"),
         ("critic_targets", "td"),
         ("critic_lambda", 1.5),
         ("value_batch_tokens", 0),
         ("dual_clip", 1.0),
-        ("loss_mean", "sequence"),
+        ("loss_aggregation", "sequence"),
         ("value_clip", 0.0),
         ("entropy_coef", -0.1),
         ("kl_coef", -0.1),

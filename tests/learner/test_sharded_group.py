@@ -17,8 +17,8 @@ from learner_helpers import make_fragments, split
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.learner.training_data import TrainingData
 from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
-
 from tppo_rl.algorithms.tppo_config import TPPOConfig
+
 from tppo_rl.core.errors import OptionError
 from tppo_rl.core.fragments import Fragment, table_from_fragments
 from tppo_rl.learner.learner import FRAGMENT_REPORT, MODULE_STATE

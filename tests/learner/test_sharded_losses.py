@@ -14,11 +14,11 @@ import torch
 from learner_helpers import load_models, make_fragment, make_fragments, run_two_learners, save_tiny_model, split
 from test_distributed import EVERY_TERM
 
+from tppo_rl.config.options import Options
 from tppo_rl.core.fragments import Fragment
 from tppo_rl.learner.batch import batch_from_fragments
 from tppo_rl.learner.collective import Collective, SingleLearner, current_collective
 from tppo_rl.learner.models import Policy
-from tppo_rl.learner.settings import UpdateSettings
 from tppo_rl.learner.sharding import gather_weights, is_sharded
 from tppo_rl.learner.targets import (
     Targets,
@@ -34,18 +34,23 @@ from tppo_rl.learner.value_buffer import ValueBuffer
 # Two passes over one minibatch: ratios and values have moved in the second, so that clips and weights matter. Shares
 # are cut into several minibatches otherwise than the whole is.
 COMMON = {"lr": 1e-3, "critic_lr": 3e-3, "micro_batch_tokens": 80, "num_epochs": 2, "critic_num_epochs": 2}
-GROUPS = {"advantage_estimator": "group_relative", "loss_mean": "response", "kl_coef": 0.1, "clip_high": 0.2}
+GROUPS = {"advantage_estimator": "group_relative", "loss_aggregation": "response", "kl_coef": 0.1, "clip_high": 0.2}
 PLANS: dict[str, dict[str, Any]] = {
     "every term": EVERY_TERM | {"kl_coef": 0.1},
-    "response mean, whitened": {"loss_mean": "response", "advantage_normalisation": "whiten"},
+    "response mean, whitened": {"loss_aggregation": "response", "advantage_normalization": "whiten"},
     "lambda-returns, recomputed log-probs": {
         "critic_targets": "lambda_returns",
         "critic_lambda": 0.8,
         "value_clip": 0.05,
         "off_policy_correction": "decoupled",
-        "advantage_normalisation": "scale",
+        "advantage_normalization": "scale",
     },
-    "KL off the rewards": {"kl_coef": 0.1, "kl_in": "reward", "critic_targets": "also_truncated", "value_clip": 0.05},
+    "KL off the rewards": {
+        "kl_coef": 0.1,
+        "kl_in": "reward",
+        "critic_targets": "include_unfinished",
+        "value_clip": 0.05,
+    },
     "held episodes, warm-up": {"value_batch_tokens": 30, "critic_warmup_updates": 2, "sequence_mask": (0.1, 1.0)},
     "groups without a critic": GROUPS,
 }
@@ -55,7 +60,7 @@ DISTRIBUTED = dict.fromkeys(PLANS, ("fsdp",)) | dict.fromkeys(
     ("fsdp", "ddp"),
 )
 NUM_UPDATES = 5
-UNCOMPARED = ("padding_share", "seconds")
+UNCOMPARED = ("padding_fraction", "seconds")
 
 
 def with_hindsight(fragments: list[Fragment]) -> list[Fragment]:
@@ -92,27 +97,27 @@ class Learner:
     def __init__(self, folder: str, other: str, plan: str, collective: Collective, distributed: str) -> None:
         policy, critic = load_models(folder)
         self.policy, self.reference = policy, load_models(other)[0]
-        self.settings = UpdateSettings(**(COMMON | PLANS[plan] | {"distributed": distributed}))
-        self.critic = None if self.settings.advantage_estimator == "group_relative" else critic
+        self.options = Options.of(**(COMMON | PLANS[plan] | {"distributed": distributed}))
+        self.critic = None if self.options.advantages.advantage_estimator == "group_relative" else critic
         self.collective = collective
-        self.step = UpdateStep(policy, self.critic, self.settings, collective)
+        self.step = UpdateStep(policy, self.critic, self.options, collective)
         # Sizes are per learner.
-        self.buffer = ValueBuffer((self.settings.value_batch_tokens or 1) * 2 // collective.size, collective)
+        self.buffer = ValueBuffer((self.options.critic.value_batch_tokens or 1) * 2 // collective.size, collective)
         assert is_sharded(policy) == (distributed == "fsdp")
         assert not is_sharded(self.reference)
 
     def update(self, version: int, fragments: list[Fragment]) -> dict[str, float]:
         batch = batch_from_fragments(fragments)
-        if self.settings.kl_in == "reward":
-            batch = with_kl_rewards(batch, self.policy, self.reference, self.settings)
+        if self.options.policy_loss.kl_in == "reward":
+            batch = with_kl_rewards(batch, self.policy, self.reference, self.options)
         if self.critic is None:
-            targets = Targets(group_advantages(batch, self.settings))
+            targets = Targets(group_advantages(batch, self.options))
         else:
-            targets = estimate_targets(self.critic, batch, self.settings, self.collective)
-            if self.settings.value_batch_tokens is not None:
+            targets = estimate_targets(self.critic, batch, self.options, self.collective)
+            if self.options.critic.value_batch_tokens is not None:
                 held = batch_from_fragments(self.buffer.exchange(fragments))
-                targets = replace(targets, value_batch=monte_carlo_batch(held, None, self.settings))
-        if self.settings.kl_coef and self.settings.kl_in == "loss":
+                targets = replace(targets, value_batch=monte_carlo_batch(held, None, self.options))
+        if self.options.policy_loss.kl_coef and self.options.policy_loss.kl_in == "loss":
             targets = replace(targets, reference_log_probs=self._log_probs(self.reference, batch))
         metrics = self.step.run(batch, targets, version).metrics
         return {name: value for name, value in metrics.items() if not name.endswith(UNCOMPARED)}
@@ -193,7 +198,7 @@ def test_the_plans_reach_what_they_are_about(alone: dict[str, Any], plan: str) -
     reached = {name for update in metrics for name, value in update.items() if value}
     wanted = {
         "every term": {"hindsight_tokens", "dual_clip_fraction", "positive_lm_loss", "reference_kl"},
-        "held episodes, warm-up": {"value_batch_tokens", "sequence_masked_share"},
+        "held episodes, warm-up": {"value_batch_tokens", "sequence_masked_fraction"},
         "groups without a critic": {"reference_kl", "advantage_std"},
     }.get(plan, set())
     assert wanted <= reached

@@ -22,13 +22,13 @@ from learner_helpers import (
 )
 from torch.distributed.tensor import DTensor
 
+from tppo_rl.config.options import Options
 from tppo_rl.core.fragments import Fragment
 from tppo_rl.learner import models
 from tppo_rl.learner.batch import batch_from_fragments
 from tppo_rl.learner.collective import Collective, SingleLearner, current_collective
 from tppo_rl.learner.context_cache import ContextCache
 from tppo_rl.learner.models import Critic, Policy, recompute_activations
-from tppo_rl.learner.settings import UpdateSettings
 from tppo_rl.learner.sharding import (
     gather_optimizer_state,
     gather_weights,
@@ -74,7 +74,7 @@ class Learner:
     def __init__(
         self,
         folder: str,
-        settings: dict[str, Any],
+        options: dict[str, Any],
         collective: Collective,
         *,
         recompute: bool = False,
@@ -86,10 +86,10 @@ class Learner:
         for model in (self.policy, self.critic) if recompute else ():
             recompute_activations(model)
         self.collective = collective
-        tokens = settings.get("context_cache_tokens", 0)
+        tokens = options.get("context_cache_tokens", 0)
         self.caches = [ContextCache(tokens), ContextCache(tokens)] if tokens else []
         own = self.caches[0] if self.caches else None
-        self.step = UpdateStep(self.policy, self.critic, UpdateSettings(**settings), collective, own)
+        self.step = UpdateStep(self.policy, self.critic, Options.of(**options), collective, own)
 
     def update(self, version: int) -> dict[str, float]:
         parts = shares(version)
@@ -99,7 +99,7 @@ class Learner:
         for cache in self.caches:
             cache.clear()
         cache = self.caches[1] if self.caches else None
-        targets = estimate_targets(self.critic, batch, self.step.settings, cache=cache)
+        targets = estimate_targets(self.critic, batch, self.step.options, cache=cache)
         result = self.step.run(batch, targets, version)
         return {name: result.metrics[name] for name in COMPARED if name in result.metrics}
 
@@ -131,11 +131,11 @@ def as_tensors(state: dict[str, Any]) -> dict[str, Any]:
 def trajectory(
     folder: str,
     phases: list[tuple[str, int, int]],
-    settings: dict[str, Any],
+    options: dict[str, Any],
     collective: Collective,
     *,
     state: dict[str, Any] | None = None,
-    **options: Any,
+    **models: Any,
 ) -> tuple[list[dict[str, float]], list[dict[str, Any]]]:
     """Makes the updates of (`distributed`, first, last + 1), with new learners and a checkpoint between the phases.
 
@@ -143,7 +143,7 @@ def trajectory(
     """
     metrics, states = [], []
     for distributed, first, last in phases:
-        learner = Learner(folder, settings | {"distributed": distributed}, collective, **options)
+        learner = Learner(folder, options | {"distributed": distributed}, collective, **models)
         assert is_sharded(learner.policy) == is_sharded(learner.critic) == (distributed == "fsdp")
         if state is not None:
             learner.load(state)
@@ -181,8 +181,8 @@ def learner(rank: int, folder: str, meeting_point: str, results: str) -> None:
     )
     collective = current_collective()
     outcomes: dict[str, Any] = {
-        name: trajectory(folder, phases, settings, collective, recompute="activations" in name)
-        for name, (phases, settings) in PLANS.items()
+        name: trajectory(folder, phases, options, collective, recompute="activations" in name)
+        for name, (phases, options) in PLANS.items()
     }
     for distributed in ("ddp", "fsdp"):
         outcomes[f"minibatches, {distributed}"] = trajectory(
@@ -239,7 +239,7 @@ def not_finite(learner: Learner) -> tuple[bool, dict[str, float]]:
     """Breaks the advantages of the second learner alone; whether the policy stayed, and the metrics."""
     before = gather_weights(learner.policy)
     batch = batch_from_fragments(shares(0)[learner.collective.rank])
-    targets = estimate_targets(learner.critic, batch, learner.step.settings)
+    targets = estimate_targets(learner.critic, batch, learner.step.options)
     if learner.collective.rank == 1:
         targets = replace(targets, advantages=torch.full_like(targets.advantages, float("inf")))
     metrics = learner.step.run(batch, targets, 0).metrics
@@ -293,9 +293,9 @@ def test_loss_trajectories_equal_those_of_one_learner(
     (first, states), (second, _) = (outcomes[plan] for outcomes in two_learners)
     expected, expected_states = alone
     if plan == "recomputed log-probs" or plan.startswith("gradient of windows alone"):
-        phases, settings = PLANS[plan]
+        phases, options = PLANS[plan]
         unsharded = [("ddp", *updates) for _, *updates in phases]
-        expected, expected_states = trajectory(model_folder, unsharded, settings, SingleLearner())
+        expected, expected_states = trajectory(model_folder, unsharded, options, SingleLearner())
     start = 10 if plan.startswith("one learner") else 0
     deviation = largest_deviation(first, expected[start : start + len(first)])
     print(f"{plan}: largest deviation {deviation:.1e}")
@@ -386,7 +386,7 @@ def test_plain_logits_of_a_sharded_policy(two_learners: list[dict[str, Any]], mo
 def test_alone_there_is_nothing_to_share(model_folder: str) -> None:
     policy, critic = load_models(model_folder)
     with pytest.raises(ValueError, match=r"^distributed='fsdp'"):
-        UpdateStep(policy, critic, UpdateSettings(distributed="fsdp"))
+        UpdateStep(policy, critic, Options.of(distributed="fsdp"))
     groups = [torch.tensor([1])]
     assert same_number_of_passes(policy, groups) is groups
 

@@ -13,12 +13,12 @@ import reference
 import torch
 from learner_helpers import load_models, make_fragment, make_fragments, parameters_of
 
+from tppo_rl.config.options import Options
 from tppo_rl.core.fragments import Fragment
 from tppo_rl.kernels.denormals import is_flushing
 from tppo_rl.learner.batch import batch_from_fragments
 from tppo_rl.learner.collective import SingleLearner
 from tppo_rl.learner.models import Critic, Policy
-from tppo_rl.learner.settings import UpdateSettings
 from tppo_rl.learner.targets import Targets, estimate_targets
 from tppo_rl.learner.update import UpdateResult, UpdateStep, both
 
@@ -28,14 +28,14 @@ NO_CLIPPING = {"grad_clip": None, "critic_grad_clip": None}
 class Run:
     """Two models and their update step."""
 
-    def __init__(self, folder: str, **settings: Any) -> None:
+    def __init__(self, folder: str, **options: Any) -> None:
         self.policy, self.critic = load_models(folder)
-        self.settings = UpdateSettings(**({"lr": 1e-3, "critic_lr": 1e-3} | settings))
-        self.step = UpdateStep(self.policy, self.critic, self.settings)
+        self.options = Options.of(**({"lr": 1e-3, "critic_lr": 1e-3} | options))
+        self.step = UpdateStep(self.policy, self.critic, self.options)
 
     def update(self, fragments: list[Fragment], version: int = 0) -> UpdateResult:
         batch = batch_from_fragments(fragments)
-        return self.step.run(batch, estimate_targets(self.critic, batch, self.settings), version)
+        return self.step.run(batch, estimate_targets(self.critic, batch, self.options), version)
 
     def gradients(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The last gradients of policy and critic."""
@@ -44,7 +44,7 @@ class Run:
 
 
 def near_policy(policy: Policy, fragments: list[Fragment], spread: float = 0.3, version: int = 0) -> list[Fragment]:
-    """Gives the fragments behaviour log-probs around the policy's own, so that some ratios are clipped on each side."""
+    """Gives the fragments behavior log-probs around the policy's own, so that some ratios are clipped on each side."""
     rng = np.random.default_rng(0)
     result = []
     for fragment in fragments:
@@ -54,7 +54,7 @@ def near_policy(policy: Policy, fragments: list[Fragment], spread: float = 0.3, 
         own = log_probs[:-1].gather(1, sequence[1:, None])[len(fragment.context) - 1 :, 0].numpy()
         noisy = (own + spread * rng.standard_normal(len(own))) * fragment.sampled
         versions = np.where(fragment.sampled, version, -1).astype(np.int32)
-        result.append(replace(fragment, behaviour_log_probs=noisy.astype(np.float32), versions=versions))
+        result.append(replace(fragment, behavior_log_probs=noisy.astype(np.float32), versions=versions))
     return result
 
 
@@ -75,8 +75,8 @@ def test_gradients_equal_a_plain_float64_loop(
     )
     fragments = near_policy(run.policy, make_fragments(0, 10))
     exact_policy, exact_critic = load_models(model_folder, torch.float64)
-    loss = reference.policy_loss(exact_policy, exact_critic, fragments, run.settings)
-    value_loss = reference.value_loss(exact_critic, fragments, run.settings)
+    loss = reference.policy_loss(exact_policy, exact_critic, fragments, run.options)
+    value_loss = reference.value_loss(exact_critic, fragments, run.options)
     result = run.update(fragments)
     policy_gradient, critic_gradient = run.gradients()
     expected = reference.gradient(loss, exact_policy).float()
@@ -114,14 +114,14 @@ def test_loss_is_the_mean_over_tokens(model_folder: str) -> None:
     torch.testing.assert_close(
         gradients["both"], (9 * gradients["long"] + 2 * gradients["short"]) / 11, atol=1e-6, rtol=1e-4
     )
-    assert run.settings.num_epochs == 1
+    assert run.options.optimizer.num_epochs == 1
 
 
 def test_context_tokens_are_no_policy_targets(model_folder: str) -> None:
     """Advantages of 0 in the window leave no gradient: neither prompt nor earlier windows have a loss of their own."""
     run = Run(model_folder)
     batch = batch_from_fragments(make_fragments(2, 6))
-    targets = estimate_targets(run.critic, batch, run.settings)
+    targets = estimate_targets(run.critic, batch, run.options)
     nothing = Targets(torch.zeros_like(targets.advantages), targets.values, targets.value_batch)
     run.step.run(batch, nothing, 0)
     assert not run.gradients()[0].any()
@@ -132,7 +132,7 @@ def test_padding_of_the_advantages_is_not_read(model_folder: str) -> None:
     for filling in (0.0, float("nan")):
         run = Run(model_folder, **NO_CLIPPING)
         batch = batch_from_fragments(make_fragments(2, 6))
-        targets = estimate_targets(run.critic, batch, run.settings)
+        targets = estimate_targets(run.critic, batch, run.options)
         assert targets.value_batch is not None
         value_targets = torch.where(batch.response.mask, targets.value_batch.targets, filling)
         filled = Targets(
@@ -188,7 +188,7 @@ def test_without_a_finished_episode_the_critic_rests(model_folder: str) -> None:
     assert torch.equal(parameters_of(run.critic), before[0])
     assert not torch.equal(parameters_of(run.policy), before[1])
     assert metrics["critic_steps"] == metrics["finished_episodes"] == metrics["value_batch_tokens"] == 0
-    assert metrics["tokens_from_unfinished_share"] == 1.0
+    assert metrics["tokens_from_unfinished_fraction"] == 1.0
     assert not metrics.keys() & {"value_loss", "explained_variance", "return_mean", "critic_grad_norm"}
 
 
@@ -207,9 +207,9 @@ def test_clip_fractions_count_both_sides(model_folder: str) -> None:
     run = Run(model_folder, clip_low=0.1, clip_high=0.3, **NO_CLIPPING)
     fragments = near_policy(run.policy, make_fragments(5, 12), spread=0.5)
     batch = batch_from_fragments(fragments)
-    advantages = estimate_targets(run.critic, batch, run.settings).advantages[batch.window.mask]
+    advantages = estimate_targets(run.critic, batch, run.options).advantages[batch.window.mask]
     log_probs = own_log_probs(run.policy, fragments)
-    ratio = (log_probs - batch.behaviour_log_probs[batch.window.mask]).exp()
+    ratio = (log_probs - batch.behavior_log_probs[batch.window.mask]).exp()
     metrics = run.update(fragments).metrics
     low, high = (ratio < 0.9) & (advantages < 0), (ratio > 1.3) & (advantages > 0)
     assert low.any()
@@ -222,7 +222,7 @@ def own_log_probs(policy: Policy, fragments: list[Fragment]) -> torch.Tensor:
     """The policy's log-probs of all window tokens, fragment by fragment."""
     plain = near_policy(policy, fragments, spread=0.0)
     return torch.from_numpy(
-        np.concatenate([fragment.behaviour_log_probs[fragment.sampled.astype(bool)] for fragment in plain])
+        np.concatenate([fragment.behavior_log_probs[fragment.sampled.astype(bool)] for fragment in plain])
     )
 
 
@@ -231,13 +231,13 @@ def test_first_minibatch_metrics(model_folder: str) -> None:
     fresh = near_policy(run.policy, make_fragments(6, 3), spread=0.0, version=4)
     stale = near_policy(run.policy, make_fragments(7, 5), spread=0.4, version=2)
     fragments = fresh + stale
-    behaviour = batch_from_fragments(fragments)
-    gap = own_log_probs(run.policy, fragments) - behaviour.behaviour_log_probs[behaviour.window.mask]
+    behavior = batch_from_fragments(fragments)
+    gap = own_log_probs(run.policy, fragments) - behavior.behavior_log_probs[behavior.window.mask]
     weights = gap.double().exp()
     metrics = run.update(fragments, version=4).metrics
     expected = {
-        "log_prob_gap_mean": gap.abs().mean(),
-        "log_prob_gap_max": gap.abs().max(),
+        "log_prob_diff_mean": gap.abs().mean(),
+        "log_prob_diff_max": gap.abs().max(),
         "first_ratio_mean": weights.mean(),
         "first_ratio_max": weights.max(),
         "first_ratio_min": weights.min(),
@@ -247,9 +247,9 @@ def test_first_minibatch_metrics(model_folder: str) -> None:
     }
     for name, value in expected.items():
         assert metrics[name] == pytest.approx(float(value), abs=1e-5), name
-    assert metrics["fresh_log_prob_gap_max"] < 1e-5
+    assert metrics["fresh_log_prob_diff_max"] < 1e-5
     assert metrics["policy_steps"] == 3
-    assert "fresh_log_prob_gap_max" not in run.update(stale, version=5).metrics
+    assert "fresh_log_prob_diff_max" not in run.update(stale, version=5).metrics
 
 
 def test_staleness_and_token_counts(model_folder: str) -> None:
@@ -261,11 +261,11 @@ def test_staleness_and_token_counts(model_folder: str) -> None:
     metrics = result.metrics
     assert (metrics["staleness_mean"], metrics["staleness_max"]) == (pytest.approx(8 / 12), 2)
     assert (metrics["trained_tokens"], metrics["fragments"], metrics["finished_episodes"]) == (12, 3, 1)
-    assert metrics["tokens_from_unfinished_share"] == pytest.approx(8 / 12)
+    assert metrics["tokens_from_unfinished_fraction"] == pytest.approx(8 / 12)
     positions = sum(fragment.num_positions - 1 for fragment in fragments)
     assert metrics["processed_tokens"] == positions
     assert metrics["processed_per_trained_token"] == pytest.approx(positions / 12)
-    assert 0 <= metrics["padding_share"] < 1
+    assert 0 <= metrics["padding_fraction"] < 1
 
 
 def test_fragment_report(model_folder: str) -> None:
@@ -288,7 +288,7 @@ def test_fragment_report(model_folder: str) -> None:
 def test_statistics_of_advantages_and_values(model_folder: str) -> None:
     run = Run(model_folder)
     batch = batch_from_fragments(make_fragments(11, 8))
-    targets = estimate_targets(run.critic, batch, run.settings)
+    targets = estimate_targets(run.critic, batch, run.options)
     assert targets.values is not None
     assert targets.value_batch is not None
     advantages = targets.advantages[batch.window.mask]
@@ -318,7 +318,7 @@ def test_warmup_freezes_the_policy_and_still_measures(model_folder: str) -> None
         assert torch.equal(parameters_of(run.policy), before)
         assert not torch.equal(parameters_of(run.critic), critic_before)
         assert (metrics["policy_steps"], metrics["learning_rate"]) == (0, 0)
-        assert {"first_ratio_mean", "log_prob_gap_max", "entropy"} <= metrics.keys()
+        assert {"first_ratio_mean", "log_prob_diff_max", "entropy"} <= metrics.keys()
         assert "policy_grad_norm" not in metrics
     assert run.update(make_fragments(2, 6), 2).metrics["policy_steps"] > 1
     assert not torch.equal(parameters_of(run.policy), before)
@@ -372,7 +372,7 @@ def test_gradients_that_are_not_finite_leave_the_weights_alone(model_folder: str
     run = Run(model_folder)
     before = parameters_of(run.policy)
     batch = batch_from_fragments(make_fragments(14, 3))
-    targets = estimate_targets(run.critic, batch, run.settings)
+    targets = estimate_targets(run.critic, batch, run.options)
     broken = Targets(torch.full_like(targets.advantages, float("inf")), targets.values, targets.value_batch)
     metrics = run.step.run(batch, broken, 0).metrics
     assert torch.equal(parameters_of(run.policy), before)
@@ -383,7 +383,7 @@ def test_recomputed_old_log_probs_treat_stale_tokens_as_fresh(model_folder: str)
     run = Run(model_folder, off_policy_correction="none", micro_batch_tokens=40)
     metrics = run.update(make_fragments(15, 8, version=0), version=3).metrics
     assert metrics["first_ratio_max_deviation"] < 1e-5
-    assert metrics["log_prob_gap_max"] > 0.1
+    assert metrics["log_prob_diff_max"] > 0.1
     assert metrics["importance_weight_max"] > 1.1
 
 
@@ -400,7 +400,7 @@ def test_minibatches_follow_the_seed_and_the_version(model_folder: str) -> None:
 
 def test_without_a_critic(model_folder: str) -> None:
     policy, _ = load_models(model_folder)
-    step = UpdateStep(policy, None, UpdateSettings())
+    step = UpdateStep(policy, None, Options.of())
     batch = batch_from_fragments(make_fragments(17, 4))
     advantages = torch.where(batch.window.mask, 1.0, 0.0)
     result = step.run(batch, Targets(advantages), 0)
@@ -442,7 +442,7 @@ def bandit_fragment(token: int, log_prob: float, version: int) -> Fragment:
         context_rewards=np.zeros(3, np.float32),
         tokens=np.array([token], np.int32),
         sampled=np.ones(1, np.uint8),
-        behaviour_log_probs=np.array([log_prob], np.float32),
+        behavior_log_probs=np.array([log_prob], np.float32),
         versions=np.array([version], np.int32),
         rewards=np.array([1.0 if token == 7 else -1.0], np.float32),
         terminated=True,
@@ -483,7 +483,7 @@ def test_several_learners_have_no_critic_beside_the_policy(model_folder: str) ->
     several = SingleLearner()
     several.size = 2
     with pytest.raises(ValueError, match=r"^parallel_critic=True"):
-        UpdateStep(policy, critic, UpdateSettings(parallel_critic=True), several)
+        UpdateStep(policy, critic, Options.of(parallel_critic=True), several)
 
 
 def test_both_have_ended_when_one_fails() -> None:
@@ -518,7 +518,7 @@ def test_subnormal_gradients_are_0(model_folder: str) -> None:
     """A CPU takes many times as long with them; who called is left as he was."""
     run = Run(model_folder, **NO_CLIPPING)
     batch = batch_from_fragments(make_fragments(0))
-    targets = estimate_targets(run.critic, batch, run.settings)
+    targets = estimate_targets(run.critic, batch, run.options)
     run.step.run(batch, replace(targets, advantages=1e-41 * targets.advantages), 0)
     assert not run.step.policy_gradients.buffer.any()
     assert run.step.critic_gradients is not None

@@ -4,11 +4,11 @@ import numpy as np
 import torch
 from learner_helpers import make_fragment, make_fragments
 
+from tppo_rl.config.options import Options
 from tppo_rl.core.fragments import Fragment, fragments_from_table, table_from_fragments
 from tppo_rl.learner.batch import batch_from_fragments
 from tppo_rl.learner.collective import SingleLearner
 from tppo_rl.learner.connectors import default_learner_pipeline
-from tppo_rl.learner.settings import UpdateSettings
 from tppo_rl.learner.value_buffer import ValueBuffer
 
 
@@ -68,8 +68,8 @@ def test_a_checkpoint_is_shared_out_again() -> None:
 
 
 def test_pipeline_holds_finished_episodes_with_their_returns() -> None:
-    settings = UpdateSettings(value_batch_tokens=20, gamma=0.9)
-    pieces = default_learner_pipeline(settings, value_buffer=ValueBuffer(20, SingleLearner()))
+    options = Options.of(value_batch_tokens=20, gamma=0.9)
+    pieces = default_learner_pipeline(options, value_buffer=ValueBuffer(20, SingleLearner()))
     targets = pieces[-1]
     first, second = [episode(0)], [episode(1), *make_fragments(3, finished=False)]
     assert len(targets(batch={"default_policy": {}}, episodes=first)["default_policy"]["value_batch"].rows) == 0

@@ -12,11 +12,11 @@ from ray.rllib.utils.postprocessing.value_predictions import compute_value_targe
 
 from tppo_rl.maths.advantages import (
     boundary_values,
-    extended_gae,
-    generalised_advantages,
+    egae,
+    gae,
     hindsight_advantages,
     length_adaptive_lambda,
-    ragged_extended_gae,
+    ragged_egae,
 )
 
 
@@ -62,14 +62,14 @@ def test_numbers_worked_by_hand() -> None:
     finished = torch.tensor([False, True, True])
     boundary = boundary_values(values, torch.full((3,), 7.0), lengths, finished, "hold")
     assert boundary.tolist() == [4.0, 0.0, 0.0]
-    advantages = extended_gae(rewards, values, boundary, lengths, gamma=1.0, lambda_=0.5)
+    advantages = egae(rewards, values, boundary, lengths, gamma=1.0, lambda_=0.5)
     assert advantages.tolist() == [[2.0, 2.0, 0.0], [1.0 + 0.5 * (2.0 - 1.5), 0.5, -3.0], [1.5, 1.0, 0.0]]
     assert boundary_values(values, torch.full((3,), 7.0), lengths, finished, "bootstrap").tolist() == [7.0, 0.0, 0.0]
 
 
 def test_discount_worked_by_hand() -> None:
     # delta = [0 + 0.5 * 2 - 1, 1 + 0.5 * 6 - 2] = [0, 2]; A = [0 + 0.5 * 0.5 * 2, 2].
-    advantages = extended_gae(
+    advantages = egae(
         torch.tensor([[0.0, 1.0]]),
         torch.tensor([[1.0, 2.0]]),
         torch.tensor([6.0]),
@@ -85,7 +85,7 @@ def test_tail_correction_worked_by_hand() -> None:
     # From the second: 2, 5 weighed 2 : 1. Without correction the first are weighed 2 : 1 : 1 and the second 1 : 1.
     values = torch.tensor([[1.0, 2.0, 4.0]] * 2, dtype=torch.float64)
     boundary = torch.full((2,), 7.0, dtype=torch.float64)
-    advantages = extended_gae(
+    advantages = egae(
         torch.zeros_like(values),
         values,
         boundary,
@@ -113,8 +113,8 @@ def test_tail_correction_equals_the_definition(seed: int, gamma: float, lambda_:
     rewards, values, boundary, lengths = rows(seed, 6, 9)
     corrected = torch.rand(6, generator=torch.Generator().manual_seed(seed)) < 0.5
     rates = torch.full((6,), lambda_, dtype=torch.float64) if per_row else lambda_
-    advantages = extended_gae(rewards, values, boundary, lengths, gamma=gamma, lambda_=rates, tail_corrected=corrected)
-    plain = extended_gae(rewards, values, boundary, lengths, gamma=gamma, lambda_=rates)
+    advantages = egae(rewards, values, boundary, lengths, gamma=gamma, lambda_=rates, tail_corrected=corrected)
+    plain = egae(rewards, values, boundary, lengths, gamma=gamma, lambda_=rates)
     assert torch.equal(advantages[~corrected], plain[~corrected])
     for row, length in enumerate(lengths.tolist()):
         arguments = rewards[row, :length], values[row, :length], float(boundary[row]), gamma, lambda_
@@ -129,7 +129,7 @@ def test_tail_correction_equals_the_closed_weights(lambda_: float) -> None:
     rewards, values, boundary, _ = rows(11, 3, 60)
     lengths, corrected = torch.full((3,), 60), torch.ones(3, dtype=torch.bool)
     options = {"gamma": 0.99, "lambda_": lambda_, "tail_corrected": corrected}
-    advantages = extended_gae(rewards, values, boundary, lengths, **options)
+    advantages = egae(rewards, values, boundary, lengths, **options)
     following = torch.cat([values[:, 1:], boundary[:, None]], dim=1)
     deltas = rewards + 0.99 * following - values
     for t in (0, 17, 58, 59):
@@ -137,7 +137,7 @@ def test_tail_correction_equals_the_closed_weights(lambda_: float) -> None:
         estimators = torch.cumsum(0.99 ** torch.arange(left).double() * deltas[:, t:], dim=1)
         weights = (1 - lambda_) / (1 - lambda_**left) * lambda_ ** torch.arange(left).double()
         torch.testing.assert_close(advantages[:, t], (weights * estimators).sum(dim=1), atol=1e-8, rtol=0)
-    single = extended_gae(rewards.float(), values.float(), boundary.float(), lengths, **options)
+    single = egae(rewards.float(), values.float(), boundary.float(), lengths, **options)
     assert single.dtype == torch.float32
     torch.testing.assert_close(single.double(), advantages, atol=1e-4, rtol=1e-5)
 
@@ -149,7 +149,7 @@ def test_tail_correction_of_one_estimator_or_equal_ones_changes_nothing(seed: in
     rewards, values, boundary, lengths = rows(seed, 4, 6)
     corrected = torch.ones(4, dtype=torch.bool)
     both = [
-        extended_gae(rewards, values, boundary, lengths, gamma=0.9, lambda_=lambda_, tail_corrected=rows_)
+        egae(rewards, values, boundary, lengths, gamma=0.9, lambda_=lambda_, tail_corrected=rows_)
         for rows_ in (corrected, None)
     ]
     last = lengths[:, None] - 1
@@ -157,7 +157,7 @@ def test_tail_correction_of_one_estimator_or_equal_ones_changes_nothing(seed: in
     flat = torch.full((4, 6), 2.0, dtype=torch.float64)
     rewards = torch.zeros_like(flat)
     rewards[:, 0] = 3.0
-    advantages = extended_gae(
+    advantages = egae(
         rewards, flat, flat[:, 0], torch.full((4,), 6), gamma=1.0, lambda_=lambda_, tail_corrected=corrected
     )
     torch.testing.assert_close(advantages, rewards, atol=1e-12, rtol=0)
@@ -167,7 +167,7 @@ def test_tail_correction_of_one_estimator_or_equal_ones_changes_nothing(seed: in
 @given(seed=st.integers(0, 10**6), gamma=st.floats(0.5, 1.0), lambda_=st.floats(0.0, 1.0))
 def test_equals_the_definition(seed: int, gamma: float, lambda_: float) -> None:
     rewards, values, boundary, lengths = rows(seed, 4, 9)
-    advantages = extended_gae(rewards, values, boundary, lengths, gamma=gamma, lambda_=lambda_)
+    advantages = egae(rewards, values, boundary, lengths, gamma=gamma, lambda_=lambda_)
     for row, length in enumerate(lengths.tolist()):
         expected = plain_loop(rewards[row, :length], values[row, :length], float(boundary[row]), gamma, lambda_)
         assert advantages[row, :length].tolist() == pytest.approx(expected, abs=1e-12)
@@ -181,7 +181,7 @@ def test_whole_episode_equals_gae_to_the_last_bit(dtype: torch.dtype, lambda_: f
     lengths = torch.full((5,), 40)
     finished = torch.ones(5, dtype=torch.bool)
     boundary = boundary_values(values, next_values, lengths, finished, "hold")
-    advantages = extended_gae(rewards, values, boundary, lengths, gamma=0.99, lambda_=lambda_)
+    advantages = egae(rewards, values, boundary, lengths, gamma=0.99, lambda_=lambda_)
     kind = np.float32 if dtype == torch.float32 else np.float64
     for row in range(5):
         reward, value = rewards[row].numpy(), values[row].numpy()
@@ -197,7 +197,7 @@ def test_whole_episode_equals_rllib() -> None:
     rewards, values, next_values, lengths = rows(4, 6, 30, torch.float32)
     finished = torch.ones(6, dtype=torch.bool)
     boundary = boundary_values(values, next_values, lengths, finished, "bootstrap")
-    advantages = extended_gae(rewards, values, boundary, lengths, gamma=0.98, lambda_=0.9)
+    advantages = egae(rewards, values, boundary, lengths, gamma=0.98, lambda_=0.9)
     for row, length in enumerate(lengths.tolist()):
         ends = np.zeros(length, np.float32)
         ends[-1] = 1.0
@@ -214,18 +214,16 @@ def test_whole_episode_equals_rllib() -> None:
         np.testing.assert_allclose(advantages[row, :length].numpy(), targets - value, atol=2e-6)
 
 
-def test_generalised_advantages_worked_by_hand() -> None:
+def test_generalized_advantages_worked_by_hand() -> None:
     # delta = [2 - 1, 1 + 0 - 2] = [1, -1]; A = [1 + 0.5 * -1, -1].
-    advantages = generalised_advantages(
-        torch.tensor([[0.0, 1.0]]), torch.tensor([[1.0, 2.0]]), torch.tensor([2]), gamma=1.0, lambda_=0.5
-    )
+    advantages = gae(torch.tensor([[0.0, 1.0]]), torch.tensor([[1.0, 2.0]]), torch.tensor([2]), gamma=1.0, lambda_=0.5)
     assert advantages.tolist() == [[0.5, -1.0]]
 
 
-def test_generalised_advantages_equal_rllib_and_the_definition() -> None:
+def test_generalized_advantages_equal_rllib_and_the_definition() -> None:
     rewards, values, _, lengths = rows(14, 6, 30, torch.float32)
-    advantages = generalised_advantages(rewards, values, lengths, gamma=0.98, lambda_=0.9)
-    exact = generalised_advantages(rewards.double(), values.double(), lengths, gamma=0.98, lambda_=0.9)
+    advantages = gae(rewards, values, lengths, gamma=0.98, lambda_=0.9)
+    exact = gae(rewards.double(), values.double(), lengths, gamma=0.98, lambda_=0.9)
     for row, length in enumerate(lengths.tolist()):
         ends = np.zeros(length, np.float32)
         ends[-1] = 1.0
@@ -251,17 +249,17 @@ def test_windows_with_an_exact_critic_equal_the_whole(seed: int, cut: int) -> No
     rewards, values, _, _ = rows(seed, 1, 12)
     returns = rewards.flip(1).cumsum(1).flip(1)
     values[:, cut] = returns[:, cut]
-    whole = generalised_advantages(rewards, values, torch.tensor([12]), gamma=1.0, lambda_=1.0)
-    first = extended_gae(rewards[:, :cut], values[:, :cut], values[:, cut], torch.tensor([cut]), gamma=1.0, lambda_=1.0)
+    whole = gae(rewards, values, torch.tensor([12]), gamma=1.0, lambda_=1.0)
+    first = egae(rewards[:, :cut], values[:, :cut], values[:, cut], torch.tensor([cut]), gamma=1.0, lambda_=1.0)
     torch.testing.assert_close(whole[:, :cut], first, atol=1e-12, rtol=0)
-    second = generalised_advantages(rewards[:, cut:], values[:, cut:], torch.tensor([12 - cut]), gamma=1.0, lambda_=1.0)
+    second = gae(rewards[:, cut:], values[:, cut:], torch.tensor([12 - cut]), gamma=1.0, lambda_=1.0)
     torch.testing.assert_close(whole[:, cut:], second, atol=0, rtol=0)
 
 
 def test_bootstrapped_window_equals_rllib_with_an_added_step() -> None:
     rewards, values, next_values, _ = rows(5, 1, 12, torch.float32)
     boundary = boundary_values(values, next_values, torch.tensor([12]), torch.tensor([False]), "bootstrap")
-    advantages = extended_gae(rewards, values, boundary, torch.tensor([12]), gamma=0.98, lambda_=0.9)
+    advantages = egae(rewards, values, boundary, torch.tensor([12]), gamma=0.98, lambda_=0.9)
     chunk_end = np.zeros(13, np.float32)
     chunk_end[11] = 1.0
     longer = np.append(values[0].numpy(), next_values.numpy())
@@ -282,13 +280,11 @@ def test_glued_windows_equal_the_whole(seed: int, cut: int, gamma: float, lambda
     """A_whole = A_first(bootstrap) + (gamma lambda)^(cut - t) A_second[0]; with lambda = 1 the returns add up."""
     rewards, values, _, _ = rows(seed, 1, 12)
     end = torch.zeros(1, dtype=torch.float64)
-    whole = extended_gae(rewards, values, end, torch.tensor([12]), gamma=gamma, lambda_=lambda_)[0]
-    first = extended_gae(
-        rewards[:, :cut], values[:, :cut], values[:, cut], torch.tensor([cut]), gamma=gamma, lambda_=lambda_
-    )[0]
-    second = extended_gae(
-        rewards[:, cut:], values[:, cut:], end, torch.tensor([12 - cut]), gamma=gamma, lambda_=lambda_
-    )[0]
+    whole = egae(rewards, values, end, torch.tensor([12]), gamma=gamma, lambda_=lambda_)[0]
+    first = egae(rewards[:, :cut], values[:, :cut], values[:, cut], torch.tensor([cut]), gamma=gamma, lambda_=lambda_)[
+        0
+    ]
+    second = egae(rewards[:, cut:], values[:, cut:], end, torch.tensor([12 - cut]), gamma=gamma, lambda_=lambda_)[0]
     distance = cut - torch.arange(cut, dtype=torch.float64)
     torch.testing.assert_close(whole[:cut], first + (gamma * lambda_) ** distance * second[0], atol=1e-10, rtol=0)
     torch.testing.assert_close(whole[cut:], second, atol=0, rtol=0)
@@ -298,17 +294,17 @@ def test_glued_windows_equal_the_whole(seed: int, cut: int, gamma: float, lambda
 @given(seed=st.integers(0, 10**6), extra=st.integers(0, 5), filling=st.sampled_from([0.0, 1e30, float("nan")]))
 def test_padding_changes_nothing(seed: int, extra: int, filling: float) -> None:
     rewards, values, boundary, lengths = rows(seed, 4, 7)
-    plain = extended_gae(rewards, values, boundary, lengths, gamma=0.9, lambda_=0.8)
+    plain = egae(rewards, values, boundary, lengths, gamma=0.9, lambda_=0.8)
     wide = torch.full((2, 4, 7 + extra), filling, dtype=torch.float64)
     inside = torch.arange(7) < lengths[:, None]
     wide[0, :, :7] = torch.where(inside, rewards, filling)
     wide[1, :, :7] = torch.where(inside, values, filling)
-    padded = extended_gae(wide[0], wide[1], boundary, lengths, gamma=0.9, lambda_=0.8)
+    padded = egae(wide[0], wide[1], boundary, lengths, gamma=0.9, lambda_=0.8)
     assert torch.equal(padded[:, :7], plain)
     assert not padded[:, 7:].any()
     for function in (
-        lambda r, v: generalised_advantages(r, v, lengths, gamma=0.9, lambda_=0.8),
-        lambda r, v: extended_gae(
+        lambda r, v: gae(r, v, lengths, gamma=0.9, lambda_=0.8),
+        lambda r, v: egae(
             r, v, boundary, lengths, gamma=0.9, lambda_=0.8, tail_corrected=torch.tensor([True, False, True, True])
         ),
     ):
@@ -327,7 +323,7 @@ def test_padding_changes_nothing(seed: int, extra: int, filling: float) -> None:
 def test_hold_gives_the_last_token_no_advantage(seed: int, lambda_: float) -> None:
     _, values, next_values, lengths = rows(seed, 5, 8, torch.float32)
     boundary = boundary_values(values, next_values, lengths, torch.zeros(5, dtype=torch.bool), "hold")
-    advantages = extended_gae(torch.zeros_like(values), values, boundary, lengths, gamma=1.0, lambda_=lambda_)
+    advantages = egae(torch.zeros_like(values), values, boundary, lengths, gamma=1.0, lambda_=lambda_)
     assert not advantages.gather(1, lengths[:, None] - 1).any()
 
 
@@ -336,7 +332,7 @@ def test_hold_gives_the_last_token_no_advantage(seed: int, lambda_: float) -> No
 def test_hold_with_lambda_one_telescopes(seed: int) -> None:
     _, values, next_values, lengths = rows(seed, 5, 8)
     boundary = boundary_values(values, next_values, lengths, torch.zeros(5, dtype=torch.bool), "hold")
-    advantages = extended_gae(torch.zeros_like(values), values, boundary, lengths, gamma=1.0, lambda_=1.0)
+    advantages = egae(torch.zeros_like(values), values, boundary, lengths, gamma=1.0, lambda_=1.0)
     closed_form = torch.where(torch.arange(8) < lengths[:, None], boundary[:, None] - values, 0.0)
     torch.testing.assert_close(advantages, closed_form, atol=1e-12, rtol=0)
 
@@ -348,7 +344,7 @@ def test_hold_minus_bootstrap(seed: int, lambda_: float) -> None:
     rewards, values, next_values, lengths = rows(seed, 5, 8)
     open_ended = torch.zeros(5, dtype=torch.bool)
     hold, bootstrap = (
-        extended_gae(
+        egae(
             rewards,
             values,
             boundary_values(values, next_values, lengths, open_ended, mode),
@@ -367,9 +363,9 @@ def test_hold_minus_bootstrap(seed: int, lambda_: float) -> None:
 def test_each_row_may_have_its_own_lambda() -> None:
     rewards, values, boundary, lengths = rows(8, 3, 6)
     lambdas = torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64)
-    together = extended_gae(rewards, values, boundary, lengths, gamma=0.9, lambda_=lambdas)
+    together = egae(rewards, values, boundary, lengths, gamma=0.9, lambda_=lambdas)
     for row, lambda_ in enumerate(lambdas.tolist()):
-        alone = extended_gae(
+        alone = egae(
             rewards[row, None], values[row, None], boundary[row, None], lengths[row, None], gamma=0.9, lambda_=lambda_
         )
         torch.testing.assert_close(together[row], alone[0], atol=1e-14, rtol=0)
@@ -385,7 +381,7 @@ def test_the_order_of_rows_changes_nothing(seed: int) -> None:
     lambdas = torch.rand(6, generator=generator, dtype=torch.float64)
 
     def advantages(index: torch.Tensor) -> torch.Tensor:
-        return extended_gae(
+        return egae(
             rewards[index],
             values[index],
             boundary[index],
@@ -437,8 +433,8 @@ def test_hindsight_turns_the_used_boundary_into_the_true_return(
     options: dict = {"gamma": gamma, "lambda_": lambda_}
     if corrected:
         options["tail_corrected"] = torch.rand(5, generator=generator) < 0.5
-    with_used = extended_gae(rewards, values, used, lengths, **options)
-    with_true = extended_gae(rewards, values, returns_after, lengths, **options)
+    with_used = egae(rewards, values, used, lengths, **options)
+    with_true = egae(rewards, values, returns_after, lengths, **options)
     correction = hindsight_advantages(returns_after, used, lengths, 8, **options)
     torch.testing.assert_close(with_used + correction, with_true, atol=1e-12, rtol=0)
     for row, length in enumerate(lengths.tolist()):
@@ -462,9 +458,9 @@ def test_hindsight_turns_the_used_boundary_into_the_true_return(
 def test_hindsight_makes_a_window_whole(seed: int, cut: int, gamma: float) -> None:
     """At lambda = 1 a window plus its hindsight is that part of the finished episode, whatever the critic said."""
     rewards, values, used, _ = rows(seed, 1, 12)
-    whole = generalised_advantages(rewards, values, torch.tensor([12]), gamma=gamma, lambda_=1.0)
+    whole = gae(rewards, values, torch.tensor([12]), gamma=gamma, lambda_=1.0)
     length = torch.tensor([cut])
-    window = extended_gae(rewards[:, :cut], values[:, :cut], used, length, gamma=gamma, lambda_=1.0)
+    window = egae(rewards[:, :cut], values[:, :cut], used, length, gamma=gamma, lambda_=1.0)
     after = sum(gamma**k * reward for k, reward in enumerate(rewards[0, cut:].tolist()))
     hindsight = hindsight_advantages(
         torch.tensor([after], dtype=torch.float64), used, length, cut, gamma=gamma, lambda_=1.0
@@ -475,19 +471,19 @@ def test_hindsight_makes_a_window_whole(seed: int, cut: int, gamma: float) -> No
 def test_gradients() -> None:
     rewards, values, boundary, lengths = rows(9, 2, 4)
     arguments = [tensor.requires_grad_() for tensor in (rewards, values, boundary)]
-    assert torch.autograd.gradcheck(lambda r, v, b: extended_gae(r, v, b, lengths, gamma=0.9, lambda_=0.7), arguments)
+    assert torch.autograd.gradcheck(lambda r, v, b: egae(r, v, b, lengths, gamma=0.9, lambda_=0.7), arguments)
     finished = torch.tensor([False, True])
     options: dict = {"gamma": 0.9, "lambda_": 0.7}
     assert torch.autograd.gradcheck(
-        lambda r, v, b: extended_gae(r, v, b, lengths, tail_corrected=~finished, **options), arguments
+        lambda r, v, b: egae(r, v, b, lengths, tail_corrected=~finished, **options), arguments
     )
     assert torch.autograd.gradcheck(
-        lambda r, v, b: ragged_extended_gae(
+        lambda r, v, b: ragged_egae(
             r.flatten(), v.flatten(), b, torch.tensor([3, 5]), tail_corrected=~finished, **options
         ),
         arguments,
     )
-    assert torch.autograd.gradcheck(lambda r, v: generalised_advantages(r, v, lengths, **options), arguments[:2])
+    assert torch.autograd.gradcheck(lambda r, v: gae(r, v, lengths, **options), arguments[:2])
     returns_after = torch.tensor([1.0, -2.0], dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(
         lambda g, b: hindsight_advantages(g, b, lengths, 4, tail_corrected=~finished, **options),
@@ -503,36 +499,36 @@ def test_no_rows() -> None:
     empty, none = torch.zeros(0, 0), torch.zeros(0)
     lengths, finished = torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.bool)
     boundary = boundary_values(empty, none, lengths, finished, "hold")
-    assert extended_gae(empty, empty, boundary, lengths, gamma=1.0, lambda_=1.0).shape == (0, 0)
+    assert egae(empty, empty, boundary, lengths, gamma=1.0, lambda_=1.0).shape == (0, 0)
     for values in (none, none.clone().requires_grad_()):
-        assert ragged_extended_gae(none, values, boundary, lengths, gamma=1.0, lambda_=1.0).shape == (0,)
+        assert ragged_egae(none, values, boundary, lengths, gamma=1.0, lambda_=1.0).shape == (0,)
     wide = torch.zeros(0, 5)
     for corrected in (None, finished):
-        advantages = extended_gae(wide, wide, none, lengths, gamma=1.0, lambda_=1.0, tail_corrected=corrected)
+        advantages = egae(wide, wide, none, lengths, gamma=1.0, lambda_=1.0, tail_corrected=corrected)
         assert advantages.shape == (0, 5)
         hindsight = hindsight_advantages(none, none, lengths, 5, gamma=1.0, lambda_=1.0, tail_corrected=corrected)
         assert hindsight.shape == (0, 5)
-    assert generalised_advantages(wide, wide, lengths, gamma=1.0, lambda_=1.0).shape == (0, 5)
+    assert gae(wide, wide, lengths, gamma=1.0, lambda_=1.0).shape == (0, 5)
 
 
 def test_misfits_are_refused() -> None:
     rewards, values, boundary, lengths = rows(1, 3, 4)
     open_ended = torch.zeros(3, dtype=torch.bool)
     with pytest.raises(ValueError, match="rewards"):
-        extended_gae(rewards[:, :3], values, boundary, lengths, gamma=1.0, lambda_=1.0)
+        egae(rewards[:, :3], values, boundary, lengths, gamma=1.0, lambda_=1.0)
     with pytest.raises(ValueError, match="boundary_values"):
-        extended_gae(rewards, values, boundary[:2], lengths, gamma=1.0, lambda_=1.0)
+        egae(rewards, values, boundary[:2], lengths, gamma=1.0, lambda_=1.0)
     flat, options = torch.zeros(12), {"gamma": 1.0, "lambda_": 1.0}
     with pytest.raises(ValueError, match=r"rewards and values must both be \[N\], got \(3, 4\) and \(3, 4\)"):
-        ragged_extended_gae(rewards, values, boundary, lengths, **options)
+        ragged_egae(rewards, values, boundary, lengths, **options)
     with pytest.raises(ValueError, match="boundary_values"):
-        ragged_extended_gae(flat, flat, boundary[:2], lengths, **options)
+        ragged_egae(flat, flat, boundary[:2], lengths, **options)
     with pytest.raises(ValueError, match="add up to the 12 values, got 11 in all and 1 at least"):
-        ragged_extended_gae(flat, flat, boundary, torch.tensor([4, 1, 6]), **options)
+        ragged_egae(flat, flat, boundary, torch.tensor([4, 1, 6]), **options)
     with pytest.raises(ValueError, match="got 12 in all and 0 at least"):
-        ragged_extended_gae(flat, flat, boundary, torch.tensor([4, 0, 8]), **options)
+        ragged_egae(flat, flat, boundary, torch.tensor([4, 0, 8]), **options)
     with pytest.raises(ValueError, match=r"lengths must lie in 1 \.\. 4"):
-        extended_gae(rewards, values, boundary, torch.tensor([1, 2, 5]), gamma=1.0, lambda_=1.0)
+        egae(rewards, values, boundary, torch.tensor([1, 2, 5]), gamma=1.0, lambda_=1.0)
     with pytest.raises(ValueError, match=r"lengths must lie in 1 \.\. 4"):
         boundary_values(values, boundary, torch.tensor([1, 0, 2]), open_ended, "hold")
     with pytest.raises(ValueError, match="'hold' or 'bootstrap'"):
@@ -542,9 +538,9 @@ def test_misfits_are_refused() -> None:
     with pytest.raises(ValueError, match="finished"):
         boundary_values(values, boundary, lengths, open_ended[:2], "hold")
     with pytest.raises(ValueError, match="tail_corrected"):
-        extended_gae(rewards, values, boundary, lengths, gamma=1.0, lambda_=1.0, tail_corrected=open_ended[:2])
+        egae(rewards, values, boundary, lengths, gamma=1.0, lambda_=1.0, tail_corrected=open_ended[:2])
     with pytest.raises(ValueError, match="rewards"):
-        generalised_advantages(rewards[:2], values, lengths, gamma=1.0, lambda_=1.0)
+        gae(rewards[:2], values, lengths, gamma=1.0, lambda_=1.0)
     with pytest.raises(ValueError, match="returns_after"):
         hindsight_advantages(boundary[:2], boundary, lengths, 4, gamma=1.0, lambda_=1.0)
     with pytest.raises(ValueError, match=r"1 \.\. 2"):
@@ -567,7 +563,7 @@ torch.manual_seed(0)
 values, lengths = torch.randn(5, 7), torch.tensor([1, 7, 3, 2, 5])
 for lambda_ in (0.95, torch.rand(5)):
     for tail_corrected in (None, torch.tensor([True, False, True, False, False])):
-        advantages.extended_gae(
+        advantages.egae(
             torch.randn(5, 7), values, values[:, 0], lengths, gamma=1.0, lambda_=lambda_, tail_corrected=tail_corrected
         )
 print(len(extended_gae_rows.signatures))

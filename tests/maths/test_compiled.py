@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tppo_rl.maths.advantages import extended_gae, ragged_extended_gae
+from tppo_rl.maths.advantages import egae, ragged_egae
 
 
 @given(
@@ -30,7 +30,7 @@ def test_equals_the_tensor_code_to_the_last_bit(
     rate = torch.rand(rows, generator=generator, dtype=dtype) if lambda_ == "per row" else lambda_
     tail_corrected = torch.rand(rows, generator=generator) < 0.5 if corrected else None
     compiled, tensor_code = (
-        extended_gae(
+        egae(
             rewards,
             values,
             # A gradient is only to be had from the tensor code.
@@ -46,7 +46,7 @@ def test_equals_the_tensor_code_to_the_last_bit(
     assert not compiled.requires_grad
     assert compiled.dtype == dtype
     assert torch.equal(compiled, tensor_code)
-    back_to_back = ragged_extended_gae(
+    back_to_back = ragged_egae(
         rewards[~padding],
         values[~padding],
         boundary,
@@ -61,6 +61,6 @@ def test_equals_the_tensor_code_to_the_last_bit(
 def test_rows_need_not_be_contiguous() -> None:
     values = torch.randn(6, 4, generator=torch.Generator().manual_seed(0)).T
     lengths = torch.tensor([6, 1, 3, 5])
-    whole = extended_gae(torch.zeros_like(values), values, torch.zeros(4), lengths, gamma=1.0, lambda_=0.9)
-    copied = extended_gae(torch.zeros(4, 6), values.contiguous(), torch.zeros(4), lengths, gamma=1.0, lambda_=0.9)
+    whole = egae(torch.zeros_like(values), values, torch.zeros(4), lengths, gamma=1.0, lambda_=0.9)
+    copied = egae(torch.zeros(4, 6), values.contiguous(), torch.zeros(4), lengths, gamma=1.0, lambda_=0.9)
     assert torch.equal(whole, copied)

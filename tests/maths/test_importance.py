@@ -17,8 +17,8 @@ from tppo_rl.maths.importance import (
 
 def test_numbers_worked_by_hand() -> None:
     log_probs = torch.tensor([0.5, 0.2, 0.1], dtype=torch.float64).log()
-    behaviour = torch.tensor([0.25, 0.2, 0.2], dtype=torch.float64).log()
-    weights = importance_weights(log_probs, behaviour)
+    behavior = torch.tensor([0.25, 0.2, 0.2], dtype=torch.float64).log()
+    weights = importance_weights(log_probs, behavior)
     assert weights.tolist() == pytest.approx([2.0, 1.0, 0.5])
     # (2 + 1 + 0.5)^2 / (4 + 1 + 0.25)
     assert effective_sample_size(3.5, 5.25) == pytest.approx(12.25 / 5.25)
@@ -42,22 +42,22 @@ def test_finite_and_differentiable() -> None:
 
 def test_truncated_weights_worked_by_hand() -> None:
     log_probs = torch.tensor([0.5, 0.25], dtype=torch.float64).log()
-    behaviour = torch.tensor([0.125, 0.5], dtype=torch.float64).log()
-    assert truncated_importance_weights(log_probs, behaviour, cap=2.0).tolist() == pytest.approx([2.0, 0.5])
-    assert truncated_importance_weights(log_probs, behaviour, cap=None).tolist() == pytest.approx([4.0, 0.5])
+    behavior = torch.tensor([0.125, 0.5], dtype=torch.float64).log()
+    assert truncated_importance_weights(log_probs, behavior, cap=2.0).tolist() == pytest.approx([2.0, 0.5])
+    assert truncated_importance_weights(log_probs, behavior, cap=None).tolist() == pytest.approx([4.0, 0.5])
 
 
 @settings(deadline=None, max_examples=40, derandomize=True)
 @given(seed=st.integers(0, 10**6), cap=st.none() | st.floats(0.01, 5.0))
 def test_truncated_weights_equal_the_definition_in_any_order(seed: int, cap: float | None) -> None:
     generator = torch.Generator().manual_seed(seed)
-    log_probs, behaviour = torch.randn(2, 9, generator=generator, dtype=torch.float64)
-    weights = truncated_importance_weights(log_probs, behaviour, cap=cap)
+    log_probs, behavior = torch.randn(2, 9, generator=generator, dtype=torch.float64)
+    weights = truncated_importance_weights(log_probs, behavior, cap=cap)
     bound = math.inf if cap is None else cap
-    expected = [min(math.exp(p - q), bound) for p, q in zip(log_probs.tolist(), behaviour.tolist(), strict=True)]
+    expected = [min(math.exp(p - q), bound) for p, q in zip(log_probs.tolist(), behavior.tolist(), strict=True)]
     assert weights.tolist() == pytest.approx(expected, rel=1e-12)
     order = torch.randperm(9, generator=generator)
-    assert torch.equal(truncated_importance_weights(log_probs[order], behaviour[order], cap=cap), weights[order])
+    assert torch.equal(truncated_importance_weights(log_probs[order], behavior[order], cap=cap), weights[order])
 
 
 def test_truncated_weights_are_constants_and_finite() -> None:
@@ -86,23 +86,23 @@ def test_sequence_mask_worked_by_hand() -> None:
 @given(seed=st.integers(0, 10**6), low=st.floats(0.0, 1.0), width=st.floats(0.0, 2.0))
 def test_sequence_mask_equals_the_definition_in_any_order(seed: int, low: float, width: float) -> None:
     generator = torch.Generator().manual_seed(seed)
-    log_probs, behaviour = 0.7 * torch.randn(2, 15, generator=generator, dtype=torch.float64)
+    log_probs, behavior = 0.7 * torch.randn(2, 15, generator=generator, dtype=torch.float64)
     rows = torch.randint(0, 6, (15,), generator=generator)
-    kept = sequence_mask(log_probs, behaviour, rows, 6, low=low, high=low + width)
+    kept = sequence_mask(log_probs, behavior, rows, 6, low=low, high=low + width)
     for row in range(6):
         weights = [
             math.exp(p - q)
-            for p, q, r in zip(log_probs.tolist(), behaviour.tolist(), rows.tolist(), strict=True)
+            for p, q, r in zip(log_probs.tolist(), behavior.tolist(), rows.tolist(), strict=True)
             if r == row
         ]
         expected = not weights or low <= math.prod(weights) ** (1 / len(weights)) <= low + width
         assert bool(kept[row]) == expected
     order = torch.randperm(15, generator=generator)
     assert torch.equal(
-        sequence_mask(log_probs[order], behaviour[order], rows[order], 6, low=low, high=low + width), kept
+        sequence_mask(log_probs[order], behavior[order], rows[order], 6, low=low, high=low + width), kept
     )
     renamed = torch.randperm(6, generator=generator)
-    again = sequence_mask(log_probs, behaviour, renamed[rows], 6, low=low, high=low + width)
+    again = sequence_mask(log_probs, behavior, renamed[rows], 6, low=low, high=low + width)
     assert torch.equal(again[renamed], kept)
 
 
@@ -132,8 +132,8 @@ def test_sequence_mask_refuses_misfits() -> None:
 )
 def test_weights_equal_the_definition_in_any_order(pairs, random) -> None:
     random.shuffle(pairs)
-    log_probs, behaviour = (torch.tensor(column, dtype=torch.float64) for column in zip(*pairs, strict=True))
+    log_probs, behavior = (torch.tensor(column, dtype=torch.float64) for column in zip(*pairs, strict=True))
     expected = [math.exp(pi) / math.exp(mu) for pi, mu in pairs]
-    assert importance_weights(log_probs, behaviour).tolist() == pytest.approx(expected)
+    assert importance_weights(log_probs, behavior).tolist() == pytest.approx(expected)
     worth = effective_sample_size(sum(expected), sum(weight**2 for weight in expected))
     assert 1 - 1e-9 <= worth <= len(pairs) + 1e-9

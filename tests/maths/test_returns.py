@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ray.rllib.utils.postprocessing.value_predictions import compute_value_targets
 
-from tppo_rl.maths.advantages import extended_gae
+from tppo_rl.maths.advantages import egae
 from tppo_rl.maths.returns import lambda_returns, monte_carlo_returns
 
 
@@ -46,7 +46,7 @@ def test_equals_gae_with_lambda_one_and_no_critic() -> None:
     rewards = torch.randn(3, 6, generator=torch.Generator().manual_seed(1))
     lengths = torch.tensor([6, 2, 4])
     zeros = torch.zeros(3, 6)
-    advantages = extended_gae(rewards, zeros, zeros[:, 0], lengths, gamma=0.97, lambda_=1.0)
+    advantages = egae(rewards, zeros, zeros[:, 0], lengths, gamma=0.97, lambda_=1.0)
     torch.testing.assert_close(monte_carlo_returns(rewards, lengths, gamma=0.97), advantages)
 
 

@@ -44,8 +44,8 @@ def test_bounds_are_above_the_gradient_of_the_logits() -> None:
 def test_chances_worked_by_hand() -> None:
     bounds, lengths = torch.tensor([3.0, 1.0, 0.0]), torch.tensor([9, 1, 10])
     # wanted 3 / 3 = 1, 1 and 0, of 10 tokens in all; to them 0.7 / 10, and 0.3 / 20 to every one: 0.085, 0.085, 0.015
-    chances = inclusion_probabilities(bounds, lengths, 0.25)
-    assert chances.tolist() == pytest.approx([0.425, 0.425, 0.075])
+    probabilities = inclusion_probabilities(bounds, lengths, 0.25)
+    assert probabilities.tolist() == pytest.approx([0.425, 0.425, 0.075])
     # At a share of 0.6 the first two are certain, and the third has the two tokens that are left.
     assert inclusion_probabilities(bounds, lengths, 0.6).tolist() == pytest.approx([1.0, 1.0, 0.2])
 
@@ -56,13 +56,15 @@ def test_chances_are_worth_the_share_and_no_weight_is_boundless(
     fragments: list[tuple[float, int]], share: float
 ) -> None:
     bounds, lengths = parts(fragments)
-    chances = inclusion_probabilities(bounds, lengths, share)
-    assert float((chances * lengths).sum()) == pytest.approx(share * float(lengths.sum()), rel=1e-6)
-    assert float(chances.max()) <= 1 + 1e-9
-    assert float(chances.min()) >= UNIFORM_SHARE * share * (1 - 1e-9)
+    probabilities = inclusion_probabilities(bounds, lengths, share)
+    assert float((probabilities * lengths).sum()) == pytest.approx(share * float(lengths.sum()), rel=1e-6)
+    assert float(probabilities.max()) <= 1 + 1e-9
+    assert float(probabilities.min()) >= UNIFORM_SHARE * share * (1 - 1e-9)
     wanted = bounds / lengths.sqrt()
     for one in range(len(bounds)):
-        assert bool((chances[wanted >= wanted[one]] >= chances[one] - 1e-9).all()), "more to learn, less likely"
+        assert bool((probabilities[wanted >= wanted[one]] >= probabilities[one] - 1e-9).all()), (
+            "more to learn, less likely"
+        )
 
 
 def test_a_share_of_1_takes_all_and_bad_arguments_are_refused() -> None:
@@ -83,25 +85,25 @@ def test_a_share_of_1_takes_all_and_bad_arguments_are_refused() -> None:
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.floats(1e-3, 1.0), min_size=1, max_size=30), st.integers(0, 2**32))
-def test_as_many_are_drawn_as_chances_add_up_to(chances: list[float], seed: int) -> None:
-    drawn = systematic_sample(torch.tensor(chances, dtype=torch.float64), np.random.default_rng(seed))
-    assert abs(len(drawn) - sum(chances)) < 1 + 1e-9
+def test_as_many_are_drawn_as_chances_add_up_to(probabilities: list[float], seed: int) -> None:
+    drawn = systematic_sample(torch.tensor(probabilities, dtype=torch.float64), np.random.default_rng(seed))
+    assert abs(len(drawn) - sum(probabilities)) < 1 + 1e-9
     assert drawn.tolist() == sorted(set(drawn.tolist()))
-    assert {index for index, chance in enumerate(chances) if chance == 1} <= set(drawn.tolist())
+    assert {index for index, probability in enumerate(probabilities) if probability == 1} <= set(drawn.tolist())
 
 
 def test_each_is_drawn_with_its_chance_so_that_weighted_sums_are_right() -> None:
     generator = np.random.default_rng(0)
-    chances = torch.tensor([0.05, 0.3, 1.0, 0.7, 0.5, 0.15], dtype=torch.float64)
+    probabilities = torch.tensor([0.05, 0.3, 1.0, 0.7, 0.5, 0.15], dtype=torch.float64)
     values = torch.tensor([4.0, -2.0, 1.0, 3.0, -5.0, 2.0], dtype=torch.float64)
     repeats = 20_000
     counts, sums = torch.zeros(6), torch.zeros(repeats, dtype=torch.float64)
     for repeat in range(repeats):
-        drawn = systematic_sample(chances, generator)
+        drawn = systematic_sample(probabilities, generator)
         counts[drawn] += 1
-        sums[repeat] = (values / chances)[drawn].sum()
-    deviation = (chances * (1 - chances) / repeats).sqrt()
-    assert bool(((counts / repeats - chances).abs() <= 4 * deviation + 1e-12).all()), counts / repeats
+        sums[repeat] = (values / probabilities)[drawn].sum()
+    deviation = (probabilities * (1 - probabilities) / repeats).sqrt()
+    assert bool(((counts / repeats - probabilities).abs() <= 4 * deviation + 1e-12).all()), counts / repeats
     assert float(sums.mean()) == pytest.approx(float(values.sum()), abs=4 * float(sums.std()) / math.sqrt(repeats))
 
 
@@ -113,8 +115,8 @@ def test_for_its_tokens_the_variance_is_a_third_of_that_of_equal_chances() -> No
         torch.from_numpy(generator.integers(1, 33, 200)),
     )
 
-    def variance(chances: torch.Tensor) -> float:
-        return float(((1 - chances) / chances * norms.square()).sum())
+    def variance(probabilities: torch.Tensor) -> float:
+        return float(((1 - probabilities) / probabilities * norms.square()).sum())
 
     ours = inclusion_probabilities(norms, lengths, 0.4)
     assert variance(ours) < variance(torch.full((200,), 0.4, dtype=torch.float64)) / 3

@@ -151,8 +151,8 @@ def test_dual_clip_above_1_only() -> None:
 def test_truncated_policy_gradient_worked_by_hand() -> None:
     # pi = 1/2 and 1/4 against mu = 1/8 and 1/2: weights 4, held at 2, and 1/2.
     log_probs = torch.tensor([0.5, 0.25], dtype=torch.float64).log().requires_grad_()
-    behaviour = torch.tensor([0.125, 0.5], dtype=torch.float64).log()
-    loss = truncated_policy_gradient(log_probs, behaviour, torch.tensor([3.0, -1.0], dtype=torch.float64), cap=2.0)
+    behavior = torch.tensor([0.125, 0.5], dtype=torch.float64).log()
+    loss = truncated_policy_gradient(log_probs, behavior, torch.tensor([3.0, -1.0], dtype=torch.float64), cap=2.0)
     assert loss.tolist() == pytest.approx([-2 * 3 * math.log(0.5), 0.5 * math.log(0.25)])
     loss.sum().backward()
     assert log_probs.grad is not None
@@ -163,15 +163,15 @@ def test_truncated_policy_gradient_worked_by_hand() -> None:
 @given(seed=st.integers(0, 10**6), cap=st.floats(0.1, 4.0))
 def test_truncated_policy_gradient_equals_the_definition_in_any_order(seed: int, cap: float) -> None:
     generator = torch.Generator().manual_seed(seed)
-    log_probs, behaviour, advantages = torch.randn(3, 9, generator=generator, dtype=torch.float64)
-    loss = truncated_policy_gradient(log_probs, behaviour, advantages, cap=cap)
+    log_probs, behavior, advantages = torch.randn(3, 9, generator=generator, dtype=torch.float64)
+    loss = truncated_policy_gradient(log_probs, behavior, advantages, cap=cap)
     expected = [
         -min(math.exp(p - q), cap) * a * p
-        for p, q, a in zip(log_probs.tolist(), behaviour.tolist(), advantages.tolist(), strict=True)
+        for p, q, a in zip(log_probs.tolist(), behavior.tolist(), advantages.tolist(), strict=True)
     ]
     assert loss.tolist() == pytest.approx(expected, abs=1e-12)
     order = torch.randperm(9, generator=generator)
-    shuffled = truncated_policy_gradient(log_probs[order], behaviour[order], advantages[order], cap=cap)
+    shuffled = truncated_policy_gradient(log_probs[order], behavior[order], advantages[order], cap=cap)
     assert torch.equal(shuffled, loss[order])
 
 
@@ -187,23 +187,23 @@ def test_truncated_policy_gradient_on_policy_is_the_gradient_of_the_ratio() -> N
 
 def test_truncated_policy_gradient_gradcheck_constants_and_misfits() -> None:
     generator = torch.Generator().manual_seed(3)
-    log_probs, behaviour, advantages = torch.randn(3, 8, generator=generator, dtype=torch.float64)
+    log_probs, behavior, advantages = torch.randn(3, 8, generator=generator, dtype=torch.float64)
     # The weight is a constant, so its part is checked against a loss whose weights are fixed numbers.
-    weights = (log_probs - behaviour).exp().clamp(max=1.5)
+    weights = (log_probs - behavior).exp().clamp(max=1.5)
     log_probs.requires_grad_()
-    behaviour.requires_grad_()
+    behavior.requires_grad_()
     advantages.requires_grad_()
 
     def fixed(x: torch.Tensor) -> torch.Tensor:
         return -weights * advantages.detach() * x
 
     assert torch.autograd.gradcheck(fixed, [log_probs])
-    loss = truncated_policy_gradient(log_probs, behaviour, advantages, cap=1.5)
+    loss = truncated_policy_gradient(log_probs, behavior, advantages, cap=1.5)
     torch.testing.assert_close(loss, fixed(log_probs))
     (expected,) = torch.autograd.grad(fixed(log_probs).sum(), log_probs)
     loss.sum().backward()
     torch.testing.assert_close(log_probs.grad, expected)
-    assert behaviour.grad is None
+    assert behavior.grad is None
     assert advantages.grad is None
     with pytest.raises(ValueError, match="one shape"):
         truncated_policy_gradient(torch.zeros(3), torch.zeros(3), torch.zeros(2), cap=1.0)

@@ -15,7 +15,7 @@ GOOD = {
     "critic/explained_variance": 0.4,
     "critic/boundary_error_held": 0.2,
     "rollout/slot_occupancy": 1.0,
-    "rollout/runner_idle_share": 0.05,
+    "rollout/env_runner_idle_fraction": 0.05,
     "time/waiting_for_fragments": 0.1,
     "time/iteration": 1.0,
 }
@@ -25,7 +25,7 @@ SIGNS = {
     "boundary_error": {"critic/boundary_error_held": 0.6},
     "slot_occupancy": {"rollout/slot_occupancy": 0.6},
     "learner_idle": {"time/waiting_for_fragments": 0.6},
-    "env_runner_idle": {"rollout/runner_idle_share": 0.6},
+    "env_runner_idle": {"rollout/env_runner_idle_fraction": 0.6},
 }
 
 
@@ -62,7 +62,11 @@ def test_no_alarm_before_averages_mean_anything() -> None:
 
 
 def test_what_cannot_be_otherwise_raises_no_alarm() -> None:
-    waiting = {"rollout/slot_occupancy": 0.2, "rollout/runner_idle_share": 0.6, "time/waiting_for_fragments": 0.6}
+    waiting = {
+        "rollout/slot_occupancy": 0.2,
+        "rollout/env_runner_idle_fraction": 0.6,
+        "time/waiting_for_fragments": 0.6,
+    }
     assert watch(Alarms(asynchronous=False, refills=False), waiting, 20) == []
 
 

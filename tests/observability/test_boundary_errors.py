@@ -27,14 +27,14 @@ def some_boundaries(count: int) -> list[ClosedBoundary]:
 
 def test_worked_by_hand() -> None:
     boundaries = [
-        ClosedBoundary(1, Boundary(held=0.25, true=0.5, window_mean=0.0), return_after=1.0, position=16),
-        ClosedBoundary(0, Boundary(held=0.5, true=1.0, window_mean=0.0), return_after=0.0, position=8),
-        ClosedBoundary(1, Boundary(held=0.5, true=0.5, window_mean=0.0), return_after=0.0, position=19),
+        ClosedBoundary(1, Boundary(held=0.25, bootstrap=0.5, window_mean=0.0), return_after=1.0, position=16),
+        ClosedBoundary(0, Boundary(held=0.5, bootstrap=1.0, window_mean=0.0), return_after=0.0, position=8),
+        ClosedBoundary(1, Boundary(held=0.5, bootstrap=0.5, window_mean=0.0), return_after=0.0, position=19),
     ]
     first, second = sum_boundary_errors(boundaries, bin_width=10)
-    assert first == BoundaryErrors(0, 0, 1, held=0.5, true=1.0, step=0.5, held_squared=0.25, true_squared=1.0)
+    assert first == BoundaryErrors(0, 0, 1, held=0.5, bootstrap=1.0, step=0.5, held_squared=0.25, bootstrap_squared=1.0)
     assert second == BoundaryErrors(
-        1, 1, 2, held=0.75 + 0.5, true=0.5 + 0.5, step=0.25, held_squared=0.5625 + 0.25, true_squared=0.5
+        1, 1, 2, held=0.75 + 0.5, bootstrap=0.5 + 0.5, step=0.25, held_squared=0.5625 + 0.25, bootstrap_squared=0.5
     )
 
 
@@ -45,20 +45,20 @@ def test_equals_a_plain_loop() -> None:
         {(boundary.window_index, boundary.position // 7) for boundary in boundaries}
     )
     for cell in cells:
-        count = held = true = step = held_squared = true_squared = 0.0
+        count = held = bootstrap = step = held_squared = bootstrap_squared = 0.0
         for boundary in boundaries:
             if boundary.window_index == cell.window_index and 7 * cell.position_bin <= boundary.position < 7 * (
                 cell.position_bin + 1
             ):
                 count += 1
                 held += abs(boundary.values.held - boundary.return_after)
-                true += abs(boundary.values.true - boundary.return_after)
-                step += abs(boundary.values.true - boundary.values.held)
+                bootstrap += abs(boundary.values.bootstrap - boundary.return_after)
+                step += abs(boundary.values.bootstrap - boundary.values.held)
                 held_squared += (boundary.values.held - boundary.return_after) ** 2
-                true_squared += (boundary.values.true - boundary.return_after) ** 2
+                bootstrap_squared += (boundary.values.bootstrap - boundary.return_after) ** 2
         assert cell.count == count
-        assert (cell.held, cell.true, cell.step) == pytest.approx((held, true, step))
-        assert (cell.held_squared, cell.true_squared) == pytest.approx((held_squared, true_squared))
+        assert (cell.held, cell.bootstrap, cell.step) == pytest.approx((held, bootstrap, step))
+        assert (cell.held_squared, cell.bootstrap_squared) == pytest.approx((held_squared, bootstrap_squared))
 
 
 def test_an_iteration_that_was_repeated_after_a_resume_counts_once(tmp_path: Path) -> None:

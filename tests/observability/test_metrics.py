@@ -29,7 +29,7 @@ def test_episodes_are_measured_whole() -> None:
     assert metrics["rollout/accuracy"] == 0.5
     assert metrics["rollout/response_length_mean"] == (4 + 1) / 2
     assert metrics["rollout/response_length_max"] == 4
-    assert metrics["rollout/truncated_share"] == 0.5
+    assert metrics["rollout/truncated_fraction"] == 0.5
     assert metrics["rollout/windows_per_response"] == 1.5
     assert metrics["rollout/versions_per_response"] == (3 + 1) / 2
     assert episode_metrics([make_fragment()]) == {"rollout/finished_episodes": 0.0}
@@ -42,7 +42,7 @@ def test_boundary_errors_and_explained_variance() -> None:
     ]
     metrics = boundary_metrics(closed)
     assert metrics["critic/boundary_error_held"] == pytest.approx(0.5)
-    assert metrics["critic/boundary_error_true"] == pytest.approx(0.25)
+    assert metrics["critic/boundary_error_bootstrap"] == pytest.approx(0.25)
     assert metrics["critic/explained_variance_unfinished"] == pytest.approx(0.0)
     assert boundary_metrics([]) == {}
     assert "critic/explained_variance_unfinished" not in boundary_metrics(closed[:1])

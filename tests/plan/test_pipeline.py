@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers import CountingEnv, IntegerChat
+from tppo_rl.rollout.pump import RolloutPump
 
 from tppo_rl.core.fragments import table_from_fragments
 from tppo_rl.plan import pipeline
@@ -17,7 +18,6 @@ from tppo_rl.rollout import pump
 from tppo_rl.rollout.engine import Sampling
 from tppo_rl.rollout.env_runner import SampleResult
 from tppo_rl.rollout.ledger import Ledger
-from tppo_rl.rollout.pump import RolloutPump
 from tppo_rl.rollout.sampler import EpisodeLimits, Sampler
 from tppo_rl.rollout.simulated_engine import SimulatedEngine
 from tppo_rl.rollout.train_queue import TrainQueue

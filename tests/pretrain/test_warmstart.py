@@ -417,15 +417,15 @@ class TestShippedModel:
         """Chance of the full solution when sampling: 15 to 55 % for 2 to 4 operands, 5 % or more for 10."""
         model, tokenizer = shipped
         env = make_env(CHAIN, {"split": "heldout", "tail_exponent": 0.0})
-        chances: dict[int, list[float]] = {2: [], 3: [], 4: [], 10: []}
+        probabilities: dict[int, list[float]] = {2: [], 3: [], 4: [], 10: []}
         for seed in range(4000):
             prompt, info = env.reset(seed=seed)
             count = len(info["operands"])
-            if count in chances and len(chances[count]) < 64:
+            if count in probabilities and len(probabilities[count]) < 64:
                 (example,) = encode(tokenizer, [(prompt, info["worked_solution"])])
                 with torch.no_grad():
                     log_prob = -response_loss(model, [example], 0) * len(example.response)
-                chances[count].append(float(log_prob.exp()))
-        mean = {count: float(np.mean(found)) for count, found in chances.items()}
+                probabilities[count].append(float(log_prob.exp()))
+        mean = {count: float(np.mean(found)) for count, found in probabilities.items()}
         assert all(0.15 <= mean[count] <= 0.55 for count in (2, 3, 4)), mean
         assert mean[10] >= 0.05

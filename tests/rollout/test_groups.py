@@ -105,10 +105,10 @@ def test_a_penalty_for_length_makes_no_variance_of_verdicts() -> None:
     groups = {"num_groups": 2, "group_size": 2, "replace": True, "max_rounds": 2}
     by_return = sample_groups(answers, GroupBuffer(2), **groups)
     assert [fragment.prompt_index for fragment in by_return.fragments] == [0, 0, 1, 1]
-    by_verdict = sample_groups(answers, GroupBuffer(2), by_verdict=True, **groups)
-    assert [fragment.prompt_index for fragment in by_verdict.fragments] == [1, 1, 1, 1]
-    assert [fragment.prompt_index for group in by_verdict.dropped for fragment in group] == [0, 0]
-    assert by_verdict.num_without_variance == 1
+    by_correctness = sample_groups(answers, GroupBuffer(2), by_correctness=True, **groups)
+    assert [fragment.prompt_index for fragment in by_correctness.fragments] == [1, 1, 1, 1]
+    assert [fragment.prompt_index for group in by_correctness.dropped for fragment in group] == [0, 0]
+    assert by_correctness.num_without_variance == 1
 
 
 @pytest.mark.parametrize("count", [1, 2])

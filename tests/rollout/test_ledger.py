@@ -16,8 +16,8 @@ def test_tokens_are_counted_where_they_are() -> None:
     ledger.report(1, fragments, num_tokens_sampled=10, num_open_tokens=2)
     counts = ledger.check(queue_tokens=8)
     assert (counts.sampled, counts.queued, counts.in_flight, counts.trained) == (10, 8, 2, 0)
-    ledger.book_trained(5)
-    ledger.book_dropped("test", 1)
+    ledger.record_trained(5)
+    ledger.record_dropped("test", 1)
     counts = ledger.check(queue_tokens=2)
     assert (counts.trained, counts.queued, counts.dropped) == (5, 2, {"test": 1})
     assert ledger.num_finished_episodes == 1
@@ -93,9 +93,9 @@ def test_boundaries_are_closed_with_the_return_that_followed() -> None:
     # Two windows of two tokens after a prompt of one; the environment spoke at position 3.
     first = make_fragment(episode_id=4, context=[9], tokens=[1, 2])
     second = make_fragment(episode_id=4, context=[9, 1, 2], tokens=[7, 3], sampled=[0, 1], window_index=1)
-    ledger.note_boundary(first, Boundary(held=0.1, true=0.2, window_mean=0.3))
-    ledger.note_boundary(first, Boundary(held=0.25, true=0.5, window_mean=0.1))
-    ledger.note_boundary(second, Boundary(held=0.75, true=1.0, window_mean=0.2))
+    ledger.record_boundary(first, Boundary(held=0.1, true=0.2, window_mean=0.3))
+    ledger.record_boundary(first, Boundary(held=0.25, true=0.5, window_mean=0.1))
+    ledger.record_boundary(second, Boundary(held=0.75, true=1.0, window_mean=0.2))
     end = make_fragment(
         episode_id=4,
         context=[9, 1, 2, 7, 3],

@@ -10,13 +10,13 @@ import pytest
 from helpers import CountingEnv, IntegerChat
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tppo_rl.rollout.pump import RolloutPump
 
 from tppo_rl.core.fragments import table_from_fragments
 from tppo_rl.rollout.engine import Sampling
 from tppo_rl.rollout.env_runner import SampleResult
 from tppo_rl.rollout.groups import GroupBuffer, sample_groups
 from tppo_rl.rollout.ledger import Ledger
-from tppo_rl.rollout.pump import RolloutPump
 from tppo_rl.rollout.sampler import EpisodeLimits, Sampler
 from tppo_rl.rollout.simulated_engine import SimulatedEngine, draw_lognormal_length
 from tppo_rl.rollout.train_queue import TrainQueue
@@ -178,7 +178,7 @@ def test_batches_keep_the_bound_and_the_ledger_adds_up(
         assert all(version - fragment.oldest_version <= max_staleness for fragment in fragments)
         for _ in range(group.random.randint(0, 3)):
             pump.turn(version, timeout_s=0.0)
-        ledger.book_trained(tokens)
+        ledger.record_trained(tokens)
         assert ledger.check(queue_tokens=queue.num_tokens).unaccounted == 0
         state["version"] = version + 1
         if update % 8 == 7 and losses:
@@ -270,7 +270,7 @@ def test_one_window_of_every_slot_is_one_sync_batch() -> None:
     for _ in range(3):
         fragments = pump.one_window(WINDOW)
         assert sum(map(len, fragments)) == 3 * SLOTS * WINDOW
-        ledger.book_trained(3 * SLOTS * WINDOW)
+        ledger.record_trained(3 * SLOTS * WINDOW)
         assert ledger.check(queue_tokens=queue.num_tokens).in_flight == 0
 
 
@@ -282,7 +282,7 @@ def test_whole_responses_are_as_many_as_were_asked_for(num_episodes: int) -> Non
         fragments = pump.whole_responses(num_episodes)
         finished = sorted(fragment.episode_id for fragment in fragments if fragment.finished)
         assert finished == list(range(step * num_episodes, (step + 1) * num_episodes))
-        ledger.book_trained(sum(map(len, fragments)))
+        ledger.record_trained(sum(map(len, fragments)))
         assert ledger.check(queue_tokens=queue.num_tokens).in_flight == 0
 
 
@@ -317,9 +317,9 @@ def test_groups_are_trained_once_whatever_is_lost(runners: int, seed: int, repla
                 assert len({f.episode_id for f in complete}) == size
                 assert len({f.prompt_index for f in complete}) == 1
                 seen[complete[0].prompt_index] += 1
-            ledger.book_trained(sum(map(len, sample.fragments)))
+            ledger.record_trained(sum(map(len, sample.fragments)))
             for dropped in sample.dropped:
-                ledger.book_dropped("no_variance", sum(map(len, dropped)))
+                ledger.record_dropped("no_variance", sum(map(len, dropped)))
             assert ledger.check(queue_tokens=queue.num_tokens + buffer.num_tokens).in_flight == 0
             group.revive_all()
             if resume and update == 4:

@@ -116,7 +116,7 @@ def run_with_updates(sampler: Sampler, engine: VLLMEngine, weights_of: Any, step
     return fragments
 
 
-def log_prob_gaps(fragments: list[Fragment], policy: Any, weights_of: Any, temperature: float) -> np.ndarray:
+def log_prob_diffs(fragments: list[Fragment], policy: Any, weights_of: Any, temperature: float) -> np.ndarray:
     """|trainer - engine| for every token, the trainer holding the weights of the token's own version."""
     by_version: dict[int, list[Fragment]] = defaultdict(list)
     for fragment in fragments:
@@ -131,7 +131,7 @@ def log_prob_gaps(fragments: list[Fragment], policy: Any, weights_of: Any, tempe
             with torch.no_grad():
                 log_probs = (model(tokens[None]).logits[0, :-1] / temperature).log_softmax(-1)
             taken = log_probs.gather(-1, tokens[1:, None])[-len(fragment.tokens) :, 0].numpy()
-            gaps.append(np.abs(taken - fragment.behaviour_log_probs)[fragment.versions == version])
+            gaps.append(np.abs(taken - fragment.behavior_log_probs)[fragment.versions == version])
     return np.concatenate(gaps)
 
 
@@ -165,7 +165,7 @@ def test_glued_fragments_are_what_vllm_returned(updated_run: tuple[list[Fragment
         last = windows[-1]
         whole = np.concatenate([last.context, last.tokens])
         np.testing.assert_array_equal(whole[last.prompt_length :], glued)
-        total = sum(float(fragment.behaviour_log_probs.sum()) for fragment in windows)
+        total = sum(float(fragment.behavior_log_probs.sum()) for fragment in windows)
         assert total == pytest.approx(record.cumulative_log_prob[request_id], abs=1e-3)
         versions = np.concatenate([fragment.versions for fragment in windows])
         expected = np.full(len(glued), -1)
@@ -180,7 +180,7 @@ def test_glued_fragments_are_what_vllm_returned(updated_run: tuple[list[Fragment
 def test_recompute_leaves_no_log_prob_gap(
     updated_run: tuple[list[Fragment], VLLMRecord], policy: Any, weights_of: Any
 ) -> None:
-    gaps = log_prob_gaps(updated_run[0], policy, weights_of, temperature=1.0)
+    gaps = log_prob_diffs(updated_run[0], policy, weights_of, temperature=1.0)
     print(f"recompute: {len(gaps)} tokens, mean {gaps.mean():.1e}, max {gaps.max():.1e} nats")
     assert gaps.mean() <= 1e-6
     # A rare token beyond 1e-5 is float32 itself: log-probs in float32 and float64 are as far apart there.
@@ -192,7 +192,7 @@ def test_log_probs_are_those_of_the_temperature(engine: VLLMEngine, chat: Chat, 
     engine.load_weights(weights_of(0), 0)
     sampler = make_sampler(engine, chat, window=None, temperature=0.7)
     sampler.tickets.extend(Ticket(index, index, index) for index in range(1000, 1040))
-    gaps = log_prob_gaps(sampler.run_until_empty(), policy, weights_of, temperature=0.7)
+    gaps = log_prob_diffs(sampler.run_until_empty(), policy, weights_of, temperature=0.7)
     assert not engine._engine.has_unfinished_requests(), "vLLM keeps requests that have ended"
     assert gaps.mean() <= 1e-6
     assert np.mean(gaps <= 1e-5) > 0.998
@@ -256,7 +256,7 @@ def test_cut_and_resubmitted_requests_go_on_where_they_were(
         fragments += sampler.run(5)
         sampler.suspend()
         sampler.resume()
-    gaps = log_prob_gaps(fragments, policy, weights_of, temperature=1.0)
+    gaps = log_prob_diffs(fragments, policy, weights_of, temperature=1.0)
     assert gaps.mean() <= 1e-6
     for windows in ([f for f in fragments if f.episode_id == k] for k in range(2000, 2040)):
         glued = np.concatenate([fragment.tokens for fragment in windows])
@@ -269,7 +269,7 @@ def test_keep_leaves_a_gap_that_recompute_does_not(chat: Chat, policy: Any, weig
         fragments = run_with_updates(make_sampler(engine, chat, window=16), engine, weights_of, steps=7)
     finally:
         engine.stop()
-    gaps = log_prob_gaps(fragments, policy, weights_of, temperature=1.0)
+    gaps = log_prob_diffs(fragments, policy, weights_of, temperature=1.0)
     print(f"keep: {len(gaps)} tokens, mean {gaps.mean():.1e}, max {gaps.max():.1e} nats")
     assert gaps.mean() > 1e-4
 
@@ -293,7 +293,7 @@ def test_with_keep_new_requests_do_not_read_what_older_weights_computed(
     finally:
         engine.stop()
     for fragments in evaluations:
-        assert log_prob_gaps(fragments, policy, weights_of, temperature=1.0).max() <= 1e-4
+        assert log_prob_diffs(fragments, policy, weights_of, temperature=1.0).max() <= 1e-4
 
 
 def test_with_keep_what_was_cut_finds_its_own_states_again_unless_weights_go_back(
@@ -312,7 +312,7 @@ def test_with_keep_what_was_cut_finds_its_own_states_again_unless_weights_go_bac
             engine.load_weights(weights_of(version), version)
             sampler.resume()
             next_tokens = sampler.run(15) + sampler.cut_windows()
-            largest_gap[version] = log_prob_gaps(next_tokens, policy, weights_of, temperature=1.0).max()
+            largest_gap[version] = log_prob_diffs(next_tokens, policy, weights_of, temperature=1.0).max()
     finally:
         engine.stop()
     assert largest_gap[2] > 1e-3
@@ -330,7 +330,7 @@ def test_an_engine_in_its_own_process_knows_the_version_of_every_token(
     finally:
         engine.stop()
     assert len({int(version) for fragment in fragments for version in fragment.versions}) > 5
-    gaps = log_prob_gaps(fragments, policy, weights_of, temperature=1.0)
+    gaps = log_prob_diffs(fragments, policy, weights_of, temperature=1.0)
     assert gaps.mean() <= 1e-6
 
 
@@ -349,5 +349,5 @@ def test_a_compiled_engine_takes_new_weights(chat: Chat, policy: Any, weights_of
         fragments = run_with_updates(make_sampler(engine, chat, window=16), engine, weights_of, steps=7)
     finally:
         engine.stop()
-    gaps = log_prob_gaps(fragments, policy, weights_of, temperature=1.0)
+    gaps = log_prob_diffs(fragments, policy, weights_of, temperature=1.0)
     assert gaps.mean() <= 1e-6

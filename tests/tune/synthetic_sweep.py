@@ -84,7 +84,7 @@ def run_accounts(training_s: float) -> dict[str, Any]:
         "wall_s": training_s + 7.0,
         "seconds": {"setup": 5.0, "evaluation": 2.0, "update": 0.6 * training_s},
         "largest_staleness": 2,
-        "largest_fresh_log_prob_gap": 1e-7,
+        "largest_fresh_log_prob_diff": 1e-7,
         "largest_ratio_deviation": 1e-6,
     }
 

@@ -36,7 +36,7 @@ def test_measures_of_a_trial_worked_by_hand(tmp_path: Path) -> None:
             "tokens_to_target": 5000.0,
             "seconds_to_target": 50.0,
             "boundary_held": 0.5,
-            "boundary_true": 0.25,
+            "boundary_bootstrap": 0.25,
             "boundary_step": 0.25,
         }
     )

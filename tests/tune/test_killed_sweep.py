@@ -35,7 +35,7 @@ SWEEP: dict[str, Any] = {
         "rollout_log_fragments": 0,
     },
     "tune_config": {
-        "metric": "policy/unfinished_share",
+        "metric": "policy/unfinished_fraction",
         "scheduler": {"type": "asha", "grace_period": GRACE, "reduction_factor": 1.1},
     },
 }

@@ -39,7 +39,7 @@ SWEEP: dict[str, Any] = {
     # Every response fits into one window of 64, few into one of 2: the first trial is the worse one for certain.
     "config": OPTIONS | {"lr": 1e-4, "critic_lr": 3e-4, "window_length": {"grid_search": [2, 64]}},
     "tune_config": {
-        "metric": "policy/unfinished_share",
+        "metric": "policy/unfinished_fraction",
         "mode": "min",
         "scheduler": {
             "type": "pbt",

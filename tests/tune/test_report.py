@@ -85,7 +85,7 @@ def test_a_window_sweep_has_all_its_figures_and_the_inflection(tmp_path: Path) -
         "explained_variance_unfinished",
         "boundary_held_by_window",
         "boundary_held_by_position",
-        "boundary_true_by_position",
+        "boundary_bootstrap_by_position",
         "boundary_step_by_position",
         "boundary_held_over_training",
     }

@@ -62,7 +62,7 @@ def test_nothing_is_wider_than_the_screen(page: Path, tmp_path: Path, width: int
     assert loaded == text.count("<img ")
     assert narrowest_figure >= least_figure
     assert smallest_letters >= 13
-    assert overlapping == 0, "texts of cells that lie on their neighbours"
+    assert overlapping == 0, "texts of cells that lie on their neighbors"
 
 
 def test_it_prints(page: Path, tmp_path: Path) -> None:

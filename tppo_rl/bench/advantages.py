@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from tppo_rl.bench.records import Figure, figure_of
-from tppo_rl.maths.advantages import extended_gae, ragged_extended_gae
+from tppo_rl.maths.advantages import egae, ragged_egae
 
 GAMMA, LAMBDA = 1.0, 0.97
 LONGEST = 2048
@@ -62,12 +62,12 @@ def advantages_figures(*, tokens: int, repeats: int, rllib: bool) -> list[Figure
 def _back_to_back(rows: Rows) -> Callable[[], torch.Tensor]:
     rewards, values = (torch.from_numpy(array) for array in flat_arrays(rows)[:2])
     boundary = torch.zeros(len(rows.lengths))
-    return lambda: ragged_extended_gae(rewards, values, boundary, rows.lengths, gamma=GAMMA, lambda_=LAMBDA)
+    return lambda: ragged_egae(rewards, values, boundary, rows.lengths, gamma=GAMMA, lambda_=LAMBDA)
 
 
 def _padded(rows: Rows) -> Callable[[], torch.Tensor]:
     boundary = torch.zeros(len(rows.lengths))
-    return lambda: extended_gae(rows.rewards, rows.values, boundary, rows.lengths, gamma=GAMMA, lambda_=LAMBDA)
+    return lambda: egae(rows.rewards, rows.values, boundary, rows.lengths, gamma=GAMMA, lambda_=LAMBDA)
 
 
 def _figures(rows: Rows, suffix: str, ours: Callable[[], torch.Tensor], repeats: int, rllib: bool) -> list[Figure]:

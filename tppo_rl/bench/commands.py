@@ -82,7 +82,7 @@ def advantages(**options: Any) -> Sequence[Figure]:
 @click.option("--dtype", default="float32", show_default=True, help="Of the computation: float32 or bfloat16.")
 @click.option("--device", default="cpu", show_default=True, help="cpu or cuda.")
 @click.option("--threads", type=click.IntRange(1), help="Torch threads.")
-@click.option("--peak-tflops", type=float, help="Of the device, in this dtype: gives the utilisation.")
+@click.option("--peak-tflops", type=float, help="Of the device, in this dtype: gives the utilization.")
 @_measures(repeats=7)
 def learner(**options: Any) -> Sequence[Figure]:
     """The update step against a bare torch loop over the same micro-batches."""

@@ -21,6 +21,7 @@ from tppo_rl.base_models import resolve_model
 from tppo_rl.bench.memory import process_memory
 from tppo_rl.bench.records import Figure, figure_of
 from tppo_rl.bench.workloads import RANDOM_MODELS, random_model, tppo_fragments, whole_episodes
+from tppo_rl.config.options import Options
 from tppo_rl.core.fragments import Fragment
 from tppo_rl.core.schedules import rate_at
 from tppo_rl.kernels.denormals import flushed_subnormals
@@ -30,8 +31,8 @@ from tppo_rl.learner.micro_batches import micro_batches, minibatches
 from tppo_rl.learner.models import Critic, Policy, load_causal_lm, parse_dtype, transformer_blocks
 from tppo_rl.learner.optimizers import make_adamw
 from tppo_rl.learner.packing import model_input
-from tppo_rl.learner.settings import UpdateSettings
-from tppo_rl.learner.targets import Targets, estimate_targets, sampled_log_probs
+from tppo_rl.learner.sampled_log_probs import sampled_log_probs
+from tppo_rl.learner.targets import ModelSet, Targets, estimate
 from tppo_rl.learner.update import UpdateStep
 
 LARGEST_GRADIENT_DIFFERENCE = {"float32": 1e-4, "bfloat16": 0.1}
@@ -62,11 +63,11 @@ def learner_figures(
         lengths: Tokens of each episode, prompt included.
         window: Longest fragment of the T-PPO workload, sampled tokens.
         tokens: Sampled tokens of an update.
-        micro_batch_tokens: As in `UpdateSettings`.
+        micro_batch_tokens: As in `Options`.
         dtype: "float32" or "bfloat16", of the computation; weights are float32.
         device: "cpu" or "cuda".
         threads: Torch threads; None leaves them.
-        peak_tflops: What the device could do in this dtype; gives the utilisation.
+        peak_tflops: What the device could do in this dtype; gives the utilization.
         repeats: Updates of each loop that are timed.
 
     Raises:
@@ -81,7 +82,7 @@ def learner_figures(
         raise ValueError(f"device={device!r}: torch sees no such device here")
     if threads is not None:
         torch.set_num_threads(threads)
-    settings = UpdateSettings(micro_batch_tokens=micro_batch_tokens)
+    options = Options.of(micro_batch_tokens=micro_batch_tokens)
     figures = []
     for name in (f"windows of {window}", *(f"{length} tokens" for length in lengths)):
         make = partial(make_models, model, random_weights, dtype, device)
@@ -91,7 +92,7 @@ def learner_figures(
             fragments = tppo_fragments(vocabulary, tokens=tokens, window=window)
         else:
             fragments = whole_episodes(vocabulary, tokens=tokens, length=int(name.split()[0]))
-        pair = _Pair(ours, fragments, settings, device)
+        pair = _Pair(ours, fragments, options, device)
         pair.first_update(make, dtype)
         figures += pair.measure(name, repeats, peak_tflops)
         del ours, pair  # The next models need the memory.
@@ -150,23 +151,26 @@ class _CriticInput(NamedTuple):
 class _Bare:
     """The bare loop."""
 
-    def __init__(self, models: Models, batch: TrainBatch, targets: Targets, settings: UpdateSettings) -> None:
+    def __init__(self, models: Models, batch: TrainBatch, targets: Targets, options: Options) -> None:
         self._policy, self._critic = models
-        self._settings = settings
+        self._options = options
         self._policy_adam, self._critic_adam = (
             make_adamw(
-                model.parameters(), lr=rate_at(lr, 0), betas=settings.adam_betas, weight_decay=settings.weight_decay
+                model.parameters(),
+                lr=rate_at(lr, 0),
+                betas=options.optimizer.adam_betas,
+                weight_decay=options.optimizer.weight_decay,
             )
-            for model, lr in ((self._policy, settings.lr), (self._critic, settings.critic_lr))
+            for model, lr in ((self._policy, options.optimizer.lr), (self._critic, options.critic.critic_lr))
         )
         # As in `UpdateStep.run`.
         of_policy, of_critic = np.random.default_rng((0, 0, 0)), np.random.default_rng((0, 0, 0, 1))
-        self._values = _value_inputs(batch, self._critic.device, settings)
-        self._policy_inputs = _policy_inputs(batch, targets, of_policy, self._policy.device, settings)
-        self._critic_inputs = _critic_inputs(batch, targets, of_critic, self._critic.device, settings)
+        self._values = _value_inputs(batch, self._critic.device, options)
+        self._policy_inputs = _policy_inputs(batch, targets, of_policy, self._policy.device, options)
+        self._critic_inputs = _critic_inputs(batch, targets, of_critic, self._critic.device, options)
 
     def update(self) -> None:
-        settings = self._settings
+        options = self._options
         with torch.no_grad():
             for input_ids in self._values:
                 self._critic(input_ids)
@@ -179,10 +183,10 @@ class _Bare:
                 logits = self._policy.model.lm_head(hidden[part.states])
             log_probs = logits.float().log_softmax(-1).gather(1, part.tokens[:, None])[:, 0]
             ratio = (log_probs - part.old_log_probs).exp()
-            clipped = ratio.clamp(1.0 - settings.clip_low, 1.0 + settings.clip_high)
+            clipped = ratio.clamp(1.0 - options.policy_loss.clip_low, 1.0 + options.policy_loss.clip_high)
             loss = -torch.minimum(ratio * part.advantages, clipped * part.advantages)
             (loss.sum() / count).backward()
-        self._step(self._policy_adam, self._policy, settings.grad_clip)
+        self._step(self._policy_adam, self._policy, options.optimizer.grad_clip)
 
         if self._critic_inputs:
             self._critic_adam.zero_grad(set_to_none=False)
@@ -190,7 +194,7 @@ class _Bare:
             for values_part in self._critic_inputs:
                 values = self._critic(values_part.input_ids)[values_part.states]
                 (0.5 * (values - values_part.targets).square().sum() / count).backward()
-            self._step(self._critic_adam, self._critic, settings.critic_grad_clip)
+            self._step(self._critic_adam, self._critic, options.critic.critic_grad_clip)
 
     def gradients(self) -> list[torch.Tensor]:
         """Returns those of the policy and those of the critic, a vector each."""
@@ -209,12 +213,12 @@ class _Pair:
 
     _bare: _Bare
 
-    def __init__(self, ours: Models, fragments: list[Fragment], settings: UpdateSettings, device: str) -> None:
+    def __init__(self, ours: Models, fragments: list[Fragment], options: Options, device: str) -> None:
         self._models = ours
-        self._fragments = _sampled_by(ours.policy, fragments, settings)
-        self._settings = settings
+        self._fragments = _sampled_by(ours.policy, fragments, options)
+        self._options = options
         self._cuda = device.startswith("cuda")
-        self._step = UpdateStep(*ours, settings)
+        self._step = UpdateStep(*ours, options)
 
     def first_update(self, make: Callable[[], Models], dtype: str) -> None:
         """Makes the first update of both, which also warms them up; the peak of the memory is of ours alone.
@@ -231,12 +235,12 @@ class _Pair:
         self._positions, self._finished_positions = (
             (int(some.sum()), int(some.square().sum())) for some in (lengths, lengths[batch.finished_rows])
         )
-        targets = estimate_targets(self._models.critic, batch, self._settings)
+        targets = estimate(ModelSet(*self._models), batch, self._options)
         if self._cuda:
             torch.cuda.reset_peak_memory_stats()
         self._metrics = self._ours()
         self._peak = torch.cuda.max_memory_allocated() if self._cuda else process_memory("VmHWM")
-        self._bare = _Bare(make(), batch, targets, self._settings)
+        self._bare = _Bare(make(), batch, targets, self._options)
         self._bare.update()
         assert self._step.critic_gradients is not None
         ours = [self._step.policy_gradients.buffer, self._step.critic_gradients.buffer]  # type: ignore[union-attr]
@@ -263,7 +267,7 @@ class _Pair:
             figure_of(f"learner_efficiency{at}", [bare / ours for bare, ours in pairs], "share"),
             figure_of(f"learner_tokens_per_second, {name}", [trained / one for one in our_seconds], "tokens/s"),
             figure_of(f"bare_tokens_per_second, {name}", [trained / one for one in bare_seconds], "tokens/s"),
-            figure_of(f"padding_share{at}", [self._metrics["padding_share"]], "share"),
+            figure_of(f"padding_fraction{at}", [self._metrics["padding_fraction"]], "share"),
             figure_of(
                 f"processed_per_trained_token{at}",
                 [self._metrics["processed_per_trained_token"]],
@@ -275,12 +279,12 @@ class _Pair:
         ]
         if peak_tflops is not None:
             shares = [achieved / peak_tflops for achieved in tflops]
-            figures.append(figure_of(f"model_flops_utilisation, {name}", shares, "share"))
+            figures.append(figure_of(f"model_flops_utilization, {name}", shares, "share"))
         return figures
 
     def _ours(self) -> dict[str, float]:
         batch = batch_from_fragments(self._fragments)
-        targets = estimate_targets(self._models.critic, batch, self._settings)
+        targets = estimate(ModelSet(*self._models), batch, self._options)
         return self._step.run(batch, targets, policy_version=0).metrics
 
     def _seconds(self, update: Any) -> float:
@@ -319,14 +323,14 @@ class _Pair:
         return policy + forward(*self._positions) + 3 * forward(*finished)
 
 
-def _sampled_by(policy: Policy, fragments: list[Fragment], settings: UpdateSettings) -> list[Fragment]:
+def _sampled_by(policy: Policy, fragments: list[Fragment], options: Options) -> list[Fragment]:
     """Gives the fragments the policy's own log-probs: far from them, all ratios would be clipped and without gradient."""
     batch = batch_from_fragments(fragments)
     log_probs = sampled_log_probs(
-        policy, batch, batch.window, temperature=1.0, micro_batch_tokens=settings.micro_batch_tokens
+        policy, batch, batch.window, temperature=1.0, micro_batch_tokens=options.learners.micro_batch_tokens
     ).numpy()
     return [
-        replace(fragment, behaviour_log_probs=row[: len(fragment)])
+        replace(fragment, behavior_log_probs=row[: len(fragment)])
         for fragment, row in zip(fragments, log_probs, strict=True)
     ]
 
@@ -348,9 +352,9 @@ def _gradient(parameter: torch.nn.Parameter) -> torch.Tensor:
     return parameter.grad
 
 
-def _value_inputs(batch: TrainBatch, device: torch.device, settings: UpdateSettings) -> list[torch.Tensor]:
+def _value_inputs(batch: TrainBatch, device: torch.device, options: Options) -> list[torch.Tensor]:
     lengths = batch.sequence_lengths
-    groups = micro_batches(lengths, torch.arange(len(batch)), settings.micro_batch_tokens).rows
+    groups = micro_batches(lengths, torch.arange(len(batch)), options.learners.micro_batch_tokens).rows
     return [batch.padded(rows, lengths[rows]).to(device) for rows in groups]
 
 
@@ -359,12 +363,12 @@ def _policy_inputs(
     targets: Targets,
     generator: np.random.Generator,
     device: torch.device,
-    settings: UpdateSettings,
+    options: Options,
 ) -> list[_PolicyInput]:
     lengths = last_positions(batch.window)
     (shuffled,) = minibatches(batch.window.lengths, 1, generator)
     parts = []
-    for rows in micro_batches(lengths, shuffled, settings.micro_batch_tokens).rows:
+    for rows in micro_batches(lengths, shuffled, options.learners.micro_batch_tokens).rows:
         mask = batch.window.mask[rows]
         inputs = model_input(batch, rows, lengths[rows], device, packing=False)
         parts.append(
@@ -372,7 +376,7 @@ def _policy_inputs(
                 inputs.input_ids,
                 inputs.places(mask.nonzero()[:, 0], batch.window.positions[rows][mask]),
                 batch.window.tokens[rows][mask].to(device),
-                batch.behaviour_log_probs[rows][mask].to(device),
+                batch.behavior_log_probs[rows][mask].to(device),
                 targets.advantages[rows][mask].to(device),
             )
         )
@@ -384,7 +388,7 @@ def _critic_inputs(
     targets: Targets,
     generator: np.random.Generator,
     device: torch.device,
-    settings: UpdateSettings,
+    options: Options,
 ) -> list[_CriticInput]:
     assert targets.value_batch is not None
     tokens, sequences = targets.value_batch.tokens, targets.value_batch.rows
@@ -393,7 +397,7 @@ def _critic_inputs(
     lengths = last_positions(tokens)
     (shuffled,) = minibatches(tokens.lengths, 1, generator)
     parts = []
-    for rows in micro_batches(lengths, shuffled, settings.micro_batch_tokens).rows:
+    for rows in micro_batches(lengths, shuffled, options.learners.micro_batch_tokens).rows:
         mask = tokens.mask[rows]
         inputs = model_input(batch, sequences[rows], lengths[rows], device, packing=False)
         states = inputs.places(mask.nonzero()[:, 0], tokens.positions[rows][mask])

@@ -18,9 +18,9 @@ import torch
 
 from tppo_rl.bench.records import Figure, figure_of
 from tppo_rl.bench.workloads import PROMPT, random_model, whole_episodes
+from tppo_rl.config.options import Options
 from tppo_rl.learner.batch import batch_from_fragments
 from tppo_rl.learner.models import Policy
-from tppo_rl.learner.settings import UpdateSettings
 from tppo_rl.learner.targets import Targets
 from tppo_rl.learner.update import UpdateStep
 
@@ -71,8 +71,8 @@ def make_update(vocabulary: int, length: int, tokens: int) -> tuple[UpdateStep, 
     episodes = tokens // length
     fragments = whole_episodes(vocabulary, tokens=episodes * (length - PROMPT), length=length)
     batch = batch_from_fragments(fragments)
-    advantages = torch.ones_like(batch.behaviour_log_probs) * batch.window.mask
-    step = UpdateStep(policy, None, UpdateSettings(micro_batch_tokens=tokens))
+    advantages = torch.ones_like(batch.behavior_log_probs) * batch.window.mask
+    step = UpdateStep(policy, None, Options.of(micro_batch_tokens=tokens))
     return step, batch, Targets(advantages)
 
 

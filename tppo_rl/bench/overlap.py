@@ -11,15 +11,15 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
+from tppo_rl.algorithms.tppo import TrainingLoop
 from tppo_rl.bench.records import Figure, figure_of
 from tppo_rl.config.run_files import Experiment
 from tppo_rl.core.fragments import Fragment
 from tppo_rl.experiment.run import build_algorithm
-from tppo_rl.rollout.ledger import Ledger
+from tppo_rl.rollout.batch_sources import BatchSource
 
 _WARM_UP_UPDATES = 4
 _PAUSE_S = 0.5
@@ -39,7 +39,7 @@ def overlap_figures(experiment: Experiment, *, updates: int, repeats: int) -> li
     with tempfile.TemporaryDirectory() as folder:
         algorithm = build_algorithm(experiment, options, Path(folder))
         try:
-            seconds = [_measure(algorithm, updates) for _ in range(repeats)]
+            seconds = [_measure(algorithm.loop, updates) for _ in range(repeats)]
         finally:
             algorithm.stop()
     both, sampling, learning = (list(column) for column in zip(*seconds, strict=True))
@@ -52,59 +52,62 @@ def overlap_figures(experiment: Experiment, *, updates: int, repeats: int) -> li
     ]
 
 
-def _measure(algorithm: Any, updates: int) -> tuple[float, float, float]:
+class _Noted:
+    """A batch source that keeps what it gives."""
+
+    def __init__(self, source: BatchSource) -> None:
+        self.batches: list[list[Fragment]] = []
+        self._source = source
+
+    def next(self) -> list[Fragment]:
+        self.batches.append(self._source.next())
+        return self.batches[-1]
+
+
+def _measure(loop: TrainingLoop, updates: int) -> tuple[float, float, float]:
     """Returns seconds for 1000 tokens: async, sampling alone, learning alone."""
-    batches: list[list[Fragment]] = []
     for _ in range(_WARM_UP_UPDATES):
-        algorithm.training_step()
-    next_batch = algorithm._next_batch
-
-    def noted() -> list[Fragment]:
-        batches.append(next_batch())
-        return batches[-1]
-
-    algorithm._next_batch = noted
+        loop.training_step()
+    noted = _Noted(loop.batches)
+    loop.batches, source = noted, loop.batches
     start = time.perf_counter()
     for _ in range(updates):
-        algorithm.training_step()
-    both = (time.perf_counter() - start) * 1000 / _tokens(batches)
-    algorithm._next_batch = next_batch
-    sampling = _sampling_alone(algorithm, updates)
-    _let_env_runners_fill_the_queue(algorithm)
+        loop.training_step()
+    both = (time.perf_counter() - start) * 1000 / _tokens(noted.batches)
+    loop.batches = source
+    sampling = _sampling_alone(loop, updates)
+    _let_env_runners_fill_the_queue(loop)
     start = time.perf_counter()
-    for batch in batches:
-        algorithm.learner_group.update(training_data=algorithm._training_data(batch))
-    learning = (time.perf_counter() - start) * 1000 / _tokens(batches)
+    for batch in noted.batches:
+        loop.learners.update(batch)
+    learning = (time.perf_counter() - start) * 1000 / _tokens(noted.batches)
     # What was sampled before is now too old to be trained.
-    algorithm._version = algorithm._weight_sync.push()
-    algorithm._pump.abandon()
-    algorithm._start_pipeline(Ledger(seed=algorithm.config.seed, group_size=algorithm.config.group_size), [])
+    loop.weights.push()
+    loop.rollouts.restart()
     return both, sampling, learning
 
 
-def _sampling_alone(algorithm: Any, updates: int) -> float:
-    """Takes batches as if each were trained at once; the tokens are booked as dropped."""
-    next(_batches(algorithm))
+def _sampling_alone(loop: TrainingLoop, updates: int) -> float:
+    """Takes batches as if each were trained at once; the tokens are recorded as dropped."""
+    next(_batches(loop))
     start, tokens = time.perf_counter(), 0
-    for _, batch in zip(range(updates), _batches(algorithm), strict=False):
+    for _, batch in zip(range(updates), _batches(loop), strict=False):
         tokens += _tokens([batch])
     return (time.perf_counter() - start) * 1000 / tokens
 
 
-def _batches(algorithm: Any) -> Any:
+def _batches(loop: TrainingLoop) -> Iterator[list[Fragment]]:
     while True:
-        batch = algorithm._next_batch()
-        algorithm._ledger.book_dropped("bench", _tokens([batch]))
+        batch = loop.batches.next()
+        loop.rollouts.ledger.record_dropped("bench", _tokens([batch]))
         yield batch
 
 
-def _let_env_runners_fill_the_queue(algorithm: Any) -> None:
+def _let_env_runners_fill_the_queue(loop: TrainingLoop) -> None:
     """Until the queue is full and nothing is asked of the env-runners any more."""
-    pump = algorithm._pump
-    while True:
-        pump.turn(algorithm._version, timeout_s=_PAUSE_S)
-        if pump._num_requests() == 0:
-            return
+    loop.rollouts.poll(timeout_s=_PAUSE_S)
+    while loop.rollouts.num_requests:
+        loop.rollouts.poll(timeout_s=_PAUSE_S)
 
 
 def _tokens(batches: Sequence[Sequence[Fragment]]) -> int:

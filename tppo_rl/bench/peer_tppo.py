@@ -13,7 +13,7 @@ import ray
 import torch
 from ray.rllib.core import COMPONENT_LEARNER, COMPONENT_RL_MODULE, DEFAULT_MODULE_ID
 
-from tppo_rl.algorithms import algorithm_class
+from tppo_rl.algorithms import TPPO, TPPOConfig
 from tppo_rl.base_models import resolve_model
 from tppo_rl.bench.peer_heldout import HeldOut
 from tppo_rl.bench.peers import Point, SideResult, SideSettings, read_settings, write_result
@@ -44,11 +44,9 @@ def run(settings: SideSettings) -> SideResult:
 
 
 def _build(settings: SideSettings, folder: str) -> Any:
-    algorithm_type = algorithm_class("TPPO")
-    config = algorithm_type.get_default_config().update_from_dict(dict(settings.options))
+    config = TPPOConfig().update_from_dict(dict(settings.options))
     config.results_folder = folder
-    torch.set_num_threads(1 if config.num_cpus_per_learner == "auto" else max(1, int(config.num_cpus_per_learner)))
-    return algorithm_type(config=config)
+    return TPPO(config=config)
 
 
 def _train(algorithm: Any, settings: SideSettings) -> list[tuple[int, float, Weights]]:

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 from tppo_rl.bench.records import Figure, figure_of
 from tppo_rl.config.checks import check_options
-from tppo_rl.config.options import Options
+from tppo_rl.config.options import OPTIONS
 from tppo_rl.config.run_files import load_run_file
 from tppo_rl.experiment.learning_curves import reached_after
 
@@ -269,11 +269,12 @@ def _options(config: Path, overrides: Sequence[str]) -> tuple[dict[str, Any], in
         raise ValueError(f"{experiment.name}.run={experiment.run!r}: the comparison is of TPPO")
     if _STOP not in experiment.stop:
         raise ValueError(f"{experiment.name}.stop={experiment.stop!r}: give {_STOP}, the tokens of a side")
-    options = check_options(point, algorithm=experiment.run, other_keys=point)
-    if options.rewards != "environment" or options.overlong_share is not None:
+    options = check_options(point, experiment.spec, other_keys=point)
+    rewards = options.rewards
+    if rewards.rewards.name != "environment" or rewards.overlong_fraction is not None:
         raise ValueError(
-            f"rewards={options.rewards!r}, overlong_share={options.overlong_share!r}: TRL's side is given the environment's "
+            f"rewards={rewards.rewards.flat()!r}, overlong_fraction={rewards.overlong_fraction!r}: TRL's side is given the environment's "
             "rewards; leave both at their defaults"
         )
-    unset = {"evaluation_interval": None, "evaluation_interval_unit": Options().evaluation_interval_unit}
-    return point | options.model_dump(mode="json") | unset, int(experiment.stop[_STOP])
+    unset = {"evaluation_interval": None, "evaluation_interval_unit": OPTIONS["evaluation_interval_unit"].default}
+    return point | options.flat() | unset, int(experiment.stop[_STOP])

@@ -67,7 +67,7 @@ def pipeline_figures(
     return [
         *_speedups(experiments, progress, baseline, target),
         *overlap,
-        figure_of("sync_pause_share", pauses, "share of the training time"),
+        figure_of("sync_pause_fraction", pauses, "share of the training time"),
         *figures,
     ]
 

@@ -91,7 +91,9 @@ def plan_figures(
     predicted: dict[str, float] = {}
     for one in predict(workload, costs, shape_of_model(model), windows):
         predicted |= _Sides(one.generation_s, one.learner_s).parts(one.mode, one.window)
-    share = figure_of("plan_core_share", [engine.clock.share, learner.clock.share], "measured seconds per wall second")
+    share = figure_of(
+        "plan_core_fraction", [engine.clock.share, learner.clock.share], "measured seconds per wall second"
+    )
     return [*plan_errors(predicted, measured), share]
 
 

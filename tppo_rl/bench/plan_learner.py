@@ -12,11 +12,11 @@ import torch
 from tppo_rl.bench.learner import make_models
 from tppo_rl.bench.plan_clock import Clock
 from tppo_rl.bench.workloads import LONGEST_RESPONSE, PROMPT, tppo_fragments, whole_episodes
+from tppo_rl.config.options import Options
 from tppo_rl.core.fragments import Fragment
 from tppo_rl.kernels.denormals import flushed_subnormals
 from tppo_rl.learner.batch import batch_from_fragments
-from tppo_rl.learner.settings import UpdateSettings
-from tppo_rl.learner.targets import estimate_targets
+from tppo_rl.learner.targets import ModelSet, estimate
 from tppo_rl.learner.update import UpdateStep
 from tppo_rl.plan.costs import MeasuredLearnerCost
 from tppo_rl.plan.fits import fit_pass
@@ -43,8 +43,8 @@ class LearnerBench:
         self._works: list[LearnerWork] = []
         self._seconds: dict[str, list[float]] = defaultdict(list)
         self._models = make_models(model, None, "float32", "cpu")
-        self._settings = UpdateSettings()
-        self._step = UpdateStep(*self._models, self._settings)
+        self._options = Options.of()
+        self._step = UpdateStep(*self._models, self._options)
         self._vocabulary = self._models.policy.model.config.vocab_size
         self.seconds(tppo_fragments(self._vocabulary, tokens=256, window=16))  # The first update is slow.
 
@@ -84,7 +84,7 @@ class LearnerBench:
     def _timed(self, fragments: Sequence[Fragment]) -> dict[str, float]:
         with self.clock.timing() as total:
             batch = batch_from_fragments(list(fragments))
-            targets = estimate_targets(self._models.critic, batch, self._settings)
+            targets = estimate(ModelSet(*self._models), batch, self._options)
             version = max(int(fragment.versions.max()) for fragment in fragments)
             metrics = self._step.run(batch, targets, policy_version=version).metrics
         # The update step reads a wall clock; its parts are shares here.

@@ -1,8 +1,8 @@
 """The driver's time per fragment against the number of env-runners: `tppo-rl bench scale`.
 
-    env-runners on simulated engines ──fragments──▶ RolloutPump, Ledger, TrainQueue ──batch──▶ a pause ──▶ weights
-      Ray actors, or a stand-in for                 the product's own, measured               instead of
-      RLlib's group in this process                                                           a learner
+    env-runners on simulated engines ──fragments──▶ the training loop ──batch──▶ a pause ──▶ weights
+      Ray actors, or a stand-in for                 the product's own,          instead of
+      RLlib's group in this process                 measured                    a learner
 
 Weak scaling: an update takes one window of every slot of every env-runner, so all env-runners generate all the time and
 staleness is that of a run. Driver time is CPU time of the driver's thread; in this process without the env-runners' part.
@@ -12,42 +12,50 @@ from __future__ import annotations
 
 import gc
 import pickle
+import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import ray
 from ray.rllib.core import COMPONENT_LEARNER, COMPONENT_RL_MODULE, DEFAULT_MODULE_ID
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
 from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
 
-from tppo_rl.algorithms.tppo_config import TPPOConfig
+from tppo_rl.algorithms import TPPOConfig
+from tppo_rl.algorithms.tppo import TrainingLoop
 from tppo_rl.base_models import resolve_model
 from tppo_rl.bench.records import Figure, figure_of
-from tppo_rl.bench.simulated_group import SimulatedEnvRunner, SimulatedGroup, Workload
+from tppo_rl.bench.simulated_group import MODEL, MeasuredGroup, RunnerLoad
+from tppo_rl.config.options import Options
 from tppo_rl.core.fragments import Fragment
+from tppo_rl.core.update_report import UpdateReport
 from tppo_rl.experiment.run import quiet_libraries
+from tppo_rl.learner.boundaries import BoundaryTracker
+from tppo_rl.learner.update import FRAGMENT_REPORT_SCHEMA
+from tppo_rl.observability.recorder import RunRecorder
+from tppo_rl.rollout.batch_sources import AsyncWindows
 from tppo_rl.rollout.chat import Chat
-from tppo_rl.rollout.env_runner import SampleResult
-from tppo_rl.rollout.ledger import Ledger
-from tppo_rl.rollout.pump import RolloutPump
-from tppo_rl.rollout.train_queue import TrainQueue
+from tppo_rl.rollout.controller import RolloutController
+from tppo_rl.rollout.env_runner import VLLMEnvRunner
+from tppo_rl.rollout.sample_result import SampleResult
 from tppo_rl.rollout.weight_sync import WeightSync
 
-MODEL = "tppo_rl/arithmetic-chain"
 _ENV = "tppo_rl/ArithmeticChain-v0"
 _MAX_PROMPT = 128
 _MAX_STALENESS = 2
 _WARM_UP_UPDATES = 3
 _UPDATE_SHARE = 0.75
 """Duration of a simulated update relative to the time in which its tokens are generated: sampling is the bottleneck."""
-_TURNS_OF_UPDATE = 3
-"""Turns of the pump during a simulated update where env-runners are in this process and no time passes."""
+_POLLS_OF_UPDATE = 3
+"""Polls of the controller during a simulated update where env-runners are in this process and no time passes."""
 _WINDOWS_OF_UPDATE = 2
 """Of every slot in one batch, as in the quickstart."""
 _RUNNER_UPDATES = 400
@@ -102,11 +110,11 @@ def scale_figures(
     for name, numbers in (("actors", actors), ("in_process", in_process)):
         if not numbers or len(set(numbers)) < len(numbers):
             raise ValueError(f"{name}={tuple(numbers)}: give at least one number of env-runners, and each once")
-    workload = Workload(_ENV, slots, window, mean_length, cap, _MAX_PROMPT, step_seconds)
+    load = RunnerLoad(_ENV, slots, window, mean_length, cap, _MAX_PROMPT, step_seconds)
     quiet_libraries()
     with _own_ray(max(actors)):
-        remote = _measure_actors(sorted(actors), workload, updates, repeats)
-        local = _measure_in_process(sorted(in_process), workload, repeats)
+        remote = _measure_actors(sorted(actors), load, updates, repeats)
+        local = _measure_in_process(sorted(in_process), load, repeats)
     return [
         _growth("driver_scaling", remote),
         _growth(f"driver_scaling, {_IN_PROCESS}", local),
@@ -155,36 +163,38 @@ def _own_ray(num_actors: int) -> Iterator[None]:
         ray.shutdown()
 
 
-def _measure_actors(counts: Sequence[int], workload: Workload, updates: int, repeats: int) -> dict[int, Side]:
-    config = _config(workload)
+def _measure_actors(counts: Sequence[int], load: RunnerLoad, updates: int, repeats: int) -> dict[int, Side]:
+    config = _config(load)
     # What a run would do with each number of its own; actors that nobody asks cost nothing.
     env_runners = [
-        ray.remote(num_cpus=1)(SimulatedEnvRunner).remote(config=config, worker_index=index + 1)
+        ray.remote(num_cpus=1)(VLLMEnvRunner).remote(config=config, worker_index=index + 1)
         for index in range(max(counts))
     ]
     ray.get([env_runner.ping.remote() for env_runner in env_runners])
     sides = {count: Side() for count in counts}
-    seconds = _UPDATE_SHARE * _WINDOWS_OF_UPDATE * workload.window * workload.step_seconds
+    seconds = _UPDATE_SHARE * _WINDOWS_OF_UPDATE * load.window * load.step_seconds
     for _ in range(repeats):
         for count, side in sides.items():
             ray.get([env_runner.abandon.remote() for env_runner in env_runners])
             group = EnvRunnerGroup(config=config, _setup=False)
             group.reset(env_runners[:count])
-            driver = Driver(group, count, workload, turns=lambda: _turns_for(seconds))
-            _measure(driver, side, updates)
-            driver.drain()
+            with tempfile.TemporaryDirectory() as folder:
+                driver = Driver(group, _options(load, count), Path(folder), polls=lambda: _polls_for(seconds))
+                _measure(driver, side, updates)
+                driver.drain()
     return sides
 
 
-def _measure_in_process(counts: Sequence[int], workload: Workload, repeats: int) -> dict[int, Side]:
+def _measure_in_process(counts: Sequence[int], load: RunnerLoad, repeats: int) -> dict[int, Side]:
     chat = Chat.from_pretrained(resolve_model(MODEL))
     sides = {count: Side() for count in counts}
     for _ in range(repeats):
         for count, side in sides.items():
-            group = SimulatedGroup(count, workload, chat)
-            driver = Driver(group, count, workload, turns=lambda: iter(range(_TURNS_OF_UPDATE)))
-            with _collector_off():
+            group = MeasuredGroup(count, load, chat)
+            with tempfile.TemporaryDirectory() as folder, _collector_off():
+                driver = Driver(group, _options(load, count), Path(folder), polls=lambda: iter(range(_POLLS_OF_UPDATE)))
                 _measure(driver, side, max(2, _RUNNER_UPDATES // count), partial(getattr, group, "runner_cpu_seconds"))
+                driver.recorder.close()
     return sides
 
 
@@ -202,29 +212,38 @@ def _collector_off() -> Iterator[None]:
         gc.enable()
 
 
-def _config(workload: Workload) -> TPPOConfig:
-    return (
-        TPPOConfig()
-        .environment(workload.env)
-        .language_model(MODEL)
-        .env_runners(
-            num_env_runners=1,
-            num_envs_per_env_runner=workload.slots,
-            window_length=workload.window,
-            max_response_length=workload.cap,
-            max_prompt_length=workload.max_prompt,
-            engine={"mean_length": workload.mean_length, "step_seconds": workload.step_seconds},
-        )
+def _config(load: RunnerLoad) -> TPPOConfig:
+    return TPPOConfig().update_from_dict(_options(load, 1).flat())
+
+
+def _options(load: RunnerLoad, num_env_runners: int) -> Options:
+    """Those of a run whose updates take `_WINDOWS_OF_UPDATE` windows of every slot."""
+    return Options.of(
+        env=load.env,
+        policy_model=MODEL,
+        num_env_runners=num_env_runners,
+        num_envs_per_env_runner=load.slots,
+        window_length=load.window,
+        engine_steps_per_sample=load.window,
+        max_response_length=load.cap,
+        max_prompt_length=load.max_prompt,
+        max_staleness=_MAX_STALENESS,
+        train_batch_size_per_learner=_WINDOWS_OF_UPDATE * num_env_runners * load.slots * load.window,
+        engine={
+            "type": "tppo_rl.bench.simulated_group:simulated_engine",
+            "mean_length": load.mean_length,
+            "step_seconds": load.step_seconds,
+        },
     )
 
 
-def _turns_for(seconds: float) -> Iterator[None]:
+def _polls_for(seconds: float) -> Iterator[None]:
     end = time.perf_counter() + seconds
     while time.perf_counter() < end:
         yield
 
 
-class _Learner:
+class _LearnerGroup:
     """What the weight sync asks of RLlib's LearnerGroup."""
 
     def __init__(self) -> None:
@@ -235,97 +254,125 @@ class _Learner:
         return {COMPONENT_LEARNER: {COMPONENT_RL_MODULE: self._weights, WEIGHTS_SEQ_NO: self.version}}
 
 
-class _Pump(RolloutPump):
+class _WeightSync(WeightSync):
+    """There is no model whose weights could be proven."""
+
+    def verify(self) -> float:
+        self.wait_until_delivered()
+        return 0.0
+
+
+class _Pause:
+    """What the loop asks of the learner client: as long as an update lasts, and a report of made-up values.
+
+    Args:
+        group: Counts the updates.
+        polls: Yields as long as an update lasts; the loop's `meanwhile` is called each time.
+    """
+
+    def __init__(self, group: _LearnerGroup, polls: Callable[[], Iterator[Any]]) -> None:
+        self.staleness: list[np.ndarray] = []
+        """Of the tokens of the last update, an array a fragment."""
+        self.num_fragments = 0
+        self._group = group
+        self._polls = polls
+
+    def update(self, fragments: Sequence[Fragment], meanwhile: Callable[[], object]) -> UpdateReport:
+        """Waits, and counts."""
+        for _ in self._polls():
+            meanwhile()
+        version, self._group.version = self._group.version, self._group.version + 1
+        # Tables come from learners, who make them on their own time.
+        staleness = [version - fragment.versions[fragment.sampled.astype(bool)] for fragment in fragments]
+        self.staleness, self.num_fragments = staleness, len(fragments)
+        metrics = {
+            "trained_tokens": float(sum(map(len, fragments))),
+            "staleness_max": float(max(of_fragment.max() for of_fragment in staleness)),
+        }
+        return UpdateReport(metrics, _report_of(fragments), np.bincount(np.concatenate(staleness)))
+
+
+def _report_of(fragments: Sequence[Fragment]) -> pa.Table:
+    values = np.full(len(fragments), 0.5, np.float32)
+    columns = [
+        [fragment.episode_id for fragment in fragments],
+        [fragment.window_index for fragment in fragments],
+        [len(fragment) for fragment in fragments],
+        values,
+        values,
+        values,
+    ]
+    fields = FRAGMENT_REPORT_SCHEMA
+    arrays = [pa.array(column).cast(field.type) for column, field in zip(columns, fields, strict=True)]
+    return pa.Table.from_arrays(arrays, schema=FRAGMENT_REPORT_SCHEMA)
+
+
+class _Controller(RolloutController):
     """Keeps the last results, to count their bytes when the clock stands."""
 
     results: deque[SampleResult]
 
-    def take(self, env_runner: int, result: SampleResult) -> None:
+    def ingest(self, env_runner: int, result: SampleResult) -> None:
         self.results.append(result)
-        super().take(env_runner, result)
+        super().ingest(env_runner, result)
 
 
 class Driver:
-    """Everything that the algorithm's driver does about fragments, with a pause in the learner's place.
+    """The product's training loop on simulated env-runners, with a pause in the learners' place.
 
     Args:
         group: EnvRunnerGroup or its stand-in.
-        num_env_runners: Of the group.
-        workload: Of each of them.
-        turns: Yields as long as an update lasts; the pump takes a turn each time.
+        options: Of a run with as many env-runners.
+        folder: Of what the run recorder writes.
+        polls: Yields as long as an update lasts.
     """
 
-    def __init__(
-        self, group: Any, num_env_runners: int, workload: Workload, *, turns: Callable[[], Iterator[Any]]
-    ) -> None:
-        self.num_fragments = 0
-        self.staleness: list[np.ndarray] = []
-        """Of the trained tokens, an array an update."""
+    def __init__(self, group: Any, options: Options, folder: Path, *, polls: Callable[[], Iterator[Any]]) -> None:
         self._group = group
-        self._turns = turns
-        self._batch_tokens = _WINDOWS_OF_UPDATE * num_env_runners * workload.slots * workload.window
-        self._ledger = Ledger(seed=0)
-        self._queue = TrainQueue()
-        self._learner = _Learner()
-        self._weights = WeightSync(self._learner, group, dtype="float32", vocabulary_size=2)
-        self.pump = _Pump(
-            group,
-            self._ledger,
-            self._queue,
-            batch_tokens=self._batch_tokens,
-            max_staleness=_MAX_STALENESS,
-            num_slots=workload.slots,
-            engine_steps=workload.window,
-            on_restart=self._weights.deliver,
-            deliver_weights=self._weights.deliver,
-            restore=lambda: None,
+        learner_group = _LearnerGroup()
+        weights = _WeightSync(learner_group, group, dtype="float32", vocabulary_size=2)
+        self.rollouts = _Controller(group, options, weights, restore=lambda: None)
+        self.rollouts.results = deque(maxlen=_KEPT_RESULTS)
+        self.learners = _Pause(learner_group, polls)
+        self.recorder = RunRecorder(options, folder, str)
+        self.loop = TrainingLoop(
+            rollouts=self.rollouts,
+            batches=AsyncWindows(self.rollouts),
+            learners=self.learners,  # type: ignore[arg-type]
+            boundaries=BoundaryTracker(options),
+            weights=weights,
+            recorder=self.recorder,
+            meanwhile=self.rollouts.poll,
         )
-        self.pump.results = deque(maxlen=_KEPT_RESULTS)
-        self._weights.push()
-
-    def update(self) -> list[Fragment]:
-        """One batch, turns of the pump as long as it is trained, the books, and new weights."""
-        version = self._learner.version
-        fragments = self.pump.batch(version)
-        for _ in self._turns():
-            self.pump.turn(version, timeout_s=0.02)
-        self._ledger.book_trained(sum(map(len, fragments)))
-        self._ledger.check(queue_tokens=self._queue.num_tokens)
-        self._learner.version = version + 1
-        self._weights.push()
-        self.pump.take_statistics()
-        return fragments
-
-    def count(self, fragments: Sequence[Fragment]) -> None:
-        """Counts what was trained by the last update."""
-        version = self._learner.version - 1
-        self.num_fragments += len(fragments)
-        self.staleness += [version - fragment.versions[fragment.sampled.astype(bool)] for fragment in fragments]
+        weights.push()
 
     def drain(self) -> None:
         """Waits for the requests that are under way, so that the next driver finds idle env-runners."""
+        self.recorder.close()
         while any(self._group.num_in_flight_async_reqs(tag) for tag in ("tppo_sample", "tppo_weights")):
             self._group.fetch_ready_async_reqs(tags=["tppo_sample", "tppo_weights"], timeout_seconds=1.0)
 
 
 def _measure(driver: Driver, side: Side, updates: int, others_seconds: Callable[[], float] = lambda: 0.0) -> None:
     for _ in range(_WARM_UP_UPDATES):
-        driver.update()
+        driver.loop.training_step()
     cpu = wall = 0.0
+    num_fragments, staleness = 0, []
     for _ in range(updates):
         started_cpu, started = time.thread_time() - others_seconds(), time.perf_counter()
-        fragments = driver.update()
+        driver.loop.training_step()
         cpu += time.thread_time() - others_seconds() - started_cpu
         wall += time.perf_counter() - started
-        driver.count(fragments)
-    staleness = np.concatenate(driver.staleness)
-    results = list(driver.pump.results)
-    num_fragments = sum(result.fragments.num_rows for result in results)
-    side.driver_us.append(1e6 * cpu / driver.num_fragments)
-    side.fragments_per_second.append(driver.num_fragments / wall)
-    side.size.append(sum(map(_num_bytes, results)) / num_fragments)
-    side.staleness_mean.append(float(staleness.mean()))
-    side.staleness_max.append(float(staleness.max()))
+        num_fragments += driver.learners.num_fragments
+        staleness += driver.learners.staleness
+    every = np.concatenate(staleness)
+    results = list(driver.rollouts.results)
+    num_of_results = sum(result.fragments.num_rows for result in results)
+    side.driver_us.append(1e6 * cpu / num_fragments)
+    side.fragments_per_second.append(num_fragments / wall)
+    side.size.append(sum(map(_num_bytes, results)) / num_of_results)
+    side.staleness_mean.append(float(every.mean()))
+    side.staleness_max.append(float(every.max()))
 
 
 def _num_bytes(result: SampleResult) -> int:

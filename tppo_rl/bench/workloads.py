@@ -131,7 +131,7 @@ def _fragment(
         context_rewards=np.zeros(context, np.float32),
         tokens=sequence[context : PROMPT + stop],
         sampled=np.ones(count, np.uint8),
-        behaviour_log_probs=np.full(count, -np.log(vocabulary), np.float32),
+        behavior_log_probs=np.full(count, -np.log(vocabulary), np.float32),
         versions=np.zeros(count, np.int32),
         rewards=rewards,
         terminated=finished,

@@ -3,52 +3,97 @@
 from __future__ import annotations
 
 import ast
-import difflib
 import importlib
 import importlib.util
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from tppo_rl.base_models import resolve_model
-from tppo_rl.config.options import Options
-from tppo_rl.config.presets import PRESETS
-from tppo_rl.config.rules import check_rules
-from tppo_rl.core.errors import OptionError
+from tppo_rl.config.options import OPTIONS, SECTIONS, Options, with_new_names
+from tppo_rl.config.section import refuse
+from tppo_rl.config.sections.rollout import EngineOptions
+from tppo_rl.core.algorithm_spec import AlgorithmSpec
+from tppo_rl.core.errors import OptionError, unknown_key, unknown_value
+from tppo_rl.core.registry import ADVANTAGES, ENGINES, POLICY_LOSSES, REWARDS, PartSpec, Registry
 
 _HUB_TIMEOUT_S = 5.0
+VLLM_OWN_KEYS = frozenset({"kv_cache_gib", "linear", "multiprocessing"})
+"""Keys of `engine` that our vLLM engine reads itself."""
 
 
-def check_options(values: Mapping[str, Any], *, algorithm: str = "TPPO", other_keys: Iterable[str] = ()) -> Options:
+def check_options(values: Mapping[str, Any], spec: AlgorithmSpec, *, other_keys: Iterable[str] = ()) -> Options:
     """Checks the options of one run and returns them with the algorithm's defaults filled in.
 
     Args:
-        values: options by key.
-        algorithm: name of its preset.
-        other_keys: further keys that are known elsewhere (RLlib's); they are not checked here.
+        values: Options by key.
+        spec: The algorithm.
+        other_keys: Further keys that are known elsewhere (RLlib's); they are not checked here.
 
     Raises:
         OptionError: unknown key, wrong type, value out of bounds, or values that do not go together.
     """
     other = set(other_keys)
-    known = {key: value for key, value in values.items() if key in Options.model_fields}
-    for key in values:
-        if key not in known and key not in other:
-            raise OptionError(unknown_key(key, values[key], [*Options.model_fields, *other]))
-    known = dict(PRESETS[algorithm].options) | known
-    try:
-        options = Options(**known)
-    except ValidationError as error:
-        problems = groupby(error.errors(), key=lambda problem: problem["loc"][0])
-        raise OptionError("\n".join(_explain(known, list(of_key)) for _, of_key in problems)) from None
-    check_rules(options, algorithm)
-    _check_engine(options.engine)
+    values = with_new_names(values)
+    for key, value in values.items():
+        if key not in OPTIONS and key not in other:
+            raise OptionError(unknown_key(key, value, [*OPTIONS, *other]))
+    options = Options.of(spec.options | {key: value for key, value in values.items() if key in OPTIONS})
+    check_rules(options, spec)
     return options
+
+
+def check_rules(options: Options, spec: AlgorithmSpec) -> None:
+    """Checks an algorithm's options against one another.
+
+    Raises:
+        OptionError: names key, value, reason and remedy.
+    """
+    for key, reason in spec.reasons.items():
+        value, wanted = _comparable(options, key), _comparable(Options.of(options.flat() | spec.options), key)
+        if value != wanted:
+            refuse(key, _written(options.value(key)), f"{spec.name} has {key}={spec.options[key]!r}: {reason}")
+    for section in SECTIONS:
+        getattr(options, section).check(options)
+    _check_engine(options.rollout.engine)
+    for registry, part in _parts(options):
+        # What is registered without arguments is ours, and needs no import to be known to work.
+        if part.name in registry and not part.arguments:
+            continue
+        registry.resolve(part)
+    check_that_all_is_read(options, spec)
+
+
+def check_that_all_is_read(options: Options, spec: AlgorithmSpec) -> None:
+    """An option that was changed and that nothing reads is a mistake of some kind.
+
+    Raises:
+        OptionError: names key, value, and the condition under which it would be read.
+    """
+    defaults = Options.of(spec.options)
+    for key, field in OPTIONS.items():
+        if field.read_with is None or options.value(key) == defaults.value(key) or field.read_with.holds(options):
+            continue
+        refuse(key, _written(options.value(key)), f"is read only with {field.read_with.words}; leave it out")
+
+
+def _comparable(options: Options, key: str) -> Any:
+    """`window_length` may be given as the cap where a whole response is meant."""
+    return options.window if key == "window_length" else options.value(key)
+
+
+def _written(value: Any) -> Any:
+    return value.flat() if isinstance(value, PartSpec) else value
+
+
+def _parts(options: Options) -> list[tuple[Registry, PartSpec]]:
+    return [
+        (ADVANTAGES, options.advantages.advantage_estimator),
+        (POLICY_LOSSES, options.policy_loss.policy_loss),
+        (REWARDS, options.rewards.rewards),
+    ]
 
 
 def check_model(options: Options) -> None:
@@ -57,65 +102,52 @@ def check_model(options: Options) -> None:
     Raises:
         OptionError: no such model, too short a context, or too few layers.
     """
-    if options.policy_model is None:
+    if options.models.policy_model is None:
         raise OptionError(
             "policy_model=None: which model to train is not given; set policy_model to a folder or hub id, for example "
             "tppo_rl/arithmetic-chain"
         )
     for key, own in (("policy_model", None), ("critic", "separate"), ("reference_model", "initial")):
-        value = getattr(options, key)
+        value = options.value(key)
         if value not in (None, own):
             load_model_config(key, value)
-    if options.critic_layers is not None:
-        key = "policy_model" if options.critic == "separate" else "critic"
-        layers = load_model_config(key, getattr(options, key)).get("num_hidden_layers", 0)
-        if options.critic_layers > layers:
+    if options.models.critic_layers is not None:
+        key = "policy_model" if options.models.critic == "separate" else "critic"
+        layers = load_model_config(key, options.value(key)).get("num_hidden_layers", 0)
+        if options.models.critic_layers > layers:
             raise OptionError(
-                f"critic_layers={options.critic_layers}: its backbone {getattr(options, key)!r} has {layers}; give fewer, or "
+                f"critic_layers={options.models.critic_layers}: its backbone {options.value(key)!r} has {layers}; give fewer, or "
                 "null for all"
             )
-    context = load_model_config("policy_model", options.policy_model).get("max_position_embeddings")
-    needed = options.max_prompt_length + options.max_response_length
+    context = load_model_config("policy_model", options.models.policy_model).get("max_position_embeddings")
+    needed = options.rollout.max_prompt_length + options.rollout.max_response_length
     if context is not None and needed > context:
         raise OptionError(
-            f"max_response_length={options.max_response_length}: with max_prompt_length={options.max_prompt_length} that "
-            f"is {needed} tokens, but the context of policy_model={options.policy_model!r} holds {context}; lower "
-            f"max_response_length to {max(context - options.max_prompt_length, 1)} or less"
+            f"max_response_length={options.rollout.max_response_length}: with max_prompt_length={options.rollout.max_prompt_length} that "
+            f"is {needed} tokens, but the context of policy_model={options.models.policy_model!r} holds {context}; lower "
+            f"max_response_length to {max(context - options.rollout.max_prompt_length, 1)} or less"
         )
 
 
-def check_attention(options: Options, *, num_gpus_per_learner: float) -> None:
+def check_attention(options: Options) -> None:
     """Checks that the attention kernels can run, without looking for a GPU: the learner's may be in another machine.
 
     Raises:
         OptionError: kernels that are not installed, or that need a GPU or a number format that there is not.
     """
-    if options.attention == "sdpa":
+    if options.models.attention == "sdpa":
         return
-    key = f"attention={options.attention!r}"
-    if options.attention == "flash_attention_2" and importlib.util.find_spec("flash_attn") is None:
+    key = f"attention={options.models.attention!r}"
+    if options.models.attention == "flash_attention_2" and importlib.util.find_spec("flash_attn") is None:
         raise OptionError(f"{key}: the package flash-attn is not installed; install it, or set attention to 'sdpa'")
-    if num_gpus_per_learner == 0:
+    if options.learners.num_gpus_per_learner == 0:
         raise OptionError(
             f"{key}: its kernels need a GPU, and num_gpus_per_learner=0 trains on the CPU; set num_gpus_per_learner to 1, or "
             "attention to 'sdpa'"
         )
-    if options.attention == "flash_attention_2" and options.dtype == "float32":
+    if options.models.attention == "flash_attention_2" and options.models.dtype == "float32":
         raise OptionError(
             f"{key}: there are no kernels for dtype='float32'; set dtype to 'bfloat16', or attention to 'sdpa'"
-        )
-
-
-def check_parallel_critic(options: Options, *, num_gpus_per_learner: float) -> None:
-    """Checks that a critic that is to train beside the policy has a core to do so.
-
-    Raises:
-        OptionError: the learner is on a GPU, where both would wait for one stream.
-    """
-    if options.parallel_critic and num_gpus_per_learner:
-        raise OptionError(
-            f"parallel_critic=True: num_gpus_per_learner={num_gpus_per_learner}, and a GPU takes the work of both threads one "
-            "after the other; set it to false"
         )
 
 
@@ -129,73 +161,49 @@ def check_environment(options: Options) -> None:
 
     import tppo_rl.envs  # noqa: F401  (registers ours)
 
-    if options.env is None:
+    if options.environment.env is None:
         raise OptionError(
             "env=None: which environment to train on is not given; set env, for example tppo_rl/ArithmeticChain-v0"
         )
-    if "split" in options.env_config:
+    if "split" in options.environment.env_config:
         raise OptionError(
-            f"env_config.split={options.env_config['split']!r}: training takes the train split and evaluation the held-out "
+            f"env_config.split={options.environment.env_config['split']!r}: training takes the train split and evaluation the held-out "
             "one; remove the key"
         )
-    module, separator, name = options.env.rpartition(":")
+    module, separator, name = options.environment.env.rpartition(":")
     try:
         if separator:
             importlib.import_module(module)
         gymnasium.spec(name)
     except ImportError as error:
         raise OptionError(
-            f"env={options.env!r}: {error}; what stands before the colon must be an importable module"
+            f"env={options.environment.env!r}: {error}; what stands before the colon must be an importable module"
         ) from None
     except gymnasium.error.Error:
-        raise OptionError(unknown_value("env", options.env, list(gymnasium.registry))) from None
+        raise OptionError(unknown_value("env", options.environment.env, list(gymnasium.registry))) from None
     try:
-        gymnasium.make(options.env, disable_env_checker=True, split="heldout", **options.env_config).close()
+        gymnasium.make(
+            options.environment.env, disable_env_checker=True, split="heldout", **options.environment.env_config
+        ).close()
     except (TypeError, ValueError) as error:
-        raise OptionError(f"env_config={options.env_config!r}: {error}; correct or remove that key") from None
+        raise OptionError(
+            f"env_config={options.environment.env_config!r}: {error}; correct or remove that key"
+        ) from None
 
 
-def unknown_key(key: str, value: Any, known: Iterable[str]) -> str:
-    """Message for a key that nothing reads."""
-    return f"{key}={value!r}: unknown option{_suggestion(key, known)}; `tppo-rl options` lists all"
-
-
-def unknown_value(key: str, value: Any, known: Iterable[str]) -> str:
-    """Message for a name that is not registered."""
-    names = sorted(known)
-    ours = [name for name in names if name.startswith("tppo_rl/")] or names
-    return f"{key}={value!r}: unknown name{_suggestion(str(value), names)}; known are {', '.join(ours)}"
-
-
-def _suggestion(word: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(word, list(known), n=3)
-    return f", did you mean {' or '.join(close)}?" if close else ""
-
-
-def _explain(values: Mapping[str, Any], problems: Sequence[Any]) -> str:
-    """One line about one option, with a reason for each of the types that it may have."""
-    option = problems[0]["loc"][0]
-    places = {
-        ".".join(str(part) for part in problem["loc"] if part == option or isinstance(part, int))
-        for problem in problems
-    }
-    key, value = (places.pop(), problems[0]["input"]) if len(places) == 1 else (option, values[option])
-    reasons = dict.fromkeys(problem["msg"].removeprefix("Input should be ") for problem in problems)
-    field = Options.model_fields.get(option)
-    meaning = f" ({field.description})" if field is not None and field.description else ""
-    return f"{key}={value!r}: input should be {' or '.join(reasons)}{meaning}"
-
-
-def _check_engine(engine: Mapping[str, Any]) -> None:
-    own = {"device", "kv_cache_gib", "linear", "multiprocessing"}
-    if engine.get("device", "cpu") not in ("cpu", "cuda"):
-        raise OptionError(f"engine.device={engine['device']!r}: must be 'cpu' or 'cuda'")
-    if engine.get("linear", "in_place") not in ("in_place", "packed"):
-        raise OptionError(f"engine.linear={engine['linear']!r}: must be 'in_place' or 'packed'")
-    unknown = set(engine) - own
+def _check_engine(engine: EngineOptions) -> None:
+    if engine.type != "vllm":
+        if engine.type not in ENGINES:
+            ENGINES.find(engine.type)
+        return
+    arguments = engine.arguments
+    if arguments.get("linear", "in_place") not in ("in_place", "packed"):
+        raise OptionError(f"engine.linear={arguments['linear']!r}: must be 'in_place' or 'packed'")
+    unknown = set(arguments) - VLLM_OWN_KEYS
     vllm_keys = vllm_engine_args() if unknown else frozenset()
+    known = [f"engine.{name}" for name in {*EngineOptions.model_fields, *VLLM_OWN_KEYS, *vllm_keys}]
     for key in sorted(unknown - vllm_keys):
-        raise OptionError(unknown_key(f"engine.{key}", engine[key], [f"engine.{name}" for name in own | vllm_keys]))
+        raise OptionError(unknown_key(f"engine.{key}", arguments[key], known))
 
 
 @lru_cache

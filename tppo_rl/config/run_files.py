@@ -28,10 +28,8 @@ from tppo_rl.config.checks import (
     check_options,
     rllib_keys,
     unknown_key,
-    unknown_value,
 )
-from tppo_rl.config.options import Options
-from tppo_rl.config.presets import PRESETS
+from tppo_rl.config.options import MAPPINGS, OPTIONS, RENAMED_KEYS, algorithm_spec
 from tppo_rl.config.search_space import (
     GRID,
     axes,
@@ -50,6 +48,7 @@ from tppo_rl.config.sweep_options import (
     mutation_axes,
     name_and_arguments,
 )
+from tppo_rl.core.algorithm_spec import AlgorithmSpec
 from tppo_rl.core.errors import OptionError
 
 
@@ -103,6 +102,15 @@ class Experiment(BaseModel):
         if isinstance(self.seeds, list) and (not self.seeds or len(set(self.seeds)) < len(self.seeds)):
             raise ValueError(f"seeds={self.seeds!r}: must be different numbers, one at least, such as [0, 1, 2]")
         return self
+
+    @property
+    def spec(self) -> AlgorithmSpec:
+        """The algorithm that `run` names.
+
+        Raises:
+            OptionError: no such algorithm.
+        """
+        return algorithm_spec(self.run, key=f"{self.name}.run")
 
     @property
     def samples(self) -> int:
@@ -181,8 +189,7 @@ def make_experiment(name: str, body: Any, overrides: Sequence[str] = ()) -> Expe
         experiment = Experiment(name=name, **body)
     except ValidationError as error:
         raise OptionError(_explain(name, error)) from None
-    if experiment.run not in PRESETS:
-        raise OptionError(unknown_value(f"{name}.run", experiment.run, PRESETS))
+    _ = experiment.spec
     if not experiment.stop:
         raise OptionError(
             f"{name}.stop={{}}: the run would never end; give a limit, for example {{num_env_steps_sampled_lifetime: 400000}}"
@@ -212,7 +219,7 @@ def check_experiment(experiment: Experiment) -> None:
         OptionError: names key, value and remedy.
     """
     options = experiment.options()
-    check_words(options, [key for key, field in Options.model_fields.items() if "dict" in str(field.annotation)])
+    check_words(options, MAPPINGS)
     for axis in axes(options):
         check_axis(axis)
     if experiment.is_sweep:
@@ -224,7 +231,7 @@ def check_experiment(experiment: Experiment) -> None:
             num_trials=experiment.num_trials,
             where=f"{experiment.name}.tune_config",
         )
-    unknown = set(options) - set(Options.model_fields)
+    unknown = set(options) - set(OPTIONS) - set(RENAMED_KEYS)
     other_keys = rllib_keys() if unknown else frozenset()
     points = list(points_to_check(options))
     points += [
@@ -234,8 +241,8 @@ def check_experiment(experiment: Experiment) -> None:
     ]
     worlds = set()
     for point in points:
-        checked = check_options(point, algorithm=experiment.run, other_keys=other_keys)
-        world = repr([getattr(checked, key) for key in _WORLD])
+        checked = check_options(point, experiment.spec, other_keys=other_keys)
+        world = repr([checked.value(key) for key in _WORLD])
         if world not in worlds:
             worlds.add(world)
             check_model(checked)

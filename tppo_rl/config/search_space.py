@@ -107,7 +107,7 @@ def check_axis(axis: Axis) -> None:
 
 
 def check_words(options: Mapping[str, Any], mappings: Iterable[str]) -> None:
-    """Refuses a misspelt word, which would read as the value of its option.
+    """Refuses a misspelled word, which would read as the value of its option.
 
     Args:
         options: By key.

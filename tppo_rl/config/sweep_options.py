@@ -20,6 +20,7 @@ from typing import Any, Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt
 
 from tppo_rl.config.checks import constructor_arguments, unknown_key, unknown_value
+from tppo_rl.config.options import OPTIONS
 from tppo_rl.config.search_space import WORDS, Axis, axes, check_axis
 from tppo_rl.core.errors import OptionError
 
@@ -28,28 +29,8 @@ MEAN_RETURN = "rollout/return_mean"
 LEAST_PBT_CHECKPOINTS = 4
 """A trial may be told to go on from another's checkpoint while it waits for its turn; until then that must not be removed."""
 
-PERTURBABLE = frozenset(
-    {
-        "lr",
-        "critic_lr",
-        "lambda_",
-        "clip_low",
-        "clip_high",
-        "dual_clip",
-        "value_clip",
-        "entropy_coef",
-        "positive_lm_coef",
-        "importance_cap",
-        "grad_clip",
-        "critic_grad_clip",
-        "policy_token_share",
-        "unfinished_advantage_scale",
-        "num_epochs",
-        "critic_num_epochs",
-    }
-)
-"""Options that may differ between the run that saved a checkpoint and the one that goes on from it. Others are in the checkpoint
-itself (optimizer's betas, open episodes), or say what its queued tokens were sampled with."""
+PERTURBABLE = frozenset(key for key, option in OPTIONS.items() if option.perturbable)
+"""Options that may differ between the run that saved a checkpoint and the one that goes on from it."""
 
 
 class _Class(NamedTuple):
@@ -209,7 +190,7 @@ def _check_metric(key: str, metric: str | None, options: Mapping[str, Any]) -> N
     if metric not in known:
         hint = unknown_value(key, metric, known).partition("; ")[0]
         raise OptionError(
-            f"{hint}; results have, for example, {HELDOUT_ACCURACY}, {MEAN_RETURN}; tppo_rl/observability/metrics.py has all"
+            f"{hint}; results have, for example, {HELDOUT_ACCURACY}, {MEAN_RETURN}; tppo_rl/core/metric_table.py has all"
         )
     if metric in heldout and options.get("evaluation_interval") is None:
         raise OptionError(

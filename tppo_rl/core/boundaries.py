@@ -11,7 +11,7 @@ class Boundary:
 
     held: float
     """V(s_(l-1)), which EGAE's `hold` puts in the place of V(s_l)."""
-    true: float
+    bootstrap: float
     """V(s_l)."""
     window_mean: float
     """Mean value over the fragment's sampled tokens."""

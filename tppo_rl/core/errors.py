@@ -1,7 +1,28 @@
-"""Errors that a user can mend."""
+"""Errors that a user can mend, and the messages for names that nothing knows."""
 
 from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import Any
 
 
 class OptionError(ValueError):
     """A bad option: the message names key, value and remedy."""
+
+
+def unknown_key(key: str, value: Any, known: Iterable[str]) -> str:
+    """Message for a key that nothing reads."""
+    return f"{key}={value!r}: unknown option{_suggestion(key, known)}; `tppo-rl options` lists all"
+
+
+def unknown_value(key: str, value: Any, known: Iterable[str]) -> str:
+    """Message for a name that is not registered."""
+    names = sorted(known)
+    ours = [name for name in names if name.startswith("tppo_rl/")] or names
+    return f"{key}={value!r}: unknown name{_suggestion(str(value), names)}; known are {', '.join(ours)}"
+
+
+def _suggestion(word: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(word, list(known), n=3)
+    return f", did you mean {' or '.join(close)}?" if close else ""

@@ -32,7 +32,7 @@ FRAGMENT_SCHEMA = pa.schema(
         pa.field("context_rewards", _FLOAT32_LIST, nullable=False),
         pa.field("tokens", _INT32_LIST, nullable=False),
         pa.field("sampled", _UINT8_LIST, nullable=False),
-        pa.field("behaviour_log_probs", _FLOAT32_LIST, nullable=False),
+        pa.field("behavior_log_probs", _FLOAT32_LIST, nullable=False),
         pa.field("versions", _INT32_LIST, nullable=False),
         pa.field("rewards", _FLOAT32_LIST, nullable=False),
         pa.field("terminated", pa.bool_(), nullable=False),
@@ -72,7 +72,7 @@ class Fragment:
     """int32 [n]: tokens of this window, with environment text between turns where there was one."""
     sampled: np.ndarray
     """uint8 [n]: 1 where the policy sampled the token, 0 for environment text. Its sum is `len(fragment)`."""
-    behaviour_log_probs: np.ndarray
+    behavior_log_probs: np.ndarray
     """float32 [n]: log-prob (nats, temperature applied) of each sampled token from its engine; 0 elsewhere."""
     versions: np.ndarray
     """int32 [n]: policy version that sampled each token; `NO_VERSION` on environment text."""

@@ -17,29 +17,31 @@ from tppo_rl.core.nested import lookup
 
 def sizes_table(options: Options) -> Table:
     """The batch sizes of a run in their one vocabulary, all in tokens."""
-    learners = max(1, options.num_learners)
-    slots = options.num_slots
-    batch = options.train_batch_size_per_learner * learners if options.mode == "async" else slots * options.window
+    rollout, optimizer = options.rollout, options.optimizer
+    asynchronous = options.pipeline.mode == "async"
+    batch = options.batch_tokens if asynchronous else rollout.num_slots * rollout.window
+    learners = max(1, options.learners.num_learners)
     table = Table(title="batch sizes", show_header=False)
     table.add_column(style="bold")
     table.add_column(justify="right")
     table.add_column()
     rows = (
-        ("slots", slots, "episodes in generation at a time"),
-        ("window_length", options.window, "most sampled tokens of a fragment"),
-        ("max_response_length", options.max_response_length, "cap of a response"),
+        ("slots", rollout.num_slots, "episodes in generation at a time"),
+        ("window_length", rollout.window, "most sampled tokens of a fragment"),
+        ("max_response_length", rollout.max_response_length, "cap of a response"),
         (
             "train batch",
             batch,
-            "sampled tokens of an update, all learners" + (" (at most)" if options.mode == "sync" else ""),
+            "sampled tokens of an update, all learners" + ("" if asynchronous else " (at most)"),
         ),
         (
             "minibatch_size",
-            options.minibatch_size or batch // learners,
+            optimizer.minibatch_size or batch // learners,
             "sampled tokens of an optimizer step, per learner",
         ),
-        ("micro_batch_tokens", options.micro_batch_tokens, "padded tokens of a forward pass"),
-        ("num_epochs", options.num_epochs, "passes over a batch"),
+        ("micro_batch_tokens", options.learners.micro_batch_tokens, "padded tokens of a forward pass"),
+        ("num_epochs", optimizer.num_epochs, "passes over a batch"),
+        ("max_staleness", options.staleness_bound, "most policy versions between sampling and training of a token"),
     )
     for name, size, meaning in rows:
         table.add_row(name, f"{size:,}", meaning)

@@ -50,7 +50,7 @@ def run_experiment(
         _set_aside(folder, console)
     folder.mkdir(parents=True, exist_ok=True)
     (options,) = experiment.points()
-    console.print(sizes_table(check_options(options, algorithm=experiment.run, other_keys=options)))
+    console.print(sizes_table(check_options(options, experiment.spec, other_keys=options)))
     quiet_libraries()
     algorithm = build_algorithm(experiment, options, folder)
     try:
@@ -102,18 +102,14 @@ def build_algorithm(experiment: Experiment, options: Mapping[str, Any], folder: 
         options: One point of its grid.
         folder: Of its results.
     """
-    import torch
-
-    from tppo_rl.algorithms import algorithm_class
+    from tppo_rl.algorithms.rllib_classes import rllib_classes
 
     start_ray()
     logging.getLogger("ray.rllib").setLevel(logging.ERROR)
-    algorithm_type = algorithm_class(experiment.run)
-    config = algorithm_type.get_default_config().update_from_dict(dict(options))
-    if config.num_learners == 0:
-        torch.set_num_threads(1 if config.num_cpus_per_learner == "auto" else max(1, int(config.num_cpus_per_learner)))
+    algorithm, config_type = rllib_classes(experiment.spec)
+    config = config_type().update_from_dict(dict(options))
     config.results_folder = str(folder)
-    return algorithm_type(config=config)
+    return algorithm(config=config)
 
 
 def _train(algorithm: Any, experiment: Experiment, folder: Path, console: Console) -> dict[str, Any]:
@@ -133,7 +129,7 @@ def _train(algorithm: Any, experiment: Experiment, folder: Path, console: Consol
             if ended:
                 break
     evaluation = result.get("evaluation") or algorithm.evaluate()
-    summary = summarize(result | {"run": algorithm.run_state()}, evaluation)
+    summary = summarize(result | {"run": algorithm.run_totals()}, evaluation)
     write_summary(folder, summary)
     _plot(folder)
     console.print(summary_table(summary, folder))

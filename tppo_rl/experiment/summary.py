@@ -26,7 +26,7 @@ def summarize(result: Mapping[str, Any], evaluation: Mapping[str, Mapping[str, f
                 ("heldout_accuracy", "accuracy"),
                 ("heldout_standard_error", "standard_error"),
                 ("heldout_response_length", "response_length_mean"),
-                ("heldout_truncated_share", "truncated_share"),
+                ("heldout_truncated_fraction", "truncated_fraction"),
             ):
                 summary[f"{name}_{moment}{suffix}"] = values.get(key)
     summary |= {
@@ -38,7 +38,7 @@ def summarize(result: Mapping[str, Any], evaluation: Mapping[str, Mapping[str, f
         "wall_s": accounts["wall_s"],
         "seconds": {part: round(seconds, 3) for part, seconds in sorted(accounts["seconds"].items())},
         "largest_staleness": accounts["largest_staleness"],
-        "largest_fresh_log_prob_gap": accounts["largest_fresh_log_prob_gap"],
+        "largest_fresh_log_prob_diff": accounts["largest_fresh_log_prob_diff"],
         "largest_ratio_deviation": accounts["largest_ratio_deviation"],
     }
     return summary
@@ -71,7 +71,7 @@ def summary_table(summary: Mapping[str, Any], folder: Path) -> Table:
         table.add_row(f"tokens {name.replace('_', ' ')}", f"{count:,}")
     table.add_row("slot occupancy", f"{summary['slot_occupancy']:.3f}")
     table.add_row("largest staleness", f"{summary['largest_staleness']} versions")
-    table.add_row("largest log-prob gap, fresh tokens", f"{summary['largest_fresh_log_prob_gap']:.1e} nats")
+    table.add_row("largest log-prob gap, fresh tokens", f"{summary['largest_fresh_log_prob_diff']:.1e} nats")
     table.add_row("wall-clock", f"{summary['wall_s']:.0f} s")
     for part, seconds in summary["seconds"].items():
         table.add_row(f"  {part.replace('_', ' ')}", f"{seconds:.1f} s")

@@ -54,7 +54,7 @@ class TrainBatch:
     """int64 [B + 1]: sequence b is `tokens[offsets[b] : offsets[b + 1]]`."""
     window: SampledTokens
     """[B, T]: the window's sampled tokens, those of the policy loss."""
-    behaviour_log_probs: torch.Tensor
+    behavior_log_probs: torch.Tensor
     """float32 [B, T]: log-prob (nats) of each window token from the engine that sampled it; padding 0."""
     versions: torch.Tensor
     """int64 [B, T]: policy version that sampled each window token; padding 0."""
@@ -153,7 +153,7 @@ def batch_from_fragments(fragments: Sequence[Fragment]) -> TrainBatch:
         tokens=torch.from_numpy(tokens),
         offsets=torch.from_numpy(offsets),
         window=columns.sampled_tokens(tokens, rewards),
-        behaviour_log_probs=columns.pad(_concatenate(fragments, "behaviour_log_probs", np.float32)[in_table]),
+        behavior_log_probs=columns.pad(_concatenate(fragments, "behavior_log_probs", np.float32)[in_table]),
         versions=columns.pad(_concatenate(fragments, "versions", np.int64)[in_table]),
         finished=torch.from_numpy(finished),
         finished_rows=torch.from_numpy(finished_rows),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Iterable
+from typing import Any, Protocol
 
 import torch
 
@@ -24,6 +25,9 @@ class Collective(Protocol):
     def broadcast_(self, tensor: torch.Tensor) -> torch.Tensor:
         """Replaces `tensor` in place by that of learner 0 and returns it."""
 
+    def union(self, names: Iterable[str]) -> list[str]:
+        """Returns the names that any learner has, sorted."""
+
 
 class SingleLearner:
     """The collective of one learner: nothing to exchange."""
@@ -39,6 +43,9 @@ class SingleLearner:
 
     def broadcast_(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor
+
+    def union(self, names: Iterable[str]) -> list[str]:
+        return sorted(names)
 
 
 class TorchDistributed:
@@ -62,6 +69,11 @@ class TorchDistributed:
         exchanged = tensor.to(self._device)
         torch.distributed.broadcast(exchanged, src=0)
         return tensor if exchanged is tensor else tensor.copy_(exchanged)
+
+    def union(self, names: Iterable[str]) -> list[str]:
+        gathered: list[Any] = [None] * self.size
+        torch.distributed.all_gather_object(gathered, sorted(names))
+        return sorted({name for of_learner in gathered for name in of_learner})
 
     def _all_reduce(self, tensor: torch.Tensor, op: torch.distributed.ReduceOp.RedOpType) -> torch.Tensor:
         exchanged = tensor.to(self._device)

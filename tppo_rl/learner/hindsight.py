@@ -51,7 +51,7 @@ class HindsightBuffer:
                 residual = return_after(finished, end, self._gamma) - boundary_value
                 self.due.append(replace(fragment, hindsight_residual=residual))
 
-    def take(self) -> list[Fragment]:
+    def drain(self) -> list[Fragment]:
         """Returns what is due."""
         due, self.due = self.due, []
         return due

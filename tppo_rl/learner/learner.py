@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -20,23 +21,17 @@ from ray.rllib.utils.metrics import (
     WEIGHTS_SEQ_NO,
 )
 
-from tppo_rl.core.fragments import concatenate_tables, fragments_from_table, table_from_fragments
+from tppo_rl.core.fragments import Fragment, concatenate_tables, fragments_from_table, table_from_fragments
 from tppo_rl.kernels.denormals import flushed_subnormals
+from tppo_rl.learner.batch import TrainBatch
 from tppo_rl.learner.collective import current_collective
-from tppo_rl.learner.connectors import (
-    ADVANTAGES,
-    CRITIC_VALUES,
-    REFERENCE_LOG_PROBS,
-    VALUE_BATCH,
-    default_learner_pipeline,
-)
+from tppo_rl.learner.connectors import ESTIMATES, connectors
 from tppo_rl.learner.context_cache import ContextCache
-from tppo_rl.learner.module import TRAIN_BATCH, LanguageModelModule
+from tppo_rl.learner.module import LanguageModelModule
 from tppo_rl.learner.optimizers import trainable
 from tppo_rl.learner.packing import check_packing
-from tppo_rl.learner.settings import UpdateSettings
 from tppo_rl.learner.sharding import gather_optimizer_state
-from tppo_rl.learner.targets import Targets
+from tppo_rl.learner.targets import Estimates, Targets, default_stages
 from tppo_rl.learner.update import UpdateResult, UpdateStep
 from tppo_rl.learner.value_buffer import ValueBuffer
 from tppo_rl.maths.advantages import load_compiled
@@ -54,7 +49,7 @@ _UPDATE_STEP = "update_step"
 class TPPOLearner(TorchLearner):
     """Updates a `LanguageModelModule` on Arrow tables of fragments.
 
-    Settings are the config's attributes of the same names (`UpdateSettings.from_config`). There is no DDP wrapper: the
+    Options are the config's (`config.options`). There is no DDP wrapper: the
     update step sums gradients over RLlib's process group itself, so that learners may hold shares of any size.
 
     With `distributed="fsdp"` no learner holds all weights, and RLlib asks a single one for the group's state: all
@@ -67,7 +62,7 @@ class TPPOLearner(TorchLearner):
     def build(self) -> None:
         """Builds module, optimizers and the learner pipeline; sets torch's threads to `num_cpus_per_learner`.
 
-        The pipeline is the config's `learner_connector`, if any, followed by `default_learner_pipeline` unless the
+        The pipeline is the config's `learner_connector`, if any, followed by the default stages unless the
         config says `add_default_connectors_to_learner_pipeline=False`.
 
         Raises:
@@ -75,17 +70,16 @@ class TPPOLearner(TorchLearner):
         """
         if self._is_built:
             return
-        cpus = self.config.num_cpus_per_learner
-        torch.set_num_threads(1 if cpus == "auto" else max(1, int(cpus)))
-        self._settings = UpdateSettings.from_config(self.config)
+        self._options = self.config.options
+        torch.set_num_threads(self._options.learners.num_threads)
         self._update_step: UpdateStep | None = None
-        tokens = self._settings.context_cache_tokens
+        tokens = self._options.learners.context_cache_tokens
         self._caches = {name: ContextCache(tokens) for name in ("policy", "critic")} if tokens else {}
         self._gathered_optimizers: dict[str, Any] | None = None
         super().build()
         self._value_buffer = (
-            ValueBuffer(self._settings.value_batch_tokens, current_collective(self._device))
-            if self._settings.value_batch_tokens is not None
+            ValueBuffer(self._options.critic.value_batch_tokens, current_collective(self._device))
+            if self._options.critic.value_batch_tokens is not None
             else None
         )
         self._learner_connector = self._build_pipeline()
@@ -99,7 +93,7 @@ class TPPOLearner(TorchLearner):
         self._update_step = UpdateStep(
             module.policy,
             module.critic,
-            self._settings,
+            self._options,
             current_collective(self._device),
             self._caches.get("policy"),
         )
@@ -125,8 +119,8 @@ class TPPOLearner(TorchLearner):
 
         Args:
             batch: Table of fragments, as an alternative to `training_data`.
-            training_data: Holds a table of fragments (`FRAGMENT_SCHEMA`) as `batch`, or references to tables as
-                `batch_refs`. A table may have no rows.
+            training_data: Holds fragments as `episodes` (in this process), a table of them (`FRAGMENT_SCHEMA`) as `batch`,
+                or references to tables as `batch_refs`. There may be none.
             timesteps: Passed to `before_gradient_based_update` and `after_gradient_based_update`.
             return_state: Whether to add the policy's weights after the update under `MODULE_STATE`.
 
@@ -135,15 +129,15 @@ class TPPOLearner(TorchLearner):
             beside them, which are not metrics: take them out before aggregating.
 
         Raises:
-            ValueError: the data are not tables of fragments.
+            ValueError: the data are not fragments.
         """
         self._check_is_built()
         assert self._update_step is not None
         self.before_gradient_based_update(timesteps=timesteps or {})
-        table = _table(training_data or TrainingData(batch=batch))
+        fragments = _fragments(training_data or TrainingData(batch=batch))
         version = self._weights_seq_no
         self._forget_gathered()
-        train_batch, targets = self._estimate(table)
+        train_batch, targets = self._estimate(fragments)
         result = self._update_step.run(train_batch, targets, version)
         self._weights_seq_no += 1
         # The engines are sent the policy's weights after every update.
@@ -184,7 +178,7 @@ class TPPOLearner(TorchLearner):
         Args:
             inference_only: Whether to gather the policy's weights alone, which are at hand since the last update.
         """
-        if self._settings.distributed == "ddp":
+        if self._options.learners.distributed == "ddp":
             return
         keep = current_collective(self._device).rank == 0
         self._language_model().gather(inference_only=inference_only, keep=keep)
@@ -227,7 +221,7 @@ class TPPOLearner(TorchLearner):
 
     def _get_optimizer_state(self) -> dict[str, Any]:
         states = self._gathered_optimizers
-        if self._settings.distributed == "ddp":
+        if self._options.learners.distributed == "ddp":
             states = {name: gather_optimizer_state(optimizer) for name, optimizer in self._optimizers()}
         if states is None:
             raise RuntimeError("the sharded optimizers are not gathered here: ask TPPOLearnerGroup.get_state")
@@ -236,7 +230,7 @@ class TPPOLearner(TorchLearner):
         }
 
     def _set_optimizer_state(self, state: dict[str, Any]) -> None:
-        if self._settings.distributed == "ddp":
+        if self._options.learners.distributed == "ddp":
             super()._set_optimizer_state(state)
             return
         # RLlib would move the whole tensors to the device, where there may be room for the slices only.
@@ -274,15 +268,16 @@ class TPPOLearner(TorchLearner):
             pieces += custom if isinstance(custom, list | tuple) else [custom]
         if self.config.add_default_connectors_to_learner_pipeline:
             module = self._language_model()
-            if self._settings.packing and module.reference is not None:
+            if self._options.learners.packing and module.reference is not None:
                 check_packing(module.reference)
-            pieces += default_learner_pipeline(
-                self._settings,
+            stages = default_stages(
+                self._options,
                 critic=module.critic is not None,
                 collective=current_collective(self._device),
                 value_buffer=self._value_buffer,
                 cache=self._caches.get("critic"),
             )
+            pieces += connectors(stages)
         if not pieces:
             raise ValueError(
                 "the learner pipeline is empty: give a learner_connector, or leave "
@@ -290,28 +285,18 @@ class TPPOLearner(TorchLearner):
             )
         return LearnerConnectorPipeline(connectors=pieces)
 
-    def _estimate(self, table: pa.Table) -> tuple[Any, Targets]:
-        """Runs the learner pipeline on the table's fragments."""
+    def _estimate(self, fragments: Sequence[Fragment]) -> tuple[TrainBatch, Targets]:
+        """Runs the learner pipeline on fragments."""
         start = time.perf_counter()
         columns = self._learner_connector(
             rl_module=self.module,
             batch={},
-            episodes=fragments_from_table(table),
+            episodes=fragments,
             shared_data={},
             metrics=self.metrics,
         )[DEFAULT_MODULE_ID]
-        if ADVANTAGES not in columns:
-            raise ValueError(
-                f"the learner pipeline gives no {ADVANTAGES!r}: add a piece that does, such as ExtendedGAE"
-            )
-        seconds = time.perf_counter() - start
-        return columns[TRAIN_BATCH], Targets(
-            advantages=columns[ADVANTAGES],
-            values=columns.get(CRITIC_VALUES),
-            value_batch=columns.get(VALUE_BATCH),
-            reference_log_probs=columns.get(REFERENCE_LOG_PROBS),
-            seconds=seconds,
-        )
+        estimates: Estimates = columns[ESTIMATES]
+        return estimates.batch, estimates.targets(time.perf_counter() - start)
 
     def _log(self, result: UpdateResult, *, num_tokens: int) -> None:
         for name, value in result.metrics.items():
@@ -326,14 +311,17 @@ class TPPOLearner(TorchLearner):
             self.metrics.log_value(key, num_tokens, reduce="lifetime_sum")
 
 
-def _table(data: TrainingData) -> pa.Table:
+def _fragments(data: TrainingData) -> Sequence[Fragment]:
+    """What is to be trained: fragments as they are from this process, tables of them from others."""
     data.validate()
+    if data.episodes is not None:
+        return data.episodes
     data.solve_refs()
-    if data.batches is not None:
-        return concatenate_tables(data.batches)
-    if not isinstance(data.batch, pa.Table):
+    tables = data.batches if data.batches is not None else [data.batch]
+    if not all(isinstance(table, pa.Table) for table in tables):
+        found = next(type(table).__name__ for table in tables if not isinstance(table, pa.Table))
         raise ValueError(
-            f"TPPOLearner trains on Arrow tables of fragments, got {type(data.batch).__name__}: "
-            "pass TrainingData(batch=table_from_fragments(...))"
+            f"TPPOLearner trains on fragments, got {found}: pass TrainingData(episodes=[...]) of fragments, or "
+            "TrainingData(batch=table_from_fragments(...))"
         )
-    return data.batch
+    return fragments_from_table(concatenate_tables(tables))

@@ -5,15 +5,14 @@
 | policy_loss | surrogate, KL and entropy terms per token, mean over all optimizer steps |
 | positive_lm_loss | -log pi per token of the responses that were imitated; absent where there are none |
 | entropy | nats per token, at the sampling temperature |
-| clip_fraction_low, clip_fraction_high | share of tokens without gradient below / above the clip bound |
-| dual_clip_fraction | share of tokens whose loss the dual clip bounded |
+| policy/<name> | what the policy loss measures (`tppo_rl.learner.policy_losses`), mean over tokens |
 | reference_kl | estimate of KL(policy ‖ reference), nats per token; absent without a KL term in the loss |
-| sequence_masked_share | share of tokens whose fragment the sequence mask took out |
-| approximate_kl | k3 estimate of KL(behaviour ‖ policy), nats per token, as trained |
+| sequence_masked_fraction | share of tokens whose fragment the sequence mask took out |
+| approximate_kl | k3 estimate of KL(behavior ‖ policy), nats per token, as trained |
 | first_ratio_mean, _max, _min, _max_deviation | pi / pi_old on the first minibatch before any step; deviation = abs(ratio - 1) |
-| log_prob_gap_mean, log_prob_gap_max | abs(trainer - behaviour log-prob), nats, on the first minibatch |
-| fresh_log_prob_gap_mean, _max | the same on tokens of the current policy version; absent where there are none |
-| importance_weight_mean, _max, _min | pi / behaviour on the first minibatch |
+| log_prob_diff_mean, log_prob_diff_max | abs(trainer - behavior log-prob), nats, on the first minibatch |
+| fresh_log_prob_diff_mean, _max | the same on tokens of the current policy version; absent where there are none |
+| importance_weight_mean, _max, _min | pi / behavior on the first minibatch |
 | effective_sample_size | share of the first minibatch's tokens that the weights are worth, 1 = equal weights |
 | policy_grad_norm, critic_grad_norm | global norm before clipping, mean over optimizer steps; absent without steps |
 | policy_steps, critic_steps | optimizer steps |
@@ -27,11 +26,11 @@
 | hindsight_tokens | tokens that are trained a second time, in no other count of this table |
 | hindsight_advantage_mean | mean size of their advantages; absent where there are none |
 | fragments, trained_tokens | size of the policy batch (tokens counted once) |
-| tokens_from_unfinished_share | share of trained tokens whose fragment is unfinished |
-| policy_token_share | share of trained tokens whose fragment was drawn for a pass of the policy; absent while it is frozen |
+| tokens_from_unfinished_fraction | share of trained tokens whose fragment is unfinished |
+| policy_token_fraction | share of trained tokens whose fragment was drawn for a pass of the policy; absent while it is frozen |
 | processed_tokens | positions of the policy's passes, without padding; contexts without a gradient once for all passes |
 | processed_per_trained_token | processed positions per trained token and pass |
-| padding_share | share of padding in what the policy's passes compute |
+| padding_fraction | share of padding in what the policy's passes compute |
 | advantage_mean, advantage_std | over window tokens |
 | staleness_mean, staleness_max | policy version before the update - version of the token |
 | learning_rate, critic_learning_rate | of this update; 0 while the policy is frozen |
@@ -44,11 +43,12 @@ from __future__ import annotations
 
 import torch
 
+from tppo_rl.config.options import Options
 from tppo_rl.learner.batch import TrainBatch
+from tppo_rl.learner.metric_sums import MetricSums
 from tppo_rl.learner.optimizers import StepReport
-from tppo_rl.learner.settings import UpdateSettings
-from tppo_rl.learner.tally import Tally
-from tppo_rl.learner.targets import Targets, finished_returns
+from tppo_rl.learner.targets import Targets
+from tppo_rl.learner.value_batches import finished_returns
 from tppo_rl.maths.importance import effective_sample_size
 from tppo_rl.maths.reduce import mean, variance
 from tppo_rl.maths.value import explained_variance
@@ -72,14 +72,14 @@ STATISTIC_SUMS = (
     "error_sum",
     "squared_error_sum",
 )
-"""Sums that `add_statistics` adds to the tally."""
+"""Sums that `add_statistics` adds to the metric_sums."""
 
 STATISTIC_MAXIMA = ("staleness_max",)
-"""Maxima that `add_statistics` adds to the tally."""
+"""Maxima that `add_statistics` adds to the metric_sums."""
 
 
 def add_statistics(
-    tally: Tally, batch: TrainBatch, targets: Targets, policy_version: int, settings: UpdateSettings
+    metric_sums: MetricSums, batch: TrainBatch, targets: Targets, policy_version: int, options: Options
 ) -> None:
     """Collects what can be said of a batch before it is trained on."""
     # Windows in hindsight have been counted when they were trained first.
@@ -87,35 +87,36 @@ def add_statistics(
     mask = batch.window.mask & first_time[:, None]
     advantages = targets.advantages[mask].double()
     staleness = policy_version - batch.versions[mask]
-    tally.add("fragments", first_time)
-    tally.add("window_tokens", batch.window.lengths[first_time])
-    tally.add("unfinished_tokens", batch.window.lengths[first_time & ~batch.finished])
-    tally.add("hindsight_tokens", batch.window.lengths[batch.hindsight])
-    tally.add("finished_episodes", len(batch.finished_rows))
-    tally.add("advantage_sum", advantages)
-    tally.add("squared_advantage_sum", advantages.square())
-    tally.add("staleness_sum", staleness)
-    tally.largest("staleness_max", staleness)
+    metric_sums.add("fragments", first_time)
+    metric_sums.add("window_tokens", batch.window.lengths[first_time])
+    metric_sums.add("unfinished_tokens", batch.window.lengths[first_time & ~batch.finished])
+    metric_sums.add("hindsight_tokens", batch.window.lengths[batch.hindsight])
+    metric_sums.add("finished_episodes", len(batch.finished_rows))
+    metric_sums.add("advantage_sum", advantages)
+    metric_sums.add("squared_advantage_sum", advantages.square())
+    metric_sums.add("staleness_sum", staleness)
+    metric_sums.largest("staleness_max", staleness)
     if targets.value_batch is not None:
-        tally.add("value_tokens", targets.value_batch.tokens.lengths)
+        metric_sums.add("value_tokens", targets.value_batch.tokens.lengths)
     if targets.values is None:
         return
-    tally.add("window_values", batch.window.lengths[first_time])
-    tally.add("value_sum", targets.values.window[mask])
+    metric_sums.add("window_values", batch.window.lengths[first_time])
+    metric_sums.add("value_sum", targets.values.window[mask])
     finished = batch.response.mask
-    returns = finished_returns(batch, settings)[finished].double()
+    returns = finished_returns(batch, options)[finished].double()
     predicted = targets.values.response[finished].double()
-    tally.add("predicted_tokens", len(returns))
-    tally.add("predicted_value_sum", predicted)
-    tally.add("return_sum", returns)
-    tally.add("squared_return_sum", returns.square())
-    tally.add("error_sum", returns - predicted)
-    tally.add("squared_error_sum", (returns - predicted).square())
+    metric_sums.add("predicted_tokens", len(returns))
+    metric_sums.add("predicted_value_sum", predicted)
+    metric_sums.add("return_sum", returns)
+    metric_sums.add("squared_return_sum", returns.square())
+    metric_sums.add("error_sum", returns - predicted)
+    metric_sums.add("squared_error_sum", (returns - predicted).square())
 
 
 def scalars(
     totals: dict[str, float],
-    settings: UpdateSettings,
+    loss_totals: dict[str, float],
+    options: Options,
     policy_reports: list[StepReport],
     critic_reports: list[StepReport],
 ) -> dict[str, float]:
@@ -129,7 +130,9 @@ def scalars(
         "hindsight_tokens": totals["hindsight_tokens"],
     }
     metrics |= _batch_metrics(totals)
-    metrics |= _policy_metrics(totals, settings.num_epochs)
+    metrics |= _policy_metrics(totals, options.optimizer.num_epochs)
+    if totals["trained_passes"]:
+        metrics |= {f"policy/{name}": mean(total, totals["trained_passes"]) for name, total in loss_totals.items()}
     metrics |= _first_minibatch_metrics(totals)
     metrics |= _critic_metrics(totals)
     metrics |= _step_metrics("policy", policy_reports) | _step_metrics("critic", critic_reports)
@@ -142,7 +145,7 @@ def _batch_metrics(totals: dict[str, float]) -> dict[str, float]:
         return {}
     spread = variance(totals["advantage_sum"], totals["squared_advantage_sum"], count)
     return {
-        "tokens_from_unfinished_share": mean(totals["unfinished_tokens"], count),
+        "tokens_from_unfinished_fraction": mean(totals["unfinished_tokens"], count),
         "advantage_mean": mean(totals["advantage_sum"], count),
         "advantage_std": spread**0.5,
         "staleness_mean": mean(totals["staleness_sum"], count),
@@ -157,16 +160,13 @@ def _policy_metrics(totals: dict[str, float], num_epochs: int) -> dict[str, floa
     metrics = {
         "policy_loss": mean(totals["policy_loss_sum"], count),
         "entropy": mean(totals["entropy_sum"], count),
-        "clip_fraction_low": mean(totals["clipped_low_sum"], count),
-        "clip_fraction_high": mean(totals["clipped_high_sum"], count),
-        "dual_clip_fraction": mean(totals["dual_clipped_sum"], count),
         "approximate_kl": mean(totals["kl_sum"], count),
-        "sequence_masked_share": mean(totals["masked_sum"], count),
+        "sequence_masked_fraction": mean(totals["masked_sum"], count),
         "processed_per_trained_token": mean(totals["processed_tokens"], count),
-        "padding_share": 1.0 - mean(totals["processed_tokens"], totals["padded_tokens"]),
+        "padding_fraction": 1.0 - mean(totals["processed_tokens"], totals["padded_tokens"]),
     }
     if totals["gradient_passes"]:
-        metrics["policy_token_share"] = mean(totals["gradient_passes"], num_epochs * totals["window_tokens"])
+        metrics["policy_token_fraction"] = mean(totals["gradient_passes"], num_epochs * totals["window_tokens"])
     if totals["reference_passes"]:
         metrics["reference_kl"] = mean(totals["reference_kl_sum"], totals["reference_passes"])
     if totals["imitated_tokens"]:
@@ -186,16 +186,16 @@ def _first_minibatch_metrics(totals: dict[str, float]) -> dict[str, float]:
         "first_ratio_max": totals["first_ratio_max"],
         "first_ratio_min": -totals["first_ratio_negated_min"],
         "first_ratio_max_deviation": totals["first_ratio_deviation_max"],
-        "log_prob_gap_mean": mean(totals["first_gap_sum"], count),
-        "log_prob_gap_max": totals["first_gap_max"],
+        "log_prob_diff_mean": mean(totals["first_diff_sum"], count),
+        "log_prob_diff_max": totals["first_diff_max"],
         "importance_weight_mean": mean(totals["first_weight_sum"], count),
         "importance_weight_max": totals["first_weight_max"],
         "importance_weight_min": -totals["first_weight_negated_min"],
         "effective_sample_size": mean(worth, count),
     }
     if totals["first_fresh_tokens"]:
-        metrics["fresh_log_prob_gap_mean"] = mean(totals["first_fresh_gap_sum"], totals["first_fresh_tokens"])
-        metrics["fresh_log_prob_gap_max"] = totals["first_fresh_gap_max"]
+        metrics["fresh_log_prob_diff_mean"] = mean(totals["first_fresh_diff_sum"], totals["first_fresh_tokens"])
+        metrics["fresh_log_prob_diff_max"] = totals["first_fresh_diff_max"]
     return metrics
 
 

@@ -16,7 +16,7 @@ from tppo_rl.learner.context_cache import ContextCache
 from tppo_rl.learner.lora import add_adapters, check_trained, has_adapters, merged_weights, trained_weights
 from tppo_rl.learner.models import Critic, Policy, load_causal_lm, parse_dtype, recompute_activations
 from tppo_rl.learner.sharding import WeightViews, gather_weights, is_sharded, load_weights
-from tppo_rl.learner.targets import CriticValues, critic_values
+from tppo_rl.learner.values import CriticValues, critic_values
 
 TRAIN_BATCH = "train_batch"
 """Key of the `TrainBatch` in a module's batch."""

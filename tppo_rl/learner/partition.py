@@ -8,7 +8,7 @@ from typing import Any
 from tppo_rl.core.fragments import Fragment
 
 
-def shares(
+def partition(
     fragments: Sequence[Fragment], num_learners: int, *, whole_groups: bool = False, same_learner: bool = False
 ) -> list[list[Fragment]]:
     """Divides fragments among learners so that all process about as many tokens; a share may be empty.

@@ -8,31 +8,32 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from tppo_rl.config.options import Options
+from tppo_rl.core.registry import POLICY_LOSSES
 from tppo_rl.learner.batch import TrainBatch, last_positions
 from tppo_rl.learner.collective import Collective
 from tppo_rl.learner.context_cache import ContextCache
 from tppo_rl.learner.contexts import Contexts, window_contexts
-from tppo_rl.learner.drawn_fragments import DrawnFragments, drawn_fragments
+from tppo_rl.learner.metric_sums import MetricSums
 from tppo_rl.learner.micro_batches import MicroBatches, micro_batches, minibatches, num_minibatches
 from tppo_rl.learner.models import Policy
 from tppo_rl.learner.optimizers import GradientStep, StepReport
 from tppo_rl.learner.packing import ModelInput, model_input
-from tppo_rl.learner.policy_loss import PolicyTerms, WindowTokens, policy_terms
-from tppo_rl.learner.settings import UpdateSettings
+from tppo_rl.learner.policy_loss import PolicyTerms, Surrogate, policy_terms
+from tppo_rl.learner.policy_losses import WindowTokens
+from tppo_rl.learner.sampled_log_probs import sampled_log_probs
 from tppo_rl.learner.sharding import ShardedGradientStep, same_number_of_passes
-from tppo_rl.learner.tally import Tally
-from tppo_rl.learner.targets import Targets, sampled_log_probs
+from tppo_rl.learner.subsampled_fragments import SubsampledFragments, subsampled_fragments
+from tppo_rl.learner.targets import Targets
 from tppo_rl.maths.divergence import k3
 from tppo_rl.maths.imitation import positive_example_loss
 from tppo_rl.maths.importance import importance_weights, sequence_mask, truncated_importance_weights
 from tppo_rl.maths.reduce import response_weights, token_mean
+from tppo_rl.maths.surrogate import bounded_log_ratio
 
 POLICY_SUMS = (
     "policy_loss_sum",
     "entropy_sum",
-    "clipped_low_sum",
-    "clipped_high_sum",
-    "dual_clipped_sum",
     "kl_sum",
     "reference_kl_sum",
     "reference_passes",
@@ -47,24 +48,24 @@ POLICY_SUMS = (
     "padded_tokens",
     "first_tokens",
     "first_ratio_sum",
-    "first_gap_sum",
+    "first_diff_sum",
     "first_fresh_tokens",
-    "first_fresh_gap_sum",
+    "first_fresh_diff_sum",
     "first_weight_sum",
     "first_squared_weight_sum",
 )
-"""Sums that the policy's part adds to the tally. `first_*` are over the first minibatch, before any step."""
+"""Sums that the policy's part adds to the metric_sums. `first_*` are over the first minibatch, before any step."""
 
 POLICY_MAXIMA = (
     "first_ratio_max",
     "first_ratio_negated_min",
     "first_ratio_deviation_max",
-    "first_gap_max",
-    "first_fresh_gap_max",
+    "first_diff_max",
+    "first_fresh_diff_max",
     "first_weight_max",
     "first_weight_negated_min",
 )
-"""Maxima that the policy's part adds to the tally; minima are maxima of the negated number."""
+"""Maxima that the policy's part adds to the metric_sums; minima are maxima of the negated number."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +87,7 @@ class _Tokens:
     mean_weights: torch.Tensor
     """float32 [N]: weight of the token in the minibatch's mean."""
     draw_weights: torch.Tensor
-    """float32 [N]: one over the chance that its fragment was drawn with."""
+    """float32 [N]: one over the probability that its fragment was drawn with."""
     imitated: torch.Tensor
     """bool [N + M]: whether the token is of a response that was right and shall be imitated."""
     fresh: torch.Tensor
@@ -100,45 +101,49 @@ class _Work:
         self,
         batch: TrainBatch,
         targets: Targets,
-        drawn: DrawnFragments,
+        drawn: SubsampledFragments,
         mean_weights: torch.Tensor,
         version: int,
-        settings: UpdateSettings,
+        options: Options,
         contexts: Contexts | None,
     ) -> None:
         self.batch = batch
         self.lengths = last_positions(batch.window)
         self.contexts = contexts
-        self.old_log_probs = batch.behaviour_log_probs
-        self.importance_weights = torch.ones_like(batch.behaviour_log_probs)
+        self.old_log_probs = batch.behavior_log_probs
+        self.importance_weights = torch.ones_like(batch.behavior_log_probs)
         self.kept = torch.ones(len(batch), dtype=torch.bool)
         self.mean_weights = mean_weights
         self.draw_weights = drawn.weights
         self._targets = targets
-        self._packing = settings.packing
+        self._packing = options.learners.packing
         self._version = version
         self._finished_row = torch.full((len(batch),), -1).index_put(
             (batch.finished_rows,), torch.arange(len(batch.finished_rows))
         )
-        self._imitates = batch.correct & (settings.positive_lm_coef > 0)
+        self._imitates = batch.correct & (options.policy_loss.positive_lm_coef > 0)
 
-    def weigh(self, current_log_probs: torch.Tensor, settings: UpdateSettings) -> None:
+    def weigh(self, current_log_probs: torch.Tensor, options: Options) -> None:
         """Corrects for what the weights before the update think of the tokens: their log-probs, float32 [B, T]."""
-        behaviour, mask = self.batch.behaviour_log_probs, self.batch.window.mask
-        if settings.sequence_mask is not None:
-            low, high = settings.sequence_mask
+        behavior, mask = self.batch.behavior_log_probs, self.batch.window.mask
+        if options.policy_loss.sequence_mask is not None:
+            low, high = options.policy_loss.sequence_mask
             rows = mask.nonzero()[:, 0]
             self.kept = sequence_mask(
-                current_log_probs[mask], behaviour[mask], rows, len(self.batch), low=low, high=high
+                current_log_probs[mask], behavior[mask], rows, len(self.batch), low=low, high=high
             )
             # What is trained in hindsight is as stale as its response is long, and its weights are truncated anyway.
             self.kept |= self.batch.hindsight
-        if settings.off_policy_correction == "behaviour":
+        if options.policy_loss.off_policy_correction == "behavior":
             return
         self.old_log_probs = current_log_probs
-        if settings.off_policy_correction != "none":
-            cap = settings.importance_cap if settings.off_policy_correction == "truncated_importance" else None
-            self.importance_weights = truncated_importance_weights(current_log_probs, behaviour, cap=cap)
+        if options.policy_loss.off_policy_correction != "none":
+            cap = (
+                options.policy_loss.importance_cap
+                if options.policy_loss.off_policy_correction == "truncated_importance"
+                else None
+            )
+            self.importance_weights = truncated_importance_weights(current_log_probs, behavior, cap=cap)
 
     def sizes(self, rows: torch.Tensor) -> list[float]:
         """Sum of mean weights over the window tokens of the given fragments, and number of tokens to imitate."""
@@ -170,13 +175,14 @@ class _Work:
             columns=columns,
             tokens=torch.cat([batch.window.tokens[rows][mask], extra_tokens]).to(device),
             window=WindowTokens(
-                behaviour_log_probs=batch.behaviour_log_probs[rows][mask].to(device),
+                behavior_log_probs=batch.behavior_log_probs[rows][mask].to(device),
                 old_log_probs=self.old_log_probs[rows][mask].to(device),
                 advantages=self._targets.advantages[rows][mask].to(device),
                 importance_weights=self.importance_weights[rows][mask].to(device),
                 kept=self.kept[rows][within].to(device),
                 hindsight=hindsight.to(device) if bool(hindsight.any()) else None,
                 reference_log_probs=None if reference is None else reference[rows][mask].to(device),
+                fragments=within.to(device),
             ),
             first_time=(~hindsight).to(device) if bool(hindsight.any()) else slice(None),
             mean_weights=self.mean_weights[rows][within].to(device),
@@ -208,7 +214,7 @@ class PolicyStep:
         self,
         policy: Policy,
         step: GradientStep | ShardedGradientStep,
-        settings: UpdateSettings,
+        options: Options,
         collective: Collective,
         cache: ContextCache | None = None,
     ) -> None:
@@ -216,8 +222,9 @@ class PolicyStep:
         self._policy = policy
         self._cache = cache
         self._step = step
-        self._settings = settings
+        self._options = options
         self._collective = collective
+        self._surrogate: Surrogate = POLICY_LOSSES.resolve(options.policy_loss.policy_loss)
 
     def run(
         self,
@@ -229,7 +236,7 @@ class PolicyStep:
         lr: float,
         frozen: bool,
         generator: np.random.Generator,
-        tally: Tally,
+        metric_sums: MetricSums,
     ) -> list[StepReport]:
         """Makes `num_epochs` passes over the batch, one optimizer step per minibatch.
 
@@ -243,18 +250,24 @@ class PolicyStep:
             lr: Learning rate of the update.
             frozen: Only measure the first minibatch, train nothing.
             generator: Shuffles fragments into minibatches.
-            tally: Receives `POLICY_SUMS` and `POLICY_MAXIMA`.
+            metric_sums: Receives `POLICY_SUMS` and `POLICY_MAXIMA`.
         """
-        settings = self._settings
-        share = 1.0 if frozen else settings.policy_token_share
-        by_response = settings.loss_mean == "response"
+        options = self._options
+        share = 1.0 if frozen else options.optimizer.policy_token_fraction
+        by_response = options.policy_loss.loss_aggregation == "response"
         mean_weights = response_weights(batch.window.lengths) if by_response else torch.ones(len(batch))
-        drawn = drawn_fragments(batch, targets.advantages, mean_weights, share, settings.num_epochs, generator)
-        contexts = None if settings.context_gradient or frozen else self._contexts(batch, drawn.rows, tally)
-        work = _Work(batch, targets, drawn, mean_weights, version, settings, contexts)
-        if settings.recomputes_log_probs:
-            work.weigh(self._current_log_probs(batch, drawn.rows), settings)
-        num_parts = num_minibatches(math.ceil(share * global_tokens), settings.minibatch_size, self._collective.size)
+        drawn = subsampled_fragments(
+            batch, targets.advantages, mean_weights, share, options.optimizer.num_epochs, generator
+        )
+        contexts = (
+            None if options.learners.context_gradient or frozen else self._contexts(batch, drawn.rows, metric_sums)
+        )
+        work = _Work(batch, targets, drawn, mean_weights, version, options, contexts)
+        if options.policy_loss.recomputes_log_probs:
+            work.weigh(self._current_log_probs(batch, drawn.rows), options)
+        num_parts = num_minibatches(
+            math.ceil(share * global_tokens), options.optimizer.minibatch_size, self._collective.size
+        )
         # Of fragments that were drawn the expected mean is over the tokens of all.
         expected_weight = self._weight_of_all(work) / max(1, num_parts) if share < 1 else None
         reports: list[StepReport] = []
@@ -271,7 +284,7 @@ class PolicyStep:
                         rows,
                         weight=weight if expected_weight is None else expected_weight,
                         num_imitated=num_imitated,
-                        tally=tally,
+                        metric_sums=metric_sums,
                         first=first,
                         cache=self._cache if contexts is not None and (epoch == 0 or share < 1) else None,
                     )
@@ -280,7 +293,7 @@ class PolicyStep:
                     return []
                 reports.append(self._step.apply(lr))
             first_time = of_pass[~batch.hindsight[of_pass]]
-            tally.add("gradient_passes", batch.window.lengths[first_time])
+            metric_sums.add("gradient_passes", batch.window.lengths[first_time])
         if self._cache is not None:
             self._cache.drop_finished(batch)
         return reports
@@ -290,12 +303,12 @@ class PolicyStep:
         sizes = torch.tensor(work.sizes(torch.arange(len(work.batch))), dtype=torch.float64)
         return float(self._collective.sum_(sizes)[0])
 
-    def _contexts(self, batch: TrainBatch, rows: torch.Tensor, tally: Tally) -> Contexts:
+    def _contexts(self, batch: TrainBatch, rows: torch.Tensor, metric_sums: MetricSums) -> Contexts:
         """Completes the contexts of the given windows with the weights before the update."""
         at_hand = None if self._cache is None else self._cache.contexts(batch)
-        completed = window_contexts(self._policy, batch, self._settings.micro_batch_tokens, at_hand, rows)
-        tally.add("processed_tokens", completed.positions)
-        tally.add("padded_tokens", completed.padded_positions)
+        completed = window_contexts(self._policy, batch, self._options.learners.micro_batch_tokens, at_hand, rows)
+        metric_sums.add("processed_tokens", completed.positions)
+        metric_sums.add("padded_tokens", completed.padded_positions)
         return completed.contexts
 
     def _accumulate(
@@ -305,7 +318,7 @@ class PolicyStep:
         *,
         weight: float,
         num_imitated: float,
-        tally: Tally,
+        metric_sums: MetricSums,
         first: bool,
         cache: ContextCache | None,
     ) -> None:
@@ -316,23 +329,23 @@ class PolicyStep:
             rows: Fragments of the minibatch.
             weight: Sum of the mean's weights over the minibatch, on all learners; its expectation where fragments are drawn.
             num_imitated: Tokens to imitate in the minibatch, on all learners.
-            tally: See `run`.
+            metric_sums: See `run`.
             first: Whether no step has been made yet.
             cache: Takes the states of these windows.
         """
-        settings = self._settings
+        options = self._options
         self._step.zero()
-        groups = work.micro_batches(rows, settings.micro_batch_tokens)
-        tally.add("processed_tokens", groups.positions)
-        tally.add("padded_tokens", groups.padded_positions)
+        groups = work.micro_batches(rows, options.learners.micro_batch_tokens)
+        metric_sums.add("processed_tokens", groups.positions)
+        metric_sums.add("padded_tokens", groups.padded_positions)
         for group in same_number_of_passes(self._policy, groups.rows):
             tokens = work.tokens(group, self._policy.device, record=cache is not None)
             every_log_prob, every_entropy = self._policy(
                 rows=tokens.rows,
                 positions=tokens.columns,
                 tokens=tokens.tokens,
-                temperature=settings.temperature,
-                entropy_gradient=settings.entropy_coef > 0,
+                temperature=options.rollout.sampling.temperature,
+                entropy_gradient=options.policy_loss.entropy_coef > 0,
                 **tokens.inputs.of_model(),
             )
             if cache is not None and len(group):
@@ -340,18 +353,18 @@ class PolicyStep:
                 cache.keep(work.batch, group, work.contexts, tokens.inputs)
             count = len(tokens.mean_weights)
             log_probs, entropy = every_log_prob[:count], every_entropy[:count]
-            terms = policy_terms(log_probs, entropy, tokens.window, settings)
+            terms = policy_terms(self._surrogate, log_probs, entropy, tokens.window, options)
             loss = token_mean(terms.loss * tokens.mean_weights * tokens.draw_weights, weight)
             if num_imitated:
                 imitation = positive_example_loss(every_log_prob, tokens.imitated)
-                loss = loss + settings.positive_lm_coef * token_mean(imitation, num_imitated)
-                tally.add("imitation_sum", imitation)
-                tally.add("imitated_tokens", tokens.imitated)
+                loss = loss + options.policy_loss.positive_lm_coef * token_mean(imitation, num_imitated)
+                metric_sums.add("imitation_sum", imitation)
+                metric_sums.add("imitated_tokens", tokens.imitated)
             if log_probs.requires_grad:
                 loss.backward()
-            _measure(tally, tokens, log_probs.detach(), entropy, terms)
+            _measure(metric_sums, tokens, log_probs.detach(), entropy, terms)
             if first:
-                _measure_first(tally, tokens, log_probs.detach(), terms.surrogate.ratio)
+                _measure_first(metric_sums, tokens, log_probs.detach())
 
     def _current_log_probs(self, batch: TrainBatch, rows: torch.Tensor) -> torch.Tensor:
         """Returns the log-probs of some windows' tokens under the weights before the update, float32 [B, T]; others 0."""
@@ -359,55 +372,56 @@ class PolicyStep:
             self._policy,
             batch,
             batch.window,
-            temperature=self._settings.temperature,
-            micro_batch_tokens=self._settings.micro_batch_tokens,
-            packing=self._settings.packing,
+            temperature=self._options.rollout.sampling.temperature,
+            micro_batch_tokens=self._options.learners.micro_batch_tokens,
+            packing=self._options.learners.packing,
             rows=rows,
         )
 
 
-def _measure(tally: Tally, tokens: _Tokens, log_probs: torch.Tensor, entropy: torch.Tensor, terms: PolicyTerms) -> None:
+def _measure(
+    metric_sums: MetricSums, tokens: _Tokens, log_probs: torch.Tensor, entropy: torch.Tensor, terms: PolicyTerms
+) -> None:
     # Windows in hindsight have been measured when they were trained first.
-    first_time, surrogate, hindsight = tokens.first_time, terms.surrogate, tokens.window.hindsight
+    first_time, hindsight = tokens.first_time, tokens.window.hindsight
     # Fragments that were drawn speak for those that were not.
     weights = tokens.draw_weights[first_time]
 
     def add(name: str, per_token: torch.Tensor) -> None:
-        tally.add(name, weights * per_token[first_time])
+        metric_sums.add(name, weights * per_token[first_time])
 
     add("policy_loss_sum", terms.loss)
     add("entropy_sum", entropy)
-    add("clipped_low_sum", surrogate.clipped_low)
-    add("clipped_high_sum", surrogate.clipped_high)
-    add("dual_clipped_sum", surrogate.dual_clipped)
-    add("kl_sum", k3(log_probs, tokens.window.behaviour_log_probs))
+    for name, per_token in terms.metrics.items():
+        metric_sums.add_metric(name, weights * per_token[first_time])
+    add("kl_sum", k3(log_probs, tokens.window.behavior_log_probs))
     if tokens.window.reference_log_probs is not None:
         add("reference_kl_sum", terms.kl_to_reference)
-        tally.add("reference_passes", weights)
-    tally.add("masked_sum", tokens.draw_weights * ~tokens.window.kept)
-    tally.add("trained_passes", weights)
+        metric_sums.add("reference_passes", weights)
+    metric_sums.add("masked_sum", tokens.draw_weights * ~tokens.window.kept)
+    metric_sums.add("trained_passes", weights)
     if hindsight is not None:
-        tally.add("hindsight_passes", tokens.draw_weights[hindsight])
-        tally.add("hindsight_advantage_sum", (tokens.draw_weights * tokens.window.advantages.abs())[hindsight])
+        metric_sums.add("hindsight_passes", tokens.draw_weights[hindsight])
+        metric_sums.add("hindsight_advantage_sum", (tokens.draw_weights * tokens.window.advantages.abs())[hindsight])
 
 
-def _measure_first(tally: Tally, tokens: _Tokens, log_probs: torch.Tensor, ratio: torch.Tensor) -> None:
+def _measure_first(metric_sums: MetricSums, tokens: _Tokens, log_probs: torch.Tensor) -> None:
     first_time = tokens.first_time
-    behaviour, fresh = tokens.window.behaviour_log_probs[first_time], tokens.fresh[first_time]
-    ratio = ratio[first_time]
-    gap = (log_probs[first_time] - behaviour).abs()
-    weights = importance_weights(log_probs[first_time], behaviour)
-    tally.add("first_tokens", len(ratio))
-    tally.add("first_ratio_sum", ratio)
-    tally.add("first_gap_sum", gap)
-    tally.add("first_fresh_tokens", fresh)
-    tally.add("first_fresh_gap_sum", gap[fresh])
-    tally.add("first_weight_sum", weights)
-    tally.add("first_squared_weight_sum", weights.double().square())
-    tally.largest("first_ratio_max", ratio)
-    tally.largest("first_ratio_negated_min", -ratio)
-    tally.largest("first_ratio_deviation_max", (ratio - 1.0).abs())
-    tally.largest("first_gap_max", gap)
-    tally.largest("first_fresh_gap_max", gap[fresh])
-    tally.largest("first_weight_max", weights)
-    tally.largest("first_weight_negated_min", -weights)
+    behavior, fresh = tokens.window.behavior_log_probs[first_time], tokens.fresh[first_time]
+    ratio = bounded_log_ratio(log_probs[first_time], tokens.window.old_log_probs[first_time]).exp()
+    gap = (log_probs[first_time] - behavior).abs()
+    weights = importance_weights(log_probs[first_time], behavior)
+    metric_sums.add("first_tokens", len(ratio))
+    metric_sums.add("first_ratio_sum", ratio)
+    metric_sums.add("first_diff_sum", gap)
+    metric_sums.add("first_fresh_tokens", fresh)
+    metric_sums.add("first_fresh_diff_sum", gap[fresh])
+    metric_sums.add("first_weight_sum", weights)
+    metric_sums.add("first_squared_weight_sum", weights.double().square())
+    metric_sums.largest("first_ratio_max", ratio)
+    metric_sums.largest("first_ratio_negated_min", -ratio)
+    metric_sums.largest("first_ratio_deviation_max", (ratio - 1.0).abs())
+    metric_sums.largest("first_diff_max", gap)
+    metric_sums.largest("first_fresh_diff_max", gap[fresh])
+    metric_sums.largest("first_weight_max", weights)
+    metric_sums.largest("first_weight_negated_min", -weights)

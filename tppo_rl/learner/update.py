@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from tppo_rl.config.options import Options
 from tppo_rl.core.schedules import LearningRate, rate_at
 from tppo_rl.kernels.denormals import flushed_subnormals
 from tppo_rl.learner.batch import TrainBatch
@@ -28,15 +29,15 @@ from tppo_rl.learner.collective import Collective, SingleLearner
 from tppo_rl.learner.context_cache import ContextCache
 from tppo_rl.learner.contexts import check_contexts
 from tppo_rl.learner.critic_step import CRITIC_SUMS, CriticStep
+from tppo_rl.learner.metric_sums import MetricSums
 from tppo_rl.learner.metrics import STATISTIC_MAXIMA, STATISTIC_SUMS, add_statistics, scalars
 from tppo_rl.learner.models import Critic, Policy
 from tppo_rl.learner.optimizers import GradientStep, StepReport, make_adamw, ramped_lr, trainable
 from tppo_rl.learner.packing import check_packing
 from tppo_rl.learner.policy_step import POLICY_MAXIMA, POLICY_SUMS, PolicyStep
-from tppo_rl.learner.settings import UpdateSettings
 from tppo_rl.learner.sharding import ShardedGradientStep, shard
-from tppo_rl.learner.tally import Tally
-from tppo_rl.learner.targets import Targets, empty_value_batch
+from tppo_rl.learner.targets import Targets
+from tppo_rl.learner.value_batches import empty_value_batch
 
 FRAGMENT_REPORT_SCHEMA = pa.schema(
     [
@@ -75,7 +76,7 @@ class UpdateStep:
         self,
         policy: Policy,
         critic: Critic | None,
-        settings: UpdateSettings,
+        options: Options,
         collective: Collective | None = None,
         cache: ContextCache | None = None,
     ) -> None:
@@ -84,48 +85,51 @@ class UpdateStep:
         Args:
             policy: On its final device.
             critic: On its final device; None trains no values, and targets must come without them.
-            settings: See `UpdateSettings`.
+            options: See `Options`.
             collective: The other learners; None means that there are none.
             cache: Keeps the policy's contexts from update to update; None computes them anew.
 
         Raises:
-            ValueError: `settings.packing` with a model that does not keep packed sequences apart, or no
-                `settings.context_gradient` with one that cannot go on after a context.
+            ValueError: `options.learners.packing` with a model that does not keep packed sequences apart, or no
+                `options.learners.context_gradient` with one that cannot go on after a context.
             ValueError: the models are to be sharded, and there is one learner.
-            ValueError: `settings.parallel_critic` with several learners.
+            ValueError: `options.critic.parallel_critic` with several learners.
         """
-        self.settings = settings
+        self.options = options
         self._collective: Collective = collective or SingleLearner()
         self._policy_updates = 0
         self._trained_tokens = 0
-        if settings.distributed == "fsdp" and self._collective.size == 1:
+        if options.learners.distributed == "fsdp" and self._collective.size == 1:
             raise ValueError("distributed='fsdp' will not do: there is one learner, nothing to shard over; use 'ddp'")
-        if settings.parallel_critic and self._collective.size > 1:
+        if options.critic.parallel_critic and self._collective.size > 1:
             raise ValueError(
                 "parallel_critic=True will not do: several learners exchange gradients in one order; set it to False"
             )
-        self._critic_thread = ThreadPoolExecutor(1, thread_name_prefix="critic") if settings.parallel_critic else None
+        self._critic_thread = (
+            ThreadPoolExecutor(1, thread_name_prefix="critic") if options.critic.parallel_critic else None
+        )
         for model in (policy, critic):
             for parameter in trainable(model.parameters()) if model is not None else ():
                 self._collective.broadcast_(parameter.data)
-            if settings.packing and model is not None:
+            if options.learners.packing and model is not None:
                 check_packing(model)
             if model is not None and (
-                settings.context_cache_tokens or (isinstance(model, Policy) and not settings.context_gradient)
+                options.learners.context_cache_tokens
+                or (isinstance(model, Policy) and not options.learners.context_gradient)
             ):
                 check_contexts(model)
-            if settings.distributed == "fsdp" and model is not None:
+            if options.learners.distributed == "fsdp" and model is not None:
                 shard(model)
-        self.policy_optimizer = self._adamw(policy, settings.lr)
-        self.policy_gradients = self._gradients(self.policy_optimizer, settings.grad_clip, "policy")
-        self._policy_step = PolicyStep(policy, self.policy_gradients, settings, self._collective, cache)
+        self.policy_optimizer = self._adamw(policy, options.optimizer.lr)
+        self.policy_gradients = self._gradients(self.policy_optimizer, options.optimizer.grad_clip, "policy")
+        self._policy_step = PolicyStep(policy, self.policy_gradients, options, self._collective, cache)
         self.critic_optimizer: torch.optim.Optimizer | None = None
         self.critic_gradients: GradientStep | ShardedGradientStep | None = None
         self._critic_step: CriticStep | None = None
         if critic is not None:
-            self.critic_optimizer = self._adamw(critic, settings.critic_lr)
-            self.critic_gradients = self._gradients(self.critic_optimizer, settings.critic_grad_clip, "critic")
-            self._critic_step = CriticStep(critic, self.critic_gradients, settings, self._collective)
+            self.critic_optimizer = self._adamw(critic, options.critic.critic_lr)
+            self.critic_gradients = self._gradients(self.critic_optimizer, options.critic.critic_grad_clip, "critic")
+            self._critic_step = CriticStep(critic, self.critic_gradients, options, self._collective)
 
     @flushed_subnormals()
     def run(self, batch: TrainBatch, targets: Targets, policy_version: int) -> UpdateResult:
@@ -136,18 +140,22 @@ class UpdateStep:
             targets: Advantages and value targets of the same batch.
             policy_version: Version of the weights before the update; no token may be newer.
         """
-        settings = self.settings
-        frozen = policy_version < settings.critic_warmup_updates
-        tally = Tally(
+        options = self.options
+        frozen = policy_version < options.critic.critic_warmup_updates
+        metric_sums = MetricSums(
             (*POLICY_SUMS, *CRITIC_SUMS, *STATISTIC_SUMS), (*POLICY_MAXIMA, *STATISTIC_MAXIMA, *_SECONDS.values())
         )
         value_batch = targets.value_batch or empty_value_batch()
         counts = torch.stack([batch.window.lengths.sum(), value_batch.tokens.lengths.sum()])
         window_tokens, value_tokens = self._collective.sum_(counts).tolist()
-        add_statistics(tally, batch, targets, policy_version, settings)
-        shuffle = (settings.seed or 0, policy_version, self._collective.rank)
-        lr = ramped_lr(rate_at(settings.lr, self._trained_tokens), self._policy_updates, settings.lr_warmup_updates)
-        critic_lr = rate_at(settings.critic_lr, self._trained_tokens)
+        add_statistics(metric_sums, batch, targets, policy_version, options)
+        shuffle = (options.run.seed or 0, policy_version, self._collective.rank)
+        lr = ramped_lr(
+            rate_at(options.optimizer.lr, self._trained_tokens),
+            self._policy_updates,
+            options.optimizer.lr_warmup_updates,
+        )
+        critic_lr = rate_at(options.critic.critic_lr, self._trained_tokens)
 
         def train_policy() -> list[StepReport]:
             return self._policy_step.run(
@@ -158,7 +166,7 @@ class UpdateStep:
                 lr=lr,
                 frozen=frozen,
                 generator=np.random.default_rng(shuffle),
-                tally=tally,
+                metric_sums=metric_sums,
             )
 
         def train_critic() -> list[StepReport]:
@@ -166,7 +174,7 @@ class UpdateStep:
                 return []
             generator = np.random.default_rng((*shuffle, 1))
             return self._critic_step.run(
-                value_batch, global_tokens=value_tokens, lr=critic_lr, generator=generator, tally=tally
+                value_batch, global_tokens=value_tokens, lr=critic_lr, generator=generator, metric_sums=metric_sums
             )
 
         # The critic's thread was started in here, and so takes subnormal numbers as 0 as well.
@@ -174,10 +182,11 @@ class UpdateStep:
         self._policy_updates += bool(policy.reports)
         self._trained_tokens += window_tokens
         for name, seconds in zip(_SECONDS.values(), (targets.seconds, policy.seconds, critic.seconds), strict=True):
-            tally.largest(name, seconds)
+            metric_sums.largest(name, seconds)
 
-        totals = tally.reduce(self._collective)
-        metrics = scalars(totals, settings, policy.reports, critic.reports)
+        totals = metric_sums.reduce(self._collective)
+        loss_totals = metric_sums.reduce_metrics(self._collective)
+        metrics = scalars(totals, loss_totals, options, policy.reports, critic.reports)
         metrics |= {name: totals[maximum] for name, maximum in _SECONDS.items()}
         metrics["learning_rate"] = 0.0 if frozen else lr
         if self._critic_step is not None:
@@ -202,14 +211,14 @@ class UpdateStep:
         return make_adamw(
             model.parameters(),
             lr=rate_at(lr, 0),
-            betas=self.settings.adam_betas,
-            weight_decay=self.settings.weight_decay,
+            betas=self.options.optimizer.adam_betas,
+            weight_decay=self.options.optimizer.weight_decay,
         )
 
     def _gradients(
         self, optimizer: torch.optim.Optimizer, max_norm: float | None, name: str
     ) -> GradientStep | ShardedGradientStep:
-        step = ShardedGradientStep if self.settings.distributed == "fsdp" else GradientStep
+        step = ShardedGradientStep if self.options.learners.distributed == "fsdp" else GradientStep
         return step(optimizer, max_norm=max_norm, collective=self._collective, name=name)
 
     def _staleness_histogram(self, batch: TrainBatch, version: int, largest: int) -> np.ndarray:

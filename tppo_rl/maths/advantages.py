@@ -1,4 +1,4 @@
-"""Extended generalised advantage estimation: advantages on windows of unfinished responses.
+"""Extended generalized advantage estimation: advantages on windows of unfinished responses.
 
 Truncated PPO (arXiv 2506.15050) estimates the advantages of a window of l tokens whose response goes on after the
 window by holding the value of the last state:
@@ -37,7 +37,7 @@ import torch
 BoundaryValue = Literal["hold", "bootstrap", "tail_corrected"]
 
 
-def extended_gae(
+def egae(
     rewards: torch.Tensor,
     values: torch.Tensor,
     boundary_values: torch.Tensor,
@@ -91,7 +91,7 @@ def extended_gae(
     return result if tail_corrected is None else result / weights
 
 
-def ragged_extended_gae(
+def ragged_egae(
     rewards: torch.Tensor,
     values: torch.Tensor,
     boundary_values: torch.Tensor,
@@ -101,12 +101,12 @@ def ragged_extended_gae(
     lambda_: float | torch.Tensor,
     tail_corrected: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Returns `extended_gae` of rows that stand back to back without padding, [N] in the dtype of `values`.
+    """Returns `egae` of rows that stand back to back without padding, [N] in the dtype of `values`.
 
     Args:
         rewards: [N], r_t of each sampled token, row after row, as variable-length attention has them.
         values: [N], V(s_t).
-        boundary_values: [B], like the arguments below those of `extended_gae`.
+        boundary_values: [B], like the arguments below those of `egae`.
         lengths: int64 [B], number of tokens in each row, at least 1; N together.
         gamma: Discount of each sampled token.
         lambda_: A float or a tensor [B].
@@ -128,7 +128,7 @@ def ragged_extended_gae(
         return _compiled(rewards, values, boundary_values, starts, lengths, gamma, lambda_, tail_corrected)
     width = int(lengths.max()) if len(lengths) else 0
     mask = torch.arange(width, device=values.device) < lengths[:, None]
-    advantages = extended_gae(
+    advantages = egae(
         rewards.new_zeros(mask.shape).masked_scatter(mask, rewards),
         values.new_zeros(mask.shape).masked_scatter(mask, values),
         boundary_values,
@@ -141,11 +141,11 @@ def ragged_extended_gae(
 
 
 def load_compiled() -> None:
-    """Loads the machine code for float32, which the first call of `extended_gae` would wait for: half a second or more."""
-    extended_gae(torch.zeros(1, 1), torch.zeros(1, 1), torch.zeros(1), torch.ones(1).long(), gamma=1.0, lambda_=1.0)
+    """Loads the machine code for float32, which the first call of `egae` would wait for: half a second or more."""
+    egae(torch.zeros(1, 1), torch.zeros(1, 1), torch.zeros(1), torch.ones(1).long(), gamma=1.0, lambda_=1.0)
 
 
-def generalised_advantages(
+def gae(
     rewards: torch.Tensor,
     values: torch.Tensor,
     lengths: torch.Tensor,
@@ -155,9 +155,9 @@ def generalised_advantages(
 ) -> torch.Tensor:
     """Returns ordinary GAE of whole episodes (arXiv 1506.02438, eq. 16), [B, T] in the dtype of `values`; padding is 0.
 
-    Arguments and errors are those of `extended_gae`, whose boundary value is 0 here: after an episode nothing follows.
+    Arguments and errors are those of `egae`, whose boundary value is 0 here: after an episode nothing follows.
     """
-    return extended_gae(rewards, values, values.new_zeros(lengths.shape), lengths, gamma=gamma, lambda_=lambda_)
+    return egae(rewards, values, values.new_zeros(lengths.shape), lengths, gamma=gamma, lambda_=lambda_)
 
 
 def length_adaptive_lambda(response_lengths: torch.Tensor, *, alpha: float) -> torch.Tensor:
@@ -215,7 +215,7 @@ def hindsight_advantages(
             f"{tuple(returns_after.shape)} and {tuple(used_boundary_values.shape)}"
         )
     nothing = returns_after.new_zeros(len(returns_after), num_steps)
-    return extended_gae(
+    return egae(
         nothing,
         nothing,
         returns_after - used_boundary_values,
@@ -233,11 +233,11 @@ def boundary_values(
     finished: torch.Tensor,
     mode: BoundaryValue,
 ) -> torch.Tensor:
-    """Returns V(s_l) for `extended_gae`, [B] in the dtype of `values`.
+    """Returns V(s_l) for `egae`, [B] in the dtype of `values`.
 
     It is 0 where the window finished its episode, whether terminated or truncated; elsewhere V(s_{l-1}) for "hold"
     (arXiv 2506.15050) and `next_values` for "bootstrap" and for "tail_corrected", which differs from "bootstrap" in the
-    weights that `extended_gae` is then asked for.
+    weights that `egae` is then asked for.
 
     Args:
         values: [B, T], V(s_t). Padding may hold anything.
@@ -281,7 +281,7 @@ def _compiled(
     lambda_: float | torch.Tensor,
     tail_corrected: torch.Tensor | None,
 ) -> torch.Tensor:
-    """Returns what the tensor code of `extended_gae` returns, in the shape of `values`.
+    """Returns what the tensor code of `egae` returns, in the shape of `values`.
 
     Args:
         rewards: [B, T] or [N].

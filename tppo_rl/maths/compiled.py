@@ -23,7 +23,7 @@ def extended_gae_rows(  # pragma: no cover (runs compiled)
     tail_corrected: np.ndarray,
     advantages: np.ndarray,
 ) -> None:
-    """Fills `advantages` with extended GAE; see `tppo_rl.maths.advantages.extended_gae` for the equation.
+    """Fills `advantages` with extended GAE; see `tppo_rl.maths.advantages.egae` for the equation.
 
     All floating-point arrays share one dtype, so that no operation is made in another.
 

@@ -35,9 +35,9 @@ def group_relative_advantages(returns: torch.Tensor, groups: torch.Tensor, *, sc
     # float64 sums: equal returns must give a difference of exactly 0 or far below the guard, in any order.
     wide = returns.detach().double()
     sums = wide.new_zeros(len(counts)).index_add(0, groups, wide)
-    centred = wide - (sums / counts.clamp(min=1))[groups]
+    centerd = wide - (sums / counts.clamp(min=1))[groups]
     if scale:
-        squares = wide.new_zeros(len(counts)).index_add(0, groups, centred.square())
+        squares = wide.new_zeros(len(counts)).index_add(0, groups, centerd.square())
         std = (squares / (counts - 1).clamp(min=1)).sqrt()
-        centred = centred / (std + _MIN_STD)[groups]
-    return torch.where(counts[groups] > 1, centred, 0.0).to(returns.dtype)
+        centerd = centerd / (std + _MIN_STD)[groups]
+    return torch.where(counts[groups] > 1, centerd, 0.0).to(returns.dtype)

@@ -17,32 +17,32 @@ import torch
 _MAX_LOG_WEIGHT = 20.0
 
 
-def importance_weights(log_probs: torch.Tensor, behaviour_log_probs: torch.Tensor) -> torch.Tensor:
+def importance_weights(log_probs: torch.Tensor, behavior_log_probs: torch.Tensor) -> torch.Tensor:
     """Returns w_t = pi(a_t | s_t) / mu(a_t | s_t) per token, within exp(±20), in the shape of the arguments.
 
     Args:
         log_probs: [...], log pi in nats, of the policy that is trained.
-        behaviour_log_probs: Same shape, log mu in nats, of the policy that sampled the token.
+        behavior_log_probs: Same shape, log mu in nats, of the policy that sampled the token.
 
     Raises:
         ValueError: the shapes differ.
     """
-    if log_probs.shape != behaviour_log_probs.shape:
+    if log_probs.shape != behavior_log_probs.shape:
         raise ValueError(
-            "log_probs and behaviour_log_probs differ in shape: "
-            f"{tuple(log_probs.shape)} and {tuple(behaviour_log_probs.shape)}"
+            "log_probs and behavior_log_probs differ in shape: "
+            f"{tuple(log_probs.shape)} and {tuple(behavior_log_probs.shape)}"
         )
-    return (log_probs - behaviour_log_probs).clamp(-_MAX_LOG_WEIGHT, _MAX_LOG_WEIGHT).exp()
+    return (log_probs - behavior_log_probs).clamp(-_MAX_LOG_WEIGHT, _MAX_LOG_WEIGHT).exp()
 
 
 def truncated_importance_weights(
-    log_probs: torch.Tensor, behaviour_log_probs: torch.Tensor, *, cap: float | None
+    log_probs: torch.Tensor, behavior_log_probs: torch.Tensor, *, cap: float | None
 ) -> torch.Tensor:
     """Returns min(w_t, cap) per token, detached, in the shape of the arguments.
 
     Args:
         log_probs: [...], log of w's numerator in nats: pi_prox for decoupled PPO, else the policy that is trained.
-        behaviour_log_probs: Same shape, log mu in nats, of the policy that sampled the token.
+        behavior_log_probs: Same shape, log mu in nats, of the policy that sampled the token.
         cap: Largest weight, above 0; None leaves the weights as `importance_weights` gives them.
 
     Raises:
@@ -50,13 +50,13 @@ def truncated_importance_weights(
     """
     if cap is not None and not cap > 0:
         raise ValueError(f"cap={cap} must be positive: every weight would be 0 or below")
-    weights = importance_weights(log_probs, behaviour_log_probs).detach()
+    weights = importance_weights(log_probs, behavior_log_probs).detach()
     return weights if cap is None else weights.clamp(max=cap)
 
 
 def sequence_mask(
     log_probs: torch.Tensor,
-    behaviour_log_probs: torch.Tensor,
+    behavior_log_probs: torch.Tensor,
     rows: torch.Tensor,
     num_rows: int,
     *,
@@ -70,7 +70,7 @@ def sequence_mask(
 
     Args:
         log_probs: [N], log pi in nats, of the policy that is trained; taken as a constant.
-        behaviour_log_probs: [N], log mu in nats, of the policy that sampled the token; taken as a constant.
+        behavior_log_probs: [N], log mu in nats, of the policy that sampled the token; taken as a constant.
         rows: int64 [N], the row that each token belongs to, between 0 and `num_rows` - 1.
         num_rows: Number of rows.
         low: Smallest mean that is kept, at least 0.
@@ -79,17 +79,17 @@ def sequence_mask(
     Raises:
         ValueError: shapes that do not fit together, a row outside 0 .. num_rows - 1, or not 0 <= low <= high.
     """
-    if log_probs.ndim != 1 or not log_probs.shape == behaviour_log_probs.shape == rows.shape:
+    if log_probs.ndim != 1 or not log_probs.shape == behavior_log_probs.shape == rows.shape:
         raise ValueError(
-            "log_probs, behaviour_log_probs and rows must be [N], got "
-            f"{tuple(log_probs.shape)}, {tuple(behaviour_log_probs.shape)} and {tuple(rows.shape)}"
+            "log_probs, behavior_log_probs and rows must be [N], got "
+            f"{tuple(log_probs.shape)}, {tuple(behavior_log_probs.shape)} and {tuple(rows.shape)}"
         )
     if not 0 <= low <= high:
         raise ValueError(f"low={low} and high={high} must satisfy 0 <= low <= high")
     if len(rows) and not (int(rows.min()) >= 0 and int(rows.max()) < num_rows):
         raise ValueError(f"rows must lie in 0 .. {num_rows - 1}, got {int(rows.min())} .. {int(rows.max())}")
     # float64 sums, so that the order of the tokens does not decide about a row.
-    log_weights = (log_probs - behaviour_log_probs).detach().double()
+    log_weights = (log_probs - behavior_log_probs).detach().double()
     sums = torch.zeros(num_rows, dtype=torch.float64, device=rows.device).index_add_(0, rows, log_weights)
     counts = torch.bincount(rows, minlength=num_rows)
     means = (sums / counts.clamp(min=1)).exp()

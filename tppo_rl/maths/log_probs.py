@@ -63,15 +63,15 @@ class _TokenLogProbs(torch.autograd.Function):
         ctx: Any, logits: torch.Tensor, tokens: torch.Tensor, temperature: float, entropy_gradient: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
         dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
-        normaliser = torch.empty(len(logits), dtype=dtype, device=logits.device)
-        log_probs, entropy = torch.empty_like(normaliser), torch.empty_like(normaliser)
+        normalizer = torch.empty(len(logits), dtype=dtype, device=logits.device)
+        log_probs, entropy = torch.empty_like(normalizer), torch.empty_like(normalizer)
         for rows in _blocks(logits):
             scaled = _scaled(logits[rows], temperature, dtype)
-            normaliser[rows] = scaled.logsumexp(dim=-1)
-            log_probs[rows] = scaled.gather(1, tokens[rows, None])[:, 0] - normaliser[rows]
+            normalizer[rows] = scaled.logsumexp(dim=-1)
+            log_probs[rows] = scaled.gather(1, tokens[rows, None])[:, 0] - normalizer[rows]
             # entr(p) = -p log p is 0 at p = 0, where a vocabulary entry masked with -inf would give 0 * inf.
-            entropy[rows] = torch.special.entr((scaled - normaliser[rows, None]).exp_()).sum(dim=-1)
-        ctx.save_for_backward(logits, tokens, normaliser, entropy)
+            entropy[rows] = torch.special.entr((scaled - normalizer[rows, None]).exp_()).sum(dim=-1)
+        ctx.save_for_backward(logits, tokens, normalizer, entropy)
         ctx.temperature, ctx.entropy_gradient = temperature, entropy_gradient
         if not entropy_gradient:
             ctx.mark_non_differentiable(entropy)
@@ -82,10 +82,10 @@ class _TokenLogProbs(torch.autograd.Function):
     def backward(
         ctx: Any, log_prob_gradient: torch.Tensor, entropy_gradient: torch.Tensor
     ) -> tuple[torch.Tensor, None, None, None]:
-        logits, tokens, normaliser, entropy = ctx.saved_tensors
+        logits, tokens, normalizer, entropy = ctx.saved_tensors
         gradient = torch.empty_like(logits)
         for rows in _blocks(logits):
-            all_log_probs = _scaled(logits[rows], ctx.temperature, normaliser.dtype) - normaliser[rows, None]
+            all_log_probs = _scaled(logits[rows], ctx.temperature, normalizer.dtype) - normalizer[rows, None]
             probs = all_log_probs.exp()
             slopes = -log_prob_gradient[rows, None]
             if ctx.entropy_gradient:

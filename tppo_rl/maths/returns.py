@@ -4,14 +4,14 @@
     G^lambda_t  = V(s_t) + A_t                            lambda-return; A is GAE (arXiv 1506.02438, eq. 16)
 
 The first does not bootstrap (lambda = 1 for the critic: VC-PPO, arXiv 2503.01491), so it is for whole episodes only.
-The second is for windows as well: it puts a given value at the boundary, as `advantages.extended_gae` does.
+The second is for windows as well: it puts a given value at the boundary, as `advantages.egae` does.
 """
 
 from __future__ import annotations
 
 import torch
 
-from tppo_rl.maths.advantages import extended_gae
+from tppo_rl.maths.advantages import egae
 
 
 def monte_carlo_returns(rewards: torch.Tensor, lengths: torch.Tensor, *, gamma: float) -> torch.Tensor:
@@ -57,8 +57,8 @@ def lambda_returns(
 ) -> torch.Tensor:
     """Returns G^lambda_t of the module's equation, [B, T] in the dtype of `values`; padding is exactly 0.
 
-    Arguments and errors are those of `advantages.extended_gae`; B may be 0.
+    Arguments and errors are those of `advantages.egae`; B may be 0.
     """
-    advantages = extended_gae(rewards, values, boundary_values, lengths, gamma=gamma, lambda_=lambda_)
+    advantages = egae(rewards, values, boundary_values, lengths, gamma=gamma, lambda_=lambda_)
     valid = torch.arange(values.shape[1], device=values.device) < lengths[:, None]
     return torch.where(valid, advantages + values, 0.0)

@@ -1,7 +1,7 @@
 """Which fragments of a batch to train, when a pass over all of them costs more than it tells.
 
 Many fragments hardly move a policy: the advantage is near 0, or the tokens are certain already. Fragment i is drawn with
-chance p_i and its loss weighs 1 / p_i, so the expected gradient is that of the whole batch (Horvitz and Thompson 1952).
+probability p_i and its loss weighs 1 / p_i, so the expected gradient is that of the whole batch (Horvitz and Thompson 1952).
 For a given number of tokens the variance of that gradient is least where
 
     p_i  ~  ||g_i|| / sqrt(n_i)          n_i tokens of the fragment (Cochran 1977, optimum allocation)
@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 UNIFORM_SHARE = 0.3
-"""Share of the tokens that is drawn with one chance for all fragments: no weight is above 1 / (share of tokens * this)
+"""Share of the tokens that is drawn with one probability for all fragments: no weight is above 1 / (share of tokens * this)
 (a defensive mixture, Hesterberg 1995). Measured: less of it lets single fragments, whose bound said little, make up a
 gradient, and more of it does not vary less."""
 
@@ -47,10 +47,10 @@ def gradient_bounds(advantages: torch.Tensor, log_probs: torch.Tensor, mask: tor
 
 
 def inclusion_probabilities(bounds: torch.Tensor, lengths: torch.Tensor, share: float) -> torch.Tensor:
-    """Returns the chance of each fragment to be trained, float64 [B], so that the expected tokens are a share of all.
+    """Returns the probability of each fragment to be trained, float64 [B], so that the expected tokens are a share of all.
 
     Chances follow `bounds / sqrt(lengths)`, but for `UNIFORM_SHARE`; where that exceeds 1 a fragment is certain, and the
-    others share what is left. A fragment without tokens has chance 1.
+    others share what is left. A fragment without tokens has probability 1.
 
     Args:
         bounds: [B], bounds on the norm of each fragment's gradient, at least 0.
@@ -73,33 +73,33 @@ def inclusion_probabilities(bounds: torch.Tensor, lengths: torch.Tensor, share: 
     spread = float((wanted * counts).sum())
     uniform = torch.full_like(wanted, 1.0 / max(total, 1.0))
     wanted = (1 - UNIFORM_SHARE) * wanted / spread + UNIFORM_SHARE * uniform if spread > 0 else uniform
-    chances = torch.ones_like(wanted)
+    probabilities = torch.ones_like(wanted)
     open_, budget = counts > 0, share * total
     while bool(open_.any()):
         scale = (budget - float(counts[~open_].sum())) / float((wanted * counts)[open_].sum())
         certain = open_ & (wanted * scale >= 1)
         if not bool(certain.any()):
-            chances[open_] = wanted[open_] * scale
+            probabilities[open_] = wanted[open_] * scale
             break
         open_ &= ~certain
-    return chances
+    return probabilities
 
 
-def systematic_sample(chances: torch.Tensor, generator: np.random.Generator) -> torch.Tensor:
-    """Draws every index with its chance and returns those drawn, int64, rising.
+def systematic_sample(probabilities: torch.Tensor, generator: np.random.Generator) -> torch.Tensor:
+    """Draws every index with its probability and returns those drawn, int64, rising.
 
-    One random start and equal steps along the chances, in random order (systematic sampling, Madow 1949): the number
-    that is drawn is off by less than one from the sum of the chances.
+    One random start and equal steps along the probabilities, in random order (systematic sampling, Madow 1949): the number
+    that is drawn is off by less than one from the sum of the probabilities.
 
     Args:
-        chances: float64 [B], each in (0, 1].
+        probabilities: float64 [B], each in (0, 1].
         generator: Draws order and start.
     """
-    order = generator.permutation(len(chances))
-    ends = np.cumsum(chances.numpy()[order])
+    order = generator.permutation(len(probabilities))
+    ends = np.cumsum(probabilities.numpy()[order])
     start = generator.random()
     # An index is drawn if one of start, start + 1, … lies within its part of the line; rounding must not lose those
     # that are certain.
     crossed = np.floor(ends - start) > np.floor(np.concatenate([[0.0], ends[:-1]]) - start)
-    crossed |= chances.numpy()[order] >= 1
+    crossed |= probabilities.numpy()[order] >= 1
     return torch.from_numpy(np.sort(order[crossed]))

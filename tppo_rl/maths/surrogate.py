@@ -43,6 +43,11 @@ class SurrogateTerms(NamedTuple):
     """bool: the bound c of the dual clip held the loss, so the token has no gradient. False everywhere without one."""
 
 
+def bounded_log_ratio(log_probs: torch.Tensor, old_log_probs: torch.Tensor) -> torch.Tensor:
+    """Returns log pi - log pi_old within ±`MAX_LOG_RATIO`, in the shape of both; the latter is taken as a constant."""
+    return (log_probs - old_log_probs.detach()).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+
+
 def clipped_surrogate(
     log_probs: torch.Tensor,
     old_log_probs: torch.Tensor,
@@ -73,8 +78,7 @@ def clipped_surrogate(
     if dual_clip is not None and not dual_clip > 1:
         raise ValueError(f"dual_clip={dual_clip} must be above 1: a lower bound would hold tokens that did not move")
     advantages = advantages.detach()
-    log_ratio = (log_probs - old_log_probs.detach()).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
-    ratio = log_ratio.exp()
+    ratio = bounded_log_ratio(log_probs, old_log_probs).exp()
     clipped = ratio.clamp(1.0 - clip_low, 1.0 + clip_high)
     loss = -torch.minimum(ratio * advantages, clipped * advantages)
     dual_clipped = torch.zeros_like(loss, dtype=torch.bool)
@@ -94,24 +98,24 @@ def clipped_surrogate(
 
 
 def truncated_policy_gradient(
-    log_probs: torch.Tensor, behaviour_log_probs: torch.Tensor, advantages: torch.Tensor, *, cap: float
+    log_probs: torch.Tensor, behavior_log_probs: torch.Tensor, advantages: torch.Tensor, *, cap: float
 ) -> torch.Tensor:
     """Returns the per-token loss of the module's last equation, in the shape of the arguments.
 
     Args:
         log_probs: [...], log pi in nats under the policy that is trained; gradients flow through it, not through its
             share of the weight.
-        behaviour_log_probs: Same shape, log mu in nats of the policy that sampled the token; taken as a constant.
+        behavior_log_probs: Same shape, log mu in nats of the policy that sampled the token; taken as a constant.
         advantages: Same shape, A_t; taken as a constant. Padding, if any, is the caller's to mask.
         cap: Largest weight, above 0 (rho-bar of the paper, 1 there).
 
     Raises:
         ValueError: the three shapes differ, or `cap` is not positive.
     """
-    if not log_probs.shape == behaviour_log_probs.shape == advantages.shape:
+    if not log_probs.shape == behavior_log_probs.shape == advantages.shape:
         raise ValueError(
-            "log_probs, behaviour_log_probs and advantages must have one shape, got "
-            f"{tuple(log_probs.shape)}, {tuple(behaviour_log_probs.shape)} and {tuple(advantages.shape)}"
+            "log_probs, behavior_log_probs and advantages must have one shape, got "
+            f"{tuple(log_probs.shape)}, {tuple(behavior_log_probs.shape)} and {tuple(advantages.shape)}"
         )
-    weights = truncated_importance_weights(log_probs, behaviour_log_probs, cap=cap)
+    weights = truncated_importance_weights(log_probs, behavior_log_probs, cap=cap)
     return -weights * advantages.detach() * log_probs

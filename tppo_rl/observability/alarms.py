@@ -133,7 +133,7 @@ class Alarms:
         )
 
     def _env_runner_idle(self) -> str | None:
-        share = self._averages.get("rollout/runner_idle_share", 0.0)
+        share = self._averages.get("rollout/env_runner_idle_fraction", 0.0)
         if share <= IDLE:
             return None
         return (

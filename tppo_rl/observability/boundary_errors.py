@@ -4,7 +4,7 @@ A window of an unfinished response ends at state s_l, and what followed it has t
 ended in an iteration three distances are taken:
 
     held  V(s_(l-1)) - G_l         what EGAE's `hold` puts in the place of V(s_l)
-    true  V(s_l) - G_l             what `bootstrap` puts there
+    bootstrap  V(s_l) - G_l             what `bootstrap` puts there
     step  V(s_l) - V(s_(l-1))      what `hold` neglects
 
 One line of the file is one iteration: sums over its boundaries by window index and position. An iteration that is repeated
@@ -39,12 +39,12 @@ class BoundaryErrors:
     count: int
     held: float
     """Sum of |V(s_(l-1)) - G_l|."""
-    true: float
+    bootstrap: float
     """Sum of |V(s_l) - G_l|."""
     step: float
     """Sum of |V(s_l) - V(s_(l-1))|."""
     held_squared: float
-    true_squared: float
+    bootstrap_squared: float
 
 
 def position_bin_width(max_response_length: int) -> int:
@@ -57,16 +57,18 @@ def sum_boundary_errors(boundaries: Iterable[ClosedBoundary], bin_width: int) ->
     cells: dict[tuple[int, int], list[tuple[float, float, float]]] = {}
     for boundary in boundaries:
         held = boundary.values.held - boundary.return_after
-        true = boundary.values.true - boundary.return_after
-        step = boundary.values.true - boundary.values.held
-        cells.setdefault((boundary.window_index, boundary.position // bin_width), []).append((held, true, step))
+        bootstrap = boundary.values.bootstrap - boundary.return_after
+        step = boundary.values.bootstrap - boundary.values.held
+        cells.setdefault((boundary.window_index, boundary.position // bin_width), []).append((held, bootstrap, step))
     sums = []
     for (window_index, position_bin), errors in sorted(cells.items()):
         values = np.array(errors, np.float64)
-        held, true, step = np.abs(values).sum(axis=0).tolist()
-        held_squared, true_squared, _ = np.square(values).sum(axis=0).tolist()
+        held, bootstrap, step = np.abs(values).sum(axis=0).tolist()
+        held_squared, bootstrap_squared, _ = np.square(values).sum(axis=0).tolist()
         sums.append(
-            BoundaryErrors(window_index, position_bin, len(values), held, true, step, held_squared, true_squared)
+            BoundaryErrors(
+                window_index, position_bin, len(values), held, bootstrap, step, held_squared, bootstrap_squared
+            )
         )
     return sums
 

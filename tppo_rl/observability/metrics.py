@@ -20,6 +20,8 @@ def learner_metrics(learner_result: Mapping[str, Any]) -> dict[str, float]:
     RLlib reports NaN for what was logged in an earlier update and not in this one; that is left out.
     """
     logged = {metric.name: learner_result.get(metric.learner_key or "") for metric in METRICS}
+    # What a policy loss measures has a name of its own.
+    logged |= {name: value for name, value in learner_result.items() if name.startswith("policy/")}
     return {name: float(value) for name, value in logged.items() if value is not None and not math.isnan(value)}
 
 
@@ -38,7 +40,7 @@ def episode_metrics(fragments: Iterable[Fragment]) -> dict[str, float]:
         "rollout/response_length_mean": float(np.mean(lengths)),
         "rollout/response_length_max": float(np.max(lengths)),
         "rollout/response_length_min": float(np.min(lengths)),
-        "rollout/truncated_share": float(np.mean([fragment.truncated for fragment in finished])),
+        "rollout/truncated_fraction": float(np.mean([fragment.truncated for fragment in finished])),
         "rollout/windows_per_response": float(np.mean([fragment.window_index + 1 for fragment in finished])),
         "rollout/versions_per_response": float(np.mean(versions)),
     }
@@ -62,7 +64,7 @@ def group_metrics(sample: GroupSample) -> dict[str, float]:
     """Metrics of the groups that were sampled for one update."""
     return {
         "rollout/complete_groups": float(sample.num_complete),
-        "rollout/zero_variance_share": sample.num_without_variance / max(1, sample.num_complete),
+        "rollout/zero_variance_fraction": sample.num_without_variance / max(1, sample.num_complete),
         "rollout/sampling_rounds": float(sample.rounds),
     }
 
@@ -72,12 +74,12 @@ def boundary_metrics(boundaries: Sequence[ClosedBoundary]) -> dict[str, float]:
     if not boundaries:
         return {}
     held = np.array([boundary.values.held for boundary in boundaries])
-    true = np.array([boundary.values.true for boundary in boundaries])
+    bootstrap = np.array([boundary.values.bootstrap for boundary in boundaries])
     means = np.array([boundary.values.window_mean for boundary in boundaries])
     returns = np.array([boundary.return_after for boundary in boundaries])
     metrics = {
         "critic/boundary_error_held": float(np.abs(held - returns).mean()),
-        "critic/boundary_error_true": float(np.abs(true - returns).mean()),
+        "critic/boundary_error_bootstrap": float(np.abs(bootstrap - returns).mean()),
     }
     if returns.var() > 0:
         metrics["critic/explained_variance_unfinished"] = float(1 - (returns - means).var() / returns.var())

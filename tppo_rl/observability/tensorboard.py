@@ -17,6 +17,10 @@ from tppo_rl.observability.boundary_errors import append_boundary_errors, sum_bo
 _TEXTS_PER_ITERATION = 4
 
 
+TextOf = Callable[[Sequence[int]], str]
+"""Decodes token ids."""
+
+
 class RunLog:
     """Writes under `folder`: `tensorboard/`, `boundary_errors.jsonl` and `rollouts/iteration_*.parquet`.
 
@@ -33,7 +37,7 @@ class RunLog:
         folder: Path,
         *,
         fragments_per_iteration: int,
-        to_text: Callable[[Sequence[int]], str],
+        to_text: TextOf,
         seed: int,
         position_bin_width: int,
     ) -> None:

@@ -3,7 +3,7 @@
     slots ──fragments──▶ TrainQueue ──batch──▶ update (seconds) ──▶ version + 1 ──▶ slots, at their next request
 
 The queue and the rule that holds updates back are the real ones (`tppo_rl.rollout.train_queue`), and so is the limit on requests
-to env-runners (`tppo_rl.rollout.pump`). Engine steps and updates take given seconds; all env-runners are one here.
+to env-runners (`tppo_rl.rollout.controller`). Engine steps and updates take given seconds; all env-runners are one here.
 """
 
 from __future__ import annotations
@@ -15,10 +15,8 @@ from typing import Any
 import numpy as np
 
 from tppo_rl.plan.lengths import ResponseLengths
-from tppo_rl.rollout.train_queue import TrainQueue, may_update, oldest_allowed_to_stay
+from tppo_rl.rollout.train_queue import REQUESTS_IN_FLIGHT, TrainQueue, may_update, oldest_allowed_to_stay
 
-REQUESTS_IN_FLIGHT = 2
-"""As in `tppo_rl.rollout.pump`, which is not imported: it needs Ray's packages."""
 _FINEST = 32
 """Requests of an update at most; more would only make the simulation slow."""
 _MOST_SLOTS = 128
@@ -159,7 +157,7 @@ class _Run:
 
     def _begin_update(self) -> None:
         stay = oldest_allowed_to_stay(self.version, self._pipeline.max_staleness)
-        taken: list[Any] = self._queue.take(self._pipeline.batch_tokens, oldest_allowed_to_stay=stay)
+        taken: list[Any] = self._queue.pop(self._pipeline.batch_tokens, oldest_allowed_to_stay=stay)
         for fragment in taken:
             for version, count in fragment.tokens.items():
                 self.staleness[self.version - version] += count

@@ -26,7 +26,7 @@ BANDWIDTH_REACH = 0.7
 PREFILL_REACH = 0.5
 """Share of its peak that steps bound by operations get."""
 LEARNER_REACH = 0.4
-"""Share of its peak that training gets (model FLOPs utilisation)."""
+"""Share of its peak that training gets (model FLOPs utilization)."""
 STEP_OVERHEAD = 2e-3
 """Seconds of a step in which the GPU waits: scheduling, sampling."""
 _BYTES = 2

@@ -94,13 +94,13 @@ greedy decoding stop on some prompts and not on others; the same hazard everywhe
 
 PRACTICE_STAGES = ((0.1, 6, 1.0), (0.2, 12, 1.0), (0.4, 20, 1.0), (0.65, MAX_OPERANDS, 1.0), (1.0, MAX_OPERANDS, 0.0))
 """Chains of practice: up to this share of the steps, at most so many operands, with this tail exponent. Where to look
-in the prompt is learnt many times faster on short chains first; from long ones alone it takes most of the steps.
+in the prompt is learned many times faster on short chains first; from long ones alone it takes most of the steps.
 Exponent 1 gives every length about the same share of the tokens, exponent 0 makes most of them long."""
 
 
 @dataclass(frozen=True)
 class Example:
-    """A prompt with its special tokens, and the response that is learnt; token ids."""
+    """A prompt with its special tokens, and the response that is learned; token ids."""
 
     prompt: list[int]
     response: list[int]

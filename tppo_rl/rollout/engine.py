@@ -48,7 +48,7 @@ class Output(NamedTuple):
     request_id: str
     tokens: Sequence[int]
     log_probs: Sequence[float]
-    """Behaviour log-prob of each token, nats, temperature applied."""
+    """Behavior log-prob of each token, nats, temperature applied."""
     version: int
     """Policy version whose weights sampled the tokens."""
     turn_ended: bool

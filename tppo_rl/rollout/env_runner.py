@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -31,51 +30,19 @@ from ray.rllib.utils.metrics import (
 
 import tppo_rl.envs  # noqa: F401  (registers the environments in every actor)
 from tppo_rl.base_models import resolve_model
+from tppo_rl.config.options import Options
 from tppo_rl.core.fragments import Fragment, table_from_fragments
 from tppo_rl.core.prompts import Ticket
+from tppo_rl.core.registry import ENGINES
 from tppo_rl.rollout.chat import Chat
 from tppo_rl.rollout.engine import Engine, Sampling
 from tppo_rl.rollout.packed_weights import PackedWeights
-from tppo_rl.rollout.rewards import RewardShaping
+from tppo_rl.rollout.rewards import Rewards
+from tppo_rl.rollout.sample_result import SampleResult
 from tppo_rl.rollout.sampler import EpisodeLimits, Sampler, evaluate_prompts
-from tppo_rl.rollout.vllm_engine import VLLMEngine
 
-_EVALUATION_EPISODE_OFFSET = -1
-"""`env_runner` of evaluation episodes, which no ledger counts."""
-
-
-@dataclass(frozen=True)
-class SampleResult:
-    """What one `sample()` call hands to the algorithm, and what the env-runner says of itself at that moment."""
-
-    fragments: pa.Table
-    """Fragments closed since the last call (`FRAGMENT_SCHEMA`)."""
-    incarnation: str
-    """Changes when the actor was restarted."""
-    version: int | None
-    """Policy version of the engine; None: restarted, and it has no weights yet."""
-    num_tokens_sampled: int = 0
-    """All tokens that this incarnation sampled."""
-    num_open_tokens: int = 0
-    """Of those, the ones in windows that are still open."""
-    oldest_open_version: int | None = None
-    num_waiting_tickets: int = 0
-    slot_steps: int = 0
-    """Slots times engine steps of this call."""
-    productive_slot_steps: int = 0
-    """Of those, the ones that produced a token."""
-    refills: int = 0
-    """Episodes that began in this call."""
-    seconds: float = 0.0
-    """Duration of this call."""
-    idle_seconds: float = 0.0
-    """Time since the last call in which nothing was asked of the env-runner, before and after new weights."""
-    weight_seconds: float = 0.0
-    """Time spent since the last call on loading weights."""
-    metrics: dict[str, Any] = field(default_factory=dict)
-    """RLlib's env-runner metrics."""
-    error: BaseException | None = None
-    """What went wrong; the algorithm raises it."""
+_EVALUATION = -1
+"""`env_runner` of fragments of evaluations, which no ledger counts."""
 
 
 class VLLMEnvRunner(EnvRunner):
@@ -93,6 +60,7 @@ class VLLMEnvRunner(EnvRunner):
         self._engine: Engine | None = None
         self._weight_seconds = 0.0
         self._idle_seconds = 0.0
+        self._options: Options = config.options
         self._counted = {"slot_steps": 0, "productive_slot_steps": 0, "refills": 0, "tokens": 0}
         self._last_call_ended = time.perf_counter()
         env = self._make_text_env("train")
@@ -206,48 +174,45 @@ class VLLMEnvRunner(EnvRunner):
     # Construction
 
     def _build(self) -> None:
-        config = self.config
-        self._chat = Chat.from_pretrained(resolve_model(config.policy_model))
+        options = self._options
+        self._chat = Chat.from_pretrained(resolve_model(str(options.models.policy_model)))
         self._engine = self._build_engine()
         # An own evaluation env-runner has no training episodes.
-        if not config.in_evaluation:
-            limits = self._limits(config.window)
-            sampling = Sampling(config.sampling["temperature"])
+        if not self.config.in_evaluation:
             self._sampler = self._make_sampler(
-                "train", limits, sampling, self._reward_shaping(), num_slots=config.num_envs_per_env_runner
+                "train",
+                self._limits(options.rollout.window),
+                Sampling(options.rollout.sampling.temperature),
+                Rewards.of(options),
+                num_slots=options.rollout.num_envs_per_env_runner,
             )
 
     def _build_engine(self) -> Engine:
-        config = self.config
-        engine_args = dict(config.engine)
-        device = engine_args.pop("device", "cuda" if config.num_gpus_per_env_runner else "cpu")
-        return VLLMEngine(
-            resolve_model(config.policy_model),
-            dtype=config.dtype,
-            max_model_len=config.max_prompt_length + config.max_response_length,
-            max_num_seqs=config.num_envs_per_env_runner,
+        options, rollout = self._options, self._options.rollout
+        build: Callable[..., Engine] = ENGINES.find(rollout.engine.type)
+        return build(
+            resolve_model(str(options.models.policy_model)),
+            dtype=options.models.dtype,
+            max_model_len=rollout.max_prompt_length + rollout.max_response_length,
+            max_num_seqs=rollout.num_envs_per_env_runner,
             end_of_turn=self._chat.end_of_turn,
-            kv_on_update=config.kv_on_update,
-            seed=config.seed + 1000 * self.worker_index + (500 if config.in_evaluation else 0),
-            num_threads=max(1, int(config.num_cpus_per_env_runner)),
-            device=device,
-            engine_args=engine_args,
+            kv_on_update=options.pipeline.kv_on_update,
+            seed=options.run.seed + 1000 * self.worker_index + (500 if self.config.in_evaluation else 0),
+            num_threads=max(1, int(rollout.num_cpus_per_env_runner)),
+            device=rollout.engine.device or ("cuda" if rollout.num_gpus_per_env_runner else "cpu"),
+            engine_args=rollout.engine.arguments,
         )
 
     def _limits(self, window_length: int | None) -> EpisodeLimits:
-        return EpisodeLimits(self.config.max_prompt_length, self.config.max_response_length, window_length)
-
-    def _reward_shaping(self) -> RewardShaping:
-        cap = self.config.max_response_length
-        buffer = 0 if self.config.overlong_share is None else max(1, round(self.config.overlong_share * cap))
-        return RewardShaping(self.config.rewards, max_response_length=cap, overlong_buffer=buffer)
+        rollout = self._options.rollout
+        return EpisodeLimits(rollout.max_prompt_length, rollout.max_response_length, window_length)
 
     def _make_sampler(
         self,
         name: str,
         limits: EpisodeLimits,
         sampling: Sampling,
-        rewards: RewardShaping | None = None,
+        rewards: Rewards | None = None,
         *,
         num_slots: int,
     ) -> Sampler:
@@ -261,22 +226,24 @@ class VLLMEnvRunner(EnvRunner):
             limits=limits,
             sampling=sampling,
             rewards=rewards,
-            env_runner=self.worker_index if name == "train" else _EVALUATION_EPISODE_OFFSET,
+            env_runner=self.worker_index if name == "train" else _EVALUATION,
             name=name,
         )
 
     def _evaluation_sampler(self, temperature: float) -> Sampler:
         if temperature not in self._evaluation_samplers:
-            name = f"evaluation-{temperature}"
+            name, rollout = f"evaluation-{temperature}", self._options.rollout
             # Held-out prompts are all there at once: they take as many slots as the engine has.
-            num_slots = int(self.config.engine.get("max_num_seqs", self.config.num_envs_per_env_runner))
+            num_slots = int(rollout.engine.arguments.get("max_num_seqs", rollout.num_envs_per_env_runner))
             self._evaluation_samplers[temperature] = self._make_sampler(
                 name, self._limits(None), Sampling(temperature), num_slots=num_slots
             )
         return self._evaluation_samplers[temperature]
 
     def _make_text_env(self, split: str) -> gymnasium.Env:
-        return gymnasium.make(self.config.env, disable_env_checker=True, split=split, **self.config.env_config)
+        environment = self._options.environment
+        assert environment.env is not None
+        return gymnasium.make(environment.env, disable_env_checker=True, split=split, **environment.env_config)
 
     # Sampling
 

@@ -2,14 +2,101 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from tppo_rl.config.options import Options
 from tppo_rl.core.fragments import Fragment, concatenate_tables, fragments_from_table
 from tppo_rl.core.prompts import heldout_tickets
+from tppo_rl.rollout.weight_sync import LogProbDiff, WeightSync
+
+_COMPARED_EPISODES = 32
+"""Held-out episodes on which engine and trainer are compared at each evaluation."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What held-out prompts were answered."""
+
+    sampled: dict[str, float]
+    """`accuracy_statistics` at the training temperature."""
+    greedy: dict[str, float]
+    """The same where the likeliest token is taken."""
+    log_prob_diff: LogProbDiff | None = None
+    """Engine against trainer: every token of these episodes comes from the newest weights, so both must agree."""
+
+    def statistics(self) -> dict[str, dict[str, float]]:
+        """Both, by name, as results hold them."""
+        return {"sampled": self.sampled, "greedy": self.greedy}
+
+
+class HeldoutEvaluator:
+    """Answers the same held-out prompts at every evaluation.
+
+    Training env-runners' engines do it while their open episodes are suspended, or own env-runners where
+    `evaluation_num_env_runners` is above 0.
+
+    Args:
+        options: Of the run.
+        weights: Brings the newest weights to the engines.
+        group: Returns the env-runners to ask, with the newest weights in them or on the way.
+    """
+
+    def __init__(self, options: Options, weights: WeightSync, group: Callable[[], Any]) -> None:
+        self.before: dict[str, Any] = {}
+        """Statistics of the first evaluation, before any update."""
+        self.latest: dict[str, Any] = {}
+        """Statistics of the last one."""
+        self._interval = options.evaluation.evaluation_interval
+        self._counts_tokens = options.evaluation.evaluation_interval_unit == "tokens"
+        self._num_prompts = options.evaluation.evaluation_duration
+        self._temperature = options.rollout.sampling.temperature
+        self._weights = weights
+        self._group = group
+
+    @property
+    def counts_tokens(self) -> bool:
+        """Whether evaluations are due by sampled tokens; RLlib counts iterations."""
+        return bool(self._interval) and self._counts_tokens
+
+    @property
+    def is_due_before_training(self) -> bool:
+        """Whether the run is to be evaluated before its first update, and was not."""
+        return bool(self._interval) and not self.before
+
+    def is_due(self, sampled_before: int, sampled: int) -> bool:
+        """Whether an iteration that brought the run's sampled tokens from one number to another passed an interval."""
+        return self._interval is not None and sampled // self._interval > sampled_before // self._interval
+
+    def run(self) -> Evaluation:
+        """Answers all held-out prompts twice.
+
+        Raises:
+            RuntimeError: prompts were lost with an env-runner.
+        """
+        self._weights.wait_until_delivered()
+        group = self._group()
+        sampled = evaluate_heldout(group, num_prompts=self._num_prompts, temperature=self._temperature)
+        greedy = evaluate_heldout(group, num_prompts=self._num_prompts, temperature=0.0)
+        evaluation = Evaluation(
+            accuracy_statistics(sampled),
+            accuracy_statistics(greedy),
+            self._weights.difference_on(sampled[:_COMPARED_EPISODES], self._temperature),
+        )
+        self.latest = evaluation.statistics()
+        return evaluation
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint needs."""
+        return {"before": self.before, "latest": self.latest}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Goes on from what `state` returned."""
+        self.before, self.latest = state.get("before", {}), state.get("latest", {})
 
 
 def evaluate_heldout(group: Any, *, num_prompts: int, temperature: float) -> list[Fragment]:
@@ -43,7 +130,7 @@ def evaluate_heldout(group: Any, *, num_prompts: int, temperature: float) -> lis
 
 
 def accuracy_statistics(episodes: Sequence[Fragment]) -> dict[str, float]:
-    """Returns accuracy, its standard error, mean return, mean response length and truncated share of episodes."""
+    """Returns accuracy, its standard error, mean return, mean response length and truncated fraction of episodes."""
     correct = np.array([bool(episode.correct) for episode in episodes], np.float64)
     lengths = np.array([len(episode.tokens) for episode in episodes], np.float64)
     returns = np.array([episode.rewards.sum() for episode in episodes], np.float64)
@@ -54,6 +141,6 @@ def accuracy_statistics(episodes: Sequence[Fragment]) -> dict[str, float]:
         "return_mean": float(returns.mean()),
         "response_length_mean": float(lengths.mean()),
         "response_length_max": float(lengths.max()),
-        "truncated_share": float(np.mean([episode.truncated for episode in episodes])),
+        "truncated_fraction": float(np.mean([episode.truncated for episode in episodes])),
         "n": len(correct),
     }

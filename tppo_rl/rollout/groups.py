@@ -64,9 +64,9 @@ class GroupSample:
         return [fragment for group in self.groups for fragment in group]
 
 
-def has_variance(group: Group, *, by_verdict: bool = False) -> bool:
-    """Whether the returns of a group's responses differ, or with `by_verdict` whether some are right and some wrong."""
-    if by_verdict:
+def has_variance(group: Group, *, by_correctness: bool = False) -> bool:
+    """Whether the returns of a group's responses differ, or with `by_correctness` whether some are right and some wrong."""
+    if by_correctness:
         return len({bool(fragment.correct) for fragment in group}) > 1
     returns = [float(fragment.context_rewards.sum() + fragment.rewards.sum()) for fragment in group]
     return max(returns) > min(returns)
@@ -80,7 +80,7 @@ def sample_groups(
     group_size: int,
     replace: bool,
     max_rounds: int,
-    by_verdict: bool = False,
+    by_correctness: bool = False,
 ) -> GroupSample:
     """Samples groups for one update.
 
@@ -92,7 +92,7 @@ def sample_groups(
         replace: Drop groups without variance and sample others in their place.
         max_rounds: After so many rounds of replacing the update takes what there is; a last round in which no group had
             variance is trained all the same, which changes nothing where advantages are relative.
-        by_verdict: What variance is of: verdicts, as in DAPO, where a penalty for length would make returns differ in
+        by_correctness: What variance is of: verdicts, as in DAPO, where a penalty for length would make returns differ in
             groups that are all right or all wrong; or returns.
 
     Returns:
@@ -101,7 +101,7 @@ def sample_groups(
     result = GroupSample()
     while True:
         complete = buffer.add(sample((num_groups - len(result.groups)) * group_size))
-        useful = [group for group in complete if has_variance(group, by_verdict=by_verdict)]
+        useful = [group for group in complete if has_variance(group, by_correctness=by_correctness)]
         result.rounds += 1
         result.num_complete += len(complete)
         result.num_without_variance += len(complete) - len(useful)

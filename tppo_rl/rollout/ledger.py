@@ -20,8 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from tppo_rl.core.boundaries import Boundary, ClosedBoundary
-from tppo_rl.core.fragments import Fragment, return_after
+from tppo_rl.core.fragments import Fragment
 from tppo_rl.core.prompts import Ticket, prompt_seed
 
 
@@ -61,7 +60,7 @@ class Ledger:
     """
 
     def __init__(self, *, seed: int, group_size: int = 1) -> None:
-        self._seed = seed
+        self.seed = seed
         self._group_size = group_size
         self._next_episode = 0
         self._returned: deque[int] = deque()
@@ -71,7 +70,6 @@ class Ledger:
         self._queued = 0
         self._dropped: Counter[str] = Counter()
         self._last_fragment: dict[int, Fragment] = {}
-        self._boundaries: dict[int, dict[int, tuple[int, Boundary]]] = {}
         self.num_finished_episodes = 0
 
     # Prompts
@@ -82,7 +80,7 @@ class Ledger:
         self._account(env_runner).leased.update(ticket.episode_id for ticket in tickets)
         return tickets
 
-    def give_back(self, env_runner: int, tickets: Iterable[Ticket]) -> None:
+    def return_tickets(self, env_runner: int, tickets: Iterable[Ticket]) -> None:
         """Takes back tickets that did not reach the env-runner; they go out again first."""
         account = self._account(env_runner)
         for ticket in tickets:
@@ -128,12 +126,12 @@ class Ledger:
             else:
                 self._last_fragment[fragment.episode_id] = fragment
 
-    def book_trained(self, num_tokens: int) -> None:
+    def record_trained(self, num_tokens: int) -> None:
         """Books tokens that learners have trained, as they report it."""
         self._trained += num_tokens
         self._queued -= num_tokens
 
-    def book_dropped(self, reason: str, num_tokens: int) -> None:
+    def record_dropped(self, reason: str, num_tokens: int) -> None:
         """Books queued tokens that will not be trained."""
         self._dropped[reason] += num_tokens
         self._queued -= num_tokens
@@ -146,7 +144,6 @@ class Ledger:
         self._returned.extend(sorted(account.leased))
         for episode_id in account.leased:
             self._last_fragment.pop(episode_id, None)
-            self._boundaries.pop(episode_id, None)
 
     def counts(self) -> TokenCounts:
         """The tokens of the whole run so far."""
@@ -173,20 +170,6 @@ class Ledger:
             raise LedgerError(f"ledger does not add up: {counts}, the train queue holds {queue_tokens} tokens")
         return counts
 
-    # What is known of a boundary only when the episode ends
-
-    def note_boundary(self, fragment: Fragment, values: Boundary) -> None:
-        """Keeps the critic's values at the end of an unfinished fragment until the episode ends."""
-        # By window: those of an episode that is generated anew after the loss of an env-runner replace the old ones.
-        self._boundaries.setdefault(fragment.episode_id, {})[fragment.window_index] = (fragment.num_positions, values)
-
-    def close_boundaries(self, finished: Fragment, gamma: float) -> list[ClosedBoundary]:
-        """Returns the earlier boundaries of an episode beside the returns that followed them, given its last fragment."""
-        return [
-            ClosedBoundary(window_index, values, return_after(finished, end, gamma), end - finished.prompt_length)
-            for window_index, (end, values) in self._boundaries.pop(finished.episode_id, {}).items()
-        ]
-
     # Checkpoints
 
     def state(self) -> dict[str, Any]:
@@ -200,7 +183,7 @@ class Ledger:
         dropped = Counter(counts.dropped)
         dropped["resume"] += counts.in_flight
         return {
-            "seed": self._seed,
+            "seed": self.seed,
             "group_size": self._group_size,
             "next_episode": self._next_episode,
             "returned": [*self._returned, *sorted(leased)],
@@ -232,7 +215,7 @@ class Ledger:
 
     def _ticket(self, episode_id: int) -> Ticket:
         prompt_index = episode_id // self._group_size
-        return Ticket(episode_id, prompt_index, prompt_seed(self._seed, prompt_index))
+        return Ticket(episode_id, prompt_index, prompt_seed(self.seed, prompt_index))
 
     def _account(self, env_runner: int) -> _RunnerAccount:
         return self._runners.setdefault(env_runner, _RunnerAccount())

@@ -1,4 +1,22 @@
-"""What a training response is worth: the environment's rewards or its verdict, and a penalty for length.
+"""What a training response is worth: a reward function, and a penalty for length.
+
+A reward function has TRL's contract: it is called with keyword arguments, each a list with one entry for each response, and
+returns a list of numbers.
+
+    def reward(*, completions: list[str], **columns: list) -> list[float]: ...
+
+| argument | an entry is |
+|---|---|
+| `prompts`, `completions` | text of the prompt; text of the response, turns joined by a line break |
+| `completion_ids` | list of sampled token ids |
+| `environment_reward` | sum of what the environment gave for its turns |
+| `correct` | whether the environment calls the response right; None where it does not say |
+| `truncated` | whether the response was ended by the cap |
+| whatever `info` holds that the environment's `reset` returned | its value |
+
+The functions of this file are registered by name (`tppo_rl.core.registry.REWARDS`); one of your own is named by its place,
+`rewards: my_module:my_reward`. With `environment` rewards stand where the environment gives them, at the ends of turns; all
+others at the end of the response.
 
 Overlong shaping (DAPO, arXiv 2503.14476, eq. 13), for a response of n tokens under a cap L with a buffer of b tokens:
 
@@ -11,10 +29,44 @@ Evaluation scores responses without any of this.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
-RewardSource = Literal["environment", "zero_one", "plus_minus_one"]
+from tppo_rl.config.options import Options
+from tppo_rl.core.registry import REWARDS
+
+ENVIRONMENT = "environment"
+
+RewardFunction = Callable[..., Sequence[float]]
+"""See the head of this file."""
+
+
+def environment(*, environment_reward: Sequence[float], **columns: Any) -> list[float]:
+    """What the environment gave."""
+    return list(environment_reward)
+
+
+def zero_one(*, correct: Sequence[bool | None], truncated: Sequence[bool], **columns: Any) -> list[float]:
+    """1 for a right response, else 0."""
+    return [1.0 if right else 0.0 for right in _known("zero_one", correct, truncated)]
+
+
+def plus_minus_one(*, correct: Sequence[bool | None], truncated: Sequence[bool], **columns: Any) -> list[float]:
+    """1 for a right response, else -1."""
+    return [1.0 if right else -1.0 for right in _known("plus_minus_one", correct, truncated)]
+
+
+def _known(name: str, correct: Sequence[bool | None], truncated: Sequence[bool]) -> list[bool]:
+    """Whether responses are right; one that did not end is not."""
+    for right, cut in zip(correct, truncated, strict=True):
+        if right is None and not cut:
+            raise ValueError(
+                f"rewards={name!r}: the environment ended an episode and did not say whether it was right; let its last step "
+                "give info['correct'], or set rewards to 'environment'"
+            )
+    return [bool(right) for right in correct]
 
 
 def overlong_penalty(length: int, *, cap: int, buffer: int) -> float:
@@ -29,24 +81,86 @@ def overlong_penalty(length: int, *, cap: int, buffer: int) -> float:
 
 
 @dataclass(frozen=True)
-class RewardShaping:
-    """How rewards of the training split are made."""
+class Response:
+    """A response that has ended, as a reward function sees it."""
 
-    source: RewardSource = "environment"
-    """The environment's rewards, or only its verdict at the episode's end: 1 or 0, 1 or -1."""
-    max_response_length: int = 0
-    """Cap of the responses, tokens."""
-    overlong_buffer: int = 0
-    """Last tokens under the cap over which the penalty grows; 0 is without one."""
+    prompt: str
+    completion: str
+    completion_ids: Sequence[int]
+    length: int
+    """Tokens after the prompt, those of the environment included."""
+    environment_reward: float
+    correct: bool | None
+    truncated: bool
+    columns: Mapping[str, Any] = field(default_factory=dict)
+    """Further arguments of reward functions, from the environment's `reset`."""
+
+
+class Rewards:
+    """Rewards of the training split.
+
+    Args:
+        function: The reward function.
+        name: How the option names it.
+        max_response_length: Cap of the responses, tokens.
+        overlong_buffer: Last tokens under the cap over which the penalty grows; 0 is without one.
+    """
+
+    def __init__(
+        self,
+        function: RewardFunction = environment,
+        name: str = ENVIRONMENT,
+        *,
+        max_response_length: int = 0,
+        overlong_buffer: int = 0,
+    ) -> None:
+        self._function = function
+        self._name = name
+        self._per_turn = name == ENVIRONMENT
+        self._cap = max_response_length
+        self._overlong_buffer = overlong_buffer
+
+    @classmethod
+    def of(cls, options: Options) -> Rewards:
+        """The rewards that the options ask for.
+
+        Raises:
+            OptionError: no such reward function, or arguments that it does not take.
+        """
+        cap, fraction = options.rollout.max_response_length, options.rewards.overlong_fraction
+        buffer = 0 if fraction is None else max(1, round(fraction * cap))
+        part = options.rewards.rewards
+        return cls(REWARDS.resolve(part), part.name, max_response_length=cap, overlong_buffer=buffer)
 
     def of_turn(self, reward: float) -> float:
         """Reward of a turn, given the environment's."""
-        return reward if self.source == "environment" else 0.0
+        return reward if self._per_turn else 0.0
 
-    def of_episode(self, *, correct: bool, response_length: int) -> float:
-        """What the end of the episode adds to its last turn's reward."""
-        verdict = {"environment": 0.0, "zero_one": float(correct), "plus_minus_one": 1.0 if correct else -1.0}
+    def of_episode(self, response: Response) -> float:
+        """What the end of the episode adds to its last turn's reward.
+
+        Raises:
+            ValueError: the reward function does not return one finite number.
+        """
         penalty = 0.0
-        if self.overlong_buffer:
-            penalty = overlong_penalty(response_length, cap=self.max_response_length, buffer=self.overlong_buffer)
-        return verdict[self.source] + penalty
+        if self._overlong_buffer:
+            penalty = overlong_penalty(response.length, cap=self._cap, buffer=self._overlong_buffer)
+        return penalty if self._per_turn else self._score(response) + penalty
+
+    def _score(self, response: Response) -> float:
+        columns = {
+            **response.columns,
+            "prompts": response.prompt,
+            "completions": response.completion,
+            "completion_ids": list(response.completion_ids),
+            "environment_reward": response.environment_reward,
+            "correct": response.correct,
+            "truncated": response.truncated,
+        }
+        scores = self._function(**{name: [value] for name, value in columns.items()})
+        score = scores[0] if isinstance(scores, Sequence) and len(scores) == 1 else None
+        if isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score):
+            raise ValueError(
+                f"rewards={self._name!r}: must return one finite number for each response, in a list; got {scores!r} for one"
+            )
+        return float(score)

@@ -14,15 +14,15 @@ while the first is suspended.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from tppo_rl.core.fragments import Fragment
 from tppo_rl.core.prompts import Ticket
 from tppo_rl.rollout.chat import Chat
 from tppo_rl.rollout.engine import Engine, Output, Request, Sampling
-from tppo_rl.rollout.rewards import RewardShaping
+from tppo_rl.rollout.rewards import Response, Rewards
 from tppo_rl.rollout.window_buffer import OpenEpisode
 
 
@@ -32,7 +32,23 @@ class _Prompt:
 
     ticket: Ticket
     env: Any
+    text: str
     tokens: list[int]
+    info: Mapping[str, Any]
+    """What the environment's reset returned beside the text."""
+
+
+@dataclass
+class _Dialog:
+    """What environment and model have said to each other."""
+
+    env: Any
+    prompt: str
+    info: Mapping[str, Any]
+    turns: list[str] = field(default_factory=list)
+    """Of the model."""
+    reward: float = 0.0
+    """Sum of the environment's."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +87,7 @@ class Sampler:
         num_slots: int,
         limits: EpisodeLimits,
         sampling: Sampling,
-        rewards: RewardShaping | None = None,
+        rewards: Rewards | None = None,
         env_runner: int = 0,
         name: str = "train",
     ) -> None:
@@ -84,14 +100,14 @@ class Sampler:
         self._chat = chat
         self._limits = limits
         self._sampling = sampling
-        self._rewards = rewards or RewardShaping()
+        self._rewards = rewards or Rewards()
         self._env_runner = env_runner
         self._name = name
         self._make_env = make_env
         self._unused_envs = [make_env() for _ in range(num_slots)]
         self._prompts: deque[_Prompt] = deque()
         self._open: dict[str, OpenEpisode] = {}
-        self._env_of: dict[str, Any] = {}
+        self._dialogs: dict[str, _Dialog] = {}
         self._closed: list[Fragment] = []
         self.num_slots = num_slots
 
@@ -150,24 +166,24 @@ class Sampler:
         for request_id in self._open:
             self._submit(request_id)
 
-    def abandon(self) -> list[int]:
-        """Drops all open episodes and tickets; returns the ids of the episodes that will not be finished."""
+    def abandon(self) -> None:
+        """Drops all open episodes and tickets."""
         self.suspend()
-        abandoned = [episode.ticket.episode_id for episode in self._open.values()]
-        abandoned += [prompt.ticket.episode_id for prompt in self._prompts]
-        abandoned += [ticket.episode_id for ticket in self.tickets]
-        self._unused_envs += [*self._env_of.values(), *(prompt.env for prompt in self._prompts)]
+        self._unused_envs += [*self._envs_in_use()]
         self._open.clear()
-        self._env_of.clear()
+        self._dialogs.clear()
         self._prompts.clear()
         self._closed.clear()
         self.tickets.clear()
-        return abandoned
 
     def close(self) -> None:
         """Closes the environments."""
-        for env in (*self._unused_envs, *self._env_of.values(), *(prompt.env for prompt in self._prompts)):
+        for env in (*self._unused_envs, *self._envs_in_use()):
             env.close()
+
+    def _envs_in_use(self) -> Iterator[Any]:
+        yield from (dialog.env for dialog in self._dialogs.values())
+        yield from (prompt.env for prompt in self._prompts)
 
     def _fill_free_slots(self) -> None:
         while len(self._open) < self.num_slots and self.num_waiting_tickets:
@@ -180,7 +196,7 @@ class Sampler:
             ticket = self.tickets[0]
             if not self._unused_envs:
                 self._unused_envs.append(self._make_env())
-            text, _ = self._unused_envs[-1].reset(seed=ticket.seed)
+            text, info = self._unused_envs[-1].reset(seed=ticket.seed)
             tokens = self._chat.prompt(text)
             if len(tokens) > self._limits.max_prompt_length:
                 raise ValueError(
@@ -188,13 +204,13 @@ class Sampler:
                     f"{len(tokens)} tokens; raise max_prompt_length or make the environment's prompts shorter"
                 )
             # Not before: after an error neither is lost.
-            self._prompts.append(_Prompt(self.tickets.popleft(), self._unused_envs.pop(), tokens))
+            self._prompts.append(_Prompt(self.tickets.popleft(), self._unused_envs.pop(), text, tokens, info))
 
     def _start_episode(self, prompt: _Prompt) -> None:
         request_id = f"{self._name}-{prompt.ticket.episode_id}"
         assert request_id not in self._open, f"two tickets for episode {prompt.ticket.episode_id}"
         self._open[request_id] = OpenEpisode(prompt.ticket, prompt.tokens, self._env_runner, self._engine.version)
-        self._env_of[request_id] = prompt.env
+        self._dialogs[request_id] = _Dialog(prompt.env, prompt.text, prompt.info)
         self.num_refills += 1
         self._submit(request_id)
 
@@ -217,9 +233,12 @@ class Sampler:
             self._end_turn(request_id, episode, turn_ended)
 
     def _end_turn(self, request_id: str, episode: OpenEpisode, turn_ended: bool) -> None:
-        env = self._env_of[request_id]
-        text, reward, terminated, truncated, info = env.step(self._chat.text(episode.turn_tokens))
+        dialog = self._dialogs[request_id]
+        said = self._chat.text(episode.turn_tokens)
+        text, reward, terminated, truncated, info = dialog.env.step(said)
+        dialog.turns.append(said)
         if reward:
+            dialog.reward += float(reward)
             episode.add_reward(self._rewards.of_turn(float(reward)))
         if terminated or truncated or not turn_ended:
             # A response stopped by the cap is scored like any other, but the policy did not end it.
@@ -235,18 +254,22 @@ class Sampler:
         self._submit(request_id)
 
     def _finish(self, request_id: str, *, terminated: bool, correct: bool | None) -> None:
-        episode = self._open.pop(request_id)
-        if correct is None and terminated and self._rewards.source != "environment":
-            raise ValueError(
-                f"rewards={self._rewards.source!r}: the environment ended an episode without a verdict; let its last step give "
-                "info['correct'], or set rewards to 'environment'"
-            )
-        verdict = bool(correct) if correct is not None else False
-        if shaped := self._rewards.of_episode(correct=verdict, response_length=episode.response_length):
+        episode, dialog = self._open.pop(request_id), self._dialogs.pop(request_id)
+        response = Response(
+            prompt=dialog.prompt,
+            completion="\n".join(dialog.turns),
+            completion_ids=episode.sampled_tokens(),
+            length=episode.response_length,
+            environment_reward=dialog.reward,
+            correct=correct,
+            truncated=not terminated,
+            columns=dialog.info,
+        )
+        if shaped := self._rewards.of_episode(response):
             episode.add_reward(shaped)
-        fragment = episode.close_window(terminated=terminated, truncated=not terminated, correct=verdict)
+        fragment = episode.close_window(terminated=terminated, truncated=not terminated, correct=bool(correct))
         self._closed.append(fragment)
-        self._unused_envs.append(self._env_of.pop(request_id))
+        self._unused_envs.append(dialog.env)
 
     def _hand_over(self) -> list[Fragment]:
         closed, self._closed = self._closed, []

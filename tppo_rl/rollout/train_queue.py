@@ -32,6 +32,9 @@ from itertools import count
 
 from tppo_rl.core.fragments import Fragment
 
+REQUESTS_IN_FLIGHT = 2
+"""Requests to an env-runner at a time: one that runs and one that waits, so that it is never idle between two."""
+
 
 class TrainQueue:
     """Fragments that wait for an update, the oldest policy version first."""
@@ -50,8 +53,8 @@ class TrainQueue:
             heapq.heappush(self._heap, (fragment.oldest_version, next(self._arrival), fragment))
             self.num_tokens += len(fragment)
 
-    def take(self, num_tokens: int, *, oldest_allowed_to_stay: int) -> list[Fragment]:
-        """Takes at least `num_tokens` tokens, and every fragment with a token older than `oldest_allowed_to_stay`."""
+    def pop(self, num_tokens: int, *, oldest_allowed_to_stay: int) -> list[Fragment]:
+        """Removes and returns at least `num_tokens` tokens, and every fragment with a token older than `oldest_allowed_to_stay`."""
         taken: list[Fragment] = []
         taken_tokens = 0
         while self._heap and (taken_tokens < num_tokens or self._heap[0][0] < oldest_allowed_to_stay):

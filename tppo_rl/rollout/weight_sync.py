@@ -11,7 +11,7 @@ import logging
 import time
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import ray
@@ -27,44 +27,85 @@ logger = logging.getLogger(__name__)
 WEIGHTS_TAG = "tppo_weights"
 PROBE_LENGTH = 32
 DELIVERY_TIMEOUT_S = 300.0
-LARGEST_PROBE_GAP = {"float32": 1e-4, "bfloat16": 0.05}
-"""Mean absolute log-prob gap on the probe, nats, above which the engine does not hold the trainer's weights."""
+LARGEST_PROBE_DIFF = {"float32": 1e-4, "bfloat16": 0.05}
+"""Mean absolute difference of log-probs on the probe, nats, above which the engine does not hold the trainer's weights."""
+
+
+class LogProbDiff(NamedTuple):
+    """|trainer - engine| of log-probs over some tokens, nats."""
+
+    mean: float
+    largest: float
 
 
 class WeightSync:
     """Sends weights to env-runners.
 
+    It is the one owner of the trainer's policy version: the number of updates behind the weights that were pushed last.
+
     Args:
         learner_group: RLlib's LearnerGroup, where the weights come from.
         group: RLlib's EnvRunnerGroup.
-        dtype: of the models; decides how large a probe gap is a fault.
-        vocabulary_size: probe tokens are below it.
+        dtype: Of the models; decides how large a difference on the probe is a fault.
+        vocabulary_size: Probe tokens are below it.
+        first_change: Version whose weights are the first that differ from those of the start, after which the proof is due.
     """
 
-    def __init__(self, learner_group: Any, group: Any, *, dtype: str, vocabulary_size: int) -> None:
+    def __init__(
+        self, learner_group: Any, group: Any, *, dtype: str, vocabulary_size: int, first_change: int = 1
+    ) -> None:
+        self.version = 0
+        self._first_change = first_change
+        self._proof_is_due = True
         self._learner_group = learner_group
         self._group = group
-        self._largest_gap = LARGEST_PROBE_GAP[dtype]
+        self._largest_diff = LARGEST_PROBE_DIFF[dtype]
         generator = np.random.default_rng(0)
         self._probe = generator.integers(0, vocabulary_size, PROBE_LENGTH).tolist()
         self._undelivered: set[int] = set()
         self._state: dict[str, Any] = {}
 
-    def push(self) -> int:
-        """Sends the learners' weights to all env-runners and returns their policy version."""
+    def push_and_verify(self) -> float | None:
+        """Sends the learners' weights, and proves that they arrived where that is due.
+
+        It is due after the first push, after that of the first weights that differ from those of the start, and after an
+        env-runner's restart.
+
+        Returns:
+            The largest mean difference on the probe, nats; None where no proof was due.
+
+        Raises:
+            RuntimeError: as `verify`.
+        """
+        self.push()
+        if not (self._proof_is_due or self.version == self._first_change):
+            return None
+        difference = self.verify()
+        self._proof_is_due = False
+        return difference
+
+    def revive(self, env_runner: int) -> None:
+        """Sends the newest weights to an env-runner that was restarted; the proof waits for the next push.
+
+        An update may be under way, which changes the trainer's weights.
+        """
+        self.deliver(env_runner)
+        self._proof_is_due = True
+
+    def push(self) -> None:
+        """Sends the learners' weights to all env-runners and takes over their policy version."""
         state = self._learner_group.get_state(
             components=f"{COMPONENT_LEARNER}/{COMPONENT_RL_MODULE}", inference_only=True
         )[COMPONENT_LEARNER]
-        version = int(state[WEIGHTS_SEQ_NO])
+        self.version = int(state[WEIGHTS_SEQ_NO])
         remote = self._group.healthy_env_runner_ids()
         if remote:
             packed = PackedWeights.pack(state[COMPONENT_RL_MODULE][DEFAULT_MODULE_ID])
-            self._state = {COMPONENT_RL_MODULE: ray.put(packed), WEIGHTS_SEQ_NO: version}
+            self._state = {COMPONENT_RL_MODULE: ray.put(packed), WEIGHTS_SEQ_NO: self.version}
             self._undelivered = set(remote)
             self.deliver()
         elif self._group.local_env_runner is not None:
             self._group.local_env_runner.set_state(state)
-        return version
 
     def deliver(self, env_runner: int | None = None) -> None:
         """Sends the newest weights to env-runners that had no room for a further request, or to the one given."""
@@ -80,7 +121,7 @@ class WeightSync:
                 self._undelivered.discard(target)
 
     def verify(self) -> float:
-        """Compares the probe's log-probs of every engine with the trainer's and returns the largest mean gap, nats.
+        """Compares the probe's log-probs of every engine with the trainer's and returns the largest mean difference, nats.
 
         Call it after a push and before the next update begins: an update changes the trainer's weights under way.
 
@@ -95,13 +136,13 @@ class WeightSync:
             )
         else:
             scores = [self._group.local_env_runner.score(self._probe)]
-        gap = max((float(np.abs(score - expected).mean()) for score in scores), default=0.0)
-        if not gap <= self._largest_gap:
+        difference = max((float(np.abs(score - expected).mean()) for score in scores), default=0.0)
+        if not difference <= self._largest_diff:
             raise RuntimeError(
-                f"weight sync failed: engine and trainer differ by {gap:.2e} nats on average over a probe of {PROBE_LENGTH} "
-                f"tokens (largest allowed: {self._largest_gap:.0e}); the engine samples from other weights than are trained"
+                f"weight sync failed: engine and trainer differ by {difference:.2e} nats on average over a probe of {PROBE_LENGTH} "
+                f"tokens (largest allowed: {self._largest_diff:.0e}); the engine samples from other weights than are trained"
             )
-        return gap
+        return difference
 
     def wait_until_delivered(self) -> None:
         """Waits until every healthy env-runner has been sent the newest weights; what is asked of it next uses them.
@@ -118,15 +159,15 @@ class WeightSync:
             self.deliver()
             time.sleep(0.01)
 
-    def gap_of_episodes(self, episodes: Sequence[Fragment], temperature: float) -> tuple[float, float]:
-        """Mean and largest |trainer - behaviour log-prob|, nats, over whole episodes that the newest weights sampled."""
+    def difference_on(self, episodes: Sequence[Fragment], temperature: float) -> LogProbDiff:
+        """Compares the trainer's log-probs with those of the engine over whole episodes that the newest weights sampled."""
         sequences = [np.concatenate([episode.context, episode.tokens]).tolist() for episode in episodes]
-        gaps = []
+        differences = []
         for episode, log_probs in zip(episodes, self._log_probs_of_trainer(sequences, temperature), strict=True):
             sampled = episode.sampled.astype(bool)
-            gaps.append(np.abs(log_probs[-len(episode.tokens) :] - episode.behaviour_log_probs)[sampled])
-        every = np.concatenate(gaps)
-        return float(every.mean()), float(every.max())
+            differences.append(np.abs(log_probs[-len(episode.tokens) :] - episode.behavior_log_probs)[sampled])
+        every = np.concatenate(differences)
+        return LogProbDiff(float(every.mean()), float(every.max()))
 
     def _log_probs_of_trainer(self, sequences: Sequence[Sequence[int]], temperature: float) -> list[np.ndarray]:
         score = partial(_log_probs_on_learner, sequences=sequences, temperature=temperature)

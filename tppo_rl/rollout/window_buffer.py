@@ -84,6 +84,12 @@ class OpenEpisode:
         last = len(self._window.tokens) - 1
         self._window.rewards[last] = self._window.rewards.get(last, 0.0) + reward
 
+    def sampled_tokens(self) -> list[int]:
+        """Token ids of the response that the policy sampled."""
+        earlier = self._context[self._context_sampled.astype(bool)].tolist()
+        versions = zip(self._window.tokens, self._window.versions, strict=True)
+        return [*earlier, *(token for token, version in versions if version != NO_VERSION)]
+
     def all_tokens(self) -> list[int]:
         """Prompt and everything after it: what an engine needs to go on."""
         return [*self._context.tolist(), *self._window.tokens]
@@ -108,7 +114,7 @@ class OpenEpisode:
             context_rewards=self._context_rewards,
             tokens=np.array(window.tokens, np.int32),
             sampled=(versions != NO_VERSION).astype(np.uint8),
-            behaviour_log_probs=np.array(window.log_probs, np.float32),
+            behavior_log_probs=np.array(window.log_probs, np.float32),
             versions=versions,
             rewards=rewards,
             terminated=terminated,

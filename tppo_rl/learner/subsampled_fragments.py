@@ -1,6 +1,6 @@
 """Which fragments of a batch the policy trains, and what each counts for.
 
-With `policy_token_share` below 1 fragments are drawn by a bound on their gradient (`tppo_rl.maths.subsampling`). Each
+With `policy_token_fraction` below 1 fragments are drawn by a bound on their gradient (`tppo_rl.maths.subsampling`). Each
 learner draws from its own share of the batch; what it weighs by does not depend on the others.
 """
 
@@ -16,13 +16,13 @@ from tppo_rl.maths.subsampling import gradient_bounds, inclusion_probabilities, 
 
 
 @dataclass(frozen=True, eq=False)
-class DrawnFragments:
+class SubsampledFragments:
     """What each pass over a batch of B fragments trains."""
 
     passes: list[torch.Tensor]
     """int64 [N], rising: the fragments of each pass. Passes are drawn one by one, so that together they see more."""
     weights: torch.Tensor
-    """float32 [B]: one over the chance of each fragment; of those that were not drawn, too."""
+    """float32 [B]: one over the probability of each fragment; of those that were not drawn, too."""
 
     @property
     def rows(self) -> torch.Tensor:
@@ -30,14 +30,14 @@ class DrawnFragments:
         return torch.cat(self.passes).unique()
 
 
-def drawn_fragments(
+def subsampled_fragments(
     batch: TrainBatch,
     advantages: torch.Tensor,
     mean_weights: torch.Tensor,
     share: float,
     num_passes: int,
     generator: np.random.Generator,
-) -> DrawnFragments:
+) -> SubsampledFragments:
     """Draws about a share of the window tokens of a batch for each pass; 1 draws all of it and takes no random number.
 
     Args:
@@ -49,8 +49,8 @@ def drawn_fragments(
         generator: Draws the fragments.
     """
     if share == 1:
-        return DrawnFragments([torch.arange(len(batch))] * num_passes, torch.ones(len(batch)))
-    bounds = mean_weights * gradient_bounds(advantages, batch.behaviour_log_probs, batch.window.mask)
-    chances = inclusion_probabilities(bounds, batch.window.lengths, share)
-    passes = [systematic_sample(chances, generator) for _ in range(num_passes)]
-    return DrawnFragments(passes, (1 / chances).float())
+        return SubsampledFragments([torch.arange(len(batch))] * num_passes, torch.ones(len(batch)))
+    bounds = mean_weights * gradient_bounds(advantages, batch.behavior_log_probs, batch.window.mask)
+    probabilities = inclusion_probabilities(bounds, batch.window.lengths, share)
+    passes = [systematic_sample(probabilities, generator) for _ in range(num_passes)]
+    return SubsampledFragments(passes, (1 / probabilities).float())

@@ -3,7 +3,7 @@
     mean_g = S_g / n_g,     std_g = sqrt( Q_g / n_g - mean_g^2 )       n, S, Q: count, sum, sum of squares of tokens
 
 The three moments of a batch are the sums of its parts' moments, so learners add theirs up and scale with the total.
-With one group for all rows it is the usual normalisation of advantages; with a group per environment, tasks whose
+With one group for all rows it is the usual normalization of advantages; with a group per environment, tasks whose
 rewards differ in size weigh alike.
 """
 
@@ -33,8 +33,8 @@ def group_moments(values: torch.Tensor, mask: torch.Tensor, groups: torch.Tensor
     return rows.new_zeros(num_groups, 3).index_add(0, groups, rows)
 
 
-def normalise(
-    values: torch.Tensor, mask: torch.Tensor, groups: torch.Tensor, moments: torch.Tensor, *, centre: bool
+def normalize(
+    values: torch.Tensor, mask: torch.Tensor, groups: torch.Tensor, moments: torch.Tensor, *, center: bool
 ) -> torch.Tensor:
     """Returns (x - mean_g) / std_g, or x / std_g, [B, T] in the dtype of `values`; padding is exactly 0.
 
@@ -46,7 +46,7 @@ def normalise(
         mask: bool [B, T], True on tokens that count.
         groups: int64 [B], the group of each row.
         moments: float64 [G, 3], sum of `group_moments` over all parts of the batch; taken as a constant.
-        centre: Whether to subtract the mean.
+        center: Whether to subtract the mean.
 
     Raises:
         ValueError: shapes that do not fit together, or a group outside 0 .. G - 1.
@@ -60,7 +60,7 @@ def normalise(
     stds = (mean_squares - means.square()).clamp(min=0.0).sqrt()
     stds = torch.where(stds <= _MIN_STD * mean_squares.sqrt().clamp(min=1.0), 1.0, stds)
     wide = values.double()
-    if centre:
+    if center:
         wide = wide - means[groups][:, None]
     return torch.where(mask, wide / stds[groups][:, None], 0.0).to(values.dtype)
 

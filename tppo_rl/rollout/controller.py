@@ -1,4 +1,4 @@
-"""Keeps env-runners busy and brings their fragments home.
+"""The rollout controller: keeps env-runners busy and brings their fragments home.
 
               tickets, engine steps
    Ledger ──────────────────────────▶ env-runner ─┐
@@ -8,7 +8,7 @@
                 waits for                                                  unblocked by
 env-runner      a request (two are kept in flight); none is sent while     an update that takes from the queue,
                 queue + requested >= max_staleness * batch tokens          or an update that waits for its windows
-update          `batch()`: enough tokens, and no open window too old       results of requests
+update          `next_batch()`: enough tokens, and no open window too old       results of requests
 weights         nothing: sent after each update, applied between two       -
                 requests (some tens of engine steps)
 """
@@ -19,34 +19,23 @@ import logging
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
-from tppo_rl.core.fragments import Fragment, fragments_from_table
+from tppo_rl.config.options import Options
+from tppo_rl.core.fragments import Fragment, fragments_from_table, table_from_fragments
 from tppo_rl.core.prompts import Ticket
-from tppo_rl.rollout.env_runner import SampleResult
-from tppo_rl.rollout.ledger import Ledger
-from tppo_rl.rollout.train_queue import TrainQueue, may_update, oldest_allowed_to_stay
+from tppo_rl.rollout.groups import GroupBuffer, GroupSample
+from tppo_rl.rollout.ledger import Ledger, TokenCounts
+from tppo_rl.rollout.sample_result import SampleResult
+from tppo_rl.rollout.statistics import RolloutStatistics
+from tppo_rl.rollout.train_queue import REQUESTS_IN_FLIGHT, TrainQueue, may_update, oldest_allowed_to_stay
 
 logger = logging.getLogger(__name__)
 
 SAMPLE_TAG = "tppo_sample"
-REQUESTS_IN_FLIGHT = 2
-"""Requests to an env-runner at a time: one that runs and one that waits, so that it is never idle between two."""
-
-
-@dataclass
-class RolloutStatistics:
-    """Sums since the last `take_statistics()`."""
-
-    slot_steps: int = 0
-    productive_slot_steps: int = 0
-    refills: int = 0
-    sampling_seconds: float = 0.0
-    idle_seconds: float = 0.0
-    weight_seconds: float = 0.0
-    fragments: list[Fragment] = field(default_factory=list)
-    runner_metrics: list[dict[str, Any]] = field(default_factory=list)
+POLL_S = 0.02
+"""Longest wait of one poll while an update is under way."""
 
 
 @dataclass
@@ -58,86 +47,93 @@ class _Runner:
     requests: int = 0
 
 
-class RolloutPump:
-    """The driver's side of sampling.
+class Weights(Protocol):
+    """What the controller asks of the weight sync."""
+
+    @property
+    def version(self) -> int:
+        """The trainer's policy version."""
+
+    def deliver(self) -> None:
+        """Sends weights again to env-runners that could not take them."""
+
+    def revive(self, env_runner: int) -> None:
+        """Sends weights to an env-runner that was found restarted."""
+
+    def wait_until_delivered(self) -> None:
+        """Waits until what is asked of env-runners next uses the newest weights."""
+
+
+class RolloutController:
+    """The driver's side of sampling: requests, the ledger of prompts and tokens, the train queue.
 
     Args:
         group: RLlib's EnvRunnerGroup.
-        ledger: books tokens and gives out prompts.
-        queue: where fragments wait for an update.
-        batch_tokens: B, sampled tokens of an update.
-        max_staleness: eta, in policy versions.
-        num_slots: slots of one env-runner.
-        engine_steps: engine steps of one request.
-        on_restart: called with an env-runner's index when it was found restarted; sends it weights.
-        deliver_weights: sends weights again to env-runners that could not take them; an env-runner that keeps old
-            weights would hold up every update.
-        restore: tries to bring lost env-runners back (RLlib's `restore_env_runners`).
-        patience_s: seconds without any healthy env-runner after which the run gives up.
+        options: Of the run.
+        weights: Sends weights; an env-runner that keeps old ones would hold up every update.
+        restore: Tries to bring lost env-runners back (RLlib's `restore_env_runners`).
+        patience_s: Seconds without any healthy env-runner after which the run gives up.
     """
 
     def __init__(
         self,
         group: Any,
-        ledger: Ledger,
-        queue: TrainQueue,
+        options: Options,
+        weights: Weights,
         *,
-        batch_tokens: int,
-        max_staleness: int,
-        num_slots: int,
-        engine_steps: int,
-        on_restart: Callable[[int], None],
-        deliver_weights: Callable[[], None],
         restore: Callable[[], None],
         patience_s: float = 300.0,
     ) -> None:
+        self.ledger = Ledger(seed=options.run.seed, group_size=options.groups.group_size)
+        self.queue = TrainQueue()
+        self.groups = GroupBuffer(options.groups.group_size)
         self._group = group
-        self._ledger = ledger
-        self._queue = queue
-        self._batch_tokens = batch_tokens
-        self._max_staleness = max_staleness
-        self._num_slots = num_slots
-        self._engine_steps = engine_steps
-        self._on_restart = on_restart
-        self._deliver_weights = deliver_weights
+        self._weights = weights
         self._restore = restore
         self._patience_s = patience_s
+        self._batch_tokens = options.batch_tokens
+        self._asynchronous = options.pipeline.mode == "async"
+        self._max_staleness = options.pipeline.max_staleness
+        self._num_slots = options.rollout.num_envs_per_env_runner
+        self._engine_steps = options.rollout.engine_steps
+        self._window = options.rollout.window
+        self._group_size = options.groups.group_size
         self._runners: defaultdict[int, _Runner] = defaultdict(_Runner)
         self._statistics = RolloutStatistics()
 
-    def turn(self, version: int, timeout_s: float) -> None:
-        """Sends the requests that are due and takes the results that are ready, waiting for at most `timeout_s`."""
+    def poll(self, timeout_s: float = POLL_S) -> None:
+        """Sends the requests that are due and ingests the results that are ready, waiting for at most `timeout_s`."""
         self._forget_lost_env_runners()
-        self._deliver_weights()
-        self._send_requests(version)
-        if self._num_requests() == 0:
+        self._weights.deliver()
+        self._send_requests()
+        if self.num_requests == 0:
             # Nothing to wait for, and a loop without a pause would keep a learner in this process from its work.
             time.sleep(timeout_s)
             return
         for env_runner, result in self._group.fetch_ready_async_reqs(tags=SAMPLE_TAG, timeout_seconds=timeout_s):
-            self.take(env_runner, result)
+            self.ingest(env_runner, result)
 
-    def batch(self, version: int) -> list[Fragment]:
-        """Waits until an update at `version` may begin and returns its fragments.
+    def next_batch(self) -> list[Fragment]:
+        """Waits until an update at the trainer's version may begin and returns its fragments (async).
 
         Raises:
             RuntimeError: no env-runner was healthy for `patience_s` seconds.
         """
         last_healthy = time.monotonic()
-        while not self._may_update(version):
-            self.turn(version, timeout_s=0.05)
+        while not self._may_update():
+            self.poll(timeout_s=0.05)
             if self._group.num_healthy_remote_workers() > 0:
                 last_healthy = time.monotonic()
             else:
                 self._wait_for_health(last_healthy)
-        stay = oldest_allowed_to_stay(version, self._max_staleness)
-        return self._queue.take(self._batch_tokens, oldest_allowed_to_stay=stay)
+        stay = oldest_allowed_to_stay(self._weights.version, self._max_staleness)
+        return self.queue.pop(self._batch_tokens, oldest_allowed_to_stay=stay)
 
-    def one_window(self, window_length: int) -> list[Fragment]:
+    def one_window(self) -> list[Fragment]:
         """Lets every slot of every env-runner generate one window, cut at the end, and returns all fragments (sync)."""
         return self._one_step(
-            lambda env_runner, _: self._tickets_for(env_runner, window_length),
-            {"num_engine_steps": window_length, "cut_windows": True},
+            lambda env_runner, _: self._tickets_for(env_runner, self._window),
+            {"num_engine_steps": self._window, "cut_windows": True},
         )
 
     def whole_responses(self, num_episodes: int) -> list[Fragment]:
@@ -151,12 +147,12 @@ class RolloutPump:
             place = env_runners.index(env_runner)
             count = len(range(place, num_episodes, len(env_runners)))
             self._runners[env_runner].waiting_tickets += count
-            return self._ledger.lease(env_runner, count)
+            return self.ledger.lease(env_runner, count)
 
         return self._one_step(tickets, {"num_engine_steps": None})
 
-    def take(self, env_runner: int, result: SampleResult) -> None:
-        """Books one result.
+    def ingest(self, env_runner: int, result: SampleResult) -> None:
+        """Records one result.
 
         Raises:
             Exception: whatever went wrong in the env-runner.
@@ -169,25 +165,25 @@ class RolloutPump:
             logger.warning(
                 "env-runner %d was restarted; its open tokens are dropped, its prompts go out again", env_runner
             )
-            self._ledger.lose_env_runner(env_runner)
+            self.ledger.lose_env_runner(env_runner)
         if result.version is None:
             runner.incarnation = result.incarnation
             runner.waiting_tickets = 0
-            self._ledger.lose_env_runner(env_runner)
-            self._on_restart(env_runner)
+            self.ledger.lose_env_runner(env_runner)
+            self._weights.revive(env_runner)
             return
         fragments = fragments_from_table(result.fragments)
-        self._ledger.report(
+        self.ledger.report(
             env_runner,
             fragments,
             num_tokens_sampled=result.num_tokens_sampled,
             num_open_tokens=result.num_open_tokens,
         )
-        self._queue.push(fragments)
+        self.queue.push(fragments)
         runner.incarnation = result.incarnation
         runner.waiting_tickets = result.num_waiting_tickets
         runner.oldest_version = result.version if result.oldest_open_version is None else result.oldest_open_version
-        self._count(result, fragments)
+        self._statistics.add(result, fragments)
 
     def abandon(self) -> None:
         """Makes every env-runner drop its open episodes and discards what is under way; for a restored ledger."""
@@ -197,7 +193,46 @@ class RolloutPump:
         elif self._group.local_env_runner is not None:
             self._group.local_env_runner.abandon()
 
-    def take_statistics(self) -> RolloutStatistics:
+    @property
+    def num_requests(self) -> int:
+        """Requests that env-runners have not answered."""
+        return sum(runner.requests for runner in self._runners.values())
+
+    def add_group_sample(self, sample: GroupSample) -> None:
+        """Records what became of the groups of an update: those without variance are dropped."""
+        for group in sample.dropped:
+            self.ledger.record_dropped("no_variance", sum(map(len, group)))
+        if self._group_size > 1:
+            self._statistics.group_sample = sample
+
+    def record_trained(self, num_tokens: int, largest_staleness: int) -> TokenCounts:
+        """Records tokens that learners have trained, as they report it, and returns what became of all.
+
+        Raises:
+            LedgerError: tokens were lost or counted twice.
+        """
+        assert not self._asynchronous or largest_staleness <= self._max_staleness, (
+            "the bound on staleness does not hold"
+        )
+        self.ledger.record_trained(num_tokens)
+        return self.ledger.check(queue_tokens=self.queue.num_tokens + self.groups.num_tokens)
+
+    def restart(self, ledger: Ledger | None = None, queued: Iterable[Fragment] = ()) -> None:
+        """Abandons what is under way and goes on with another ledger (None: a new one) and queue."""
+        self.abandon()
+        self.ledger = ledger or Ledger(seed=self.ledger.seed, group_size=self._group_size)
+        self.queue = TrainQueue()
+        self.queue.push(queued)
+        self.groups = GroupBuffer(self._group_size)
+        self._runners.clear()
+        self._statistics = RolloutStatistics()
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint needs: the ledger, and what waits for an update."""
+        waiting = table_from_fragments(self.queue.fragments() + self.groups.fragments())
+        return {"ledger": self.ledger.state(), "queue": waiting}
+
+    def drain_statistics(self) -> RolloutStatistics:
         """Returns the sums since the last call."""
         statistics, self._statistics = self._statistics, RolloutStatistics()
         return statistics
@@ -210,22 +245,22 @@ class RolloutPump:
             arguments: Of `sample`.
         """
         if self._group.num_remote_env_runners() == 0:
-            self.take(0, self._group.local_env_runner.sample(tickets=tickets(0, [0]), **arguments))
+            self.ingest(0, self._group.local_env_runner.sample(tickets=tickets(0, [0]), **arguments))
         else:
             self._one_remote_step(tickets, arguments)
-        return self._queue.take(self._queue.num_tokens, oldest_allowed_to_stay=0)
+        return self.queue.pop(self.queue.num_tokens, oldest_allowed_to_stay=0)
 
     def _one_remote_step(self, tickets: Callable[[int, list[int]], list[Ticket]], arguments: dict[str, Any]) -> None:
         waiting = Counter[int]()
         last_healthy = time.monotonic()
-        while waiting.total() > 0 or self._queue.num_tokens == 0:
+        while waiting.total() > 0 or self.queue.num_tokens == 0:
             healthy = self._group.healthy_env_runner_ids()
             if waiting.total() == 0:
                 for env_runner in healthy:
                     waiting[env_runner] += self._request(env_runner, tickets(env_runner, healthy), arguments)
             for env_runner, result in self._group.fetch_ready_async_reqs(tags=SAMPLE_TAG, timeout_seconds=0.05):
                 waiting[env_runner] = 0
-                self.take(env_runner, result)
+                self.ingest(env_runner, result)
             self._forget_lost_env_runners()
             for env_runner in set(waiting) - set(self._group.healthy_env_runner_ids()):
                 del waiting[env_runner]
@@ -234,13 +269,13 @@ class RolloutPump:
             else:
                 self._wait_for_health(last_healthy)
 
-    def _send_requests(self, version: int) -> None:
+    def _send_requests(self) -> None:
         healthy = self._group.healthy_env_runner_ids()
-        blocking = set(self._blocking(version, healthy))
+        blocking = set(self._blocking(healthy))
         tokens_of_request = self._num_slots * self._engine_steps
         limit = self._max_staleness * self._batch_tokens
         # Summed up once: a sum for each env-runner would make a turn quadratic in their number.
-        expected = self._queue.num_tokens + self._num_requests() * tokens_of_request
+        expected = self.queue.num_tokens + self.num_requests * tokens_of_request
         for env_runner in healthy:
             runner = self._runners[env_runner]
             while runner.requests < REQUESTS_IN_FLIGHT and (expected < limit or env_runner in blocking):
@@ -264,7 +299,7 @@ class RolloutPump:
         if sent:
             self._runners[env_runner].requests += 1
         else:
-            self._ledger.give_back(env_runner, tickets)
+            self.ledger.return_tickets(env_runner, tickets)
             self._runners[env_runner].waiting_tickets -= len(tickets)
             self._runners[env_runner].requests = REQUESTS_IN_FLIGHT
         return int(sent)
@@ -276,22 +311,19 @@ class RolloutPump:
         if missing <= 0:
             return []
         runner.waiting_tickets += missing
-        return self._ledger.lease(env_runner, missing)
+        return self.ledger.lease(env_runner, missing)
 
-    def _num_requests(self) -> int:
-        return sum(runner.requests for runner in self._runners.values())
-
-    def _blocking(self, version: int, env_runners: Iterable[int]) -> list[int]:
-        """Those of the env-runners whose open windows must close before an update at `version`."""
-        oldest = oldest_allowed_to_stay(version, self._max_staleness)
+    def _blocking(self, env_runners: Iterable[int]) -> list[int]:
+        """Those of the env-runners whose open windows must close before the next update."""
+        oldest = oldest_allowed_to_stay(self._weights.version, self._max_staleness)
         return [env_runner for env_runner in env_runners if self._runners[env_runner].oldest_version < oldest]
 
-    def _may_update(self, version: int) -> bool:
-        """Whether there are tokens for an update at `version` and no open window would be too old after it."""
-        if self._queue.num_tokens < self._batch_tokens:
+    def _may_update(self) -> bool:
+        """Whether there are tokens for an update and no open window would be too old after it."""
+        if self.queue.num_tokens < self._batch_tokens:
             return False
         oldest = (self._runners[env_runner].oldest_version for env_runner in self._group.healthy_env_runner_ids())
-        return may_update(version, self._max_staleness, oldest)
+        return may_update(self._weights.version, self._max_staleness, oldest)
 
     def _forget_lost_env_runners(self) -> None:
         healthy = set(self._group.healthy_env_runner_ids())
@@ -300,10 +332,10 @@ class RolloutPump:
                 logger.warning(
                     "env-runner %d was lost; its open tokens are dropped, its prompts go out again", env_runner
                 )
-            self._ledger.lose_env_runner(env_runner)
+            self.ledger.lose_env_runner(env_runner)
             del self._runners[env_runner]
         # An env-runner can be lost and back between two turns; its requests are then gone without an answer.
-        if self._group.num_in_flight_async_reqs(SAMPLE_TAG) < self._num_requests():
+        if self._group.num_in_flight_async_reqs(SAMPLE_TAG) < self.num_requests:
             for runner in self._runners.values():
                 runner.requests = 0
 
@@ -313,15 +345,3 @@ class RolloutPump:
             raise RuntimeError(f"no env-runner was healthy for {waited:.0f} s; see the actors' logs for the reason")
         self._restore()
         time.sleep(0.5)
-
-    def _count(self, result: SampleResult, fragments: list[Fragment]) -> None:
-        statistics = self._statistics
-        statistics.slot_steps += result.slot_steps
-        statistics.productive_slot_steps += result.productive_slot_steps
-        statistics.refills += result.refills
-        statistics.sampling_seconds += result.seconds
-        statistics.idle_seconds += result.idle_seconds
-        statistics.weight_seconds += result.weight_seconds
-        statistics.fragments += fragments
-        if result.metrics:
-            statistics.runner_metrics.append(result.metrics)

@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 
 from tppo_rl.learner.collective import Collective
 
 
-class Tally:
+class MetricSums:
     """Named sums and maxima. All learners know the same names, so their numbers line up whatever each has seen.
 
-    Numbers stay on the device that they come from until `reduce`, so that collecting them does not wait for a GPU.
+    Beside them stand sums of metrics whose names are not known beforehand (`add_metric`), which learners agree on in
+    `reduce`. Numbers stay on the device that they come from until then, so that collecting them does not wait for a GPU.
     """
 
     def __init__(self, sums: Iterable[str], maxima: Iterable[str]) -> None:
         self._sums: dict[str, list[torch.Tensor | float]] = {name: [] for name in sums}
         self._maxima: dict[str, list[torch.Tensor | float]] = {name: [] for name in maxima}
+        self._metrics: dict[str, list[torch.Tensor]] = {}
 
     def add(self, name: str, value: torch.Tensor | float) -> None:
         """Adds a scalar to the sum `name`, or the sum of a tensor's elements."""
         self._sums[name].append(value.detach().double().sum() if isinstance(value, torch.Tensor) else value)
+
+    def add_metric(self, name: str, value: torch.Tensor) -> None:
+        """Adds the sum of a tensor's elements to that of the metric `name`, whatever it is called."""
+        self._metrics.setdefault(name, []).append(value.detach().double().sum())
 
     def largest(self, name: str, value: torch.Tensor | float) -> None:
         """Raises the maximum `name` to a scalar, or to a tensor's largest element; empty tensors change nothing."""
@@ -32,8 +38,18 @@ class Tally:
 
     def reduce(self, collective: Collective) -> dict[str, float]:
         """Returns the global sums and maxima by name; a maximum that no learner has seen is -inf."""
-        sums = collective.sum_(torch.tensor([sum(map(float, values)) for values in self._sums.values()]).double())
+        sums = _sum_up(self._sums.values(), collective)
         maxima = collective.max_(
             torch.tensor([max(map(float, values), default=float("-inf")) for values in self._maxima.values()]).double()
         )
         return dict(zip([*self._sums, *self._maxima], [*sums.tolist(), *maxima.tolist()], strict=True))
+
+    def reduce_metrics(self, collective: Collective) -> dict[str, float]:
+        """Returns the global sums of the metrics that any learner has seen, by name."""
+        names = collective.union(self._metrics)
+        sums = _sum_up((self._metrics.get(name, []) for name in names), collective)
+        return dict(zip(names, sums.tolist(), strict=True))
+
+
+def _sum_up(values: Iterable[Sequence[torch.Tensor | float]], collective: Collective) -> torch.Tensor:
+    return collective.sum_(torch.tensor([sum(map(float, of_name)) for of_name in values]).double())

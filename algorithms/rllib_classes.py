@@ -1,0 +1,235 @@
+"""RLlib's host of the training loop, and the classes of each algorithm."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from ray.rllib.algorithms.algorithm import Algorithm
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+from ray.rllib.algorithms.registry import ALGORITHMS as RLLIB_ALGORITHMS
+from ray.rllib.core import COMPONENT_LEARNER_GROUP
+from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, LEARNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME
+from ray.tune.registry import register_trainable
+
+from tppo_rl.algorithms.resources import check_resources
+from tppo_rl.algorithms.rllib_config import LanguageModelConfig
+from tppo_rl.algorithms.tppo import TrainingLoop
+from tppo_rl.base_models import resolve_model
+from tppo_rl.config.options import Options
+from tppo_rl.core.algorithm_spec import AlgorithmSpec
+from tppo_rl.core.errors import OptionError
+from tppo_rl.core.fragments import fragments_from_table, table_from_fragments
+from tppo_rl.core.registry import ALGORITHMS
+from tppo_rl.learner.boundaries import BoundaryTracker
+from tppo_rl.learner.client import LearnerClient
+from tppo_rl.observability.metrics import without_unknown
+from tppo_rl.observability.recorder import RunRecorder
+from tppo_rl.rollout.batch_sources import batch_source
+from tppo_rl.rollout.chat import Chat
+from tppo_rl.rollout.controller import RolloutController
+from tppo_rl.rollout.evaluation import HeldoutEvaluator
+from tppo_rl.rollout.ledger import Ledger
+from tppo_rl.rollout.weight_sync import WeightSync
+
+_STATE = "tppo"
+"""Of the loop, in RLlib's state of an algorithm."""
+
+
+class LanguageModelAlgorithm(Algorithm):
+    """RLlib's `Algorithm` around a `TrainingLoop`: lifecycle, checkpoints and results are RLlib's."""
+
+    options: Options
+    loop: TrainingLoop
+
+    def setup(self, config: AlgorithmConfig) -> None:
+        started = time.perf_counter()
+        check_resources(config)
+        super().setup(config)
+        self.options = options = self.config.options
+        chat = Chat.from_pretrained(resolve_model(str(options.models.policy_model)))
+        recorder = RunRecorder(options, self._results_folder(), chat.text)
+        weights = WeightSync(
+            self.learner_group,
+            self.env_runner_group,
+            dtype=options.models.dtype,
+            vocabulary_size=chat.vocabulary_size,
+            first_change=options.critic.critic_warmup_updates + 1,
+        )
+        rollouts = RolloutController(
+            self.env_runner_group,
+            options,
+            weights,
+            restore=lambda: self.restore_env_runners(self.env_runner_group),
+        )
+        self.evaluator = HeldoutEvaluator(options, weights, self._evaluation_group)
+        self.loop = TrainingLoop(
+            rollouts=rollouts,
+            batches=batch_source(options, rollouts, weights),
+            learners=LearnerClient(self.learner_group, options, self.metrics.peek_results),
+            boundaries=BoundaryTracker(options),
+            weights=weights,
+            recorder=recorder,
+            meanwhile=rollouts.poll if options.pipeline.mode == "async" else None,
+        )
+        self._push_and_verify()
+        recorder.add_seconds("setup", time.perf_counter() - started)
+
+    def training_step(self) -> None:
+        """One iteration of the loop; its metrics go to RLlib."""
+        iteration, metrics = self.loop.training_step()
+        self.metrics.aggregate(list(iteration.update.of_learners), key=LEARNER_RESULTS)
+        self.metrics.aggregate(iteration.rollouts.runner_metrics, key=ENV_RUNNER_RESULTS)
+        self.metrics.log_value(NUM_ENV_STEPS_SAMPLED_LIFETIME, iteration.counts.sampled, reduce="item")
+        for name, value in metrics.items():
+            self.metrics.log_value(tuple(name.split("/")), float(value), reduce="item")
+
+    def step(self) -> dict[str, Any]:
+        """RLlib's step, with evaluations by tokens, and what the table of metrics does not hold."""
+        evaluator, ledger = self.evaluator, self.loop.rollouts.ledger
+        if evaluator.is_due_before_training:
+            evaluator.before = self.evaluate()
+        sampled_before = ledger.counts().sampled
+        results = without_unknown(super().step())
+        if evaluator.counts_tokens and evaluator.is_due(sampled_before, ledger.counts().sampled):
+            results |= super()._run_one_evaluation()
+        results["heldout_before"] = evaluator.before
+        results["heldout_latest"] = evaluator.latest
+        results["run"] = self.run_totals()
+        results["tokens"]["dropped_by_reason"] = ledger.counts().dropped
+        results["mode"] = self.options.pipeline.mode
+        results["seed"] = self.options.run.seed
+        return results
+
+    def run_totals(self) -> dict[str, Any]:
+        """Sums over the whole run, for its summary."""
+        return self.loop.recorder.run_totals()
+
+    def evaluate(self, parallel_train_future: Any = None) -> dict[str, Any]:
+        """Answers the held-out prompts, sampled at the training temperature and greedy."""
+        assert parallel_train_future is None
+        with self.loop.recorder.clock("evaluation"):
+            evaluation = self.evaluator.run()
+        self.loop.recorder.record_evaluation(evaluation, self.loop.rollouts.ledger.counts().sampled)
+        return evaluation.statistics()
+
+    def get_state(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        state = dict(super().get_state(*args, **kwargs))
+        state[_STATE] = {
+            **self.loop.rollouts.state(),
+            "hindsight": table_from_fragments(self.loop.boundaries.waiting),
+            "held": self.loop.learners.held_episodes(),
+            "recorder": self.loop.recorder.state(),
+            "evaluations": self.evaluator.state(),
+        }
+        return state
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        super().set_state(state)
+        if _STATE in state:
+            self._restore_loop(state[_STATE])
+
+    def get_checkpointable_components(self) -> list[tuple[str, Any]]:
+        # Env-runners have no state of their own: weights live in learners, prompts and tokens in the ledger.
+        return [(COMPONENT_LEARNER_GROUP, self.learner_group)]
+
+    def restore_from_path(self, path: Any, *args: Any, **kwargs: Any) -> None:
+        super().restore_from_path(path, *args, **kwargs)
+        self._push_and_verify()
+
+    def cleanup(self) -> None:
+        loop = getattr(self, "loop", None)
+        if loop is not None:
+            loop.learners.stop()
+            loop.recorder.close()
+        super().cleanup()
+
+    def _run_one_evaluation(self, parallel_train_future: Any = None) -> dict[str, Any]:
+        """RLlib counts iterations alone."""
+        return {} if self.evaluator.counts_tokens else super()._run_one_evaluation(parallel_train_future)
+
+    def _push_and_verify(self) -> None:
+        self.loop.weights.push()
+        self.loop.recorder.record_probe(self.loop.weights.verify())
+
+    def _evaluation_group(self) -> Any:
+        if self.options.evaluation.evaluation_num_env_runners == 0:
+            return self.env_runner_group
+        group = self.eval_env_runner_group
+        group.sync_weights(from_worker_or_learner_group=self.learner_group, inference_only=True)
+        return group
+
+    def _restore_loop(self, saved: dict[str, Any]) -> None:
+        queued = fragments_from_table(saved["queue"])
+        check_restorable(self.options, saved["ledger"], all(fragment.finished for fragment in queued))
+        self.loop.recorder.restore(saved["recorder"])
+        self.evaluator.restore(saved["evaluations"])
+        self.loop.rollouts.restart(Ledger.from_state(saved["ledger"]), queued)
+        self.loop.boundaries = BoundaryTracker(self.options, fragments_from_table(saved["hindsight"]))
+        self.loop.learners.hold_episodes(saved["held"])
+
+    def _results_folder(self) -> Path:
+        """`results_folder`, else Tune's folder of the trial where it is on this machine, else the trainable's own."""
+        if self.options.run.results_folder is not None:
+            return Path(self.options.run.results_folder)
+        storage = getattr(self, "_storage", None)
+        trial_folder = Path(storage.trial_fs_path) if storage is not None else None
+        return trial_folder if trial_folder is not None and trial_folder.is_dir() else Path(self.logdir)
+
+
+def check_restorable(options: Options, ledger: dict[str, Any], whole_responses_wait: bool) -> None:
+    """Checks that a run with these options can go on from a checkpoint.
+
+    Args:
+        options: Of the run that goes on.
+        ledger: Its state in the checkpoint.
+        whole_responses_wait: Whether all that waits for an update are whole responses.
+
+    Raises:
+        OptionError: groups of another size are open, or windows wait where whole responses are trained.
+    """
+    if ledger["group_size"] != options.groups.group_size:
+        raise OptionError(
+            f"group_size={options.groups.group_size}: the checkpoint has open groups of group_size={ledger['group_size']}; go "
+            "on with that, or begin anew"
+        )
+    if options.whole_responses and not whole_responses_wait:
+        raise OptionError(
+            f"window_length={options.rollout.window_length}: windows of unfinished responses wait in the checkpoint, and whole "
+            "responses are to be trained; go on with the window_length and mode that it was saved with"
+        )
+
+
+_Classes = tuple[type[LanguageModelAlgorithm], type[LanguageModelConfig]]
+_made: dict[str, tuple[AlgorithmSpec, _Classes]] = {}
+
+
+def rllib_classes(spec: AlgorithmSpec) -> _Classes:
+    """RLlib's classes of an algorithm, `NAME` and `NAMEConfig`; the same ones for every call.
+
+    Those of our own specs are found again by their module. Tune knows the algorithm by its name, unless RLlib has one of that
+    name.
+    """
+    known = _made.get(spec.name)
+    if known is not None and known[0] == spec:
+        return known[1]
+    module = ALGORITHMS[spec.name].partition(":")[0] if spec.name in ALGORITHMS else __name__
+    config = type(
+        f"{spec.name}Config",
+        (LanguageModelConfig,),
+        {"__module__": module, "__doc__": f"Configuration of {spec.title}.", "spec": spec},
+    )
+    algorithm = type(
+        spec.name,
+        (LanguageModelAlgorithm,),
+        {
+            "__module__": module,
+            "__doc__": f"{spec.title} ({spec.paper}).",
+            "get_default_config": classmethod(lambda cls: config()),
+        },
+    )
+    _made[spec.name] = spec, (algorithm, config)
+    if spec.name not in RLLIB_ALGORITHMS:
+        register_trainable(spec.name, algorithm)
+    return algorithm, config

@@ -1,0 +1,129 @@
+"""RLlib's host of the options: a config whose attributes are the options by their flat keys."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Self
+
+from ray.rllib.core.rl_module.rl_module import RLModuleSpec
+
+from tppo_rl.algorithms.builder import OptionBuilder
+from tppo_rl.base_models import resolve_model
+from tppo_rl.config.checks import check_attention, check_environment, check_model, check_rules
+from tppo_rl.config.options import OPTIONS, RENAMED_KEYS, Options, with_new_names
+from tppo_rl.core.algorithm_spec import AlgorithmSpec
+from tppo_rl.core.errors import OptionError, unknown_key
+from tppo_rl.learner.learner import TPPOLearner
+from tppo_rl.learner.learner_group import TPPOLearnerGroup
+from tppo_rl.learner.module import LanguageModelModule
+from tppo_rl.rollout.env_runner import VLLMEnvRunner
+from tppo_rl.rollout.train_queue import REQUESTS_IN_FLIGHT
+
+
+class LanguageModelConfig(OptionBuilder):
+    """Configuration of an algorithm; every option with unit, default and meaning is in `tppo_rl.config.sections`.
+
+    `options` holds them typed and in sections; that is what everything else reads. An unknown attribute or key, or a bad value
+    raises `OptionError` (a ValueError) before Ray starts anything.
+    """
+
+    spec: ClassVar[AlgorithmSpec]
+
+    def __init__(self, algo_class: type | None = None) -> None:
+        super().__init__(algo_class=algo_class or self.algorithm_class())
+        for key, value in Options.of(self.spec.options).flat().items():
+            setattr(self, key, value)
+        self.env_runner_cls = VLLMEnvRunner
+        self.max_requests_in_flight_per_env_runner = REQUESTS_IN_FLIGHT
+        self.sample_timeout_s = None
+        self.delay_between_env_runner_restarts_s = 1.0
+        # The driver only passes fragments on; with a CPU of its own, a trial would not fit on two.
+        self.num_cpus_for_main_process = 0
+        # Env-runners have no connectors whose state would have to be synchronized.
+        self._dont_auto_sync_env_runner_states = True
+        self._settable = frozenset(vars(self))
+
+    @classmethod
+    def algorithm_class(cls) -> type:
+        """RLlib's class of the algorithm."""
+        from tppo_rl.algorithms.rllib_classes import rllib_classes
+
+        return rllib_classes(cls.spec)[0]
+
+    @property
+    def options(self) -> Options:
+        """The options, typed and in sections.
+
+        Raises:
+            OptionError: a wrong type, or a value out of bounds.
+        """
+        return Options.of({key: getattr(self, key) for key in OPTIONS})
+
+    def __setattr__(self, key: str, value: Any) -> None:
+        settable = getattr(self, "_settable", None)
+        if settable is not None and not key.startswith("_"):
+            ((key, value),) = with_new_names({key: value}).items()
+            if key not in settable and not hasattr(type(self), key):
+                raise OptionError(unknown_key(key, value, settable))
+        super().__setattr__(key, value)
+
+    def update_from_dict(self, config_dict: dict[str, Any]) -> Self:
+        """Sets options by key, as YAML files and Tune do.
+
+        Raises:
+            OptionError: a key that neither this project nor RLlib knows.
+        """
+        settable = getattr(self, "_settable", frozenset(vars(self)))
+        renamed = with_new_names(config_dict) if any(key in RENAMED_KEYS for key in config_dict) else config_dict
+        for key, value in renamed.items():
+            # `to_dict`, which Tune calls on a config, renames some attributes, such as `lambda_`.
+            attribute = self._translate_special_keys(key, warn_deprecated=False)
+            if not key.startswith("_") and attribute not in settable and not hasattr(type(self), attribute):
+                raise OptionError(unknown_key(key, value, settable))
+        return super().update_from_dict(renamed)
+
+    def validate(self) -> None:
+        """Checks everything that can be checked without an engine.
+
+        Raises:
+            OptionError: names key, value and remedy.
+        """
+        # RLlib makes the evaluation config out of this one, with the number of evaluation env-runners put in.
+        if not self.in_evaluation:
+            options = self.options
+            check_rules(options, self.spec)
+            check_model(options)
+            check_environment(options)
+            check_attention(options)
+        if self.evaluation_parallel_to_training:
+            raise OptionError(
+                "evaluation_parallel_to_training=True: evaluation shares engines with training; set it to False"
+            )
+        super().validate()
+
+    def get_default_rl_module_spec(self) -> RLModuleSpec:
+        options = self.options
+        models = options.models
+        own_critic = models.critic not in ("separate", None)
+        model_config = {
+            "policy_model": resolve_model(str(models.policy_model)),
+            "critic": resolve_model(str(models.critic)) if own_critic else models.critic,
+            "critic_layers": models.critic_layers,
+            "dtype": models.dtype,
+            "lora": None if models.lora is None else models.lora.model_dump(exclude_none=True),
+            "attention": models.attention,
+            "weights_dtype": models.weights_dtype,
+            "gradient_checkpointing": options.learners.gradient_checkpointing,
+        }
+        if options.policy_loss.kl_coef:
+            reference = models.policy_model if models.reference_model == "initial" else models.reference_model
+            model_config["reference_model"] = resolve_model(str(reference))
+        return RLModuleSpec(module_class=LanguageModelModule, model_config=model_config)
+
+    def get_default_learner_class(self) -> type:
+        return TPPOLearner
+
+    def build_learner_group(
+        self, *, env: Any = None, spaces: Any = None, rl_module_spec: Any = None, placement_group: Any = None
+    ) -> TPPOLearnerGroup:
+        spec = rl_module_spec or self.get_multi_rl_module_spec(env=env, spaces=spaces)
+        return TPPOLearnerGroup(config=self.copy(), module_spec=spec, placement_group=placement_group)

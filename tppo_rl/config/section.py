@@ -1,0 +1,77 @@
+"""What the sections of the options are made of: fields with their meaning, conditions under which they are read, rules.
+
+A section is a pydantic model in `tppo_rl.config.sections`. An option is written there once: type, bounds, default, meaning
+(`option`), and in `check` of the same class what it does not go together with. Everything else follows from it: YAML keys,
+builder keywords, `tppo-rl options`, the docs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, NoReturn
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
+
+from tppo_rl.core.errors import OptionError
+from tppo_rl.core.registry import PartSpec
+
+if TYPE_CHECKING:
+    from tppo_rl.config.options import Options
+
+
+class Condition(NamedTuple):
+    """When an option is read."""
+
+    words: str
+    """Ends the sentence "is read only with …"."""
+    holds: Callable[[Options], bool]
+
+
+class Section(BaseModel):
+    """Options that belong together; immutable."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, arbitrary_types_allowed=True)
+
+    def check(self, options: Options) -> None:
+        """Checks what the section's options do not go together with.
+
+        Raises:
+            OptionError: names key, value, reason and remedy.
+        """
+
+
+def option(
+    default: Any, description: str, *, read_with: Condition | None = None, perturbable: bool = False, **bounds: Any
+) -> Any:
+    """A field of a section.
+
+    Args:
+        default: T-PPO's; other algorithms say in their files what they change.
+        description: Meaning and unit, for readers.
+        read_with: Under which condition it is read; None: always. An option that is changed and not read is refused.
+        perturbable: Whether it may differ between the run that saved a checkpoint and the one that goes on from it. Others
+            are in the checkpoint itself, or say what its queued tokens were sampled with.
+        bounds: pydantic's, such as `ge=0`.
+    """
+    extra: Any = {"read_with": read_with, "perturbable": perturbable}
+    return Field(default, description=description, json_schema_extra=extra, **bounds)
+
+
+def refuse(key: str, value: Any, reason: str) -> NoReturn:
+    """Refuses the value of an option.
+
+    Raises:
+        OptionError: always.
+    """
+    raise OptionError(f"{key}={value!r}: {reason}")
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+Pair = Annotated[tuple[float, float], BeforeValidator(_as_tuple)]
+"""Two numbers; YAML has them as a list."""
+
+Part = Annotated[PartSpec, BeforeValidator(PartSpec.parse), PlainSerializer(PartSpec.flat, return_type=Any)]
+"""A registered name, `module:object`, or a mapping of `type` and arguments (see `tppo_rl.core.registry`)."""

@@ -1,0 +1,124 @@
+"""Options of the policy's advantages."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
+
+from tppo_rl.config.section import Condition, Part, Section, option, refuse
+from tppo_rl.core.registry import PartSpec
+
+if TYPE_CHECKING:
+    from tppo_rl.config.options import Options
+
+LENGTH_ADAPTIVE = "length_adaptive"
+"""Value of `lambda_` that makes it depend on the length of the response."""
+
+
+def _estimator(options: Options) -> str:
+    return options.advantages.advantage_estimator.name
+
+
+_ESTIMATOR = "advantage_estimator"
+_BY_VALUES = Condition(f"{_ESTIMATOR}='egae' or 'gae'", lambda options: _estimator(options) != "group_relative")
+_EGAE = Condition(f"{_ESTIMATOR}='egae'", lambda options: _estimator(options) not in ("gae", "group_relative"))
+_GROUP_RELATIVE = Condition(
+    f"{_ESTIMATOR}='group_relative'", lambda options: _estimator(options) not in ("egae", "gae")
+)
+_WINDOWS = Condition("a window_length below max_response_length", lambda options: options.rollout.has_windows)
+_NORMALIZED = Condition("advantage_normalization", lambda options: options.advantages.advantage_normalization != "none")
+
+
+class AdvantageOptions(Section):
+    """How the policy's advantages are estimated."""
+
+    advantage_estimator: Part = option(
+        PartSpec("egae"),
+        "`egae` (T-PPO); `gae`: whole episodes only (PPO); `group_relative`: returns against those of the other responses to "
+        "the prompt (GRPO), without a critic; or `module:object` of an estimator of one's own.",
+    )
+    gamma: float = option(1.0, "Discount for each token (T-PPO: 1).", gt=0, le=1, read_with=_BY_VALUES)
+    lambda_: Annotated[float, Field(ge=0, le=1)] | Literal["length_adaptive"] = option(
+        0.95,
+        "Decay of the policy's advantages; `length_adaptive`: 1 - 1 / (lambda_alpha * l) for a response of l tokens so far "
+        "(VAPO).",
+        read_with=_BY_VALUES,
+        perturbable=True,
+    )
+    lambda_alpha: float = option(0.05, "alpha of the length-adaptive lambda (VAPO: 0.05).", gt=0)
+    boundary_value: Literal["hold", "bootstrap", "tail_corrected"] = option(
+        "hold",
+        "V(s_l) of an unfinished fragment: `hold` takes V(s_(l-1)) (T-PPO), `bootstrap` the critic's, `tail_corrected` the "
+        "critic's with renormalized weights (arXiv 2602.03386).",
+        read_with=_EGAE,
+    )
+    unfinished_advantage_scale: float = option(
+        1.0,
+        "Factor of the advantages of windows that did not finish. Where rewards come at the end, these are differences of "
+        "the critic's values: noise, as far as it does not explain returns (`critic/explained_variance`). 1 is T-PPO; 0 "
+        "trains finished windows alone.",
+        ge=0,
+        le=1,
+        read_with=_WINDOWS,
+        perturbable=True,
+    )
+    hindsight: bool = option(
+        False,
+        "When an episode has ended, its earlier windows are trained once more on the return minus the boundary value that "
+        "was used, with truncated importance weights.",
+    )
+    advantage_normalization: Literal["none", "whiten", "scale"] = option(
+        "none", "`whiten`: mean 0 and standard deviation 1; `scale`: the latter alone."
+    )
+    advantage_normalization_scope: Literal["batch", "group"] = option(
+        "batch",
+        "Normalize over the batch of all learners, or over the responses to each prompt in it.",
+        read_with=_NORMALIZED,
+    )
+    group_scale: bool = option(
+        True,
+        "Divide group-relative advantages by the group's standard deviation; False is Dr. GRPO (arXiv 2503.20783).",
+        read_with=_GROUP_RELATIVE,
+    )
+
+    def check(self, options: Options) -> None:
+        """Checks that the estimator has what it needs."""
+        name, rollout = self.advantage_estimator.name, options.rollout
+        if name == "gae" and rollout.has_windows:
+            refuse(
+                "advantage_estimator",
+                name,
+                f"plain GAE has no value for a response that goes on after window_length={rollout.window_length}; set "
+                "window_length to null, or advantage_estimator to 'egae'",
+            )
+        if name == "group_relative" and not options.whole_responses:
+            refuse(
+                "advantage_estimator",
+                name,
+                "responses are compared when all of a group have ended, at the end of a step of whole responses; set mode to "
+                "'sync' and window_length to null",
+            )
+        if self.hindsight:
+            self._check_hindsight(options)
+        if self.advantage_normalization_scope == "group" and options.groups.group_size == 1:
+            refuse("advantage_normalization_scope", "group", "there are no groups; set group_size to 2 or more")
+
+    def _check_hindsight(self, options: Options) -> None:
+        reason = None
+        if options.rollout.window == options.rollout.max_response_length:
+            reason = "without windows there is no earlier one to correct; set it to False, or a window_length"
+        elif self.advantage_normalization != "none":
+            reason = (
+                f"it adds to the advantage that was used, which advantage_normalization={self.advantage_normalization!r} has "
+                "changed; set one of them off"
+            )
+        elif self.unfinished_advantage_scale != 1:
+            reason = (
+                "it adds to the advantage that was used, of which "
+                f"unfinished_advantage_scale={self.unfinished_advantage_scale} leaves a part; set one of them off"
+            )
+        elif options.policy_loss.kl_coef and options.policy_loss.kl_in == "reward":
+            reason = "the return that it compares with has no KL in it; set kl_in to 'loss'"
+        if reason is not None:
+            refuse("hindsight", self.hindsight, reason)

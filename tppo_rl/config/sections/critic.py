@@ -1,0 +1,114 @@
+"""Options of the critic's training."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import PositiveInt
+
+from tppo_rl.config.section import Condition, Section, option, refuse
+from tppo_rl.config.sections.models import HAS_CRITIC
+from tppo_rl.config.sections.optimizer import Schedule
+
+if TYPE_CHECKING:
+    from tppo_rl.config.options import Options
+
+_REGRESSES_LAMBDA_RETURNS = Condition(
+    "critic_targets='lambda_returns' or 'include_unfinished'",
+    lambda options: options.critic.critic_targets != "monte_carlo",
+)
+
+
+class CriticOptions(Section):
+    """What the critic regresses, and how it is trained."""
+
+    critic_lr: Schedule = option(
+        2e-6,
+        "Learning rate of the critic (VAPO: twice the policy's): a number or a schedule.",
+        read_with=HAS_CRITIC,
+        perturbable=True,
+    )
+    critic_targets: Literal["monte_carlo", "lambda_returns", "include_unfinished"] = option(
+        "monte_carlo",
+        "`monte_carlo` returns of finished episodes (T-PPO, VAPO); their `lambda_returns`; `include_unfinished`: A_t + V(s_t) "
+        "on unfinished windows as well (what T-PPO argues against).",
+        read_with=HAS_CRITIC,
+    )
+    critic_lambda: float = option(
+        1.0,
+        "Decay of the critic's lambda-returns (VC-PPO: 1).",
+        ge=0,
+        le=1,
+        read_with=_REGRESSES_LAMBDA_RETURNS,
+    )
+    value_batch_tokens: PositiveInt | None = option(
+        None,
+        "Finished episodes are held until they have that many response tokens per learner; None: trained at once.",
+        read_with=HAS_CRITIC,
+    )
+    value_clip: float | None = option(
+        None,
+        "Most that a value may move from the one before the update, in units of reward (PPO2: 0.2).",
+        gt=0,
+        read_with=HAS_CRITIC,
+        perturbable=True,
+    )
+    critic_num_epochs: PositiveInt = option(
+        1,
+        "Passes of the critic over the finished episodes of a batch.",
+        read_with=HAS_CRITIC,
+        perturbable=True,
+    )
+    critic_minibatch_size: PositiveInt | None = option(
+        None, "Response tokens of a critic step, per learner; None: all of a batch's.", read_with=HAS_CRITIC
+    )
+    critic_warmup_updates: int = option(
+        0, "First updates, in which the policy is frozen (VC-PPO).", ge=0, read_with=HAS_CRITIC
+    )
+    critic_grad_clip: float | None = option(
+        1.0, "Largest global gradient norm of the critic.", gt=0, read_with=HAS_CRITIC, perturbable=True
+    )
+    parallel_critic: bool = option(
+        False,
+        "Train the critic in a thread of its own while the policy trains: for one learner on a CPU, beside a core that is not "
+        "always busy. The result is the same.",
+        read_with=HAS_CRITIC,
+    )
+
+    def check(self, options: Options) -> None:
+        """Checks held episodes, and the critic's thread."""
+        learners = options.learners
+        if self.parallel_critic and learners.num_learners > 1:
+            refuse(
+                "parallel_critic",
+                self.parallel_critic,
+                f"num_learners={learners.num_learners} exchange gradients in one order; set it to false, or num_learners to 1",
+            )
+        if self.parallel_critic and learners.num_gpus_per_learner:
+            refuse(
+                "parallel_critic",
+                self.parallel_critic,
+                f"num_gpus_per_learner={learners.num_gpus_per_learner}, and a GPU takes the work of both threads one after the "
+                "other; set it to false",
+            )
+        if self.value_batch_tokens is None:
+            return
+        if self.critic_targets != "monte_carlo":
+            refuse(
+                "value_batch_tokens",
+                self.value_batch_tokens,
+                f"critic_targets={self.critic_targets!r} depends on values that have changed when held episodes are trained; "
+                "set critic_targets to 'monte_carlo', or value_batch_tokens to null",
+            )
+        if self.value_clip is not None:
+            refuse(
+                "value_clip",
+                self.value_clip,
+                "values of held episodes are not kept; set it or value_batch_tokens to null",
+            )
+        if options.policy_loss.has_kl_in_rewards:
+            refuse(
+                "value_batch_tokens",
+                self.value_batch_tokens,
+                "held episodes have the environment's rewards alone; set kl_in to 'loss'",
+            )

@@ -1,0 +1,48 @@
+"""Options of groups: several responses to one prompt."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pydantic import PositiveInt
+
+from tppo_rl.config.section import Condition, Section, option, refuse
+
+if TYPE_CHECKING:
+    from tppo_rl.config.options import Options
+
+_DYNAMIC = Condition("dynamic_sampling", lambda options: options.groups.dynamic_sampling)
+
+
+class GroupOptions(Section):
+    """Several responses to one prompt."""
+
+    group_size: PositiveInt = option(1, "Responses to each prompt (GRPO 64, DAPO and VAPO 16); 1: no groups.")
+    dynamic_sampling: bool = option(
+        False,
+        "Groups whose returns are all equal teach nothing: they are dropped, counted, and replaced (DAPO). With `rewards` "
+        "other than `environment` those that are all right or all wrong, whatever `overlong_fraction` takes off.",
+    )
+    dynamic_sampling_max_rounds: PositiveInt = option(
+        10, "Rounds of sampling after which an update takes the groups that there are.", read_with=_DYNAMIC
+    )
+
+    def check(self, options: Options) -> None:
+        """Checks that groups come whole where they are compared."""
+        if options.advantages.advantage_estimator.name == "group_relative" and self.group_size == 1:
+            refuse("group_size", self.group_size, "a response has no others to be compared with; set it to 2 or more")
+        num_slots = options.rollout.num_slots
+        if options.whole_responses and num_slots % self.group_size:
+            refuse(
+                "group_size",
+                self.group_size,
+                f"a step has {num_slots} slots, which are no whole number of groups; make num_envs_per_env_runner x "
+                "num_env_runners a multiple of it",
+            )
+        if self.dynamic_sampling and (self.group_size == 1 or not options.whole_responses):
+            refuse(
+                "dynamic_sampling",
+                self.dynamic_sampling,
+                "whether a group has variance is known when all its responses have ended; it needs group_size of 2 or more, "
+                "mode='sync' and window_length=null",
+            )

@@ -1,0 +1,93 @@
+"""Options of the models: policy, critic, reference, and how the learners hold them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import BeforeValidator, PositiveFloat, PositiveInt
+
+from tppo_rl.config.section import Condition, Section, option, refuse
+
+if TYPE_CHECKING:
+    from tppo_rl.config.options import Options
+
+HAS_CRITIC = Condition("a critic", lambda options: options.models.critic is not None)
+HAS_REFERENCE = Condition("kl_coef above 0", lambda options: options.policy_loss.kl_coef > 0)
+ALL_LINEAR = "all-linear"
+
+
+def _targets(value: Any) -> Any:
+    names = isinstance(value, list | tuple) and value and all(isinstance(name, str) for name in value)
+    if not names and value != ALL_LINEAR:
+        raise ValueError(
+            "must be a list of names of linear layers, such as ['q_proj', 'v_proj'], or 'all-linear'; leave it out for the "
+            "latter"
+        )
+    return tuple(value) if names else value
+
+
+class LoraOptions(Section):
+    """Adapters in place of all weights (arXiv 2106.09685)."""
+
+    rank: PositiveInt = option(..., "Rank of the adapters, for example 16.")
+    alpha: PositiveFloat | None = option(None, "Scale of the adapters; None: 2 * rank.")
+    target_modules: Annotated[str | tuple[str, ...], BeforeValidator(_targets)] = option(
+        ALL_LINEAR, "Names of linear layers, or `all-linear`."
+    )
+
+
+class ModelOptions(Section):
+    """Which models are trained, and in which number formats."""
+
+    policy_model: str | None = option(
+        None, "Folder or hub id of the policy: any transformers causal language model with a chat template."
+    )
+    critic: str | None = option(
+        "separate",
+        "`separate`: own backbone started from the policy's folder; a folder or hub id: its backbone; None: no critic "
+        "(group-relative advantages).",
+    )
+    critic_layers: PositiveInt | None = option(
+        None,
+        "First so many layers of its backbone that the critic has, a cheaper critic; None: all.",
+        read_with=HAS_CRITIC,
+    )
+    reference_model: str = option(
+        "initial",
+        "Model that `kl_coef` keeps the policy close to: `initial` is `policy_model`; else folder or hub id.",
+        read_with=HAS_REFERENCE,
+    )
+    dtype: Literal["float32", "bfloat16"] = option("float32", "Of policy, critic and engine.")
+    weights_dtype: Literal["float32", "bfloat16"] = option(
+        "float32",
+        "Of the trainer's weights, gradients and moments: `float32` master weights, or `bfloat16`: half the memory, small "
+        "steps are rounded away.",
+    )
+    lora: LoraOptions | None = option(
+        None,
+        "Trains adapters of policy and critic in place of their weights: `rank`, `alpha` (default 2 * rank) and "
+        "`target_modules` (names of linear layers, or `all-linear`, the default); None: trains all weights.",
+    )
+    attention: Literal["sdpa", "flash_attention_2", "flex_attention"] = option(
+        "sdpa", "Attention kernels of the learners; all but `sdpa` need a GPU."
+    )
+
+    def check(self, options: Options) -> None:
+        """Checks number formats, and that there is a critic where values are needed."""
+        if self.weights_dtype == "bfloat16" and self.dtype == "float32":
+            refuse(
+                "weights_dtype",
+                self.weights_dtype,
+                "with dtype='float32' the computation would be finer than the weights that it trains; set dtype to "
+                "'bfloat16', or weights_dtype to 'float32'",
+            )
+        estimator = options.advantages.advantage_estimator.name
+        if estimator == "group_relative" and self.critic is not None:
+            refuse("critic", self.critic, "group-relative advantages need no values; set critic to null")
+        if estimator in ("egae", "gae") and self.critic is None:
+            refuse(
+                "critic",
+                self.critic,
+                f"advantage_estimator={estimator!r} needs values; set critic to 'separate', or advantage_estimator to "
+                "'group_relative'",
+            )

@@ -1,0 +1,88 @@
+"""Options of the policy's optimizer and of batch sizes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import AfterValidator, BeforeValidator, PositiveInt
+
+from tppo_rl.config.section import Pair, Section, option, refuse
+from tppo_rl.core.schedules import fault
+
+if TYPE_CHECKING:
+    from tppo_rl.config.options import Options
+
+
+def _decay_rates(betas: tuple[float, float]) -> tuple[float, float]:
+    if not all(0 <= beta < 1 for beta in betas):
+        raise ValueError("must be two decay rates in [0, 1), such as [0.9, 0.99]")
+    return betas
+
+
+def _two(value: Any) -> Any:
+    if isinstance(value, list | tuple) and len(value) != 2:
+        raise ValueError("must be two decay rates in [0, 1), such as [0.9, 0.99]")
+    return value
+
+
+def _rising(rate: Any) -> Any:
+    if isinstance(rate, int | float):
+        if not rate > 0:
+            raise ValueError("input should be greater than 0")
+    elif (problem := fault(rate)) is not None:
+        raise ValueError(problem)
+    return rate
+
+
+Schedule = Annotated[
+    float | list[list[float] | tuple[float, float]] | tuple[tuple[float, float], ...], AfterValidator(_rising)
+]
+"""A positive number, or RLlib's schedule: pairs of trained tokens and rate."""
+
+
+class OptimizerOptions(Section):
+    """AdamW, and how a batch is divided into its steps. The critic's own are in its section."""
+
+    train_batch_size_per_learner: PositiveInt = option(
+        4096, "Sampled tokens of an update, per learner (async; in sync one step of all slots)."
+    )
+    minibatch_size: PositiveInt | None = option(
+        None, "Sampled tokens of an optimizer step, per learner; None: the whole batch."
+    )
+    num_epochs: PositiveInt = option(1, "Passes of the policy over a batch.", perturbable=True)
+    policy_token_fraction: float = option(
+        1.0,
+        "Fraction of a batch's tokens that the policy trains: fragments are sampled by a bound on their gradient (their "
+        "advantages, and how uncertain their tokens were) and weighted with one over their probability, so that the expected "
+        "gradient is the same (arXiv 1803.00942); 1 trains all.",
+        gt=0,
+        le=1,
+        perturbable=True,
+    )
+    lr: Schedule = option(
+        1e-6,
+        "Learning rate of the policy: a number, or RLlib's schedule `[[tokens, rate], …]` over the tokens trained, with "
+        "straight lines between, such as `[[0, 2e-4], [100000, 2e-5]]`.",
+        perturbable=True,
+    )
+    lr_warmup_updates: int = option(
+        0,
+        "Updates over which the policy's learning rate rises linearly, counted after the critic's warm-up.",
+        ge=0,
+    )
+    adam_betas: Annotated[Pair, BeforeValidator(_two), AfterValidator(_decay_rates)] = option(
+        (0.9, 0.99), "AdamW's betas, both models."
+    )
+    weight_decay: float = option(0.0, "AdamW's weight decay, both models.", ge=0)
+    grad_clip: float | None = option(1.0, "Largest global gradient norm of the policy.", gt=0, perturbable=True)
+
+    def check(self, options: Options) -> None:
+        """Checks what goes together with fragments that are sampled by their advantages."""
+        if self.policy_token_fraction < 1 and options.policy_loss.positive_lm_coef:
+            refuse(
+                "policy_token_fraction",
+                self.policy_token_fraction,
+                "fragments are sampled by their advantages, which "
+                f"positive_lm_coef={options.policy_loss.positive_lm_coef} does not look at; set it to 1, or positive_lm_coef "
+                "to 0",
+            )

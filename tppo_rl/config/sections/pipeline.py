@@ -1,0 +1,59 @@
+"""Options of the pipeline: how sampling and training are coupled."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from tppo_rl.config.section import Section, option, refuse
+
+if TYPE_CHECKING:
+    from tppo_rl.config.options import Options
+
+_LOG_PROB_DIFF_ALARM = {"float32": 1e-3, "bfloat16": 0.05}
+
+
+class PipelineOptions(Section):
+    """How sampling and training are coupled."""
+
+    mode: Literal["async", "sync"] = option(
+        "async", "`sync`: one window, one update (the paper); `async`: env-runners never wait for updates."
+    )
+    max_staleness: int = option(2, "Most policy versions between a token's sampling and its training (async).", ge=0)
+    kv_on_update: Literal["recompute", "keep"] = option(
+        "recompute", "Keys and values of running requests at a weight update: computed anew, or kept."
+    )
+    log_prob_diff_alarm: float | None = option(
+        None,
+        "Mean difference of engine's and trainer's log-probs that raises an alarm, nats; None: by dtype.",
+        gt=0,
+    )
+
+    def largest_log_prob_diff(self, dtype: str) -> float:
+        """Mean difference of log-probs, nats, above which the alarm goes on."""
+        return self.log_prob_diff_alarm or _LOG_PROB_DIFF_ALARM[dtype]
+
+    def check(self, options: Options) -> None:
+        """Checks that an asynchronous run can go on, and is corrected for staleness."""
+        if self.mode == "sync":
+            return
+        if self.max_staleness == 0:
+            refuse(
+                "max_staleness",
+                self.max_staleness,
+                "mode='async' trains tokens that are at least one update old; set max_staleness to 1 or more, or mode to "
+                "'sync'",
+            )
+        if options.rollout.num_env_runners == 0:
+            refuse(
+                "num_env_runners",
+                options.rollout.num_env_runners,
+                "mode='async' needs an env-runner beside the learner; set num_env_runners to 1 or more, or mode to 'sync'",
+            )
+        if options.policy_loss.off_policy_correction == "none":
+            refuse(
+                "off_policy_correction",
+                options.policy_loss.off_policy_correction,
+                "in mode='async' tokens are older than the trainer's weights, and old log-probs recomputed by the trainer "
+                "make every ratio 1, so that nothing is corrected or clipped; set it to 'behavior', 'decoupled' or "
+                "'truncated_importance', or mode to 'sync'",
+            )

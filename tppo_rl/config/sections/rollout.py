@@ -1,0 +1,98 @@
+"""Options of sampling: env-runners, windows, caps, the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import ConfigDict, PositiveInt, model_validator
+
+from tppo_rl.config.section import Section, option, refuse
+
+if TYPE_CHECKING:
+    from tppo_rl.config.options import Options
+
+
+class SamplingOptions(Section):
+    """How training responses are sampled."""
+
+    temperature: float = option(1.0, "Above 0; log-probs are taken after it.", gt=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _whole_distribution(cls, values: Any) -> Any:
+        for key, value in values.items() if isinstance(values, Mapping) else ():
+            if key != "temperature":
+                raise ValueError(
+                    f"sampling.{key}={value!r}: training takes log-probs at the temperature alone, so the engine must sample "
+                    "from the whole distribution; remove the key"
+                )
+        return values
+
+
+class EngineOptions(Section):
+    """The engine: our own keys, and beside them those of the engine itself (vLLM's EngineArgs)."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: str = option("vllm", "`vllm`, or `module:object` of an engine of one's own (`tppo_rl.rollout.engine`).")
+    device: Literal["cpu", "cuda"] | None = option(None, "`cpu` or `cuda`; None: by `num_gpus_per_env_runner`.")
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What goes to the engine itself."""
+        return dict(self.model_extra or {})
+
+
+class RolloutOptions(Section):
+    """Env-runners, windows and caps."""
+
+    num_env_runners: int = option(1, "Env-runner actors; 0 samples in the main process (sync only).", ge=0)
+    num_envs_per_env_runner: PositiveInt = option(32, "Slots of an env-runner.")
+    num_cpus_per_env_runner: float = option(1, "CPUs of an env-runner, and so its engine's threads.", ge=0)
+    num_gpus_per_env_runner: float = option(0, "GPUs of an env-runner; with any its engine runs on them.", ge=0)
+    window_length: PositiveInt | None = option(64, "Most sampled tokens of a fragment; None: the whole response (PPO).")
+    max_response_length: PositiveInt = option(256, "Cap on all tokens after the prompt.")
+    max_prompt_length: PositiveInt = option(256, "Longest prompt, in tokens; a longer one is an error.")
+    sampling: SamplingOptions = option(
+        SamplingOptions(temperature=1.0), "`temperature` > 0 of training responses; log-probs are taken after it."
+    )
+    engine: EngineOptions = option(
+        EngineOptions(),
+        "`type` (`vllm`, or an engine of one's own), `device` (`cpu`, `cuda`), `kv_cache_gib` (CPU), `linear` (CPU: "
+        "`in_place`, or `packed`: faster steps of wide models, slow updates), `multiprocessing`, and vLLM's EngineArgs. "
+        "Evaluations fill `max_num_seqs`, by default the number of slots.",
+    )
+    engine_steps_per_sample: PositiveInt | None = option(
+        None, "Engine steps of one request to an env-runner in async mode; None is min(window_length, 32)."
+    )
+
+    @property
+    def window(self) -> int:
+        """Most sampled tokens of a fragment."""
+        return self.max_response_length if self.window_length is None else self.window_length
+
+    @property
+    def has_windows(self) -> bool:
+        """Whether responses are cut before their cap."""
+        return self.window < self.max_response_length
+
+    @property
+    def num_slots(self) -> int:
+        """Slots of all env-runners."""
+        return self.num_envs_per_env_runner * max(1, self.num_env_runners)
+
+    @property
+    def engine_steps(self) -> int:
+        """Engine steps of one request in async mode."""
+        return self.engine_steps_per_sample or min(self.window, 32)
+
+    def check(self, options: Options) -> None:
+        """Checks lengths."""
+        if self.window > self.max_response_length:
+            refuse(
+                "window_length",
+                self.window_length,
+                f"longer than max_response_length={self.max_response_length}, so no window would ever be cut; set "
+                f"window_length to {self.max_response_length} or less",
+            )

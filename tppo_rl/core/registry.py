@@ -1,0 +1,249 @@
+"""The doors for what users bring: rewards, advantage estimators, policy losses, engines and algorithms by name.
+
+An option that stands for a part is a registered name, or the place of an object of the user's own:
+
+    policy_loss: cispo                                      a registered name
+    policy_loss: {type: cispo, cap: 5.0}                    with arguments
+    policy_loss: my_package.losses:squared                  an object of an importable module
+    policy_loss: {type: ./losses.py:squared, scale: 2.0}    an object of a file
+
+Objects are found by their place in every process, so nothing of the user's is pickled. Environments have Gymnasium's own
+registry.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from tppo_rl.core.errors import OptionError, unknown_key, unknown_value
+
+
+@dataclass(frozen=True)
+class PartSpec:
+    """What an option says of a part: which object, with which arguments."""
+
+    name: str
+    """A registered name, `module:object`, or `file.py:object`."""
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, value: Any) -> PartSpec:
+        """Reads `name`, or a mapping of `type` and arguments.
+
+        Raises:
+            ValueError: neither.
+        """
+        if isinstance(value, PartSpec):
+            return value
+        if isinstance(value, str):
+            return cls(value)
+        if isinstance(value, Mapping) and isinstance(value.get("type"), str):
+            return cls(value["type"], {str(key): given for key, given in value.items() if key != "type"})
+        raise ValueError("must be a name, module:object, or a mapping with `type` and the arguments of that object")
+
+    def flat(self) -> str | dict[str, Any]:
+        """The value as a user writes it."""
+        return {"type": self.name, **self.arguments} if self.arguments else self.name
+
+    @property
+    def is_registered(self) -> bool:
+        """Whether it is a name, not a place."""
+        return ":" not in self.name
+
+
+class Registry(Mapping[str, str]):
+    """Names of one kind of part, and the places of their objects (`module:object`).
+
+    Args:
+        option: The option that takes such a part, for messages.
+        places: Place by name. An object is imported when it is asked for.
+        by_keyword: Whether parts are called with keyword arguments, so that a keyword-only parameter need not be a setting.
+    """
+
+    def __init__(self, option: str, places: Mapping[str, str], *, by_keyword: bool = False) -> None:
+        self._option = option
+        self._by_keyword = by_keyword
+        self._places = dict(places)
+
+    def __getitem__(self, name: str) -> str:
+        return self._places[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def register(self, name: str, place: str) -> None:
+        """Adds a name.
+
+        Raises:
+            ValueError: the name is taken, or the place is not `module:object`.
+        """
+        if name in self._places:
+            raise ValueError(f"{self._option}: the name {name!r} is taken by {self._places[name]}")
+        if ":" not in place:
+            raise ValueError(f"{self._option}: the place of {name!r} must be module:object, got {place!r}")
+        self._places[name] = place
+
+    def find(self, name: str) -> Any:
+        """The object of a registered name or of a place.
+
+        Raises:
+            OptionError: no such name, module or object.
+        """
+        place = self._places.get(name, name)
+        module_name, separator, attribute = place.rpartition(":")
+        if not separator or not module_name or not attribute:
+            known = f"{unknown_value(self._option, name, self)}, or module:object for one of your own"
+            raise OptionError(known)
+        try:
+            found: Any = _module(module_name)
+            for part in attribute.split("."):
+                found = getattr(found, part)
+        except (ImportError, OSError) as error:
+            raise OptionError(
+                f"{self._option}={name!r}: {module_name} cannot be imported: {error}; what stands before the colon must be "
+                "an importable module or a Python file"
+            ) from None
+        except AttributeError:
+            raise OptionError(
+                f"{self._option}={name!r}: {module_name} has no {attribute!r}; give a name that it defines"
+            ) from None
+        return found
+
+    def resolve(self, spec: PartSpec) -> Callable[..., Any]:
+        """The part, ready to be called: the object with its arguments checked and bound.
+
+        A class is called with the arguments, so that its own model checks them. Of a function they must be keyword-only
+        parameters (named ones, where parts are called by keyword), and are checked against their annotations.
+
+        Raises:
+            OptionError: no such object, or arguments that it does not take.
+        """
+        found = self.find(spec.name)
+        if inspect.isclass(found):
+            return self._instance(found, spec)
+        if not callable(found):
+            raise OptionError(f"{self._option}={spec.name!r}: is a {type(found).__name__}, which cannot be called")
+        arguments = self._checked(found, spec)
+        return partial(found, **arguments) if arguments else found
+
+    def _instance(self, found: type, spec: PartSpec) -> Any:
+        try:
+            return found(**spec.arguments)
+        except ValidationError as error:
+            problem = error.errors()[0]
+            key = ".".join([self._option, *map(str, problem["loc"])])
+            raise OptionError(f"{key}={problem['input']!r}: {problem['msg']}") from None
+        except (TypeError, ValueError) as error:
+            raise OptionError(f"{self._option}={spec.flat()!r}: {error}") from None
+
+    def _checked(self, found: Callable[..., Any], spec: PartSpec) -> dict[str, Any]:
+        """The arguments of a function as its annotations have them."""
+        parameters = inspect.signature(found, eval_str=False).parameters
+        settings = {inspect.Parameter.KEYWORD_ONLY}
+        if self._by_keyword:
+            settings.add(inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        own = {name: p for name, p in parameters.items() if p.kind in settings}
+        annotations = _annotations(found)
+        checked = {}
+        for key, value in spec.arguments.items():
+            if key not in own:
+                words = [f"{self._option}.{name}" for name in own]
+                takes = f"{spec.name} takes {', '.join(own)}" if own else f"{spec.name} takes no arguments; remove it"
+                raise OptionError(f"{unknown_key(f'{self._option}.{key}', value, words).partition('; ')[0]}; {takes}")
+            try:
+                checked[key] = TypeAdapter(annotations.get(key, Any)).validate_python(value)
+            except ValidationError as error:
+                raise OptionError(f"{self._option}.{key}={value!r}: {error.errors()[0]['msg']}") from None
+        missing = [name for name, p in own.items() if p.default is p.empty and name not in checked]
+        if missing and not self._by_keyword:
+            raise OptionError(f"{self._option}={spec.flat()!r}: {spec.name} needs {', '.join(missing)}; give them")
+        return checked
+
+
+def _annotations(found: Callable[..., Any]) -> dict[str, Any]:
+    try:
+        return inspect.get_annotations(found, eval_str=True)
+    except Exception:
+        # What stands under TYPE_CHECKING cannot be evaluated; then nothing is known of the types.
+        return {}
+
+
+def _module(name: str) -> ModuleType:
+    """Imports a module by name, or a Python file by its path."""
+    if not name.endswith(".py"):
+        return importlib.import_module(name)
+    path = Path(name).resolve()
+    unique = f"tppo_rl_user_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    if unique in sys.modules:
+        return sys.modules[unique]
+    spec = importlib.util.spec_from_file_location(unique, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[unique] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[unique]
+        raise
+    return module
+
+
+ALGORITHMS = Registry(
+    "run",
+    {
+        "TPPO": "tppo_rl.algorithms.tppo:SPEC",
+        "PPO": "tppo_rl.algorithms.ppo:SPEC",
+        "VAPO": "tppo_rl.algorithms.vapo:SPEC",
+        "GRPO": "tppo_rl.algorithms.grpo:SPEC",
+        "DAPO": "tppo_rl.algorithms.dapo:SPEC",
+        "GSPO": "tppo_rl.algorithms.gspo:SPEC",
+        "CISPO": "tppo_rl.algorithms.cispo:SPEC",
+    },
+)
+"""Places of `AlgorithmSpec`s."""
+ADVANTAGES = Registry(
+    "advantage_estimator",
+    {
+        "egae": "tppo_rl.learner.advantages:extended_advantages",
+        "gae": "tppo_rl.learner.advantages:plain_advantages",
+        "group_relative": "tppo_rl.learner.advantages:group_advantages",
+    },
+)
+"""Places of advantage estimators, see `tppo_rl.learner.advantages`."""
+POLICY_LOSSES = Registry(
+    "policy_loss",
+    {
+        "clipped": "tppo_rl.learner.policy_losses:clipped",
+        "cispo": "tppo_rl.learner.policy_losses:cispo",
+        "gspo": "tppo_rl.learner.policy_losses:gspo",
+    },
+)
+"""Places of policy losses, see `tppo_rl.learner.policy_losses`."""
+REWARDS = Registry(
+    "rewards",
+    {
+        "environment": "tppo_rl.rollout.rewards:environment",
+        "zero_one": "tppo_rl.rollout.rewards:zero_one",
+        "plus_minus_one": "tppo_rl.rollout.rewards:plus_minus_one",
+    },
+    by_keyword=True,
+)
+"""Places of rewards, see `tppo_rl.rollout.rewards`."""
+ENGINES = Registry("engine.type", {"vllm": "tppo_rl.rollout.vllm_engine:VLLMEngine"})
+"""Places of engines, see `tppo_rl.rollout.engine`."""

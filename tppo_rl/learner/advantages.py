@@ -1,0 +1,119 @@
+"""The policy's advantages, estimated from fragments and the critic's values.
+
+An estimator is a function `(batch, values, options) -> advantages`: a `TrainBatch` of B fragments whose windows have at most T
+sampled tokens, `CriticValues` (None without a critic), and float32 [B, T] out, padding 0. Those of this file are registered by
+name (`tppo_rl.core.registry.ADVANTAGES`); one of your own is named by its place, `advantage_estimator: my_module:my_estimator`."""
+
+from __future__ import annotations
+
+import torch
+
+from tppo_rl.config.options import Options
+from tppo_rl.config.sections.advantages import LENGTH_ADAPTIVE
+from tppo_rl.learner.batch import TrainBatch
+from tppo_rl.learner.collective import Collective, SingleLearner
+from tppo_rl.learner.values import CriticValues
+from tppo_rl.maths.advantages import boundary_values, egae, gae, hindsight_advantages, length_adaptive_lambda
+from tppo_rl.maths.group_advantages import group_relative_advantages
+from tppo_rl.maths.normalization import group_moments, normalize
+
+
+def policy_lambda(batch: TrainBatch, options: Options) -> float | torch.Tensor:
+    """Returns lambda of the policy's advantages: a number, or float32 [B] where it depends on the response's length."""
+    if options.advantages.lambda_ == LENGTH_ADAPTIVE:
+        return length_adaptive_lambda(batch.all_sampled.lengths, alpha=options.advantages.lambda_alpha)
+    return float(options.advantages.lambda_)
+
+
+def extended_advantages(batch: TrainBatch, values: CriticValues | None, options: Options) -> torch.Tensor:
+    """Returns the extended GAE of the window's tokens, float32 [B, T] (see `tppo_rl.maths.advantages`).
+
+    Those of unfinished windows count `unfinished_advantage_scale`.
+    Windows in hindsight get what their first advantages would have been more with the true return at the boundary.
+    """
+    assert values is not None, "extended GAE needs a critic"
+    window, lambda_ = batch.window, policy_lambda(batch, options)
+    at_boundary = boundary_values(
+        values.window, values.after, window.lengths, batch.finished, options.advantages.boundary_value
+    )
+    tail_corrected = ~batch.finished if options.advantages.boundary_value == "tail_corrected" else None
+    advantages = egae(
+        window.rewards,
+        values.window,
+        at_boundary,
+        window.lengths,
+        gamma=options.advantages.gamma,
+        lambda_=lambda_,
+        tail_corrected=tail_corrected,
+    )
+    if options.advantages.unfinished_advantage_scale != 1:
+        scales = torch.where(batch.finished, 1.0, options.advantages.unfinished_advantage_scale)
+        advantages = advantages * scales[:, None]
+    if not batch.hindsight.any():
+        return advantages
+    corrections = hindsight_advantages(
+        batch.residuals,
+        torch.zeros_like(batch.residuals),
+        window.lengths,
+        window.tokens.shape[1],
+        gamma=options.advantages.gamma,
+        lambda_=lambda_,
+        tail_corrected=tail_corrected,
+    )
+    return torch.where(batch.hindsight[:, None], corrections, advantages)
+
+
+def plain_advantages(batch: TrainBatch, values: CriticValues | None, options: Options) -> torch.Tensor:
+    """Returns the GAE of whole episodes, float32 [B, T].
+
+    Raises:
+        ValueError: a fragment is unfinished, or is not its whole episode.
+    """
+    assert values is not None, "GAE needs a critic"
+    _require_whole_episodes(batch, "gae")
+    return gae(
+        batch.window.rewards,
+        values.window,
+        batch.window.lengths,
+        gamma=options.advantages.gamma,
+        lambda_=policy_lambda(batch, options),
+    )
+
+
+def group_advantages(batch: TrainBatch, values: CriticValues | None, options: Options) -> torch.Tensor:
+    """Returns each response's group-relative advantage on all of its tokens, float32 [B, T]; padding 0.
+
+    Raises:
+        ValueError: as for `plain_advantages`.
+    """
+    _require_whole_episodes(batch, "group_relative")
+    groups = batch.groups.unique(return_inverse=True)[1]
+    relative = group_relative_advantages(batch.window.rewards.sum(dim=1), groups, scale=options.advantages.group_scale)
+    return torch.where(batch.window.mask, relative[:, None], 0.0)
+
+
+def _require_whole_episodes(batch: TrainBatch, estimator: str) -> None:
+    if not bool(batch.finished.all()) or not torch.equal(batch.window.lengths, batch.all_sampled.lengths):
+        raise ValueError(
+            f"advantage_estimator={estimator!r}: a fragment is not a whole episode; train with window_length=None, or with "
+            "advantage_estimator='egae'"
+        )
+
+
+def normalized_advantages(
+    batch: TrainBatch, advantages: torch.Tensor, options: Options, collective: Collective | None = None
+) -> torch.Tensor:
+    """Returns advantages [B, T] with unit spread over the batch of all learners, or over each group.
+
+    Groups are those of this learner's share; the host gives all responses to a prompt to one learner.
+    """
+    if options.advantages.advantage_normalization == "none":
+        return advantages
+    per_group = options.advantages.advantage_normalization_scope == "group"
+    groups = batch.groups.unique(return_inverse=True)[1] if per_group else torch.zeros_like(batch.groups)
+    num_groups = int(groups.max()) + 1 if per_group and len(batch) else 1
+    moments = group_moments(advantages, batch.window.mask, groups, num_groups)
+    if not per_group:
+        moments = (collective or SingleLearner()).sum_(moments)
+    center = options.advantages.advantage_normalization == "whiten"
+    return normalize(advantages, batch.window.mask, groups, moments, center=center)

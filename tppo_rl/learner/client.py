@@ -1,0 +1,88 @@
+"""The driver's side of learning: a batch of fragments to the learners, their report back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from ray.rllib.core import DEFAULT_MODULE_ID
+from ray.rllib.core.learner.training_data import TrainingData
+
+from tppo_rl.config.options import Options
+from tppo_rl.core.fragments import Fragment, concatenate_tables, table_from_fragments
+from tppo_rl.core.update_report import UpdateReport
+from tppo_rl.learner.learner import FRAGMENT_REPORT, STALENESS_HISTOGRAM, TPPOLearner
+from tppo_rl.learner.partition import partition
+
+
+class LearnerClient:
+    """Trains batches on RLlib's learner group.
+
+    Args:
+        learner_group: RLlib's LearnerGroup of `TPPOLearner`s.
+        options: Of the run.
+        read_metrics: Gives the numbers behind RLlib's metrics (`MetricsLogger.peek_results`).
+    """
+
+    def __init__(
+        self, learner_group: Any, options: Options, read_metrics: Callable[[Mapping[str, Any]], Mapping[str, float]]
+    ) -> None:
+        self._learner_group = learner_group
+        self._options = options
+        self._read_metrics = read_metrics
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="update")
+
+    def update(self, fragments: Sequence[Fragment], meanwhile: Callable[[], object] | None = None) -> UpdateReport:
+        """Trains fragments.
+
+        Args:
+            fragments: What to train, windows in hindsight among them.
+            meanwhile: Called again and again as long as it takes; None waits.
+        """
+        data = self._training_data(fragments)
+        if meanwhile is None:
+            return self._report(self._learner_group.update(training_data=data))
+        update: Future[list[dict[str, Any]]]
+        update = self._thread.submit(self._learner_group.update, training_data=data)
+        while not update.done():
+            meanwhile()
+        return self._report(update.result())
+
+    def ask(self, question: Callable[[Any], Any]) -> list[Any]:
+        """The answers of all learners to a question about themselves."""
+        return [result.get() for result in self._learner_group.foreach_learner(question)]
+
+    def held_episodes(self) -> pa.Table:
+        """Finished episodes that wait for a full value batch, of all learners."""
+        return concatenate_tables(self.ask(TPPOLearner.held_episodes))
+
+    def hold_episodes(self, table: pa.Table) -> None:
+        """Gives learners back what `held_episodes` returned."""
+        self.ask(partial(TPPOLearner.hold_episodes, table=table))
+
+    def stop(self) -> None:
+        """Waits for an update that is under way and takes no more."""
+        self._thread.shutdown(wait=True)
+
+    def _training_data(self, fragments: Sequence[Fragment]) -> TrainingData:
+        learners = self._options.learners
+        if not self._learner_group.is_remote:
+            return TrainingData(episodes=list(fragments))
+        shares = partition(
+            fragments,
+            learners.num_learners,
+            whole_groups=self._options.groups.group_size > 1,
+            same_learner=learners.context_cache_tokens > 0,
+        )
+        return TrainingData(batches=[table_from_fragments(share) for share in shares])
+
+    def _report(self, results: list[dict[str, Any]]) -> UpdateReport:
+        fragments = pa.concat_tables([result.pop(FRAGMENT_REPORT) for result in results])
+        # Every learner has the one of all.
+        histogram, *_ = [np.asarray(result.pop(STALENESS_HISTOGRAM)) for result in results]
+        metrics = self._read_metrics(results[0][DEFAULT_MODULE_ID])
+        return UpdateReport(metrics, fragments, histogram, results)

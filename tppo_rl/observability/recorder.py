@@ -1,0 +1,193 @@
+"""The run recorder: clocks, totals, alarms and files of a run.
+
+clock(part) ─┐
+evaluation ──┼──▶ Iteration ──▶ metrics ──▶ alarms, TensorBoard, rollouts/*.parquet, boundary_errors.jsonl
+update … ────┘                     └──────▶ totals of the run
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tppo_rl.config.options import Options
+from tppo_rl.core.boundaries import ClosedBoundary
+from tppo_rl.core.update_report import UpdateReport
+from tppo_rl.observability.alarms import Alarms
+from tppo_rl.observability.boundary_errors import position_bin_width
+from tppo_rl.observability.iteration import Iteration
+from tppo_rl.observability.metrics import heldout_metrics
+from tppo_rl.observability.tensorboard import RunLog, TextOf
+from tppo_rl.observability.totals import RunTotals
+from tppo_rl.rollout.evaluation import Evaluation
+from tppo_rl.rollout.ledger import TokenCounts
+from tppo_rl.rollout.statistics import RolloutStatistics
+from tppo_rl.rollout.weight_sync import LogProbDiff
+
+logger = logging.getLogger(__name__)
+
+
+class Recorded(NamedTuple):
+    """An iteration and its metrics, alarms among them."""
+
+    iteration: Iteration
+    metrics: Mapping[str, float]
+
+
+class RunRecorder:
+    """Turns what happens in a run into metrics, files and warnings.
+
+    Args:
+        options: Of the run.
+        folder: For the files.
+        to_text: Decodes tokens for a reader.
+    """
+
+    def __init__(self, options: Options, folder: Path, to_text: TextOf) -> None:
+        self.totals = RunTotals()
+        self.num_iterations = 0
+        """Iterations of the whole run."""
+        self._largest_diff = options.pipeline.largest_log_prob_diff(options.models.dtype)
+        self._alarms = Alarms(asynchronous=options.pipeline.mode == "async", refills=not options.whole_responses)
+        self._alarms_on: set[str] = set()
+        self._mismatch = False
+        self._log = RunLog(
+            folder,
+            fragments_per_iteration=options.run.rollout_log_fragments,
+            to_text=to_text,
+            seed=options.run.seed,
+            position_bin_width=position_bin_width(options.rollout.max_response_length),
+        )
+        self._started = time.perf_counter()
+        self._iteration_started = self._started
+        self._sampled_before = 0
+        self._seconds: dict[str, float] = {}
+        self._heldout_diff: LogProbDiff | None = None
+        self._probe_diff: float | None = None
+
+    @contextmanager
+    def clock(self, part: str) -> Iterator[None]:
+        """Takes the time of a part of the run."""
+        started = time.perf_counter()
+        yield
+        self.add_seconds(part, time.perf_counter() - started)
+
+    def add_seconds(self, part: str, seconds: float) -> None:
+        """Adds wall-clock to a part of the run and of the iteration."""
+        self.totals.add_seconds(part, seconds)
+        self._seconds[part] = seconds
+
+    def begin_iteration(self) -> None:
+        """Starts the iteration's clock."""
+        self._iteration_started = time.perf_counter()
+
+    def record(
+        self,
+        update: UpdateReport,
+        closed: Sequence[ClosedBoundary],
+        counts: TokenCounts,
+        rollouts: RolloutStatistics,
+        probe_diff: float | None,
+    ) -> Recorded:
+        """Records an iteration: writes its files, warns of alarms, adds it to the totals.
+
+        Args:
+            update: What learners report.
+            closed: Boundaries whose episodes have ended.
+            counts: Tokens of the run.
+            rollouts: What env-runners did.
+            probe_diff: Of the proof of weights; None where none was due.
+        """
+        self.num_iterations += 1
+        self._seconds["iteration"] = time.perf_counter() - self._iteration_started
+        iteration = Iteration(
+            number=self.num_iterations,
+            update=update,
+            closed=closed,
+            counts=counts,
+            rollouts=rollouts,
+            sampled_before=self._sampled_before,
+            seconds=self._seconds,
+            probe_diff=self._probe_diff if probe_diff is None else probe_diff,
+            heldout_diff=self._heldout_diff,
+        )
+        self.totals.add_rollouts(rollouts)
+        self.totals.add_update(update)
+        metrics = iteration.metrics()
+        metrics |= self._watch_mismatch(metrics) | self._watch_for_alarms(metrics)
+        self._write(iteration, metrics)
+        self._sampled_before = counts.sampled
+        self._seconds, self._heldout_diff, self._probe_diff, self._mismatch = {}, None, None, False
+        return Recorded(iteration, metrics)
+
+    def record_probe(self, difference: float) -> None:
+        """Records a proof of weights outside of an iteration."""
+        self._probe_diff = difference
+
+    def record_evaluation(self, evaluation: Evaluation, sampled_tokens: int) -> None:
+        """Records an evaluation that was made when the run had sampled so many tokens."""
+        values = heldout_metrics(evaluation.statistics())
+        difference = self._heldout_diff = evaluation.log_prob_diff
+        if difference is not None:
+            self._compare(difference)
+            values["mismatch/heldout_log_prob_diff_mean"] = difference.mean
+            values["mismatch/heldout_log_prob_diff_max"] = difference.largest
+        self._log.scalars(sampled_tokens, values)
+
+    def run_totals(self) -> dict[str, Any]:
+        """Sums over the whole run, for its summary."""
+        wall_s = self.totals.wall_s + time.perf_counter() - self._started
+        return self.totals.state() | {"wall_s": wall_s, "slot_occupancy_lifetime": self.totals.slot_occupancy}
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint needs."""
+        totals = self.totals.state() | {"wall_s": self.run_totals()["wall_s"]}
+        return {"totals": totals, "num_iterations": self.num_iterations}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Goes on from what `state` returned."""
+        self.totals = RunTotals(**state["totals"])
+        self.num_iterations = int(state["num_iterations"])
+
+    def close(self) -> None:
+        """Flushes and closes the files."""
+        self._log.close()
+
+    def _write(self, iteration: Iteration, metrics: Mapping[str, float]) -> None:
+        step = iteration.counts.sampled
+        self._log.boundary_errors(iteration.number, iteration.closed)
+        self._log.histogram(step, "staleness/histogram", iteration.update.staleness_histogram)
+        self._log.scalars(step, metrics)
+        self._log.rollouts(iteration.number, step, iteration.rollouts.fragments)
+
+    def _watch_mismatch(self, metrics: Mapping[str, float]) -> dict[str, float]:
+        """Whether trainer and engine disagree on tokens that the trainer's own weights sampled; absent if there were none."""
+        mean = metrics.get("mismatch/fresh_log_prob_diff_mean")
+        if mean is not None:
+            self._compare(LogProbDiff(mean, metrics["mismatch/fresh_log_prob_diff_max"]))
+        elif self._heldout_diff is None:
+            return {}
+        return {"mismatch/alarm": float(self._mismatch)}
+
+    def _compare(self, difference: LogProbDiff) -> None:
+        self.totals.largest_fresh_log_prob_diff = max(self.totals.largest_fresh_log_prob_diff, difference.largest)
+        if difference.mean > self._largest_diff:
+            self._mismatch = True
+            logger.warning(
+                "engine and trainer disagree: log-probs of tokens of the trainer's own version differ by %.2e nats on average, "
+                "alarm at %.0e; look at kv_on_update, dtype and sampling",
+                difference.mean,
+                self._largest_diff,
+            )
+
+    def _watch_for_alarms(self, metrics: Mapping[str, float]) -> dict[str, float]:
+        """Warns of every alarm that goes on; returns which are on now."""
+        alarms = {alarm.name: alarm.message for alarm in self._alarms.watch(metrics)}
+        for name in alarms.keys() - self._alarms_on:
+            logger.warning("%s: %s", name, alarms[name])
+        self._alarms_on = set(alarms)
+        return {f"alarm/{name}": float(name in alarms) for name in self._alarms.names()}

@@ -1,0 +1,72 @@
+"""Where the fragments of an update come from: what distinguishes asynchronous from synchronous training, and windows from groups."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from tppo_rl.config.options import Options
+from tppo_rl.core.fragments import Fragment
+from tppo_rl.rollout.controller import RolloutController, Weights
+from tppo_rl.rollout.groups import sample_groups
+from tppo_rl.rollout.rewards import ENVIRONMENT
+
+
+class BatchSource(Protocol):
+    """Gives the fragments of one update after another."""
+
+    def next(self) -> list[Fragment]:
+        """Waits for the fragments of the next update."""
+
+
+class AsyncWindows:
+    """Windows as they come, oldest first, while env-runners go on sampling."""
+
+    def __init__(self, rollouts: RolloutController) -> None:
+        self._rollouts = rollouts
+
+    def next(self) -> list[Fragment]:
+        return self._rollouts.next_batch()
+
+
+class SyncWindows:
+    """One window of every slot, all of the newest weights: the paper."""
+
+    def __init__(self, rollouts: RolloutController, weights: Weights) -> None:
+        self._rollouts = rollouts
+        self._weights = weights
+
+    def next(self) -> list[Fragment]:
+        self._weights.wait_until_delivered()
+        return self._rollouts.one_window()
+
+
+class WholeGroups:
+    """One whole response of every slot, in groups; those without variance are replaced where the options say so."""
+
+    def __init__(self, rollouts: RolloutController, weights: Weights, options: Options) -> None:
+        self._rollouts = rollouts
+        self._weights = weights
+        self._options = options.groups
+        self._num_groups = options.rollout.num_slots // options.groups.group_size
+        self._by_correctness = options.rewards.rewards.name != ENVIRONMENT
+
+    def next(self) -> list[Fragment]:
+        self._weights.wait_until_delivered()
+        sample = sample_groups(
+            self._rollouts.whole_responses,
+            self._rollouts.groups,
+            num_groups=self._num_groups,
+            group_size=self._options.group_size,
+            replace=self._options.dynamic_sampling,
+            max_rounds=self._options.dynamic_sampling_max_rounds,
+            by_correctness=self._by_correctness,
+        )
+        self._rollouts.add_group_sample(sample)
+        return sample.fragments
+
+
+def batch_source(options: Options, rollouts: RolloutController, weights: Weights) -> BatchSource:
+    """The source that the options ask for."""
+    if options.pipeline.mode == "async":
+        return AsyncWindows(rollouts)
+    return WholeGroups(rollouts, weights, options) if options.whole_responses else SyncWindows(rollouts, weights)

@@ -1,0 +1,45 @@
+"""What env-runners did since the last update, summed over them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from tppo_rl.core.fragments import Fragment
+from tppo_rl.rollout.groups import GroupSample
+from tppo_rl.rollout.sample_result import SampleResult
+
+
+@dataclass
+class RolloutStatistics:
+    """Sums over the results of env-runners; seconds are summed over env-runners."""
+
+    slot_steps: int = 0
+    productive_slot_steps: int = 0
+    refills: int = 0
+    sampling_seconds: float = 0.0
+    idle_seconds: float = 0.0
+    weight_seconds: float = 0.0
+    fragments: list[Fragment] = field(default_factory=list)
+    group_sample: GroupSample | None = None
+    """What whole groups were sampled for the update; None where groups do not matter."""
+    runner_metrics: list[dict[str, Any]] = field(default_factory=list)
+    """RLlib's, of each result."""
+
+    @property
+    def seconds(self) -> float:
+        """Env-runners' time in all."""
+        return self.sampling_seconds + self.idle_seconds + self.weight_seconds
+
+    def add(self, result: SampleResult, fragments: Sequence[Fragment]) -> None:
+        """Adds one result, given the fragments that it holds."""
+        self.slot_steps += result.slot_steps
+        self.productive_slot_steps += result.productive_slot_steps
+        self.refills += result.refills
+        self.sampling_seconds += result.seconds
+        self.idle_seconds += result.idle_seconds
+        self.weight_seconds += result.weight_seconds
+        self.fragments += fragments
+        if result.metrics:
+            self.runner_metrics.append(result.metrics)
