@@ -19,7 +19,7 @@ METHODS: dict[str, tuple[tuple[str, ...], str]] = {
     "env_runners": (("rollout", "groups", "rewards"), "Sets windows, caps, sampling, groups, rewards and engine."),
     "learners": (("learners",), "Sets what learners hold, share and compute at a time."),
     "training": (
-        ("optimizer", "advantages", "policy_loss", "critic"),
+        ("optimizer", "compute", "advantages", "policy_loss", "critic"),
         "Sets estimator, losses, optimizers and batch sizes.",
     ),
     "pipeline": (("pipeline",), "Sets how sampling and training are coupled."),

@@ -74,7 +74,7 @@ class LanguageModelAlgorithm(Algorithm):
             meanwhile=rollouts.poll if options.pipeline.mode == "async" else None,
         )
         self._push_and_verify()
-        recorder.add_seconds("setup", time.perf_counter() - started)
+        recorder.totals.add_seconds("setup", time.perf_counter() - started)
 
     def training_step(self) -> None:
         """One iteration of the loop; its metrics go to RLlib."""

@@ -6,6 +6,7 @@ import re
 import shlex
 from importlib import import_module
 from pathlib import Path
+from typing import get_args
 
 import click
 import pytest
@@ -13,7 +14,8 @@ import ray
 from click.testing import CliRunner
 
 from tppo_rl.cli import main
-from tppo_rl.config.options import Options
+from tppo_rl.config.options import OPTIONS
+from tppo_rl.core.registry import ADVANTAGES, POLICY_LOSSES
 from tppo_rl.experiment.run import quiet_libraries
 
 ROOT = Path(__file__).parents[1]
@@ -67,6 +69,7 @@ def test_functions_and_tests_of_the_equations_exist() -> None:
         for module, function in re.findall(r"`(\w+)\.(\w+)`", functions):
             assert callable(getattr(import_module(f"tppo_rl.maths.{module}"), function))
         for option in re.findall(r"`(\w+)(?:: \w+)?`", options):
-            assert option in Options.model_fields or option in str(Options.model_json_schema()), option
+            values = {value for known in OPTIONS.values() for value in get_args(known.info.annotation)}
+            assert option in OPTIONS or option in values | set(POLICY_LOSSES) | set(ADVANTAGES), option
         ((file, name),) = re.findall(r"`([\w.]+)::(\w+)`", test)
         assert f"def {name}(" in (ROOT / "tests" / "maths" / file).read_text(encoding="utf-8"), name

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 import ray
-from tppo_rl.algorithms.tppo_config import TPPOConfig
 
+from tppo_rl.algorithms import TPPOConfig
 from tppo_rl.experiment.run import quiet_libraries
 
 

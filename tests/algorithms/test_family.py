@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import pickle
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -10,23 +12,24 @@ import pytest
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.tune.registry import get_trainable_cls
-from tppo_rl.algorithms.tppo_config import TPPOConfig
-from tppo_rl.config.presets import PRESETS
 
+import tppo_rl
 import tppo_rl.algorithms
-from tppo_rl.algorithms.dapo import DAPO, DAPOConfig
-from tppo_rl.algorithms.grpo import GRPOConfig
-from tppo_rl.algorithms.ppo import PPOConfig
-from tppo_rl.algorithms.tppo import TPPO
-from tppo_rl.algorithms.vapo import VAPOConfig
-from tppo_rl.config.options import Options
+from tppo_rl.algorithms import DAPO, DAPOConfig, GRPOConfig, PPOConfig, TPPOConfig, VAPOConfig
+from tppo_rl.algorithms.builder import METHODS, option_keys
+from tppo_rl.algorithms.rllib_classes import LanguageModelAlgorithm, rllib_classes
+from tppo_rl.algorithms.rllib_config import LanguageModelConfig
+from tppo_rl.config.options import OPTIONS, algorithm_spec
 from tppo_rl.core.errors import OptionError
 from tppo_rl.core.metric_table import METRICS
+from tppo_rl.core.registry import ALGORITHMS
 
 KNOWN_METRICS = {metric.name for metric in METRICS}
 
 
-def small(config: TPPOConfig, folder: Path, *, num_env_runners: int = 0, **options: Any) -> TPPOConfig:
+def small(
+    config: LanguageModelConfig, folder: Path, *, num_env_runners: int = 0, **options: Any
+) -> LanguageModelConfig:
     values = {
         "env": "tppo_rl/ArithmeticChain-v0",
         "policy_model": "tppo_rl/arithmetic-chain",
@@ -43,7 +46,7 @@ def small(config: TPPOConfig, folder: Path, *, num_env_runners: int = 0, **optio
     return config.update_from_dict(values | critic | options)
 
 
-def losses(algorithm: TPPO, iterations: int) -> list[tuple[float, ...]]:
+def losses(algorithm: LanguageModelAlgorithm, iterations: int) -> list[tuple[float, ...]]:
     rows = []
     for _ in range(iterations):
         result = algorithm.train()
@@ -63,13 +66,13 @@ def test_ppo_is_tppo_in_sync_mode_with_a_window_of_the_cap(tmp_path: Path) -> No
     ):
         algorithm = config.build_algo()
         rows.append(losses(algorithm, 3))
-        assert 0 < algorithm._accounts.slot_occupancy < 0.95, "slots wait for the longest response"
+        assert 0 < algorithm.loop.recorder.totals.slot_occupancy < 0.95, "slots wait for the longest response"
         algorithm.stop()
     assert rows[0] == rows[1]
     assert len({row[0] for row in rows[0]}) == 3
 
 
-def assert_adds_up(algorithm: TPPO, result: dict[str, Any]) -> None:
+def assert_adds_up(algorithm: LanguageModelAlgorithm, result: dict[str, Any]) -> None:
     tokens = result["tokens"]
     assert tokens["sampled"] == tokens["trained"] + sum(tokens["dropped_by_reason"].values())
     assert result["mismatch"]["ratio_deviation_max"] <= 1e-4
@@ -159,15 +162,15 @@ def test_hindsight_and_held_episodes_survive_a_checkpoint(tmp_path: Path) -> Non
         assert tokens["trained"] == result["training_iteration"] * 16 * 8, "the second training is not counted"
         assert result["staleness"]["max"] == 0, "nor does it count as stale"
     assert seen > 0
-    due, held = len(algorithm._hindsight.due), algorithm._ask_learners(lambda learner: learner.held_episodes())
-    assert held[0].num_rows > 0
+    due, held = len(algorithm.loop.boundaries.waiting), algorithm.loop.learners.held_episodes()
+    assert held.num_rows > 0
     assert "loss" not in result["critic"], "the value batch is not full"
     checkpoint = algorithm.save_to_path(str(tmp_path / "checkpoint"))
     algorithm.stop()
     restored = config.copy().build_algo()
     restored.restore_from_path(checkpoint)
-    assert len(restored._hindsight.due) == due
-    assert restored._ask_learners(lambda learner: learner.held_episodes())[0].equals(held[0])
+    assert len(restored.loop.boundaries.waiting) == due
+    assert restored.loop.learners.held_episodes().equals(held)
     restored.stop()
 
 
@@ -189,15 +192,18 @@ def test_a_checkpoint_of_sharded_learners_goes_on_with_one(tmp_path: Path) -> No
     restored.stop()
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", ALGORITHMS)
 def test_names_lead_to_classes(name: str) -> None:
-    algorithm = tppo_rl.algorithms.algorithm_class(name)
-    config = getattr(tppo_rl.algorithms, f"{name}Config")
-    assert algorithm.__name__ == name
+    spec = algorithm_spec(name)
+    algorithm, config = rllib_classes(spec)
+    for package in (tppo_rl, tppo_rl.algorithms, import_module(f"tppo_rl.algorithms.{name.lower()}")):
+        assert getattr(package, name) is algorithm
+        assert getattr(package, f"{name}Config") is config
+    assert (algorithm.__name__, config.__name__) == (name, f"{name}Config")
     assert type(algorithm.get_default_config()) is config
-    assert config.algorithm == name
+    assert config.spec is spec
     assert config().algo_class is algorithm
-    assert tuple(PRESETS) == tppo_rl.algorithms.ALGORITHMS
+    assert pickle.loads(pickle.dumps(algorithm)) is algorithm
     if name != "PPO":
         assert get_trainable_cls(name) is algorithm
 
@@ -213,30 +219,56 @@ def test_names_lead_to_classes(name: str) -> None:
     ],
 )
 def test_what_makes_an_algorithm_cannot_be_changed(
-    tmp_path: Path, config: type[TPPOConfig], options: dict[str, Any], message: str
+    tmp_path: Path, config: type[LanguageModelConfig], options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(OptionError, match=message):
         small(config(), tmp_path, **options).validate()
 
 
 def test_every_option_has_a_place_in_the_builder() -> None:
-    methods = ("environment", "language_model", "env_runners", "learners", "training", "pipeline", "evaluation")
-    methods += ("debugging", "reporting")
-    arguments = {
+    of_rllib = {
         name
-        for method in methods
-        for host in (TPPOConfig, AlgorithmConfig)
-        if hasattr(host, method)
-        for name in inspect.signature(getattr(host, method)).parameters
+        for method in ("environment", "debugging")
+        for name in inspect.signature(getattr(AlgorithmConfig, method)).parameters
     }
-    # The folder is the runner's or Tune's business.
-    assert set(Options.model_fields) - arguments == {"results_folder"}
+    ours = [key for method in METHODS for key in option_keys(method)]
+    assert len(ours) == len(set(ours))
+    assert set(ours) | of_rllib >= set(OPTIONS)
 
 
-def test_the_builder_sets_what_it_is_given() -> None:
+@pytest.mark.parametrize("method", METHODS)
+def test_the_builder_sets_what_it_is_given(method: str) -> None:
     config = TPPOConfig()
-    for method in ("language_model", "env_runners", "learners", "training", "pipeline", "reporting"):
-        for name in set(inspect.signature(getattr(TPPOConfig, method)).parameters) & set(Options.model_fields):
-            value = object()
-            getattr(config, method)(**{name: value})
-            assert getattr(config, name) is value, f"{method}({name}=…)"
+    for key in option_keys(method):
+        of_rllib = key in vars(AlgorithmConfig())
+        value = 3 if of_rllib else object()
+        assert getattr(config, method)(**{key: value}) is config
+        assert getattr(config, key) is value, f"{method}({key}=…)"
+        assert f"{key}: {OPTIONS[key].description}" in getattr(TPPOConfig, method).__doc__
+    with pytest.raises(OptionError, match=rf"^{option_keys(method)[0]}x=1: unknown option, did you mean"):
+        getattr(config, method)(**{f"{option_keys(method)[0]}x": 1})
+
+
+def test_the_builder_takes_old_names_and_the_model_alone(caplog: pytest.LogCaptureFixture) -> None:
+    config = TPPOConfig().training(loss_mean="response").language_model("a/model")
+    config.policy_token_share = 0.5
+    options = config.options
+    assert (options.policy_loss.loss_aggregation, options.models.policy_model) == ("response", "a/model")
+    assert options.optimizer.policy_token_fraction == 0.5
+    assert "loss_mean is now called loss_aggregation" in caplog.text
+    with pytest.raises(TypeError, match="by keyword"):
+        config.training(1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("GSPO", {"group_size": 4}), ("CISPO", {"group_size": 4, "policy_loss": {"type": "cispo", "cap": 1.01}})],
+)
+def test_losses_that_came_through_the_door(tmp_path: Path, name: str, options: dict[str, Any]) -> None:
+    algorithm = small(rllib_classes(algorithm_spec(name))[1](), tmp_path, num_epochs=2, lr=1e-3, **options).build_algo()
+    for _ in range(2):
+        result = algorithm.train()
+        assert_adds_up(algorithm, result)
+    measured = "sequence_ratio" if name == "GSPO" else "cap_fraction"
+    assert 0 < result["policy"][measured] < 2
+    algorithm.stop()

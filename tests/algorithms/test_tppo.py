@@ -12,16 +12,24 @@ import pytest
 import ray
 from ray.tune.registry import get_trainable_cls
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tppo_rl.algorithms.tppo_config import TPPOConfig
 
-from tppo_rl.algorithms.tppo import TPPO
+from tppo_rl.algorithms import TPPO, TPPOConfig
+from tppo_rl.algorithms.rllib_classes import check_restorable
+from tppo_rl.config.options import Options
 from tppo_rl.core.errors import OptionError
 from tppo_rl.core.fragments import FRAGMENT_SCHEMA
 from tppo_rl.core.metric_table import METRICS
 from tppo_rl.observability.boundary_errors import read_boundary_errors
+from tppo_rl.rollout.ledger import Ledger
 
 KNOWN_METRICS = {metric.name for metric in METRICS}
-OF_OPTIONS = {"hindsight/advantage_mean", "policy/positive_lm_loss", "policy/reference_kl"}
+OF_OPTIONS = {
+    "hindsight/advantage_mean",
+    "policy/positive_lm_loss",
+    "policy/reference_kl",
+    "policy/cap_fraction",
+    "policy/sequence_ratio",
+}
 """Metrics of parts that are off by default."""
 
 
@@ -29,7 +37,7 @@ def assert_accounts_add_up(algorithm: TPPO, result: dict[str, Any]) -> None:
     tokens = result["tokens"]
     dropped = sum(tokens["dropped_by_reason"].values())
     assert tokens["sampled"] == tokens["trained"] + tokens["queued"] + tokens["in_flight"] + dropped
-    assert algorithm._ledger.check(queue_tokens=algorithm._queue.num_tokens).unaccounted == 0
+    assert algorithm.loop.rollouts.record_trained(0, 0).unaccounted == 0
 
 
 def test_async_run_survives_a_lost_env_runner_and_a_restore(small_config: TPPOConfig, tmp_path: Path) -> None:
@@ -117,10 +125,10 @@ def _restore_and_go_on(config: TPPOConfig, checkpoint: str, saved: dict[str, Any
         for name, weight in before.items():
             np.testing.assert_array_equal(weight, after[name])
     ledger = saved["tppo"]["ledger"]
-    counts = restored._ledger.counts()
+    counts = restored.loop.rollouts.ledger.counts()
     assert counts.sampled == ledger["sampled"]
     assert counts.trained == ledger["trained"]
-    assert restored._queue.num_tokens == ledger["queued"]
+    assert restored.loop.rollouts.queue.num_tokens == ledger["queued"]
     result = restored.train()
     assert_accounts_add_up(restored, result)
     assert result["training_iteration"] == last_result["training_iteration"] + 1
@@ -128,7 +136,7 @@ def _restore_and_go_on(config: TPPOConfig, checkpoint: str, saved: dict[str, Any
     assert result["tokens"]["sampled"] > ledger["sampled"]
     assert result["staleness"]["max"] <= config.max_staleness
     # No prompt is skipped: those that were open or unused at the checkpoint go out again before any new one.
-    leased = restored._ledger._runners[1].leased
+    leased = restored.loop.rollouts.ledger._runners[1].leased
     finished = set(ledger["returned"]) - leased
     assert set(ledger["returned"]) <= leased | finished
     assert min(leased | {10**9}) <= max(ledger["returned"])
@@ -154,7 +162,7 @@ def test_sync_trains_fragments_of_one_version_with_ratios_of_one(small_config: T
     weights = state["learner"]["rl_module"]["default_policy"]
     engine.load_weights({name: weight * 1.01 for name, weight in weights.items()}, engine.version)
     with pytest.raises(RuntimeError, match="weight sync failed"):
-        algorithm._weight_sync.verify()
+        algorithm.loop.weights.verify()
     algorithm.stop()
 
 
@@ -169,7 +177,9 @@ def test_engine_and_trainer_agree_while_adapters_train(small_config: TPPOConfig)
         assert result["mismatch"]["ratio_deviation_max"] <= 1e-4
     moved = [float(np.abs(weight - before[name]).max()) for name, weight in _engine_weights(algorithm).items()]
     assert max(moved) > 1e-2
-    print(f"adapters: mean gap {result['mismatch']['fresh_log_prob_mean']:.1e} nats, largest move {max(moved):.3f}")
+    print(
+        f"adapters: mean gap {result['mismatch']['fresh_log_prob_diff_mean']:.1e} nats, largest move {max(moved):.3f}"
+    )
     algorithm.stop()
 
 
@@ -231,3 +241,18 @@ def test_tune_knows_the_algorithm_by_name() -> None:
 def test_the_builder_refuses_what_would_go_wrong(small_config: TPPOConfig, change: Any, message: str) -> None:
     with pytest.raises(OptionError, match=message.replace("(", r"\(")):
         change(small_config)
+
+
+def test_a_checkpoint_of_another_group_size_is_refused() -> None:
+    """Tickets go on in the old groups: larger ones would never be complete, and the step would never end."""
+    ledger = Ledger(seed=0, group_size=4).state()
+    with pytest.raises(OptionError, match=r"^group_size=8: .*group_size=4"):
+        check_restorable(Options.of(group_size=8), ledger, whole_responses_wait=True)
+
+
+def test_a_checkpoint_with_windows_is_not_for_whole_responses() -> None:
+    ledger = Ledger(seed=0).state()
+    whole = Options.of(mode="sync", window_length=None)
+    check_restorable(whole, ledger, whole_responses_wait=True)
+    with pytest.raises(OptionError, match=r"^window_length=None: windows of unfinished responses wait"):
+        check_restorable(whole, ledger, whole_responses_wait=False)

@@ -35,7 +35,7 @@ def test_no_tensor_holds_all_logits(monkeypatch: pytest.MonkeyPatch, entropy_coe
     limit = 80 * VOCABULARY
     monkeypatch.setattr(models, "MAX_LOGITS", limit)
     step, batch, targets = make_update(VOCABULARY, LENGTH, TOKENS)
-    object.__setattr__(step.settings, "entropy_coef", entropy_coef)
+    object.__setattr__(step.options, "entropy_coef", entropy_coef)
     weights = step.policy_gradients.buffer.numel()
     assert weights < 0.3 * TOKENS * VOCABULARY
     with LargestTensor() as largest:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from tppo_rl.algorithms.tppo import SPEC
 from tppo_rl.base_models import resolve_model
 from tppo_rl.bench import peers
 from tppo_rl.bench.peer_heldout import HeldOut
@@ -161,7 +162,7 @@ def test_without_trl_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_options_of_evaluations_on_the_way_are_left_out() -> None:
     options, _ = peers._options(QUICKSTART, ("evaluation_interval=512", "evaluation_interval_unit=tokens"))
     assert options["evaluation_interval"] is None
-    check_options(options, other_keys=options)
+    check_options(options, SPEC, other_keys=options)
 
 
 def test_both_sides_get_the_options_of_the_run_file(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,8 +11,8 @@ import pytest
 import ray
 
 from tppo_rl.base_models import resolve_model
-from tppo_rl.bench.scale import MODEL, Driver, scale_figures
-from tppo_rl.bench.simulated_group import SimulatedGroup, Workload
+from tppo_rl.bench.scale import Driver, run_options, scale_figures
+from tppo_rl.bench.simulated_group import MODEL, MeasuredGroup, RunnerLoad
 from tppo_rl.core.fragments import FRAGMENT_SCHEMA, fragments_from_table
 from tppo_rl.rollout.chat import Chat
 
@@ -23,7 +25,7 @@ OPTIONS: dict[str, Any] = {
     "updates": 2,
     "repeats": 2,
 }
-WORKLOAD = Workload("tppo_rl/ArithmeticChain-v0", 4, 8, 12, 40, 128, 0.0)
+LOAD = RunnerLoad("tppo_rl/ArithmeticChain-v0", 4, 8, 12, 40, 128, 0.0)
 
 
 @pytest.mark.slow
@@ -55,26 +57,32 @@ class Stored:
 
 
 @pytest.fixture
-def driver(monkeypatch: pytest.MonkeyPatch) -> Driver:
+def driver(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Driver]:
     monkeypatch.setattr("tppo_rl.rollout.weight_sync.ray", Stored)
-    group = SimulatedGroup(3, WORKLOAD, Chat.from_pretrained(resolve_model(MODEL)))
-    return Driver(group, 3, WORKLOAD, turns=lambda: iter(range(3)))
+    group = MeasuredGroup(3, LOAD, Chat.from_pretrained(resolve_model(MODEL)))
+    driver = Driver(group, run_options(LOAD, 3), tmp_path, polls=lambda: iter(range(3)))
+    yield driver
+    driver.recorder.close()
 
 
 def test_every_update_trains_a_batch_within_the_bound_and_the_ledger_adds_up(driver: Driver) -> None:
+    staleness, num_fragments = [], 0
     for _ in range(20):
-        fragments = driver.update()
-        assert sum(map(len, fragments)) >= 2 * 3 * 4 * 8
-        driver.count(fragments)
-    staleness = np.concatenate(driver.staleness)
-    assert staleness.min() >= 0
-    assert 1 <= staleness.max() <= 2
-    assert driver.num_fragments > 20
+        iteration, metrics = driver.loop.training_step()
+        assert iteration.update.trained_tokens >= 2 * 3 * 4 * 8
+        assert iteration.counts.unaccounted == 0
+        staleness += driver.learners.staleness
+        num_fragments += driver.learners.num_fragments
+    every = np.concatenate(staleness)
+    assert every.min() >= 0
+    assert 1 <= every.max() <= 2
+    assert num_fragments > 20
+    assert metrics["critic/boundary_error_held"] > 0, "the loop is the product's own"
 
 
 def test_fragments_of_results_are_views_into_their_tables(driver: Driver) -> None:
-    driver.update()
-    for result in driver.pump.results:
+    driver.loop.training_step()
+    for result in driver.rollouts.results:
         assert result.fragments.schema.equals(FRAGMENT_SCHEMA)
         buffers = [
             (buffer.address, buffer.address + buffer.size)

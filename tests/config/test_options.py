@@ -1,18 +1,20 @@
+import logging
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tppo_rl.algorithms.tppo import SPEC
 from tppo_rl.config.checks import (
     check_attention,
     check_environment,
     check_model,
     check_options,
-    check_parallel_critic,
     rllib_keys,
     vllm_engine_args,
 )
-from tppo_rl.config.options import Options
+from tppo_rl.config.options import OPTIONS, SECTIONS, Options
 from tppo_rl.core.errors import OptionError
 
 OPTION_NAMES = {
@@ -29,15 +31,73 @@ OPTION_NAMES = {
     "group_scale", "critic_targets", "critic_lambda", "value_batch_tokens", "dual_clip", "loss_aggregation", "value_clip",
     "entropy_coef", "kl_coef", "kl_estimator", "kl_in", "positive_lm_coef", "importance_cap", "sequence_mask",
     "lora", "attention", "packing", "context_gradient", "context_cache_tokens", "critic_layers", "parallel_critic",
-    "policy_token_fraction", "unfinished_advantage_scale",
+    "policy_token_fraction", "unfinished_advantage_scale", "policy_loss", "num_cpus_per_env_runner", "num_gpus_per_env_runner",
+    "num_cpus_per_learner", "num_gpus_per_learner",
 }  # fmt: skip
 
 MODEL = {"policy_model": "tppo_rl/arithmetic-chain"}
 
 
+def checked(values: dict[str, Any], *, other_keys: Iterable[str] = ()) -> Options:
+    return check_options(values, SPEC, other_keys=other_keys)
+
+
 def test_the_options_are_these_and_all_are_described() -> None:
-    assert set(Options.model_fields) == OPTION_NAMES
-    assert all(field.description for field in Options.model_fields.values())
+    assert set(OPTIONS) == OPTION_NAMES
+    assert all(option.description for option in OPTIONS.values())
+
+
+def test_an_option_stands_in_one_section() -> None:
+    assert sum(len(section.model_fields) for section in SECTIONS.values()) == len(OPTIONS)
+
+
+def test_options_come_back_as_they_were_written() -> None:
+    values = {
+        "lora": {"rank": 8},
+        "engine": {"max_num_seqs": 9},
+        "sampling": {"temperature": 0.5},
+        "policy_loss": {"type": "cispo", "cap": 4.0},
+        "rewards": "zero_one",
+        "lr": [[0, 1e-4], [100, 1e-5]],
+    }
+    flat = Options.of(values).flat()
+    assert {key: flat[key] for key in values} == values
+    assert Options.of(flat) == Options.of(values)
+    assert set(flat) == set(OPTIONS)
+    assert all(flat[key] == OPTIONS[key].default for key in set(OPTIONS) - set(values))
+
+
+def test_changes_leave_the_rest() -> None:
+    options = Options.of(lr=1e-3).replace(clip_low=0.1)
+    assert (options.optimizer.lr, options.policy_loss.clip_low) == (1e-3, 0.1)
+    with pytest.raises(OptionError, match=r"clip_lo=0\.1"):
+        options.replace(clip_lo=0.1)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ({"loss_mean": "token"}, {"loss_aggregation": "token"}),
+        ({"advantage_normalisation": "whiten"}, {"advantage_normalization": "whiten"}),
+        ({"policy_token_share": 0.5}, {"policy_token_fraction": 0.5}),
+        ({"off_policy_correction": "behaviour"}, {"off_policy_correction": "behavior"}),
+        ({"critic_targets": "also_truncated"}, {"critic_targets": "include_unfinished"}),
+    ],
+)
+def test_old_names_work_with_a_warning(
+    old: dict[str, Any], new: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        assert checked(old) == checked(new)
+    assert "the old name works for one more release" in caplog.text
+    if set(old) != set(new):
+        with pytest.raises(OptionError, match=f"{next(iter(old))}=.*give {next(iter(new))} alone"):
+            checked(old | new)
+
+
+def test_the_bound_on_staleness_is_a_property() -> None:
+    assert Options.of(max_staleness=3).staleness_bound == 3
+    assert Options.of(max_staleness=3, mode="sync").staleness_bound == 0
 
 
 @pytest.mark.parametrize(
@@ -52,7 +112,7 @@ def test_the_options_are_these_and_all_are_described() -> None:
             ["window_length=300", "max_response_length=256", "or less"],
         ),
         ({"lr": "1e-4x"}, ["lr='1e-4x'", "number"]),
-        ({"lr": -1.0}, ["lr=-1.0", "greater than 0"]),
+        ({"lr": -1.0}, ["lr=-1.0", "greater than or equal to 0"]),
         ({"lr": [[0, 1e-4]]}, ["lr=[[0", "two or more pairs [trained tokens, rate]"]),
         ({"lr": [[0, 1e-4], [100]]}, ["lr=[[0", "two or more pairs"]),
         ({"lr": [[10, 1e-4], [100, 1e-5]]}, ["lr=[[10", "begins at 0 tokens, not at 10"]),
@@ -69,10 +129,10 @@ def test_the_options_are_these_and_all_are_described() -> None:
         ({"distributed": "fsdp", "num_learners": 1}, ["distributed='fsdp'", "num_learners=1"]),
         ({"weights_dtype": "bfloat16"}, ["weights_dtype='bfloat16'", "dtype='float32'", "set dtype to 'bfloat16'"]),
         ({"sampling": {"top_p": 0.9}}, ["sampling.top_p=0.9", "remove the key"]),
-        ({"sampling": {"temperature": 0}}, ["sampling.temperature=0", "above 0"]),
-        ({"lora": {"alpha": 8}}, ["lora.rank=None", "set it"]),
-        ({"lora": {"rank": 0}}, ["lora.rank=0", "above 0"]),
-        ({"lora": {"rank": 8, "alpha": -1}}, ["lora.alpha=-1", "leave it out for 16"]),
+        ({"sampling": {"temperature": 0}}, ["sampling.temperature=0", "greater than 0"]),
+        ({"lora": {"alpha": 8}}, ["lora.rank=None", "is missing; set it", "for example 16"]),
+        ({"lora": {"rank": 0}}, ["lora.rank=0", "greater than 0"]),
+        ({"lora": {"rank": 8, "alpha": -1}}, ["lora.alpha=-1", "greater than 0", "None: 2 * rank"]),
         ({"lora": {"rank": 8, "dropout": 0.1}}, ["lora.dropout=0.1", "remove the key"]),
         ({"lora": {"rank": 8, "target_modules": "q_proj"}}, ["lora.target_modules='q_proj'", "['q_proj', 'v_proj']"]),
         ({"engine": {"linear": "fast"}}, ["engine.linear='fast'", "'in_place' or 'packed'"]),
@@ -82,19 +142,19 @@ def test_the_options_are_these_and_all_are_described() -> None:
 )
 def test_a_bad_option_is_named_with_its_value_and_remedy(values: dict[str, Any], words: list[str]) -> None:
     with pytest.raises(OptionError) as error:
-        check_options(values)
+        checked(values)
     assert all(word in str(error.value) for word in words), str(error.value)
     assert "\n" not in str(error.value), "one mistake, one line"
 
 
 def test_good_options_pass_and_get_their_defaults() -> None:
-    options = check_options(
+    options = checked(
         {"lr": 1, "engine": {"max_num_batched_tokens": 64}, "framework": "torch"}, other_keys=["framework"]
     )
-    assert options.window_length == Options.model_fields["window_length"].default
-    assert check_options({"distributed": "fsdp", "num_learners": 2}).distributed == "fsdp"
-    assert check_options({"weights_dtype": "bfloat16", "dtype": "bfloat16"}).weights_dtype == "bfloat16"
-    assert check_options({"mode": "sync", "num_env_runners": 0, "off_policy_correction": "none"}).mode == "sync"
+    assert options.rollout.window_length == OPTIONS["window_length"].default == 64
+    assert checked({"distributed": "fsdp", "num_learners": 2}).learners.distributed == "fsdp"
+    assert checked({"weights_dtype": "bfloat16", "dtype": "bfloat16"}).models.weights_dtype == "bfloat16"
+    assert checked({"mode": "sync", "num_env_runners": 0, "off_policy_correction": "none"}).pipeline.mode == "sync"
 
 
 @pytest.mark.parametrize(
@@ -109,19 +169,19 @@ def test_good_options_pass_and_get_their_defaults() -> None:
 )
 def test_a_model_that_will_not_do_is_refused(values: dict[str, Any], words: list[str]) -> None:
     with pytest.raises(OptionError) as error:
-        check_model(check_options(values))
+        check_model(checked(values))
     assert all(word in str(error.value) for word in words), str(error.value)
 
 
 def test_a_schedule_may_have_rllibs_tuples() -> None:
-    assert check_options({"lr": [(0, 1e-4), (1000, 1e-5)]}).lr == [(0, 1e-4), (1000, 1e-5)]
+    assert checked({"lr": [(0, 1e-4), (1000, 1e-5)]}).optimizer.lr == [(0, 1e-4), (1000, 1e-5)]
 
 
 def test_a_critic_beside_the_policy_needs_no_gpu() -> None:
-    check_parallel_critic(check_options({"parallel_critic": True}), num_gpus_per_learner=0)
-    check_parallel_critic(check_options({}), num_gpus_per_learner=1)
+    checked({"parallel_critic": True})
+    checked({"num_gpus_per_learner": 1})
     with pytest.raises(OptionError, match=r"^parallel_critic=True: num_gpus_per_learner=1"):
-        check_parallel_critic(check_options({"parallel_critic": True}), num_gpus_per_learner=1)
+        checked({"parallel_critic": True, "num_gpus_per_learner": 1})
 
 
 @pytest.mark.parametrize(
@@ -137,14 +197,14 @@ def test_attention_that_cannot_run_is_refused(
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object() if installed else None)
     with pytest.raises(OptionError) as error:
-        check_attention(check_options(values), num_gpus_per_learner=gpus)
+        check_attention(checked(values | {"num_gpus_per_learner": gpus}))
     assert all(word in str(error.value) for word in [f"attention={values['attention']!r}", *words]), str(error.value)
-    check_attention(check_options({"attention": "sdpa", "packing": True}), num_gpus_per_learner=0)
+    check_attention(checked({"attention": "sdpa", "packing": True}))
 
 
 def test_a_folder_without_a_config_is_no_model(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match=r"has no config\.json"):
-        check_model(check_options({"policy_model": str(tmp_path)}))
+        check_model(checked({"policy_model": str(tmp_path)}))
 
 
 @pytest.mark.parametrize(
@@ -161,7 +221,7 @@ def test_a_folder_without_a_config_is_no_model(tmp_path: Path) -> None:
 )
 def test_an_environment_that_will_not_do_is_refused(values: dict[str, Any], words: list[str]) -> None:
     with pytest.raises(OptionError) as error:
-        check_environment(check_options(values))
+        check_environment(checked(values))
     assert all(word in str(error.value) for word in words), str(error.value)
 
 

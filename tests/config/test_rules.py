@@ -5,12 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from tppo_rl.config.presets import PRESETS
-from tppo_rl.config.rules import _READ_ONLY_WITH
 
+from tppo_rl.algorithms.tppo import SPEC
 from tppo_rl.config.checks import check_options
-from tppo_rl.config.options import Options
+from tppo_rl.config.options import OPTIONS, Options, algorithm_spec
 from tppo_rl.core.errors import OptionError
+from tppo_rl.core.registry import ALGORITHMS
+
+
+def checked(values: dict[str, Any], name: str | None = None) -> Options:
+    return check_options(values, SPEC if name is None else algorithm_spec(name))
+
 
 WHOLE = {"mode": "sync", "window_length": None}
 GROUPS = WHOLE | {"critic": None, "advantage_estimator": "group_relative", "group_size": 4}
@@ -76,7 +81,7 @@ GROUPS = WHOLE | {"critic": None, "advantage_estimator": "group_relative", "grou
 )
 def test_pairs_are_refused_with_their_reason(values: dict[str, Any], words: list[str]) -> None:
     with pytest.raises(OptionError) as error:
-        check_options(values)
+        checked(values)
     assert all(word in str(error.value) for word in words), str(error.value)
 
 
@@ -112,11 +117,11 @@ def test_an_option_that_nothing_reads_is_refused(key: str) -> None:
     # Without a critic, without a KL term, without dynamic sampling.
     base = (WHOLE | {"advantage_estimator": "gae", "group_size": 4}) if key == "group_scale" else GROUPS
     with pytest.raises(OptionError, match=rf"^{key}=.*is read only with"):
-        check_options(base | {key: UNREAD[key]})
+        checked(base | {key: UNREAD[key]})
 
 
 def test_every_rule_of_that_kind_is_tested() -> None:
-    assert set(UNREAD) == set(_READ_ONLY_WITH)
+    assert set(UNREAD) == {key for key, option in OPTIONS.items() if option.read_with is not None}
 
 
 @pytest.mark.parametrize(
@@ -134,22 +139,52 @@ def test_every_rule_of_that_kind_is_tested() -> None:
     ],
 )
 def test_what_goes_together_passes(values: dict[str, Any]) -> None:
-    check_options(values)
+    checked(values)
 
 
-@pytest.mark.parametrize("name", PRESETS)
-def test_presets_are_sound(name: str) -> None:
-    preset = PRESETS[name]
-    assert set(preset.options) <= set(Options.model_fields)
-    assert set(preset.fixed) <= set(preset.options)
-    options = check_options({}, algorithm=name)
-    for key, value in preset.options.items():
-        assert getattr(options, key) == value
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_specs_are_sound(name: str) -> None:
+    spec = algorithm_spec(name)
+    assert spec.name == name
+    assert set(spec.options) <= set(OPTIONS)
+    assert set(spec.reasons) <= set(spec.options)
+    options = checked({}, name)
+    for key, value in spec.options.items():
+        assert options.flat()[key] == value
 
 
 def test_whole_responses() -> None:
-    assert check_options({}, algorithm="PPO").whole_responses
-    assert check_options({"max_response_length": 100}, algorithm="GRPO").window == 100
-    assert check_options({"mode": "sync", "window_length": 256}).whole_responses
-    assert not check_options({"window_length": None}).whole_responses, "async never waits for the longest"
-    assert not check_options({"mode": "sync"}).whole_responses
+    assert checked({}, "PPO").whole_responses
+    assert checked({"max_response_length": 100}, "GRPO").window == 100
+    assert checked({"mode": "sync", "window_length": 256}).whole_responses
+    assert not checked({"window_length": None}).whole_responses, "async never waits for the longest"
+    assert not checked({"mode": "sync"}).whole_responses
+
+
+def test_windows_have_no_ratio_of_whole_responses() -> None:
+    with pytest.raises(OptionError, match=r"^policy_loss='gspo': its ratio is that of a whole response"):
+        checked({"policy_loss": "gspo"})
+    checked({"policy_loss": "gspo", "window_length": None})
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"policy_loss": "clippd"}, "policy_loss='clippd': unknown name, did you mean clipped.*or module:object"),
+        ({"policy_loss": "no_such_module:loss"}, "no_such_module cannot be imported"),
+        ({"policy_loss": "tppo_rl.learner.policy_losses:nothing"}, "has no 'nothing'"),
+        (
+            {"policy_loss": {"type": "cispo", "cop": 3.0}},
+            "policy_loss.cop=3.0: .*did you mean policy_loss.cap.*takes cap",
+        ),
+        ({"policy_loss": {"type": "cispo", "cap": "much"}}, "policy_loss.cap='much': .*number"),
+        ({"policy_loss": {"type": "clipped", "cap": 3.0}}, "clipped takes no arguments; remove it"),
+        ({"policy_loss": 3}, "policy_loss=3: must be a name, module:object, or a mapping"),
+        ({"rewards": {"name": "zero_one"}}, "rewards=.*must be a name"),
+        ({"advantage_estimator": "egea"}, "did you mean egae"),
+        ({"engine": {"type": "vlm"}}, "engine.type='vlm': unknown name, did you mean vllm"),
+    ],
+)
+def test_parts_are_checked_before_anything_starts(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        checked(values)

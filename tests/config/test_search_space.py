@@ -72,7 +72,7 @@ def test_of_very_many_points_every_value_is_still_checked() -> None:
         ({"lr": {"loguniforn": [1, 2]}}, r"lr\.loguniforn=\[1, 2\]: unknown search word, did you mean loguniform\?"),
         ({"num_epochs": {"randint": [1, 2.5]}}, r"num_epochs\.randint=\[1, 2\.5\]: draws whole numbers"),
         ({"num_epochs": {"uniform": [1, 3]}}, "num_epochs=1.0: input should be a valid integer"),
-        ({"clip_low": {"uniform": [0.1, 1.5]}}, "clip_low=1.5: input should be less than 1"),
+        ({"clip_low": {"uniform": [0.1, 1.5]}}, "clip_low=1.5: input should be less than or equal to 1"),
         ({"mode": {"choice": ["async", "synk"]}}, "mode='synk': input should be 'async' or 'sync'"),
         ({"window_length": {"grid_search": [8, 999]}}, "window_length=999: longer than max_response_length=256"),
         ({"window_length": {"randint": [8, 1000]}}, "window_length=999: longer than max_response_length=256"),

@@ -56,7 +56,7 @@ def make_sweep(tune_config: Any = None, config: dict[str, Any] | None = None, **
         ),
         (
             {"scheduler": {"type": "pbt", "hyperparam_mutations": {"clip_low": [0.1, 1.5]}}, "num_samples": 2},
-            "clip_low=1.5: input should be less than 1",
+            "clip_low=1.5: input should be less than or equal to 1",
         ),
         ({"scheduler": PBT}, "a population of 1 has no better half"),
         ({"search_alg": "optunna"}, r"search_alg='optunna': unknown name, did you mean optuna\?"),

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from tppo_rl.config.checks import check_options
+from tppo_rl.config.options import Options
 from tppo_rl.core.nested import lookup
 from tppo_rl.experiment.display import RunDisplay, sizes_table
 from tppo_rl.experiment.learning_curves import evaluation_points
@@ -63,7 +63,7 @@ def test_panel_and_lines_show_the_same_figures(terminal: bool) -> None:
 
 def test_sizes_are_in_one_vocabulary() -> None:
     console = Console(file=io.StringIO(), width=120)
-    console.print(sizes_table(check_options({"num_learners": 2, "train_batch_size_per_learner": 500})))
+    console.print(sizes_table(Options.of(num_learners=2, train_batch_size_per_learner=500)))
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert "1,000" in text
     assert all(

@@ -8,21 +8,22 @@ import gymnasium as gym
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 
-from tppo_rl.config.options import Options
+from tppo_rl.config.options import OPTIONS, Options
 from tppo_rl.learner.learner import TPPOLearner
 from tppo_rl.learner.module import LanguageModelModule
 
 
 class LearnerConfig(AlgorithmConfig):
-    """The least config that a `TPPOLearner` runs with: the attributes of `Options`."""
+    """The least config that a `TPPOLearner` runs with: it has `options`."""
 
     def __init__(self, algo_class: type | None = None) -> None:
         super().__init__(algo_class=algo_class)
-        defaults = Options.of(lr=1e-3, critic_lr=1e-3)
-        for name, value in vars(defaults).items():
-            if name != "temperature":
-                setattr(self, name, value)
-        self.sampling = {"temperature": 1.0}
+        self.values: dict[str, Any] = {"lr": 1e-3, "critic_lr": 1e-3}
+
+    @property
+    def options(self) -> Options:
+        of_rllib = ("num_learners", "num_cpus_per_learner", "num_gpus_per_learner")
+        return Options.of(self.values | {key: getattr(self, key) for key in of_rllib})
 
     def get_default_rl_module_spec(self) -> RLModuleSpec:
         return RLModuleSpec(module_class=LanguageModelModule)
@@ -45,6 +46,9 @@ def learner_config(
         )
     )
     for name, value in options.items():
-        assert name == "learner_connector" or hasattr(config, name), name
-        setattr(config, name, value)
+        if name in OPTIONS:
+            config.values[name] = value
+        else:
+            assert hasattr(config, name), name
+            setattr(config, name, value)
     return config

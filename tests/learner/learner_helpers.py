@@ -10,9 +10,14 @@ import numpy as np
 import pytest
 import torch
 
+from tppo_rl.config.options import Options
 from tppo_rl.core.fragments import NO_VERSION, Fragment
+from tppo_rl.learner.batch import TrainBatch
+from tppo_rl.learner.collective import Collective
+from tppo_rl.learner.context_cache import ContextCache
 from tppo_rl.learner.lora import add_adapters
 from tppo_rl.learner.models import Critic, Policy, load_causal_lm
+from tppo_rl.learner.targets import ModelSet, Targets, estimate
 
 VOCABULARY = 50
 
@@ -148,6 +153,21 @@ def make_fragments(seed: int, count: int = 8, **options: Any) -> list[Fragment]:
         )
         for index in range(count)
     ]
+
+
+def estimate_targets(
+    critic: Critic,
+    batch: TrainBatch,
+    options: Options,
+    collective: Collective | None = None,
+    cache: ContextCache | None = None,
+) -> Targets:
+    """Runs the learner's stages with a critic and without a reference model."""
+    models = ModelSet(None, critic)  # type: ignore[arg-type]
+    # Tests of a reference model evaluate it themselves.
+    options = options.replace(kl_coef=0.0)
+    _, targets = estimate(models, batch, options, collective=collective, cache=cache)
+    return targets
 
 
 def parameters_of(*models: torch.nn.Module) -> torch.Tensor:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from host_config import learner_config
-from learner_helpers import VOCABULARY, load_models, make_fragment
+from learner_helpers import VOCABULARY, estimate_targets, load_models, make_fragment
 from transformers import DynamicCache, PreTrainedModel
 
 from tppo_rl.config.options import Options
@@ -17,8 +17,8 @@ from tppo_rl.learner.context_cache import ContextCache
 from tppo_rl.learner.contexts import window_contexts
 from tppo_rl.learner.models import Policy, recompute_activations
 from tppo_rl.learner.subsampled_fragments import subsampled_fragments
-from tppo_rl.learner.targets import critic_values, estimate_targets
 from tppo_rl.learner.update import UpdateStep
+from tppo_rl.learner.values import critic_values
 
 OPTIONS = Options.of(context_gradient=False, context_cache_tokens=1000, micro_batch_tokens=40, lr=1e-3)
 FROZEN = OPTIONS.replace(lr=0.0, critic_lr=0.0)
@@ -72,8 +72,8 @@ def trained(
     for model in (policy, critic) if recompute else ():
         recompute_activations(model)
     caches = (
-        [ContextCache(options.learners.context_cache_tokens) for _ in range(2)]
-        if options.learners.context_cache_tokens
+        [ContextCache(options.compute.context_cache_tokens) for _ in range(2)]
+        if options.compute.context_cache_tokens
         else None
     )
     step = UpdateStep(policy, critic, options, cache=caches[0] if caches else None)
@@ -88,7 +88,7 @@ def trained(
 def test_while_weights_rest_all_is_as_without_a_cache(
     model_folder: str, micro_batch_tokens: int, recompute: bool
 ) -> None:
-    options = replace(FROZEN, micro_batch_tokens=micro_batch_tokens)
+    options = FROZEN.replace(micro_batch_tokens=micro_batch_tokens)
     with_cache = trained(model_folder, options, BATCHES, recompute=recompute)
     without = trained(model_folder, options.replace(context_cache_tokens=0), BATCHES)
     for ours, plain in zip(with_cache, without, strict=True):
@@ -183,7 +183,7 @@ def test_two_windows_of_an_episode_in_one_batch(model_folder: str) -> None:
     first, second, last = windows(0)
     batches = [batch_from_fragments([second, first]), batch_from_fragments([last])]
     with_cache = trained(model_folder, FROZEN, batches)
-    without = trained(model_folder, replace(FROZEN, context_cache_tokens=0), batches)
+    without = trained(model_folder, FROZEN.replace(context_cache_tokens=0), batches)
     for ours, plain in zip(with_cache, without, strict=True):
         assert ours["policy_loss"] == pytest.approx(plain["policy_loss"], rel=1e-4)
     assert with_cache[1]["processed_tokens"] == len(last)

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from learner_helpers import load_models, make_fragments
+from learner_helpers import estimate_targets, load_models, make_fragments
 from transformers import (
     DynamicCache,
     Gemma2Config,
@@ -23,7 +23,6 @@ from tppo_rl.learner.batch import TrainBatch, batch_from_fragments, last_positio
 from tppo_rl.learner.contexts import window_contexts
 from tppo_rl.learner.models import Policy, recompute_activations
 from tppo_rl.learner.packing import ModelInput, model_input
-from tppo_rl.learner.targets import estimate_targets
 from tppo_rl.learner.update import UpdateStep
 
 BATCH = batch_from_fragments(make_fragments(0, 9))

@@ -9,13 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from learner_helpers import load_models, make_fragments, parameters_of, run_two_learners, split
+from learner_helpers import estimate_targets, load_models, make_fragments, parameters_of, run_two_learners, split
 
 from tppo_rl.config.options import Options
 from tppo_rl.core.fragments import Fragment
 from tppo_rl.learner.batch import batch_from_fragments
 from tppo_rl.learner.collective import Collective, SingleLearner, current_collective
-from tppo_rl.learner.targets import estimate_targets
 from tppo_rl.learner.update import UpdateStep
 
 ONE_STEP = {"lr": 1e-4, "critic_lr": 1e-4, "grad_clip": None, "critic_grad_clip": None}

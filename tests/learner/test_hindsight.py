@@ -30,15 +30,15 @@ def test_windows_become_due_when_their_episode_ends() -> None:
     buffer = HindsightBuffer(gamma=0.5)
     buffer.add(first, 0.2)
     buffer.add(second, -0.1)
-    assert buffer.take() == []
+    assert buffer.drain() == []
     buffer.close(last)
-    due = buffer.take()
+    due = buffer.drain()
     # After the first window: 0.5 * 0.5 + 0.125 * 1; after the second: 0.5 * 1.
     assert [fragment.hindsight_residual for fragment in due] == pytest.approx([0.375 - 0.2, 0.5 + 0.1])
     assert [fragment.window_index for fragment in due] == [0, 1]
-    assert buffer.take() == []
+    assert buffer.drain() == []
     buffer.close(last)
-    assert buffer.take() == [], "a window is trained in hindsight once"
+    assert buffer.drain() == [], "a window is trained in hindsight once"
 
 
 def test_windows_of_an_episode_that_was_lost_are_not_trained_on_the_return_of_another() -> None:
@@ -48,7 +48,7 @@ def test_windows_of_an_episode_that_was_lost_are_not_trained_on_the_return_of_an
     buffer.add(make_fragment(episode_id=3, context=[9, 8, 8], tokens=[8, 8], window_index=1), 0.0)
     buffer.add(first, 0.5)
     buffer.close(last)
-    assert [(fragment.window_index, fragment.hindsight_residual) for fragment in buffer.take()] == [(0, 1.0)]
+    assert [(fragment.window_index, fragment.hindsight_residual) for fragment in buffer.drain()] == [(0, 1.0)]
 
 
 def test_what_is_due_survives_a_table() -> None:
@@ -57,7 +57,7 @@ def test_what_is_due_survives_a_table() -> None:
     buffer.add(first, 0.5)
     buffer.close(last)
     again = HindsightBuffer(1.0, fragments_from_table(table_from_fragments(buffer.due)))
-    assert [fragment.hindsight_residual for fragment in again.take()] == [1.0]
+    assert [fragment.hindsight_residual for fragment in again.drain()] == [1.0]
 
 
 def test_windows_that_wait_do_not_keep_the_table_alive() -> None:
@@ -67,7 +67,7 @@ def test_windows_that_wait_do_not_keep_the_table_alive() -> None:
     for row in rows:
         buffer.add(row, 0.0)
     buffer.close(last)
-    for row, waited in zip(rows, buffer.take(), strict=True):
+    for row, waited in zip(rows, buffer.drain(), strict=True):
         assert np.array_equal(waited.tokens, row.tokens)
         assert not any(np.shares_memory(getattr(waited, name), getattr(row, name)) for name in ("context", "tokens"))
 

@@ -14,7 +14,7 @@ import pytest
 import ray
 import torch
 from host_config import learner_config
-from learner_helpers import load_models, make_fragments, parameters_of, split
+from learner_helpers import estimate_targets, load_models, make_fragments, parameters_of, split
 from ray.rllib.connectors.connector_v2 import ConnectorV2
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.learner.training_data import TrainingData
@@ -23,12 +23,12 @@ from ray.rllib.utils.metrics.metrics_logger import MetricsLogger
 
 from tppo_rl.config.options import Options
 from tppo_rl.core.fragments import Fragment, table_from_fragments
-from tppo_rl.learner.batch import batch_from_fragments
-from tppo_rl.learner.connectors import ADVANTAGES, FragmentsToTrainBatch, default_learner_pipeline
+from tppo_rl.learner.batch import TrainBatch, batch_from_fragments
+from tppo_rl.learner.connectors import ESTIMATES, FragmentsToBatch, connectors
 from tppo_rl.learner.learner import FRAGMENT_REPORT, MODULE_STATE, STALENESS_HISTOGRAM
-from tppo_rl.learner.module import TRAIN_BATCH
-from tppo_rl.learner.targets import estimate_targets
+from tppo_rl.learner.targets import default_stages
 from tppo_rl.learner.update import UpdateStep
+from tppo_rl.learner.values import CriticValues
 
 NO_CLIPPING = {"grad_clip": None, "critic_grad_clip": None, "lr": 1e-4, "critic_lr": 1e-4}
 
@@ -126,33 +126,59 @@ def test_checkpoints_go_on_bit_for_bit(model_folder: str, tmp_path: Path, throug
             np.testing.assert_array_equal(weights_of(other), weights_of(group))
 
 
-class ConstantAdvantages(ConnectorV2):
-    """Says 1 for every token."""
-
-    def __call__(self, *, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
-        columns = batch[DEFAULT_MODULE_ID]
-        columns[ADVANTAGES] = columns[TRAIN_BATCH].window.mask.float()
-        return batch
+def constant_advantages(batch: TrainBatch, values: CriticValues | None, options: Options, *, of: float) -> torch.Tensor:
+    """Says the same for every token."""
+    return of * batch.window.mask.float()
 
 
 def test_advantages_are_exchanged_in_the_config(model_folder: str) -> None:
-    pieces = default_learner_pipeline(Options.of(), advantages=ConstantAdvantages())
-    group = local_group(
-        model_folder,
-        _learner_connector=lambda observations, actions: pieces,
-        add_default_connectors_to_learner_pipeline=False,
-    )
+    group = local_group(model_folder, advantage_estimator={"type": f"{__name__}:constant_advantages", "of": 2.0})
     metrics = train(group, make_fragments(0))[DEFAULT_MODULE_ID]
-    assert (metrics["advantage_mean"].peek(), metrics["advantage_std"].peek()) == (1.0, 0.0)
+    assert (metrics["advantage_mean"].peek(), metrics["advantage_std"].peek()) == (2.0, 0.0)
     assert metrics["critic_steps"].peek() == 1
+
+
+class Halved(ConnectorV2):
+    """A piece that stands behind a stage."""
+
+    def __call__(self, *, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+        batch[DEFAULT_MODULE_ID][ESTIMATES].advantages *= 0.5
+        return batch
+
+
+def test_a_piece_of_the_config_stands_among_the_stages(model_folder: str) -> None:
+    options = Options.of()
+    pieces = connectors(default_stages(options))
+    names = [getattr(piece, "stage_name", "batch") for piece in pieces]
+    assert names == ["batch", "values", "advantages", "value_batch"]
+    pieces.insert(3, Halved())
+    halved, whole = (
+        local_group(
+            model_folder,
+            _learner_connector=lambda observations, actions, given=given: given,
+            add_default_connectors_to_learner_pipeline=False,
+        )
+        for given in (pieces, connectors(default_stages(options)))
+    )
+    # With a value head at 0 only finished windows have advantages.
+    means = [train(group, make_fragments(0))[DEFAULT_MODULE_ID]["advantage_mean"].peek() for group in (halved, whole)]
+    assert means[1] != 0
+    assert means[0] == pytest.approx(means[1] / 2)
+
+
+def test_fragments_of_this_process_need_no_table(model_folder: str) -> None:
+    fragments = make_fragments(0)
+    through_table, direct = local_group(model_folder), local_group(model_folder)
+    train(through_table, fragments)
+    direct.update(training_data=TrainingData(episodes=fragments))
+    np.testing.assert_array_equal(weights_of(direct), weights_of(through_table))
 
 
 def test_without_a_critic(model_folder: str) -> None:
     group = local_group(
         model_folder,
         critic=None,
-        _learner_connector=lambda observations, actions: [FragmentsToTrainBatch(), ConstantAdvantages()],
-        add_default_connectors_to_learner_pipeline=False,
+        advantage_estimator={"type": f"{__name__}:constant_advantages", "of": 1.0},
     )
     result = train(group, make_fragments(0))
     assert result[FRAGMENT_REPORT]["boundary_value"].null_count == 8
@@ -167,12 +193,12 @@ def test_mistakes_are_refused(model_folder: str) -> None:
         local_group(model_folder, clip_low=2.0)
     group = local_group(
         model_folder,
-        _learner_connector=lambda observations, actions: FragmentsToTrainBatch(),
+        _learner_connector=lambda observations, actions: FragmentsToBatch(),
         add_default_connectors_to_learner_pipeline=False,
     )
     with pytest.raises(ValueError, match="advantages"):
         train(group, make_fragments(0))
-    with pytest.raises(ValueError, match="Arrow tables"):
+    with pytest.raises(ValueError, match="trains on fragments, got list"):
         group.update(training_data=TrainingData(batch=[1, 2, 3]))  # type: ignore[arg-type]
 
 

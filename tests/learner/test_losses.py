@@ -11,22 +11,15 @@ import reference
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from learner_helpers import load_models, make_fragment, make_fragments, save_tiny_model
+from learner_helpers import estimate_targets, load_models, make_fragment, make_fragments, save_tiny_model
 from test_update import NO_CLIPPING, Run, near_policy
 
 from tppo_rl.core.fragments import Fragment
+from tppo_rl.learner.advantages import group_advantages, normalized_advantages, plain_advantages
 from tppo_rl.learner.batch import batch_from_fragments
-from tppo_rl.learner.targets import (
-    Targets,
-    estimate_targets,
-    finished_returns,
-    group_advantages,
-    monte_carlo_batch,
-    normalized_advantages,
-    plain_advantages,
-    sampled_log_probs,
-    with_kl_rewards,
-)
+from tppo_rl.learner.sampled_log_probs import sampled_log_probs, with_kl_rewards
+from tppo_rl.learner.targets import Targets
+from tppo_rl.learner.value_batches import finished_returns, monte_carlo_batch
 
 POLICY_OPTIONS: dict[str, dict[str, Any]] = {
     "tail-corrected": {"boundary_value": "tail_corrected"},
@@ -34,7 +27,7 @@ POLICY_OPTIONS: dict[str, dict[str, Any]] = {
     "length-adaptive lambda": {"lambda_": "length_adaptive", "lambda_alpha": 0.4},
     "dual clip": {"dual_clip": 1.3},
     "response mean": {"loss_aggregation": "response"},
-    "entropy": {"entropy_coef": 0.3, "temperature": 0.8},
+    "entropy": {"entropy_coef": 0.3, "sampling": {"temperature": 0.8}},
     "truncated importance": {"off_policy_correction": "truncated_importance", "importance_cap": 1.1},
     "decoupled": {"off_policy_correction": "decoupled"},
     "none": {"off_policy_correction": "none"},
@@ -221,7 +214,7 @@ def test_estimators_of_whole_episodes_refuse_windows(
     assert values is not None
     estimate = {
         "gae": lambda: plain_advantages(batch, values, run.options),
-        "group_relative": lambda: group_advantages(batch, run.options),
+        "group_relative": lambda: group_advantages(batch, None, run.options),
     }[estimator]
     with pytest.raises(ValueError, match=f"advantage_estimator='{estimator}'"):
         estimate()
@@ -234,7 +227,7 @@ def test_group_advantages_by_hand(model_folder: str) -> None:
         for f, reward in zip(whole(), [1, 0, 0, 1, 1, 1], strict=True)
     ]
     batch = batch_from_fragments(fragments)
-    relative = group_advantages(batch, options)
+    relative = group_advantages(batch, None, options)
     assert relative[:, 0].tolist() == pytest.approx([2 / 3, -1 / 3, -1 / 3, 0, 0, 0], abs=1e-6)
     assert all(len(set(row[:length].tolist())) == 1 for row, length in zip(relative, batch.window.lengths, strict=True))
     assert not relative[~batch.window.mask].any()

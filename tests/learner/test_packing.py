@@ -4,15 +4,17 @@ from typing import Any
 
 import pytest
 import torch
-from learner_helpers import VOCABULARY, load_models, make_fragments
+from learner_helpers import VOCABULARY, estimate_targets, load_models, make_fragments
 from transformers import Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 from tppo_rl.config.options import Options
 from tppo_rl.learner.batch import batch_from_fragments
 from tppo_rl.learner.models import Critic, Policy
 from tppo_rl.learner.packing import check_packing, model_input
-from tppo_rl.learner.targets import Targets, critic_values, estimate_targets, sampled_log_probs, with_kl_rewards
+from tppo_rl.learner.sampled_log_probs import sampled_log_probs, with_kl_rewards
+from tppo_rl.learner.targets import Targets
 from tppo_rl.learner.update import UpdateStep
+from tppo_rl.learner.values import critic_values
 
 BATCH = batch_from_fragments(make_fragments(0, 9))
 CPU = torch.device("cpu")

@@ -17,8 +17,9 @@ from learner_helpers import make_fragments, split
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.learner.training_data import TrainingData
 from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
-from tppo_rl.algorithms.tppo_config import TPPOConfig
 
+from tppo_rl.algorithms import TPPOConfig
+from tppo_rl.config.checks import check_rules
 from tppo_rl.core.errors import OptionError
 from tppo_rl.core.fragments import Fragment, table_from_fragments
 from tppo_rl.learner.learner import FRAGMENT_REPORT, MODULE_STATE
@@ -105,11 +106,11 @@ def test_the_builder_passes_the_options_on(model_folder: str) -> None:
         .language_model(model_folder, dtype="bfloat16", weights_dtype="bfloat16")
         .learners(num_learners=2, distributed="fsdp", gradient_checkpointing=True)
     )
-    assert (config.options().distributed, config.num_learners) == ("fsdp", 2)
+    assert (config.options.learners.distributed, config.num_learners) == ("fsdp", 2)
     model_config = config.get_default_rl_module_spec().model_config
     assert (model_config["weights_dtype"], model_config["gradient_checkpointing"]) == ("bfloat16", True)
     with pytest.raises(OptionError, match="num_learners=1 leaves nothing to shard over"):
-        config.learners(num_learners=1).options()
+        check_rules(config.learners(num_learners=1).options, config.spec)
 
 
 @pytest.mark.timeout(240)
@@ -194,7 +195,8 @@ def test_weights_and_log_probs_for_the_engines(sharded: Any, model_folder: str) 
         env_runner = SimpleNamespace(set_state=lambda state: received.append(copy.deepcopy(state)))
         env_runners = SimpleNamespace(healthy_env_runner_ids=list, local_env_runner=env_runner)
         sync = WeightSync(group, env_runners, dtype="float32", vocabulary_size=50)
-        assert sync.push() == received[-1][WEIGHTS_SEQ_NO] == 1
+        sync.push()
+        assert sync.version == received[-1][WEIGHTS_SEQ_NO] == 1
         log_probs.append(sync._log_probs_of_trainer([[3, 4, 5, 6, 7], [8, 9]], temperature=0.7))
         train(group, SHARES["one empty"])  # a pass without gradients must not leave old weights behind
     assert_same(received[0]["rl_module"], received[1]["rl_module"])

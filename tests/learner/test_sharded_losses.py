@@ -11,23 +11,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from learner_helpers import load_models, make_fragment, make_fragments, run_two_learners, save_tiny_model, split
+from learner_helpers import (
+    load_models,
+    make_fragment,
+    make_fragments,
+    run_two_learners,
+    save_tiny_model,
+    split,
+)
 from test_distributed import EVERY_TERM
 
 from tppo_rl.config.options import Options
 from tppo_rl.core.fragments import Fragment
 from tppo_rl.learner.batch import batch_from_fragments
 from tppo_rl.learner.collective import Collective, SingleLearner, current_collective
-from tppo_rl.learner.models import Policy
 from tppo_rl.learner.sharding import gather_weights, is_sharded
-from tppo_rl.learner.targets import (
-    Targets,
-    estimate_targets,
-    group_advantages,
-    monte_carlo_batch,
-    sampled_log_probs,
-    with_kl_rewards,
-)
+from tppo_rl.learner.targets import ModelSet, estimate
 from tppo_rl.learner.update import UpdateStep
 from tppo_rl.learner.value_buffer import ValueBuffer
 
@@ -98,7 +97,7 @@ class Learner:
         policy, critic = load_models(folder)
         self.policy, self.reference = policy, load_models(other)[0]
         self.options = Options.of(**(COMMON | PLANS[plan] | {"distributed": distributed}))
-        self.critic = None if self.options.advantages.advantage_estimator == "group_relative" else critic
+        self.critic = None if self.options.advantages.advantage_estimator.name == "group_relative" else critic
         self.collective = collective
         self.step = UpdateStep(policy, self.critic, self.options, collective)
         # Sizes are per learner.
@@ -107,23 +106,16 @@ class Learner:
         assert not is_sharded(self.reference)
 
     def update(self, version: int, fragments: list[Fragment]) -> dict[str, float]:
-        batch = batch_from_fragments(fragments)
-        if self.options.policy_loss.kl_in == "reward":
-            batch = with_kl_rewards(batch, self.policy, self.reference, self.options)
-        if self.critic is None:
-            targets = Targets(group_advantages(batch, self.options))
-        else:
-            targets = estimate_targets(self.critic, batch, self.options, self.collective)
-            if self.options.critic.value_batch_tokens is not None:
-                held = batch_from_fragments(self.buffer.exchange(fragments))
-                targets = replace(targets, value_batch=monte_carlo_batch(held, None, self.options))
-        if self.options.policy_loss.kl_coef and self.options.policy_loss.kl_in == "loss":
-            targets = replace(targets, reference_log_probs=self._log_probs(self.reference, batch))
+        batch, targets = estimate(
+            ModelSet(self.policy, self.critic, self.reference),
+            batch_from_fragments(fragments),
+            self.options,
+            fragments=fragments,
+            collective=self.collective,
+            value_buffer=self.buffer if self.options.critic.value_batch_tokens is not None else None,
+        )
         metrics = self.step.run(batch, targets, version).metrics
         return {name: value for name, value in metrics.items() if not name.endswith(UNCOMPARED)}
-
-    def _log_probs(self, model: Policy, batch: Any) -> torch.Tensor:
-        return sampled_log_probs(model, batch, batch.window, temperature=1.0, micro_batch_tokens=80)
 
 
 def trajectory(
@@ -197,7 +189,7 @@ def test_the_plans_reach_what_they_are_about(alone: dict[str, Any], plan: str) -
     metrics, _ = alone[plan]
     reached = {name for update in metrics for name, value in update.items() if value}
     wanted = {
-        "every term": {"hindsight_tokens", "dual_clip_fraction", "positive_lm_loss", "reference_kl"},
+        "every term": {"hindsight_tokens", "policy/dual_clip_fraction", "positive_lm_loss", "reference_kl"},
         "held episodes, warm-up": {"value_batch_tokens", "sequence_masked_fraction"},
         "groups without a critic": {"reference_kl", "advantage_std"},
     }.get(plan, set())

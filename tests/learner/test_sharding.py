@@ -13,6 +13,7 @@ import pytest
 import torch
 from learner_helpers import (
     VOCABULARY,
+    estimate_targets,
     load_models,
     make_fragment,
     make_fragments,
@@ -37,7 +38,6 @@ from tppo_rl.learner.sharding import (
     load_weights,
     same_number_of_passes,
 )
-from tppo_rl.learner.targets import estimate_targets
 from tppo_rl.learner.update import UpdateStep
 
 NUM_UPDATES = 20

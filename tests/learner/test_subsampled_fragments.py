@@ -1,17 +1,14 @@
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import reference
 import torch
-from learner_helpers import load_models, make_fragments, parameters_of
+from learner_helpers import estimate_targets, load_models, make_fragments, parameters_of
 
 from tppo_rl.config.options import Options
 from tppo_rl.learner.batch import batch_from_fragments, last_positions
 from tppo_rl.learner.subsampled_fragments import subsampled_fragments
-from tppo_rl.learner.targets import estimate_targets
 from tppo_rl.learner.update import UpdateStep
 
 FRAGMENTS = make_fragments(11, 12)
@@ -106,7 +103,7 @@ def test_metrics_speak_for_the_whole_batch(model_folder: str) -> None:
 def test_frozen_policies_are_measured_on_all_tokens(model_folder: str) -> None:
     frozen = OPTIONS.replace(critic_warmup_updates=10)
     ours = Updated(model_folder, frozen).metrics
-    whole = Updated(model_folder, replace(frozen, policy_token_fraction=1.0)).metrics
+    whole = Updated(model_folder, frozen.replace(policy_token_fraction=1.0)).metrics
     assert ours["entropy"] == whole["entropy"]
     assert "policy_token_fraction" not in ours
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import reference
 import torch
-from learner_helpers import load_models, make_fragment, make_fragments, parameters_of
+from learner_helpers import estimate_targets, load_models, make_fragment, make_fragments, parameters_of
 
 from tppo_rl.config.options import Options
 from tppo_rl.core.fragments import Fragment
@@ -19,7 +19,7 @@ from tppo_rl.kernels.denormals import is_flushing
 from tppo_rl.learner.batch import batch_from_fragments
 from tppo_rl.learner.collective import SingleLearner
 from tppo_rl.learner.models import Critic, Policy
-from tppo_rl.learner.targets import Targets, estimate_targets
+from tppo_rl.learner.targets import Targets
 from tppo_rl.learner.update import UpdateResult, UpdateStep, both
 
 NO_CLIPPING = {"grad_clip": None, "critic_grad_clip": None}
@@ -67,7 +67,7 @@ def test_gradients_equal_a_plain_float64_loop(
         model_folder,
         boundary_value=boundary_value,
         unfinished_advantage_scale=scale,
-        temperature=temperature,
+        sampling={"temperature": temperature},
         gamma=0.97,
         lambda_=0.9,
         micro_batch_tokens=40,
@@ -214,8 +214,8 @@ def test_clip_fractions_count_both_sides(model_folder: str) -> None:
     low, high = (ratio < 0.9) & (advantages < 0), (ratio > 1.3) & (advantages > 0)
     assert low.any()
     assert high.any()
-    assert metrics["clip_fraction_low"] == pytest.approx(float(low.double().mean()))
-    assert metrics["clip_fraction_high"] == pytest.approx(float(high.double().mean()))
+    assert metrics["policy/clip_fraction_low"] == pytest.approx(float(low.double().mean()))
+    assert metrics["policy/clip_fraction_high"] == pytest.approx(float(high.double().mean()))
 
 
 def own_log_probs(policy: Policy, fragments: list[Fragment]) -> torch.Tensor:

@@ -8,7 +8,8 @@ from tppo_rl.config.options import Options
 from tppo_rl.core.fragments import Fragment, fragments_from_table, table_from_fragments
 from tppo_rl.learner.batch import batch_from_fragments
 from tppo_rl.learner.collective import SingleLearner
-from tppo_rl.learner.connectors import default_learner_pipeline
+from tppo_rl.learner.targets import Estimates, default_stages
+from tppo_rl.learner.value_batches import ValueBatch
 from tppo_rl.learner.value_buffer import ValueBuffer
 
 
@@ -69,11 +70,16 @@ def test_a_checkpoint_is_shared_out_again() -> None:
 
 def test_pipeline_holds_finished_episodes_with_their_returns() -> None:
     options = Options.of(value_batch_tokens=20, gamma=0.9)
-    pieces = default_learner_pipeline(options, value_buffer=ValueBuffer(20, SingleLearner()))
-    targets = pieces[-1]
-    first, second = [episode(0)], [episode(1), *make_fragments(3, finished=False)]
-    assert len(targets(batch={"default_policy": {}}, episodes=first)["default_policy"]["value_batch"].rows) == 0
-    batch = targets(batch={"default_policy": {}}, episodes=second)["default_policy"]["value_batch"]
+    stage = default_stages(options, value_buffer=ValueBuffer(20, SingleLearner()))["value_batch"]
+
+    def released(fragments: list[Fragment]) -> ValueBatch:
+        estimates = Estimates(batch_from_fragments(fragments), fragments)
+        stage(estimates, None)  # type: ignore[arg-type]
+        assert estimates.value_batch is not None
+        return estimates.value_batch
+
+    assert len(released([episode(0)]).rows) == 0
+    batch = released([episode(1), *make_fragments(3, finished=False)])
     expected = batch_from_fragments([episode(0), episode(1)])
     assert torch.equal(batch.tokens.tokens, expected.response.tokens)
     reward = float(expected.response.rewards[0, -1])

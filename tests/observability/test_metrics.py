@@ -37,8 +37,8 @@ def test_episodes_are_measured_whole() -> None:
 
 def test_boundary_errors_and_explained_variance() -> None:
     closed = [
-        ClosedBoundary(0, Boundary(held=0.25, true=0.5, window_mean=0.0), return_after=1.0, position=4),
-        ClosedBoundary(1, Boundary(held=0.25, true=0.0, window_mean=0.0), return_after=0.0, position=8),
+        ClosedBoundary(0, Boundary(held=0.25, bootstrap=0.5, window_mean=0.0), return_after=1.0, position=4),
+        ClosedBoundary(1, Boundary(held=0.25, bootstrap=0.0, window_mean=0.0), return_after=0.0, position=8),
     ]
     metrics = boundary_metrics(closed)
     assert metrics["critic/boundary_error_held"] == pytest.approx(0.5)

@@ -3,24 +3,22 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import replace
 from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from helpers import CountingEnv, IntegerChat
-from tppo_rl.rollout.pump import RolloutPump
 
+from tppo_rl.config.options import Options
 from tppo_rl.core.fragments import table_from_fragments
-from tppo_rl.plan import pipeline
 from tppo_rl.plan.lengths import fixed, lognormal
 from tppo_rl.plan.pipeline import Pipeline, simulate
-from tppo_rl.rollout import pump
+from tppo_rl.rollout.controller import RolloutController
 from tppo_rl.rollout.engine import Sampling
 from tppo_rl.rollout.env_runner import SampleResult
-from tppo_rl.rollout.ledger import Ledger
 from tppo_rl.rollout.sampler import EpisodeLimits, Sampler
 from tppo_rl.rollout.simulated_engine import SimulatedEngine
-from tppo_rl.rollout.train_queue import TrainQueue
 
 PIPELINE = Pipeline(
     lengths=lognormal(40.0, 1.0, 320),
@@ -88,12 +86,8 @@ def test_a_simulation_repeats_itself() -> None:
     assert simulate(PIPELINE) == simulate(PIPELINE)
 
 
-def test_as_many_requests_are_in_flight_as_in_the_pump() -> None:
-    assert pipeline.REQUESTS_IN_FLIGHT == pump.REQUESTS_IN_FLIGHT
-
-
 class Driver:
-    """The algorithm's loop around the real pump, in virtual time: one env-runner, requests and weights in order."""
+    """The loop around the real controller, in virtual time: one env-runner, requests and weights in order."""
 
     def __init__(self, run: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
         self.planned = run
@@ -101,7 +95,6 @@ class Driver:
         self.version = self.delivered = self.engine_version = 0
         self.inbox: deque[tuple[str, Any]] = deque()
         self.running: tuple[float, SampleResult] | None = None
-        self.ledger, self.queue = Ledger(seed=0), TrainQueue()
         self.engine = SimulatedEngine(run.lengths.draw, seed=0)
         self.sampler = Sampler(
             self.engine,
@@ -112,30 +105,30 @@ class Driver:
             sampling=Sampling(),
             env_runner=1,
         )
-        self.pump = RolloutPump(
-            self,
-            self.ledger,
-            self.queue,
-            batch_tokens=run.batch_tokens,
+        options = Options.of(
+            train_batch_size_per_learner=run.batch_tokens,
             max_staleness=run.max_staleness,
-            num_slots=run.slots,
-            engine_steps=min(run.engine_steps, run.window),
-            on_restart=lambda _: None,
-            deliver_weights=self.deliver,
-            restore=lambda: None,
+            num_envs_per_env_runner=run.slots,
+            window_length=run.window,
+            max_response_length=run.lengths.longest,
+            engine_steps_per_sample=min(run.engine_steps, run.window),
         )
-        monkeypatch.setattr("tppo_rl.rollout.pump.time.sleep", lambda seconds: self.pass_time(self.now + seconds))
+        # It is the group and the weights as well.
+        self.controller = RolloutController(self, options, self, restore=lambda: None)
+        # Of the controller alone: other threads sleep as well.
+        clock = SimpleNamespace(sleep=lambda seconds: self.pass_time(self.now + seconds), monotonic=lambda: self.now)
+        monkeypatch.setattr("tppo_rl.rollout.controller.time", clock)
 
     def run(self, updates: int) -> tuple[float, float, int, float]:
         """Seconds for each token, mean and largest staleness, tokens of an update, without the first third."""
         staleness: list[int] = []
         start, sizes = 0.0, []
         for update in range(updates):
-            fragments = self.pump.batch(self.version)
+            fragments = self.controller.next_batch()
             tokens = sum(map(len, fragments))
             ends = self.now + self.planned.update_seconds + tokens * self.planned.token_seconds
             while self.now < ends:
-                self.pump.turn(self.version, timeout_s=min(0.02, ends - self.now))
+                self.controller.poll(min(0.02, ends - self.now))
             self.version += 1
             self.deliver()
             if update < updates // 3:
@@ -146,6 +139,12 @@ class Driver:
                 staleness += (self.version - 1 - fragment.versions).tolist()
         seconds = (self.now - start) / sum(sizes)
         return seconds, float(np.mean(staleness)), max(staleness), float(np.mean(sizes))
+
+    def revive(self, env_runner: int) -> None:
+        raise AssertionError("nothing is lost here")
+
+    def wait_until_delivered(self) -> None:
+        raise AssertionError("of synchronous runs")
 
     # RLlib's group
 
@@ -208,7 +207,7 @@ class Driver:
 
 @pytest.mark.parametrize("token_seconds", [4e-5, 1e-4, 3e-4], ids=["engine", "balanced", "learner"])
 @pytest.mark.parametrize(("window", "max_staleness"), [(16, 2), (64, 1), (320, 3)])
-def test_the_real_pump_comes_to_the_same(
+def test_the_real_controller_comes_to_the_same(
     window: int, max_staleness: int, token_seconds: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     planned = replace(

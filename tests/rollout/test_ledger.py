@@ -4,7 +4,6 @@ from helpers import make_fragment
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tppo_rl.core.boundaries import Boundary
 from tppo_rl.core.prompts import heldout_tickets, prompt_seed
 from tppo_rl.rollout.ledger import Ledger, LedgerError
 
@@ -86,29 +85,3 @@ def test_prompts_do_not_depend_on_how_they_are_shared_out(seed: int, group_size:
 def test_runs_with_different_seeds_see_different_prompts() -> None:
     assert [prompt_seed(0, index) for index in range(20)] != [prompt_seed(1, index) for index in range(20)]
     assert list(heldout_tickets(3)) == list(heldout_tickets(5))[:3]
-
-
-def test_boundaries_are_closed_with_the_return_that_followed() -> None:
-    ledger = Ledger(seed=0)
-    # Two windows of two tokens after a prompt of one; the environment spoke at position 3.
-    first = make_fragment(episode_id=4, context=[9], tokens=[1, 2])
-    second = make_fragment(episode_id=4, context=[9, 1, 2], tokens=[7, 3], sampled=[0, 1], window_index=1)
-    ledger.record_boundary(first, Boundary(held=0.1, true=0.2, window_mean=0.3))
-    ledger.record_boundary(first, Boundary(held=0.25, true=0.5, window_mean=0.1))
-    ledger.record_boundary(second, Boundary(held=0.75, true=1.0, window_mean=0.2))
-    end = make_fragment(
-        episode_id=4,
-        context=[9, 1, 2, 7, 3],
-        prompt_length=1,
-        context_sampled=np.array([0, 1, 1, 0, 1], np.uint8),
-        context_rewards=np.array([0, 0, 0, 0, 0.5], np.float32),
-        tokens=[4, 5],
-        rewards=[0.0, 1.0],
-        terminated=True,
-    )
-    closed = ledger.close_boundaries(end, gamma=0.5)
-    # After the first window: reward 0.5 at once, then 1 two sampled tokens later.
-    assert [(boundary.window_index, boundary.return_after) for boundary in closed] == [(0, 0.5 + 0.25), (1, 0.5)]
-    assert [boundary.position for boundary in closed] == [2, 4]
-    assert closed[0].values.held == 0.25, "a window that was sampled again replaces the lost one"
-    assert ledger.close_boundaries(end, gamma=1.0) == []

@@ -8,10 +8,11 @@ from helpers import CountingEnv, IntegerChat
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tppo_rl.config.options import Options
 from tppo_rl.core.fragments import NO_VERSION, Fragment
 from tppo_rl.core.prompts import Ticket
 from tppo_rl.rollout.engine import Sampling
-from tppo_rl.rollout.rewards import RewardShaping
+from tppo_rl.rollout.rewards import Rewards
 from tppo_rl.rollout.sampler import EpisodeLimits, Sampler, evaluate_prompts
 from tppo_rl.rollout.simulated_engine import SimulatedEngine, StepCost, draw_lognormal_length
 
@@ -50,24 +51,23 @@ class SilentEnv(CountingEnv):
         return (*super().step(text)[:4], {})
 
 
-@pytest.mark.parametrize("source", ["zero_one", "plus_minus_one"])
-def test_rewards_of_verdicts_need_a_verdict(source: Any) -> None:
-    for rewards in (RewardShaping(), RewardShaping(source)):
-        sampler = Sampler(
-            SimulatedEngine(draw_lognormal_length(5.0, 0.1), seed=0),
-            SilentEnv,
-            IntegerChat(),  # type: ignore[arg-type]
-            num_slots=1,
-            limits=EpisodeLimits(8, 64, None),
-            sampling=Sampling(1.0),
-            rewards=rewards,
-        )
-        sampler.tickets.extend(tickets(1))
-        if rewards.source == "environment":
-            assert len(sampler.run_until_empty()) == 1
-        else:
-            with pytest.raises(ValueError, match=rf"^rewards='{source}'.*info\['correct'\]"):
-                sampler.run_until_empty()
+@pytest.mark.parametrize("name", ["environment", "zero_one", "plus_minus_one"])
+def test_rewards_by_correctness_need_an_environment_that_says_so(name: str) -> None:
+    sampler = Sampler(
+        SimulatedEngine(draw_lognormal_length(5.0, 0.1), seed=0),
+        SilentEnv,
+        IntegerChat(),  # type: ignore[arg-type]
+        num_slots=1,
+        limits=EpisodeLimits(8, 64, None),
+        sampling=Sampling(1.0),
+        rewards=Rewards.of(Options.of(rewards=name)),
+    )
+    sampler.tickets.extend(tickets(1))
+    if name == "environment":
+        assert len(sampler.run_until_empty()) == 1
+    else:
+        with pytest.raises(ValueError, match=rf"^rewards='{name}'.*info\['correct'\]"):
+            sampler.run_until_empty()
 
 
 def tickets(count: int, first: int = 0) -> list[Ticket]:
@@ -221,12 +221,14 @@ def test_evaluation_leaves_open_episodes_untouched() -> None:
     assert [f.tokens.tolist() for f in fragments] == [f.tokens.tolist() for f in before]
 
 
-def test_abandoned_episodes_are_named_and_slots_are_free_again() -> None:
+def test_after_abandoning_slots_are_free_again() -> None:
     sampler, _ = make_sampler(slots=2)
     sampler.tickets.extend(tickets(5))
     fragments = sampler.run(3)
     finished = {fragment.episode_id for fragment in fragments if fragment.finished}
-    assert set(sampler.abandon()) | finished == set(range(5))
+    assert set(sampler.episode_ids) | finished == set(range(5))
+    sampler.abandon()
+    assert sampler.episode_ids == []
     sampler.tickets.extend(tickets(3, first=10))
     assert {fragment.episode_id for fragment in sampler.run_until_empty()} == {10, 11, 12}
 
@@ -254,7 +256,8 @@ def test_prompts_are_made_for_all_slots_at_a_time_and_every_environment_is_close
         finished |= {fragment.episode_id for fragment in sampler.run(1) if fragment.finished}
     finished |= {fragment.episode_id for fragment in sampler.run(1) if fragment.finished}
     assert (sampler.num_waiting_tickets, len(sampler.tickets)) == (35, 32)
-    assert sorted(sampler.abandon()) == sorted(set(range(40)) - finished)
+    assert sorted(sampler.episode_ids) == sorted(set(range(40)) - finished)
+    sampler.abandon()
     assert sampler.num_waiting_tickets == 0
     sampler.tickets.extend(tickets(40, first=100))
     assert {fragment.episode_id for fragment in sampler.run(60)} <= set(range(100, 140))
@@ -268,7 +271,7 @@ def test_a_prompt_beyond_the_limit_is_an_error_that_names_the_key() -> None:
     sampler.tickets.extend(tickets(1))
     with pytest.raises(ValueError, match="max_prompt_length=2: the prompt with index 0 has 3 tokens"):
         sampler.run(1)
-    assert sampler.abandon() == [0]
+    assert sampler.episode_ids == [0]
 
 
 def test_after_an_error_no_environment_stays_open() -> None:

@@ -11,7 +11,7 @@ from tppo_rl.rollout.train_queue import TrainQueue, may_update, oldest_allowed_t
 def test_oldest_fragments_leave_first_and_equal_ones_in_order_of_arrival() -> None:
     queue = TrainQueue()
     queue.push(make_fragment(versions=[version] * 3, episode_id=index) for index, version in enumerate([4, 2, 4, 2]))
-    taken = queue.take(12, oldest_allowed_to_stay=0)
+    taken = queue.pop(12, oldest_allowed_to_stay=0)
     assert [fragment.episode_id for fragment in taken] == [1, 3, 0, 2]
     assert queue.num_tokens == len(queue) == 0
 
@@ -19,7 +19,7 @@ def test_oldest_fragments_leave_first_and_equal_ones_in_order_of_arrival() -> No
 def test_a_batch_takes_at_least_its_tokens_and_leaves_the_rest() -> None:
     queue = TrainQueue()
     queue.push(make_fragment(versions=[0] * 3) for _ in range(4))
-    assert len(queue.take(4, oldest_allowed_to_stay=0)) == 2
+    assert len(queue.pop(4, oldest_allowed_to_stay=0)) == 2
     assert queue.num_tokens == 6
     assert len(queue.fragments()) == 2
 
@@ -27,7 +27,7 @@ def test_a_batch_takes_at_least_its_tokens_and_leaves_the_rest() -> None:
 def test_what_may_not_stay_is_taken_beyond_the_batch() -> None:
     queue = TrainQueue()
     queue.push(make_fragment(versions=[version] * 3) for version in [1, 1, 1, 2])
-    assert len(queue.take(3, oldest_allowed_to_stay=2)) == 3
+    assert len(queue.pop(3, oldest_allowed_to_stay=2)) == 3
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_no_token_is_ever_trained_beyond_the_bound(
                     open_windows[slot] = []
             oldest = min([sampler_version, *(window[0] for window in open_windows if window)])
         if queue.num_tokens >= batch and may_update(version, max_staleness, [oldest]) and generator.random() < 0.5:
-            for fragment in queue.take(batch, oldest_allowed_to_stay=oldest_allowed_to_stay(version, max_staleness)):
+            for fragment in queue.pop(batch, oldest_allowed_to_stay=oldest_allowed_to_stay(version, max_staleness)):
                 assert version - fragment.oldest_version <= max_staleness
                 trained += len(fragment)
             version += 1

@@ -10,7 +10,7 @@ import pytest
 import ray
 from rich.console import Console
 
-from tppo_rl.algorithms import algorithm_class
+from tppo_rl.algorithms import TPPO
 from tppo_rl.config.run_files import Experiment, make_experiment
 from tppo_rl.core.errors import OptionError
 from tppo_rl.tune.resources import check_fit, machine, needs_of
@@ -30,7 +30,7 @@ def make_sweep(**config: Any) -> Experiment:
 
 def needs(**config: Any) -> dict[str, float]:
     experiment = make_sweep(**config)
-    return needs_of(algorithm_class("TPPO"), next(experiment.points())).total
+    return needs_of(TPPO, next(experiment.points())).total
 
 
 def test_needs_are_those_of_the_placement_group() -> None:
@@ -64,7 +64,7 @@ def test_more_than_there_is_names_the_option_and_starts_nothing(
 
 def test_the_table_says_what_a_trial_needs_and_how_many_run_at_a_time() -> None:
     text = io.StringIO()
-    Console(file=text, width=80).print(check_fit(make_sweep(), algorithm_class("TPPO")))
+    Console(file=text, width=80).print(check_fit(make_sweep(), TPPO))
     words = " ".join(text.getvalue().split())
     assert "trials │ 3 │" in words
     assert "a trial needs │ 2 CPU │" in words

@@ -13,7 +13,6 @@ from ray.tune.search import BasicVariantGenerator
 
 from tppo_rl.algorithms import TPPOConfig
 from tppo_rl.algorithms.tppo import TPPO
-from tppo_rl.config.options import Options
 from tppo_rl.config.run_files import Experiment, load_run_file, make_experiment
 from tppo_rl.tune.spaces import make_searcher, param_space
 from tppo_rl.tune.window_sweep import CAP, PARTS, SEEDS, TOKENS, window_config
@@ -24,8 +23,7 @@ def trials_of(space: Mapping[str, Any], searcher: BasicVariantGenerator, num_sam
     searcher.add_configurations(TuneExperiment("sweep", TPPO, config=dict(space), num_samples=num_samples))
     trials = []
     while (trial := searcher.next_trial()) is not None:
-        options = TPPOConfig().update_from_dict(trial.config).options()
-        trials.append({key: getattr(options, key) for key in Options.model_fields})
+        trials.append(TPPOConfig().update_from_dict(trial.config).options.flat())
     return trials
 
 

@@ -235,7 +235,7 @@ class _Pair:
         self._positions, self._finished_positions = (
             (int(some.sum()), int(some.square().sum())) for some in (lengths, lengths[batch.finished_rows])
         )
-        targets = estimate(ModelSet(*self._models), batch, self._options)
+        _, targets = estimate(ModelSet(*self._models), batch, self._options)
         if self._cuda:
             torch.cuda.reset_peak_memory_stats()
         self._metrics = self._ours()
@@ -284,7 +284,7 @@ class _Pair:
 
     def _ours(self) -> dict[str, float]:
         batch = batch_from_fragments(self._fragments)
-        targets = estimate(ModelSet(*self._models), batch, self._options)
+        _, targets = estimate(ModelSet(*self._models), batch, self._options)
         return self._step.run(batch, targets, policy_version=0).metrics
 
     def _seconds(self, update: Any) -> float:
@@ -327,7 +327,7 @@ def _sampled_by(policy: Policy, fragments: list[Fragment], options: Options) -> 
     """Gives the fragments the policy's own log-probs: far from them, all ratios would be clipped and without gradient."""
     batch = batch_from_fragments(fragments)
     log_probs = sampled_log_probs(
-        policy, batch, batch.window, temperature=1.0, micro_batch_tokens=options.learners.micro_batch_tokens
+        policy, batch, batch.window, temperature=1.0, micro_batch_tokens=options.compute.micro_batch_tokens
     ).numpy()
     return [
         replace(fragment, behavior_log_probs=row[: len(fragment)])
@@ -354,7 +354,7 @@ def _gradient(parameter: torch.nn.Parameter) -> torch.Tensor:
 
 def _value_inputs(batch: TrainBatch, device: torch.device, options: Options) -> list[torch.Tensor]:
     lengths = batch.sequence_lengths
-    groups = micro_batches(lengths, torch.arange(len(batch)), options.learners.micro_batch_tokens).rows
+    groups = micro_batches(lengths, torch.arange(len(batch)), options.compute.micro_batch_tokens).rows
     return [batch.padded(rows, lengths[rows]).to(device) for rows in groups]
 
 
@@ -368,7 +368,7 @@ def _policy_inputs(
     lengths = last_positions(batch.window)
     (shuffled,) = minibatches(batch.window.lengths, 1, generator)
     parts = []
-    for rows in micro_batches(lengths, shuffled, options.learners.micro_batch_tokens).rows:
+    for rows in micro_batches(lengths, shuffled, options.compute.micro_batch_tokens).rows:
         mask = batch.window.mask[rows]
         inputs = model_input(batch, rows, lengths[rows], device, packing=False)
         parts.append(
@@ -397,7 +397,7 @@ def _critic_inputs(
     lengths = last_positions(tokens)
     (shuffled,) = minibatches(tokens.lengths, 1, generator)
     parts = []
-    for rows in micro_batches(lengths, shuffled, options.learners.micro_batch_tokens).rows:
+    for rows in micro_batches(lengths, shuffled, options.compute.micro_batch_tokens).rows:
         mask = tokens.mask[rows]
         inputs = model_input(batch, sequences[rows], lengths[rows], device, packing=False)
         states = inputs.places(mask.nonzero()[:, 0], tokens.positions[rows][mask])

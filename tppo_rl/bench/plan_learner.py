@@ -84,7 +84,7 @@ class LearnerBench:
     def _timed(self, fragments: Sequence[Fragment]) -> dict[str, float]:
         with self.clock.timing() as total:
             batch = batch_from_fragments(list(fragments))
-            targets = estimate(ModelSet(*self._models), batch, self._options)
+            _, targets = estimate(ModelSet(*self._models), batch, self._options)
             version = max(int(fragment.versions.max()) for fragment in fragments)
             metrics = self._step.run(batch, targets, policy_version=version).metrics
         # The update step reads a wall clock; its parts are shares here.

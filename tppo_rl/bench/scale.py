@@ -179,7 +179,7 @@ def _measure_actors(counts: Sequence[int], load: RunnerLoad, updates: int, repea
             group = EnvRunnerGroup(config=config, _setup=False)
             group.reset(env_runners[:count])
             with tempfile.TemporaryDirectory() as folder:
-                driver = Driver(group, _options(load, count), Path(folder), polls=lambda: _polls_for(seconds))
+                driver = Driver(group, run_options(load, count), Path(folder), polls=lambda: _polls_for(seconds))
                 _measure(driver, side, updates)
                 driver.drain()
     return sides
@@ -192,7 +192,9 @@ def _measure_in_process(counts: Sequence[int], load: RunnerLoad, repeats: int) -
         for count, side in sides.items():
             group = MeasuredGroup(count, load, chat)
             with tempfile.TemporaryDirectory() as folder, _collector_off():
-                driver = Driver(group, _options(load, count), Path(folder), polls=lambda: iter(range(_POLLS_OF_UPDATE)))
+                driver = Driver(
+                    group, run_options(load, count), Path(folder), polls=lambda: iter(range(_POLLS_OF_UPDATE))
+                )
                 _measure(driver, side, max(2, _RUNNER_UPDATES // count), partial(getattr, group, "runner_cpu_seconds"))
                 driver.recorder.close()
     return sides
@@ -213,10 +215,10 @@ def _collector_off() -> Iterator[None]:
 
 
 def _config(load: RunnerLoad) -> TPPOConfig:
-    return TPPOConfig().update_from_dict(_options(load, 1).flat())
+    return TPPOConfig().update_from_dict(run_options(load, 1).flat())
 
 
-def _options(load: RunnerLoad, num_env_runners: int) -> Options:
+def run_options(load: RunnerLoad, num_env_runners: int) -> Options:
     """Those of a run whose updates take `_WINDOWS_OF_UPDATE` windows of every slot."""
     return Options.of(
         env=load.env,

@@ -11,13 +11,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from itertools import groupby
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from tppo_rl.config.section import Condition, Section
 from tppo_rl.config.sections.advantages import AdvantageOptions
+from tppo_rl.config.sections.compute import ComputeOptions
 from tppo_rl.config.sections.critic import CriticOptions
 from tppo_rl.config.sections.environment import EnvironmentOptions
 from tppo_rl.config.sections.evaluation import EvaluationOptions
@@ -61,6 +62,7 @@ class Options(Section):
     groups: GroupOptions = GroupOptions()
     rewards: RewardOptions = RewardOptions()
     learners: LearnerOptions = LearnerOptions()
+    compute: ComputeOptions = ComputeOptions()
     optimizer: OptimizerOptions = OptimizerOptions()
     advantages: AdvantageOptions = AdvantageOptions()
     policy_loss: PolicyLossOptions = PolicyLossOptions()
@@ -234,7 +236,7 @@ def _explain(values: Mapping[str, Any], problems: Sequence[Any]) -> str:
     if any(problem["type"] in ("missing", "extra_forbidden") for problem in problems):
         return _explain_keys(key, value, problems[0])
     reasons = dict.fromkeys(problem["msg"].removeprefix("Input should be ") for problem in problems)
-    return f"{key}={value!r}: input should be {' or '.join(reasons)} ({OPTIONS[option].description})"
+    return f"{key}={value!r}: input should be {' or '.join(reasons)} ({_description(key)})"
 
 
 def _place(option: str, value: Any, parts: Sequence[str | int]) -> str:
@@ -253,7 +255,15 @@ def _place(option: str, value: Any, parts: Sequence[str | int]) -> str:
 
 
 def _explain_keys(key: str, value: Any, problem: Any) -> str:
-    name = problem["loc"][-1]
     if problem["type"] == "missing":
-        return f"{key.removesuffix(f'.{name}')}={value!r}: {name} is missing; give it"
+        return f"{key}=None: is missing; set it ({_description(key)})"
     return f"{key}={value!r}: unknown key; remove the key"
+
+
+def _description(key: str) -> str:
+    """Meaning of an option, or of a key of one that is a section itself, such as `lora.rank`."""
+    option, _, inner = key.partition(".")
+    for kind in (OPTIONS[option].info.annotation, *get_args(OPTIONS[option].info.annotation)):
+        if isinstance(kind, type) and issubclass(kind, Section) and inner in kind.model_fields:
+            return kind.model_fields[inner].description or ""
+    return OPTIONS[option].description

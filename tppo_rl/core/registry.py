@@ -154,7 +154,7 @@ class Registry(Mapping[str, str]):
     def _checked(self, found: Callable[..., Any], spec: PartSpec) -> dict[str, Any]:
         """The arguments of a function as its annotations have them."""
         parameters = inspect.signature(found, eval_str=False).parameters
-        settings = {inspect.Parameter.KEYWORD_ONLY}
+        settings: set[Any] = {inspect.Parameter.KEYWORD_ONLY}
         if self._by_keyword:
             settings.add(inspect.Parameter.POSITIONAL_OR_KEYWORD)
         own = {name: p for name, p in parameters.items() if p.kind in settings}

@@ -39,7 +39,7 @@ def sizes_table(options: Options) -> Table:
             optimizer.minibatch_size or batch // learners,
             "sampled tokens of an optimizer step, per learner",
         ),
-        ("micro_batch_tokens", options.learners.micro_batch_tokens, "padded tokens of a forward pass"),
+        ("micro_batch_tokens", options.compute.micro_batch_tokens, "padded tokens of a forward pass"),
         ("num_epochs", optimizer.num_epochs, "passes over a batch"),
         ("max_staleness", options.staleness_bound, "most policy versions between sampling and training of a token"),
     )

@@ -76,7 +76,7 @@ class LearnerClient:
             fragments,
             learners.num_learners,
             whole_groups=self._options.groups.group_size > 1,
-            same_learner=learners.context_cache_tokens > 0,
+            same_learner=self._options.compute.context_cache_tokens > 0,
         )
         return TrainingData(batches=[table_from_fragments(share) for share in shares])
 

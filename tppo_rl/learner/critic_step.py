@@ -78,8 +78,8 @@ class CriticStep:
         """Adds up the gradient of one minibatch's mean token loss over this learner's micro-batches."""
         device, tokens = self._critic.device, value_batch.tokens
         lengths = last_positions(tokens)
-        packing = self._options.learners.packing
-        groups = micro_batches(lengths, rows, self._options.learners.micro_batch_tokens, packing=packing).rows
+        packing = self._options.compute.packing
+        groups = micro_batches(lengths, rows, self._options.compute.micro_batch_tokens, packing=packing).rows
         for group in same_number_of_passes(self._critic, groups):
             mask = tokens.mask[group]
             inputs = model_input(value_batch.batch, value_batch.rows[group], lengths[group], device, packing=packing)

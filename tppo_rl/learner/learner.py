@@ -73,7 +73,7 @@ class TPPOLearner(TorchLearner):
         self._options = self.config.options
         torch.set_num_threads(self._options.learners.num_threads)
         self._update_step: UpdateStep | None = None
-        tokens = self._options.learners.context_cache_tokens
+        tokens = self._options.compute.context_cache_tokens
         self._caches = {name: ContextCache(tokens) for name in ("policy", "critic")} if tokens else {}
         self._gathered_optimizers: dict[str, Any] | None = None
         super().build()
@@ -268,7 +268,7 @@ class TPPOLearner(TorchLearner):
             pieces += custom if isinstance(custom, list | tuple) else [custom]
         if self.config.add_default_connectors_to_learner_pipeline:
             module = self._language_model()
-            if self._options.learners.packing and module.reference is not None:
+            if self._options.compute.packing and module.reference is not None:
                 check_packing(module.reference)
             stages = default_stages(
                 self._options,

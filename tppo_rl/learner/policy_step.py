@@ -116,7 +116,7 @@ class _Work:
         self.mean_weights = mean_weights
         self.draw_weights = drawn.weights
         self._targets = targets
-        self._packing = options.learners.packing
+        self._packing = options.compute.packing
         self._version = version
         self._finished_row = torch.full((len(batch),), -1).index_put(
             (batch.finished_rows,), torch.arange(len(batch.finished_rows))
@@ -260,7 +260,7 @@ class PolicyStep:
             batch, targets.advantages, mean_weights, share, options.optimizer.num_epochs, generator
         )
         contexts = (
-            None if options.learners.context_gradient or frozen else self._contexts(batch, drawn.rows, metric_sums)
+            None if options.compute.context_gradient or frozen else self._contexts(batch, drawn.rows, metric_sums)
         )
         work = _Work(batch, targets, drawn, mean_weights, version, options, contexts)
         if options.policy_loss.recomputes_log_probs:
@@ -306,7 +306,7 @@ class PolicyStep:
     def _contexts(self, batch: TrainBatch, rows: torch.Tensor, metric_sums: MetricSums) -> Contexts:
         """Completes the contexts of the given windows with the weights before the update."""
         at_hand = None if self._cache is None else self._cache.contexts(batch)
-        completed = window_contexts(self._policy, batch, self._options.learners.micro_batch_tokens, at_hand, rows)
+        completed = window_contexts(self._policy, batch, self._options.compute.micro_batch_tokens, at_hand, rows)
         metric_sums.add("processed_tokens", completed.positions)
         metric_sums.add("padded_tokens", completed.padded_positions)
         return completed.contexts
@@ -335,7 +335,7 @@ class PolicyStep:
         """
         options = self._options
         self._step.zero()
-        groups = work.micro_batches(rows, options.learners.micro_batch_tokens)
+        groups = work.micro_batches(rows, options.compute.micro_batch_tokens)
         metric_sums.add("processed_tokens", groups.positions)
         metric_sums.add("padded_tokens", groups.padded_positions)
         for group in same_number_of_passes(self._policy, groups.rows):
@@ -373,8 +373,8 @@ class PolicyStep:
             batch,
             batch.window,
             temperature=self._options.rollout.sampling.temperature,
-            micro_batch_tokens=self._options.learners.micro_batch_tokens,
-            packing=self._options.learners.packing,
+            micro_batch_tokens=self._options.compute.micro_batch_tokens,
+            packing=self._options.compute.packing,
             rows=rows,
         )
 

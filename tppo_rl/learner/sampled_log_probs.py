@@ -68,8 +68,8 @@ def with_kl_rewards(batch: TrainBatch, policy: Policy, reference: Policy, option
             batch,
             batch.all_sampled,
             temperature=options.rollout.sampling.temperature,
-            micro_batch_tokens=options.learners.micro_batch_tokens,
-            packing=options.learners.packing,
+            micro_batch_tokens=options.compute.micro_batch_tokens,
+            packing=options.compute.packing,
         )
         for model in (policy, reference)
     )

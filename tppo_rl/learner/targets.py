@@ -132,8 +132,8 @@ def estimate(
     collective: Collective | None = None,
     value_buffer: ValueBuffer | None = None,
     cache: ContextCache | None = None,
-) -> Targets:
-    """Runs the default stages on a batch, without RLlib.
+) -> tuple[TrainBatch, Targets]:
+    """Runs the default stages on a batch, without RLlib; returns the batch, of which they may have changed the rewards, too.
 
     Args:
         models: What the stages evaluate.
@@ -153,7 +153,7 @@ def estimate(
     )
     for stage in stages.values():
         stage(estimates, models)
-    return estimates.targets(time.perf_counter() - start)
+    return estimates.batch, estimates.targets(time.perf_counter() - start)
 
 
 def _kl_rewards(options: Options) -> Stage:
@@ -176,8 +176,8 @@ def _reference(options: Options) -> Stage:
             estimates.batch,
             estimates.batch.window,
             temperature=options.rollout.sampling.temperature,
-            micro_batch_tokens=options.learners.micro_batch_tokens,
-            packing=options.learners.packing,
+            micro_batch_tokens=options.compute.micro_batch_tokens,
+            packing=options.compute.packing,
         )
 
     return stage
@@ -191,8 +191,8 @@ def _values(options: Options, cache: ContextCache | None) -> Stage:
         estimates.values = critic_values(
             models.critic,
             estimates.batch,
-            options.learners.micro_batch_tokens,
-            packing=options.learners.packing,
+            options.compute.micro_batch_tokens,
+            packing=options.compute.packing,
             cache=cache,
         )
 

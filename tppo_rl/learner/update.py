@@ -90,8 +90,8 @@ class UpdateStep:
             cache: Keeps the policy's contexts from update to update; None computes them anew.
 
         Raises:
-            ValueError: `options.learners.packing` with a model that does not keep packed sequences apart, or no
-                `options.learners.context_gradient` with one that cannot go on after a context.
+            ValueError: `options.compute.packing` with a model that does not keep packed sequences apart, or no
+                `options.compute.context_gradient` with one that cannot go on after a context.
             ValueError: the models are to be sharded, and there is one learner.
             ValueError: `options.critic.parallel_critic` with several learners.
         """
@@ -111,11 +111,11 @@ class UpdateStep:
         for model in (policy, critic):
             for parameter in trainable(model.parameters()) if model is not None else ():
                 self._collective.broadcast_(parameter.data)
-            if options.learners.packing and model is not None:
+            if options.compute.packing and model is not None:
                 check_packing(model)
             if model is not None and (
-                options.learners.context_cache_tokens
-                or (isinstance(model, Policy) and not options.learners.context_gradient)
+                options.compute.context_cache_tokens
+                or (isinstance(model, Policy) and not options.compute.context_gradient)
             ):
                 check_contexts(model)
             if options.learners.distributed == "fsdp" and model is not None:

@@ -117,6 +117,13 @@ class Sampler:
         return len(self.tickets) + len(self._prompts)
 
     @property
+    def episode_ids(self) -> list[int]:
+        """Episodes that are open or have not begun."""
+        tickets = [episode.ticket for episode in self._open.values()]
+        tickets += [prompt.ticket for prompt in self._prompts]
+        return [ticket.episode_id for ticket in (*tickets, *self.tickets)]
+
+    @property
     def num_open_tokens(self) -> int:
         """Sampled tokens that no fragment holds yet."""
         return sum(episode.open_tokens for episode in self._open.values())

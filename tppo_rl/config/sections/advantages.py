@@ -99,10 +99,25 @@ class AdvantageOptions(Section):
                 "responses are compared when all of a group have ended, at the end of a step of whole responses; set mode to "
                 "'sync' and window_length to null",
             )
+        if name == "group_relative" and options.groups.group_size == 1:
+            refuse("group_size", 1, "a response has no others to be compared with; set it to 2 or more")
+        self._check_critic(options.models.critic)
         if self.hindsight:
             self._check_hindsight(options)
         if self.advantage_normalization_scope == "group" and options.groups.group_size == 1:
             refuse("advantage_normalization_scope", "group", "there are no groups; set group_size to 2 or more")
+
+    def _check_critic(self, critic: str | None) -> None:
+        name = self.advantage_estimator.name
+        if name == "group_relative" and critic is not None:
+            refuse("critic", critic, "group-relative advantages need no values; set critic to null")
+        if name in ("egae", "gae") and critic is None:
+            refuse(
+                "critic",
+                critic,
+                f"advantage_estimator={name!r} needs values; set critic to 'separate', or advantage_estimator to "
+                "'group_relative'",
+            )
 
     def _check_hindsight(self, options: Options) -> None:
         reason = None

@@ -29,8 +29,6 @@ class GroupOptions(Section):
 
     def check(self, options: Options) -> None:
         """Checks that groups come whole where they are compared."""
-        if options.advantages.advantage_estimator.name == "group_relative" and self.group_size == 1:
-            refuse("group_size", self.group_size, "a response has no others to be compared with; set it to 2 or more")
         num_slots = options.rollout.num_slots
         if options.whole_responses and num_slots % self.group_size:
             refuse(

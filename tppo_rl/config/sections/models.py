@@ -73,21 +73,11 @@ class ModelOptions(Section):
     )
 
     def check(self, options: Options) -> None:
-        """Checks number formats, and that there is a critic where values are needed."""
+        """Checks number formats."""
         if self.weights_dtype == "bfloat16" and self.dtype == "float32":
             refuse(
                 "weights_dtype",
                 self.weights_dtype,
                 "with dtype='float32' the computation would be finer than the weights that it trains; set dtype to "
                 "'bfloat16', or weights_dtype to 'float32'",
-            )
-        estimator = options.advantages.advantage_estimator.name
-        if estimator == "group_relative" and self.critic is not None:
-            refuse("critic", self.critic, "group-relative advantages need no values; set critic to null")
-        if estimator in ("egae", "gae") and self.critic is None:
-            refuse(
-                "critic",
-                self.critic,
-                f"advantage_estimator={estimator!r} needs values; set critic to 'separate', or advantage_estimator to "
-                "'group_relative'",
             )

@@ -27,8 +27,8 @@ def _two(value: Any) -> Any:
 
 def _rising(rate: Any) -> Any:
     if isinstance(rate, int | float):
-        if not rate > 0:
-            raise ValueError("input should be greater than 0")
+        if not rate >= 0:
+            raise ValueError("input should be greater than or equal to 0")
     elif (problem := fault(rate)) is not None:
         raise ValueError(problem)
     return rate
@@ -37,7 +37,7 @@ def _rising(rate: Any) -> Any:
 Schedule = Annotated[
     float | list[list[float] | tuple[float, float]] | tuple[tuple[float, float], ...], AfterValidator(_rising)
 ]
-"""A positive number, or RLlib's schedule: pairs of trained tokens and rate."""
+"""A number from 0 on, or RLlib's schedule: pairs of trained tokens and rate."""
 
 
 class OptimizerOptions(Section):

@@ -3,10 +3,9 @@ from __future__ import annotations
 import logging
 
 import pytest
-from tppo_rl.algorithms.actor_resources import check_resources
-from tppo_rl.algorithms.tppo_config import TPPOConfig
 
-from tppo_rl.algorithms import actor_resources
+from tppo_rl.algorithms import TPPOConfig, resources
+from tppo_rl.algorithms.resources import check_resources
 from tppo_rl.core.errors import OptionError
 
 
@@ -36,7 +35,7 @@ def test_what_fits_exactly_is_taken(small_config: TPPOConfig, num_learners: int)
 def test_on_a_cluster_that_may_grow_it_is_a_warning(
     small_config: TPPOConfig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(actor_resources, "_ray_is_ours", lambda: False)
-    with caplog.at_level(logging.WARNING, logger=actor_resources.__name__):
+    monkeypatch.setattr(resources, "_ray_is_ours", lambda: False)
+    with caplog.at_level(logging.WARNING, logger=resources.__name__):
         check_resources(small_config.env_runners(num_env_runners=9))
     assert "waits until nodes with them have joined" in caplog.text

@@ -1,0 +1,140 @@
+"""Values at window ends, kept until the episode has ended."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from helpers import make_fragment
+
+from tppo_rl.config.options import Options
+from tppo_rl.core.fragments import Fragment
+from tppo_rl.learner.boundaries import BoundaryTracker
+from tppo_rl.learner.update import FRAGMENT_REPORT_SCHEMA
+
+
+def report(*values: tuple[Fragment, float, float, float]) -> pa.Table:
+    """The report of fragments with V(s_(l-1)), V(s_l) and the window's mean."""
+    rows = [
+        {
+            "episode_id": fragment.episode_id,
+            "window_index": fragment.window_index,
+            "trained_tokens": len(fragment),
+            "held_value": held,
+            "boundary_value": bootstrap,
+            "mean_value": mean,
+        }
+        for fragment, held, bootstrap, mean in values
+    ]
+    return FRAGMENT_REPORT_SCHEMA.empty_table().from_pylist(rows, schema=FRAGMENT_REPORT_SCHEMA)
+
+
+# Two windows of two tokens after a prompt of one; the environment spoke at position 3.
+FIRST = make_fragment(episode_id=4, context=[9], tokens=[1, 2])
+SECOND = make_fragment(episode_id=4, context=[9, 1, 2], prompt_length=1, tokens=[7, 3], sampled=[0, 1], window_index=1)
+
+
+def end(**changes: Any) -> Fragment:
+    values: dict[str, Any] = {
+        "episode_id": 4,
+        "window_index": 2,
+        "context": [9, 1, 2, 7, 3],
+        "prompt_length": 1,
+        "context_sampled": np.array([0, 1, 1, 0, 1], np.uint8),
+        "context_rewards": np.array([0, 0, 0, 0, 0.5], np.float32),
+        "tokens": [4, 5],
+        "rewards": [0.0, 1.0],
+        "terminated": True,
+    }
+    return make_fragment(**(values | changes))
+
+
+def test_boundaries_are_closed_with_the_return_that_followed() -> None:
+    tracker = BoundaryTracker(Options.of(gamma=0.5))
+    assert tracker.after_update([FIRST], report((FIRST, 0.25, 0.5, 0.1)), 0) == []
+    assert tracker.after_update([SECOND], report((SECOND, 0.75, 1.0, 0.2)), 1) == []
+    last = end()
+    closed = tracker.after_update([last], report((last, 0.0, 0.0, 0.0)), 2)
+    # After the first window: reward 0.5 at once, then 1 two sampled tokens later.
+    assert [(boundary.window_index, boundary.return_after) for boundary in closed] == [(0, 0.5 + 0.25), (1, 0.5)]
+    assert [boundary.position for boundary in closed] == [2, 4]
+    assert [boundary.values.held for boundary in closed] == [0.25, 0.75]
+    assert tracker.after_update([last], report((last, 0.0, 0.0, 0.0)), 3) == [], "they are closed once"
+
+
+def test_windows_of_one_update_are_closed_by_its_last() -> None:
+    tracker = BoundaryTracker(Options.of(hindsight=True))
+    last = end(
+        context=[9, 1, 2],
+        context_sampled=np.array([0, 1, 1], np.uint8),
+        context_rewards=np.zeros(3, np.float32),
+        window_index=1,
+    )
+    closed = tracker.after_update([last, FIRST], report((FIRST, 0.25, 0.5, 0.1), (last, 0.0, 0.0, 0.0)), 0)
+    assert [boundary.return_after for boundary in closed] == [1.0]
+    assert [fragment.hindsight_residual for fragment in tracker.due()] == [0.75]
+    assert tracker.due() == []
+
+
+def test_a_lost_attempt_closes_nothing() -> None:
+    """After the loss of an env-runner the episode is written anew; what was noted of the first attempt is not its."""
+    tracker = BoundaryTracker(Options.of(hindsight=True))
+    tracker.after_update([FIRST], report((FIRST, 0.25, 0.5, 0.1)), 0)
+    other = end(
+        context=[9, 1, 3], context_sampled=np.array([0, 1, 1], np.uint8), context_rewards=np.zeros(3, np.float32)
+    )
+    assert tracker.after_update([other], report((other, 0.0, 0.0, 0.0)), 1) == []
+    assert tracker.due() == []
+
+
+def test_twice_in_one_update_is_nobodys() -> None:
+    tracker = BoundaryTracker(Options.of(hindsight=True))
+    again = make_fragment(episode_id=4, context=[9], tokens=[5, 6])
+    values = report((FIRST, 0.25, 0.5, 0.1), (again, 0.3, 0.4, 0.2))
+    assert tracker.after_update([FIRST, again], values, 0) == []
+    last = end()
+    assert tracker.after_update([last], report((last, 0.0, 0.0, 0.0)), 1) == []
+
+
+@pytest.mark.parametrize(("version", "due"), [(1, []), (2, [0.75])])
+def test_a_window_that_a_frozen_policy_was_not_trained_on_has_no_hindsight(version: int, due: list[float]) -> None:
+    tracker = BoundaryTracker(Options.of(hindsight=True, critic_warmup_updates=2))
+    tracker.after_update([FIRST], report((FIRST, 0.25, 0.5, 0.0)), version)
+    last = end(
+        context=[9, 1, 2],
+        context_sampled=np.array([0, 1, 1], np.uint8),
+        context_rewards=np.zeros(3, np.float32),
+        window_index=1,
+    )
+    (closed,) = tracker.after_update([last], report((last, 0.0, 0.0, 0.0)), version + 1)
+    assert closed.return_after == 1.0
+    assert [fragment.hindsight_residual for fragment in tracker.due()] == due
+
+
+@pytest.mark.parametrize(("boundary_value", "residual"), [("hold", 0.75), ("bootstrap", 0.5)])
+def test_hindsight_is_what_the_value_that_was_used_missed(boundary_value: str, residual: float) -> None:
+    tracker = BoundaryTracker(Options.of(hindsight=True, boundary_value=boundary_value))
+    tracker.after_update([FIRST], report((FIRST, 0.25, 0.5, 0.1)), 0)
+    last = end(
+        context=[9, 1, 2],
+        context_sampled=np.array([0, 1, 1], np.uint8),
+        context_rewards=np.zeros(3, np.float32),
+        window_index=1,
+    )
+    tracker.after_update([last], report((last, 0.0, 0.0, 0.0)), 1)
+    assert [fragment.hindsight_residual for fragment in tracker.due()] == [residual]
+
+
+@pytest.mark.parametrize(("kl_in", "known"), [("reward", False), ("loss", True)])
+def test_values_with_kl_are_not_compared_with_returns_without_it(kl_in: str, known: bool) -> None:
+    tracker = BoundaryTracker(Options.of(kl_coef=0.1, kl_in=kl_in))
+    tracker.after_update([FIRST], report((FIRST, 0.25, 0.5, 0.1)), 0)
+    last = end(
+        context=[9, 1, 2],
+        context_sampled=np.array([0, 1, 1], np.uint8),
+        context_rewards=np.zeros(3, np.float32),
+        window_index=1,
+    )
+    assert bool(tracker.after_update([last], report((last, 0.0, 0.0, 0.0)), 1)) == known

@@ -1,0 +1,251 @@
+"""The driver's side of sampling against many simulated env-runners of random speed, some of which are lost."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from helpers import CountingEnv, IntegerChat
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tppo_rl.config.options import Options
+from tppo_rl.core.fragments import fragments_from_table, table_from_fragments
+from tppo_rl.rollout.batch_sources import SyncWindows, WholeGroups
+from tppo_rl.rollout.controller import SAMPLE_TAG, RolloutController
+from tppo_rl.rollout.engine import Sampling
+from tppo_rl.rollout.ledger import Ledger
+from tppo_rl.rollout.sample_result import SampleResult
+from tppo_rl.rollout.sampler import EpisodeLimits, Sampler
+from tppo_rl.rollout.simulated_engine import SimulatedEngine, draw_lognormal_length
+from tppo_rl.rollout.simulated_group import SimulatedGroup, SimulatedRunner
+
+SLOTS = 4
+WINDOW = 8
+STEPS = 6
+TICK = 1e-6
+"""Shortest time in which simulated env-runners do something."""
+
+
+def make_runner(window: int | None, seed: int, index: int, restarts: int) -> SimulatedRunner:
+    engine = SimulatedEngine(draw_lognormal_length(12.0, 1.0), seed=1000 * seed + 100 * index + restarts)
+    sampler = Sampler(
+        engine,
+        CountingEnv,
+        IntegerChat(),  # type: ignore[arg-type]
+        num_slots=SLOTS,
+        limits=EpisodeLimits(8, 48, window),
+        sampling=Sampling(),
+        env_runner=index,
+    )
+    return SimulatedRunner(f"{index}-{restarts}", engine, sampler, version=None if restarts else 0)
+
+
+def make_group(count: int, seed: int, window: int | None = WINDOW) -> SimulatedGroup:
+    return SimulatedGroup(count, partial(make_runner, window, seed), seed=seed)
+
+
+class SimulatedWeights:
+    """Weights reach each env-runner at some later poll."""
+
+    def __init__(self, group: SimulatedGroup) -> None:
+        self.version = 0
+        self._group = group
+
+    def deliver(self) -> None:
+        for runner in self._group.runners.values():
+            late = runner is None or runner.version in (None, self.version) or self._group.random.random() < 0.7
+            if runner is not None and not late:
+                runner.take_weights(self.version)
+
+    def revive(self, env_runner: int) -> None:
+        runner = self._group.runners[env_runner]
+        if runner is not None:
+            runner.take_weights(self.version)
+
+    def wait_until_delivered(self) -> None:
+        for index in self._group.healthy_env_runner_ids():
+            self.revive(index)
+
+
+def make_controller(
+    group: SimulatedGroup,
+    *,
+    batch: int = 1,
+    max_staleness: int = 1,
+    patience_s: float = 60.0,
+    **options: Any,
+) -> tuple[RolloutController, SimulatedWeights]:
+    weights = SimulatedWeights(group)
+    values = {
+        "train_batch_size_per_learner": batch,
+        "max_staleness": max_staleness,
+        "num_envs_per_env_runner": SLOTS,
+        "window_length": WINDOW,
+        "engine_steps_per_sample": STEPS,
+    }
+    controller = RolloutController(
+        group, Options.of(values | options), weights, restore=group.revive_all, patience_s=patience_s
+    )
+    return controller, weights
+
+
+@given(
+    runners=st.integers(1, 4),
+    batch=st.integers(10, 200),
+    max_staleness=st.integers(1, 3),
+    losses=st.integers(0, 3),
+    seed=st.integers(0, 10**6),
+)
+@settings(max_examples=40, deadline=None)
+def test_batches_keep_the_bound_and_the_ledger_adds_up(
+    runners: int, batch: int, max_staleness: int, losses: int, seed: int
+) -> None:
+    group = make_group(runners, seed)
+    controller, weights = make_controller(group, batch=batch, max_staleness=max_staleness)
+    for update in range(25):
+        version = weights.version
+        fragments = controller.next_batch()
+        tokens = sum(map(len, fragments))
+        assert tokens >= batch
+        assert all(version - fragment.oldest_version <= max_staleness for fragment in fragments)
+        for _ in range(group.random.randint(0, 3)):
+            controller.poll(TICK)
+        assert controller.record_trained(tokens, 0).unaccounted == 0
+        weights.version = version + 1
+        if update % 8 == 7 and losses:
+            losses -= 1
+            group.lose(group.random.randint(1, runners))
+            group.revive_all()
+
+
+def test_requests_stop_at_the_limit_and_begin_again_after_an_update() -> None:
+    group = make_group(2, seed=1)
+    controller, weights = make_controller(group, batch=100, max_staleness=2)
+    for _ in range(400):
+        controller.poll(TICK)
+    full = controller.queue.num_tokens
+    assert 200 <= full <= 200 + 2 * 2 * SLOTS * STEPS + 2 * SLOTS * WINDOW
+    assert controller.num_requests == group.num_in_flight_async_reqs(SAMPLE_TAG) == 0
+    controller.next_batch()
+    weights.version = 1
+    for _ in range(10):
+        controller.poll(TICK)
+    assert controller.queue.num_tokens > full - 100 - WINDOW
+
+
+def test_requests_of_one_poll_count_towards_the_limit() -> None:
+    group = make_group(6, seed=9)
+    controller, _ = make_controller(group, batch=5 * SLOTS * STEPS)
+    controller.poll(0.0)
+    assert controller.num_requests == group.num_in_flight_async_reqs(SAMPLE_TAG) == 5
+
+
+def test_a_poll_without_requests_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    controller, _ = make_controller(make_group(1, seed=6), batch=20)
+    for _ in range(200):
+        controller.poll(TICK)
+    assert controller.num_requests == 0, "the queue must be full"
+    pauses: list[float] = []
+    monkeypatch.setattr("tppo_rl.rollout.controller.time", SimpleNamespace(sleep=pauses.append))
+    controller.poll(0.05)
+    assert pauses == [0.05]
+
+
+def test_prompts_of_a_lost_env_runner_are_answered_by_others() -> None:
+    group = make_group(2, seed=2)
+    controller, _ = make_controller(group, batch=300)
+    controller.next_batch()
+    ledger = controller.ledger
+    lost = set(ledger._runners[1].leased)
+    group.lose(1)
+    controller.poll(TICK)
+    assert lost
+    assert lost <= set(ledger._returned) | ledger._runners[2].leased
+
+
+def test_without_any_env_runner_the_run_gives_up() -> None:
+    group = make_group(1, seed=3)
+    controller, _ = make_controller(group, batch=50, patience_s=0.0)
+    group.lose(1)
+    with pytest.raises(RuntimeError, match="no env-runner was healthy"):
+        controller.next_batch()
+
+
+def test_an_error_of_an_env_runner_is_raised_here() -> None:
+    controller, _ = make_controller(make_group(1, seed=4), batch=50)
+    failed = SampleResult(table_from_fragments([]), "1-0", 0, error=ValueError("max_prompt_length=2: too short"))
+    with pytest.raises(ValueError, match="max_prompt_length=2"):
+        controller.ingest(1, failed)
+
+
+def test_one_window_of_every_slot_is_one_sync_batch() -> None:
+    controller, weights = make_controller(make_group(3, seed=5), mode="sync")
+    source = SyncWindows(controller, weights)
+    for _ in range(3):
+        assert sum(map(len, source.next())) == 3 * SLOTS * WINDOW
+        assert controller.record_trained(3 * SLOTS * WINDOW, 0).in_flight == 0
+
+
+@pytest.mark.parametrize("num_episodes", [1, 7, 40])
+def test_whole_responses_are_as_many_as_were_asked_for(num_episodes: int) -> None:
+    controller, _ = make_controller(make_group(3, seed=6), mode="sync")
+    for step in range(3):
+        fragments = controller.whole_responses(num_episodes)
+        finished = sorted(fragment.episode_id for fragment in fragments if fragment.finished)
+        assert finished == list(range(step * num_episodes, (step + 1) * num_episodes))
+        assert controller.record_trained(sum(map(len, fragments)), 0).in_flight == 0
+
+
+@given(runners=st.integers(1, 3), seed=st.integers(0, 10**6), replace=st.booleans(), resume=st.booleans())
+@settings(max_examples=25, deadline=None)
+def test_groups_are_trained_once_whatever_is_lost(runners: int, seed: int, replace: bool, resume: bool) -> None:
+    """Every prompt's group is trained or dropped once, or waits; none is skipped, and the ledger adds up."""
+    size = 3
+    options = {
+        "mode": "sync",
+        "window_length": None,
+        "group_size": size,
+        "dynamic_sampling": replace,
+        "dynamic_sampling_max_rounds": 3,
+        "num_env_runners": runners,
+    }
+    group, seen = make_group(runners, seed, window=None), Counter[int]()
+    controller, weights = make_controller(group, **options)
+    fetch = group.fetch_ready_async_reqs
+
+    def losing(**arguments: Any) -> list[tuple[int, SampleResult]]:
+        if group.random.random() < 0.1:
+            group.lose(group.random.randint(1, runners))
+        return fetch(**arguments)
+
+    group.fetch_ready_async_reqs = losing  # type: ignore[method-assign]
+    source = WholeGroups(controller, weights, Options.of(options | {"num_envs_per_env_runner": SLOTS}))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            "tppo_rl.rollout.controller.time", SimpleNamespace(sleep=lambda _: None, monotonic=time.monotonic)
+        )
+        for update in range(8):
+            fragments = source.next()
+            sample = controller.drain_statistics().group_sample
+            assert sample is not None
+            for complete in [*sample.groups, *sample.dropped]:
+                assert len({f.episode_id for f in complete}) == size
+                assert len({f.prompt_index for f in complete}) == 1
+                seen[complete[0].prompt_index] += 1
+            assert controller.record_trained(sum(map(len, fragments)), 0).in_flight == 0
+            group.revive_all()
+            if resume and update == 4:
+                saved = controller.state()
+                group.runners = {k: make_runner(None, seed, k, 0) for k in group.runners}
+                controller.restart(Ledger.from_state(saved["ledger"]), fragments_from_table(saved["queue"]))
+    assert set(seen.values()) == {1}
+    waiting = {f.prompt_index for f in controller.groups.fragments()} | {
+        f.prompt_index for f in controller.queue.fragments()
+    }
+    open_prompts = waiting | {k // size for k in controller.ledger._returned}
+    assert set(range(max(seen) + 1)) <= set(seen) | open_prompts
