@@ -9,13 +9,14 @@ from typing import Any
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.algorithms.registry import ALGORITHMS as RLLIB_ALGORITHMS
+from ray.rllib.callbacks.utils import make_callback
 from ray.rllib.core import COMPONENT_LEARNER_GROUP
 from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, LEARNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME
 from ray.tune.registry import register_trainable
 
 from tppo_rl.algorithms.resources import check_resources
 from tppo_rl.algorithms.rllib_config import LanguageModelConfig
-from tppo_rl.algorithms.rllib_internals import trial_folder
+from tppo_rl.algorithms.rllib_internals import report_restored, trial_folder
 from tppo_rl.algorithms.tppo import TrainingLoop
 from tppo_rl.base_models import resolve_model
 from tppo_rl.config.options import Options
@@ -62,7 +63,7 @@ class LanguageModelAlgorithm(Algorithm):
             self.env_runner_group,
             options,
             weights,
-            restore=lambda: self.restore_env_runners(self.env_runner_group),
+            restore=self._restore_env_runners,
         )
         self.evaluator = HeldoutEvaluator(options, weights, self._evaluation_group)
         self.loop = TrainingLoop(
@@ -110,10 +111,13 @@ class LanguageModelAlgorithm(Algorithm):
     def evaluate(self, parallel_train_future: Any = None) -> dict[str, Any]:
         """Answers the held-out prompts, sampled at the training temperature and greedy."""
         assert parallel_train_future is None
+        self._call_back("on_evaluate_start")
         with self.loop.recorder.clock("evaluation"):
             evaluation = self.evaluator.run()
         self.loop.recorder.record_evaluation(evaluation, self.loop.rollouts.ledger.counts().sampled)
-        return evaluation.statistics()
+        statistics = evaluation.statistics()
+        self._call_back("on_evaluate_end", evaluation_metrics=statistics)
+        return statistics
 
     def get_state(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         state = dict(super().get_state(*args, **kwargs))
@@ -150,6 +154,19 @@ class LanguageModelAlgorithm(Algorithm):
         """RLlib counts iterations alone."""
         return {} if self.evaluator.counts_tokens else super()._run_one_evaluation(parallel_train_future)
 
+    def _call_back(self, name: str, **arguments: Any) -> None:
+        make_callback(
+            name,
+            self.callbacks,
+            getattr(self.config, f"callbacks_{name}"),
+            kwargs={"algorithm": self, "metrics_logger": self.metrics, **arguments},
+        )
+
+    def _restore_env_runners(self) -> None:
+        """Brings lost env-runners back in the midst of an iteration, where RLlib does not look."""
+        if restored := self.restore_env_runners(self.env_runner_group):
+            report_restored(self, restored)
+
     def _push_and_verify(self) -> None:
         self.loop.weights.push()
         self.loop.recorder.record_probe(self.loop.weights.verify())
@@ -164,9 +181,10 @@ class LanguageModelAlgorithm(Algorithm):
     def _restore_loop(self, saved: dict[str, Any]) -> None:
         queued = fragments_from_table(saved["queue"])
         check_restorable(self.options, saved["ledger"], all(fragment.finished for fragment in queued))
-        self.loop.recorder.restore(saved["recorder"])
+        ledger = Ledger.from_state(saved["ledger"])
+        self.loop.recorder.restore(saved["recorder"], ledger.counts().sampled)
         self.evaluator.restore(saved["evaluations"])
-        self.loop.rollouts.restart(Ledger.from_state(saved["ledger"]), queued)
+        self.loop.rollouts.restart(ledger, queued)
         self.loop.boundaries = BoundaryTracker(self.options, fragments_from_table(saved["hindsight"]))
         self.loop.learners.hold_episodes(saved["held"])
 
@@ -201,6 +219,7 @@ def check_restorable(options: Options, ledger: dict[str, Any], whole_responses_w
 
 
 _Classes = tuple[type[LanguageModelAlgorithm], type[LanguageModelConfig]]
+_being_registered: set[str] = set()
 _made: dict[str, tuple[AlgorithmSpec, _Classes]] = {}
 
 
@@ -210,9 +229,27 @@ def rllib_classes(spec: AlgorithmSpec) -> _Classes:
     Those of our own specs are found again by their module. Tune knows the algorithm by its name, unless RLlib has one of that
     name.
     """
-    known = _made.get(spec.name)
-    if known is not None and known[0] == spec:
-        return known[1]
+    made = _made.get(spec.name)
+    if made is None or made[0] != spec:
+        made = _made[spec.name] = spec, _make_classes(spec)
+    algorithm, config = made[1]
+    _register(spec.name, algorithm)
+    return algorithm, config
+
+
+def _register(name: str, algorithm: type[LanguageModelAlgorithm]) -> None:
+    """Tells Tune the name. Every time: a Ray session's names are forgotten with it."""
+    # To register a class is to pickle it, which asks its module for it, and so comes here again.
+    if name in RLLIB_ALGORITHMS or name in _being_registered:
+        return
+    _being_registered.add(name)
+    try:
+        register_trainable(name, algorithm)
+    finally:
+        _being_registered.discard(name)
+
+
+def _make_classes(spec: AlgorithmSpec) -> _Classes:
     module = ALGORITHMS[spec.name].partition(":")[0] if spec.name in ALGORITHMS else __name__
     config = type(
         f"{spec.name}Config",
@@ -228,7 +265,4 @@ def rllib_classes(spec: AlgorithmSpec) -> _Classes:
             "get_default_config": classmethod(lambda cls: config()),
         },
     )
-    _made[spec.name] = spec, (algorithm, config)
-    if spec.name not in RLLIB_ALGORITHMS:
-        register_trainable(spec.name, algorithm)
     return algorithm, config

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any, ClassVar, Self
 
+from ray.cloudpickle import register_pickle_by_value
+from ray.rllib.callbacks.callbacks import RLlibCallback
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
+from ray.rllib.utils import force_list
 
 from tppo_rl.algorithms.builder import OptionBuilder
 from tppo_rl.algorithms.rllib_internals import attribute_of_key, leave_env_runner_states
 from tppo_rl.base_models import resolve_model
 from tppo_rl.config.checks import check_attention, check_environment, check_model, check_rules
 from tppo_rl.config.options import OPTIONS, RENAMED_KEYS, Options, with_new_names
+from tppo_rl.config.rllib_options import check_callback_classes, check_rllib_keys, unread_rllib_keys, with_callbacks
 from tppo_rl.core.algorithm_spec import AlgorithmSpec
 from tppo_rl.core.errors import OptionError, unknown_key
 from tppo_rl.learner.learner import TPPOLearner
@@ -35,7 +40,7 @@ class LanguageModelConfig(OptionBuilder):
             setattr(self, key, value)
         self.env_runner_cls = VLLMEnvRunner
         self.max_requests_in_flight_per_env_runner = REQUESTS_IN_FLIGHT
-        self.sample_timeout_s = None
+        self.metrics_num_episodes_for_smoothing = 512
         self.delay_between_env_runner_restarts_s = 1.0
         # The driver only passes fragments on; with a CPU of its own, a trial would not fit on two.
         self.num_cpus_for_main_process = 0
@@ -78,7 +83,12 @@ class LanguageModelConfig(OptionBuilder):
             attribute = attribute_of_key(self, key)
             if not key.startswith("_") and attribute not in settable and not hasattr(type(self), attribute):
                 raise OptionError(unknown_key(key, value, settable))
-        return super().update_from_dict(renamed)
+        found = with_callbacks(renamed)
+        for key, value in found.items():
+            if value is not renamed[key]:
+                # Env-runners get the object itself: they cannot import a file by the name that its module has here.
+                register_pickle_by_value(sys.modules[value.__module__])
+        return super().update_from_dict(found)
 
     def validate(self) -> None:
         """Checks everything that can be checked without an engine.
@@ -88,6 +98,7 @@ class LanguageModelConfig(OptionBuilder):
         """
         # RLlib makes the evaluation config out of this one, with the number of evaluation env-runners put in.
         if not self.in_evaluation:
+            self._check_rllib_options()
             options = self.options
             check_rules(options, self.spec)
             check_model(options)
@@ -98,6 +109,16 @@ class LanguageModelConfig(OptionBuilder):
                 "evaluation_parallel_to_training=True: evaluation shares engines with training; set it to False"
             )
         super().validate()
+
+    def _check_rllib_options(self) -> None:
+        default = type(self)()
+        # RLlib itself rewrites `policies` when a config is built.
+        unread = {key for key in unread_rllib_keys(OPTIONS) if not key.startswith("_")} - {"policies"}
+        changed = {key: getattr(self, key) for key in unread if getattr(self, key) != getattr(default, key)}
+        if self.is_multi_agent:
+            changed["policies"] = self.policies
+        check_rllib_keys(changed, OPTIONS)
+        check_callback_classes(force_list(self.callbacks_class), RLlibCallback)
 
     def get_default_rl_module_spec(self) -> RLModuleSpec:
         options = self.options

@@ -5,6 +5,7 @@ See `tppo_rl.core.insides` for what `CONTRACT` is.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from tppo_rl.core.insides import RAY, Contract
 
 CONTRACT: Contract = {
     "ray.rllib.algorithms.algorithm:Algorithm": (
+        "_make_on_env_runners_recreated_callbacks",
         "_run_one_evaluation",
         "cleanup",
         "get_checkpointable_components",
@@ -46,6 +48,17 @@ def leave_env_runner_states(config: Any) -> None:
     """Env-runners have no connectors whose state would have to be synchronized."""
     assert hasattr(config, "_dont_auto_sync_env_runner_states"), RAY.lacks("_dont_auto_sync_env_runner_states")
     config._dont_auto_sync_env_runner_states = True
+
+
+def report_restored(algorithm: Any, env_runners: Sequence[int]) -> None:
+    """Calls `on_env_runners_recreated`, as RLlib does for those that it finds itself."""
+    with RAY.insides("Algorithm._make_on_env_runners_recreated_callbacks"):
+        call = algorithm._make_on_env_runners_recreated_callbacks
+    call(
+        config=algorithm.config,
+        env_runner_group=algorithm.env_runner_group,
+        restored_env_runner_indices=env_runners,
+    )
 
 
 def trial_folder(trainable: Any) -> Path | None:

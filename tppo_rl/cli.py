@@ -2,44 +2,25 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
-from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from tppo_rl import __version__
 from tppo_rl.bench.commands import bench
+from tppo_rl.core.one_clear_error import one_clear_error
 from tppo_rl.plan.commands import plan
 
 if TYPE_CHECKING:
     from tppo_rl.config.run_files import Experiment
 
-_BAD_INPUT = 2
-
 _results = click.option(
     "--results", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help="Folder of all runs."
 )
 _set = click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override an option; repeatable.")
+_dry_run = click.option("--dry-run", is_flag=True, help="Check everything, print the plan, and start nothing.")
 _resume = click.option("--resume", is_flag=True, help="Go on from the newest checkpoint.")
-
-
-def _one_clear_error(command: Callable[..., None]) -> Callable[..., None]:
-    """Turns bad input into one message and exit code 2."""
-
-    @wraps(command)
-    def wrapped(*args: Any, **kwargs: Any) -> None:
-        from tppo_rl.core.errors import OptionError
-
-        try:
-            command(*args, **kwargs)
-        except OptionError as error:
-            click.echo(f"error: {error}", err=True)
-            sys.exit(_BAD_INPUT)
-
-    return wrapped
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -58,9 +39,10 @@ def main() -> None:
 @click.option("--name", default="default", show_default=True, help="Name of the run's folder.")
 @_set
 @_resume
+@_dry_run
 @_results
 @click.pass_context
-@_one_clear_error
+@one_clear_error
 def train(
     context: click.Context,
     algorithm: str | None,
@@ -70,6 +52,7 @@ def train(
     name: str,
     overrides: tuple[str, ...],
     resume: bool,
+    dry_run: bool,
     results: Path,
 ) -> None:
     """Train: `train file CONFIG`, or `train --run TPPO --env … --config '{…}'`."""
@@ -83,20 +66,21 @@ def train(
     body = {"run": algorithm, "stop": parse_yaml(stop_text), "config": parse_yaml(config_text)}
     if env is not None:
         body["env"] = env
-    _run_all([make_experiment(name, body, overrides)], results, resume)
+    _run_all([make_experiment(name, body, overrides)], results, resume=resume, dry_run=dry_run)
 
 
 @train.command("file")
 @click.argument("config", type=click.Path(path_type=Path))
 @_set
 @_resume
+@_dry_run
 @_results
-@_one_clear_error
-def train_file(config: Path, overrides: tuple[str, ...], resume: bool, results: Path) -> None:
+@one_clear_error
+def train_file(config: Path, overrides: tuple[str, ...], resume: bool, dry_run: bool, results: Path) -> None:
     """Run all experiments of a YAML file, in the schema of `rllib train file`."""
     from tppo_rl.config.run_files import load_run_file
 
-    _run_all(load_run_file(config, overrides), results, resume)
+    _run_all(load_run_file(config, overrides), results, resume=resume, dry_run=dry_run)
 
 
 @main.group()
@@ -118,7 +102,7 @@ tune.add_command(train_file)
 )
 @_set
 @_results
-@_one_clear_error
+@one_clear_error
 def compare(config: Path, seeds: int, overrides: tuple[str, ...], results: Path) -> None:
     """Run all experiments of a YAML file with several seeds and draw their learning curves into one figure."""
     from tppo_rl.config.run_files import load_run_file
@@ -143,7 +127,7 @@ def compare(config: Path, seeds: int, overrides: tuple[str, ...], results: Path)
     type=click.FloatRange(0, 1),
     help="Accuracy whose time is taken, a share.  [default: chosen for each task]",
 )
-@_one_clear_error
+@one_clear_error
 def report(sweeps: tuple[Path, ...], out: Path | None, target: float | None) -> None:
     """Write the report of one sweep or several: one HTML page, figures as PNG files, a table of all trials."""
     from tppo_rl.tune.report import write_report
@@ -153,7 +137,7 @@ def report(sweeps: tuple[Path, ...], out: Path | None, target: float | None) -> 
 
 @main.command()
 @click.option("--run", "algorithm", default="TPPO", show_default=True, help="Algorithm whose defaults are shown.")
-@_one_clear_error
+@one_clear_error
 def options(algorithm: str) -> None:
     """List every option with its default and meaning."""
     from rich.console import Console
@@ -179,7 +163,7 @@ def options(algorithm: str) -> None:
 @click.option("--seed", default=0, show_default=True, help="Of weights, demonstrations and sampling.")
 @click.option("--threads", default=1, show_default=True, help="Torch threads; the result depends on their number.")
 @_set
-@_one_clear_error
+@one_clear_error
 def warmstart(env: str, out: Path, env_config_text: str, seed: int, threads: int, overrides: tuple[str, ...]) -> None:
     """Make a small base model: tokenizer and Qwen2 from scratch, trained on worked solutions."""
     from tppo_rl.config.run_files import parse_override, parse_yaml
@@ -205,7 +189,12 @@ main.add_command(bench)
 main.add_command(plan)
 
 
-def _run_all(experiments: list[Experiment], results: Path, resume: bool) -> None:
+def _run_all(experiments: list[Experiment], results: Path, *, resume: bool, dry_run: bool) -> None:
+    if dry_run:
+        from tppo_rl.experiment.dry_run import print_plan
+
+        print_plan(experiments, results)
+        return
     from tppo_rl.experiment.provenance import record_provenance
 
     for experiment in experiments:

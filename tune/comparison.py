@@ -13,7 +13,7 @@ from rich.table import Column, Table
 
 from tppo_rl.config.run_files import Experiment, check_experiment
 from tppo_rl.core.errors import OptionError
-from tppo_rl.experiment.learning_curves import learning_curve
+from tppo_rl.experiment.learning_curves import known, learning_curve
 from tppo_rl.experiment.plots import plot_comparison
 from tppo_rl.experiment.run import CHECKPOINTS, run_experiment
 from tppo_rl.experiment.summary import read_summary
@@ -118,9 +118,9 @@ def write_curves(folders: Mapping[str, Sequence[Path]], path: Path) -> None:
 
 
 def _mean(summaries: Sequence[Mapping[str, Any]], key: str, scale: float = 1.0) -> float:
-    return scale * sum(summary[key] for summary in summaries) / len(summaries)
+    return scale * sum(known(summary[key]) for summary in summaries) / len(summaries)
 
 
 def _spread(summaries: Sequence[Mapping[str, Any]], key: str, scale: float = 1.0) -> str:
-    values = [scale * summary[key] for summary in summaries]
+    values = [scale * known(summary[key]) for summary in summaries]
     return f"{sum(values) / len(values):.1f} ({min(values):.1f} … {max(values):.1f})"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -14,7 +13,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from tppo_rl.core.nested import lookup
+from tppo_rl.core.result_keys import lookup
+from tppo_rl.experiment.display import done_fraction, number, time_left
 
 _LINE_EVERY_S = 10.0
 _TABLE_EVERY_S = 0.5
@@ -54,7 +54,7 @@ class SweepProgress(Callback):
         self._live: Live | None = None
         self._shown_at = 0.0
         self._started = time.monotonic()
-        self._share_at_start: float | None = None
+        self._done_at_start: float | None = None
         self._trial_starts: dict[str, tuple[float, float]] = {}
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
@@ -66,7 +66,7 @@ class SweepProgress(Callback):
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
         """Notes where the trial stands; a line now and then where there is no terminal."""
-        self._trial_starts.setdefault(trial.trial_id, (time.monotonic(), self._share(result)))
+        self._trial_starts.setdefault(trial.trial_id, (time.monotonic(), done_fraction(result, self._stop)))
         if not self._console.is_terminal and time.monotonic() - self._shown_at > _LINE_EVERY_S:
             self._shown_at = time.monotonic()
             cells = dict(zip(_COLUMNS, self._cells(trial, result), strict=True))
@@ -138,30 +138,27 @@ class SweepProgress(Callback):
         return (
             name_of(trial),
             _STATES[trial.status],
-            _number(result.get("training_iteration"), "d"),
-            _number(lookup(result, "rollout/return_mean"), ".3f"),
-            _number(lookup(result, "heldout_latest/sampled/accuracy"), ".1%"),
-            _number(lookup(result, "tokens/sampled"), ",.0f"),
-            _number(lookup(result, "tokens/sampled_per_second"), ",.0f"),
+            number(result.get("training_iteration"), "d"),
+            number(lookup(result, "rollout/return_mean"), ".3f"),
+            number(lookup(result, "heldout_latest/sampled/accuracy"), ".1%"),
+            number(lookup(result, "tokens/sampled"), ",.0f"),
+            number(lookup(result, "tokens/sampled_per_second"), ",.0f"),
             self._trial_time_left(trial, result),
         )
 
     def _trial_time_left(self, trial: Trial, result: Mapping[str, Any]) -> str:
         if _has_ended(trial) or trial.trial_id not in self._trial_starts:
             return "-"
-        started, share = self._trial_starts[trial.trial_id]
-        return _time_left(time.monotonic() - started, self._share(result) - share, 1 - self._share(result))
+        started, done = self._trial_starts[trial.trial_id]
+        now = done_fraction(result, self._stop)
+        return time_left(time.monotonic() - started, now - done, 1 - now)
 
     def _time_left(self, trials: list[Trial]) -> str:
-        done = sum(1.0 if _has_ended(trial) else self._share(trial.last_result or {}) for trial in trials)
-        if self._share_at_start is None:
-            self._share_at_start = done
-        left = _time_left(time.monotonic() - self._started, done - self._share_at_start, self._num_trials - done)
+        done = sum(1.0 if _has_ended(trial) else done_fraction(trial.last_result or {}, self._stop) for trial in trials)
+        if self._done_at_start is None:
+            self._done_at_start = done
+        left = time_left(time.monotonic() - self._started, done - self._done_at_start, self._num_trials - done)
         return f"{left} left"
-
-    def _share(self, result: Mapping[str, Any]) -> float:
-        shares = [float(lookup(result, key) or 0) / limit for key, limit in self._stop.items() if limit]
-        return min(1.0, max(shares, default=0.0))
 
 
 def name_of(trial: Trial) -> str:
@@ -181,14 +178,3 @@ def _has_ended(trial: Trial) -> bool:
 
 def _short(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _time_left(elapsed: float, gained: float, missing: float) -> str:
-    if gained <= 0:
-        return "?"
-    seconds = int(elapsed * missing / gained)
-    return f"{seconds // 60}:{seconds % 60:02d}"
-
-
-def _number(value: float | None, spec: str) -> str:
-    return "-" if value is None or math.isnan(value) else format(value, spec)

@@ -19,6 +19,7 @@ from tppo_rl.config.options import Options
 from tppo_rl.core.errors import OptionError
 from tppo_rl.core.fragments import FRAGMENT_SCHEMA
 from tppo_rl.core.metric_table import METRICS
+from tppo_rl.core.prompts import Ticket
 from tppo_rl.observability.boundary_errors import read_boundary_errors
 from tppo_rl.rollout.ledger import Ledger
 
@@ -115,6 +116,21 @@ def _train_until_restarted(algorithm: TPPO) -> dict[str, Any]:
     raise AssertionError("no restarted env-runner was given weights and proven to hold them")
 
 
+def _episodes_sent(algorithm: TPPO) -> list[int]:
+    """Ids of the episodes that go out to env-runners from now on."""
+    sent: list[int] = []
+    ledger = algorithm.loop.rollouts.ledger
+    lease = ledger.lease
+
+    def noted(env_runner: int, count: int) -> list[Ticket]:
+        tickets = lease(env_runner, count)
+        sent.extend(ticket.episode_id for ticket in tickets)
+        return tickets
+
+    ledger.lease = noted  # type: ignore[method-assign]
+    return sent
+
+
 def _restore_and_go_on(config: TPPOConfig, checkpoint: str, saved: dict[str, Any], last_result: dict[str, Any]) -> None:
     restored = config.copy(copy_frozen=False).build_algo()
     restored.restore_from_path(checkpoint)
@@ -129,6 +145,7 @@ def _restore_and_go_on(config: TPPOConfig, checkpoint: str, saved: dict[str, Any
     assert counts.sampled == ledger["sampled"]
     assert counts.trained == ledger["trained"]
     assert restored.loop.rollouts.queue.num_tokens == ledger["queued"]
+    sent = _episodes_sent(restored)
     result = restored.train()
     assert_accounts_add_up(restored, result)
     assert result["training_iteration"] == last_result["training_iteration"] + 1
@@ -136,10 +153,9 @@ def _restore_and_go_on(config: TPPOConfig, checkpoint: str, saved: dict[str, Any
     assert result["tokens"]["sampled"] > ledger["sampled"]
     assert result["staleness"]["max"] <= config.max_staleness
     # No prompt is skipped: those that were open or unused at the checkpoint go out again before any new one.
-    leased = restored.loop.rollouts.ledger._runners[1].leased
-    finished = set(ledger["returned"]) - leased
-    assert set(ledger["returned"]) <= leased | finished
-    assert min(leased | {10**9}) <= max(ledger["returned"])
+    returned, next_episode = ledger["returned"], ledger["next_episode"]
+    assert 0 < len(returned) < len(sent)
+    assert sent == [*returned, *range(next_episode, next_episode + len(sent) - len(returned))]
     restored.stop()
 
 

@@ -95,6 +95,10 @@ def test_overrides_reach_their_key(override: str, path: list[str], value: object
         ("a: {run: TPPO, stopp: {}}", "a.stopp={}: unknown option, did you mean a.stop"),
         ("a: {run: TPPO}", "a.stop={}: the run would never end"),
         ("a: {run: TPPO, stop: {training_iteration: soon}}", "a.stop.training_iteration"),
+        (
+            "a: {run: TPPO, stop: {training_iterations: 5, time_total_s: 60}}",
+            "a.stop.training_iterations=5: results have no such key; did you mean training_iteration?",
+        ),
         ("a: {run: TPPO, num_samples: 0, stop: {training_iteration: 1}}", "a.num_samples=0"),
         ("a: {run: TPPO, stop: {training_iteration: 1}, config: {lr: {grid_search: []}}}", "at least one value"),
         (

@@ -64,7 +64,10 @@ def make_sweep(tune_config: Any = None, config: dict[str, Any] | None = None, **
             {"search_alg": {"type": "random", "seed": 1}},
             r"search_alg\.seed=1: unknown option.*random takes .*random_state",
         ),
-        ({"metric": "rollout/acuracy"}, r"metric='rollout/acuracy': unknown name, did you mean rollout/accuracy"),
+        (
+            {"metric": "rollout/acuracy"},
+            r"metric='rollout/acuracy': results have no such key; did you mean rollout/accuracy",
+        ),
         ({"metric": HELDOUT_ACCURACY}, "with evaluation_interval=None nothing is evaluated; set evaluation_interval"),
         ({"num_sample": 3}, r"a\.tune_config\.num_sample=3: unknown option, did you mean a\.tune_config\.num_samples"),
         ({"mode": "most"}, r"a\.tune_config\.mode='most'"),

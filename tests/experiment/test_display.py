@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from tppo_rl.config.options import Options
-from tppo_rl.core.nested import lookup
+from tppo_rl.core.result_keys import lookup
 from tppo_rl.experiment.display import RunDisplay, sizes_table
 from tppo_rl.experiment.learning_curves import evaluation_points
 from tppo_rl.experiment.plots import plot_runs

@@ -212,8 +212,14 @@ def test_the_episodes_without_a_window_for_longest_go_first(model_folder: str) -
     assert cache.num_positions <= 2 * of_one
 
 
-def test_no_fragments(model_folder: str) -> None:
-    trained(model_folder, OPTIONS, [batch_from_fragments([]), BATCHES[0], batch_from_fragments([])])
+def test_an_update_of_no_fragments_changes_nothing(model_folder: str) -> None:
+    nothing, after_nothing, last = trained(
+        model_folder, OPTIONS, [batch_from_fragments([]), BATCHES[0], batch_from_fragments([])]
+    )
+    (alone,) = trained(model_folder, OPTIONS, BATCHES[:1])
+    assert nothing["trained_tokens"] == nothing["processed_tokens"] == last["processed_tokens"] == 0
+    for name in ("policy_loss", "entropy", "policy_grad_norm", "processed_tokens"):
+        assert after_nothing[name] == pytest.approx(alone[name], rel=1e-5), name
 
 
 def test_a_learner_forgets_contexts_with_the_weights_that_made_them(model_folder: str) -> None:

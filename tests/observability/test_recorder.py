@@ -17,7 +17,7 @@ from tppo_rl.core.update_report import UpdateReport
 from tppo_rl.learner.update import FRAGMENT_REPORT_SCHEMA
 from tppo_rl.observability.boundary_errors import read_boundary_errors
 from tppo_rl.observability.recorder import RunRecorder
-from tppo_rl.rollout.evaluation import Evaluation
+from tppo_rl.rollout.evaluation import Evaluation, accuracy_statistics
 from tppo_rl.rollout.ledger import TokenCounts
 from tppo_rl.rollout.statistics import RolloutStatistics
 from tppo_rl.rollout.weight_sync import LogProbDiff
@@ -119,8 +119,39 @@ def test_totals_and_count_go_on_after_a_restart(tmp_path: Path) -> None:
     run = recorder(tmp_path)
     record(run, rollouts=RolloutStatistics(slot_steps=4, productive_slot_steps=3))
     again = recorder(tmp_path / "again")
-    again.restore(run.state())
+    again.restore(run.state(), sampled_tokens=COUNTS.sampled)
     assert again.totals.slot_occupancy == 0.75
     assert again.run_totals()["wall_s"] >= run.state()["totals"]["wall_s"] - 1
     again.begin_iteration()
     assert again.record(update(), [], COUNTS, RolloutStatistics(), None).iteration.number == 2
+
+
+def test_the_first_speed_after_a_resume_is_of_one_iteration(tmp_path: Path) -> None:
+    run = recorder(tmp_path / "before")
+    record(run)
+    resumed = recorder(tmp_path / "after")
+    resumed.restore(run.state(), sampled_tokens=COUNTS.sampled)
+    metrics = record(resumed, counts=TokenCounts(40, 6, 20, 12, {"resume": 2}))
+    assert metrics["tokens/sampled_per_second"] == pytest.approx(10 / metrics["time/iteration"])
+
+
+def test_without_a_word_on_what_is_right_there_is_no_accuracy(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run = recorder(tmp_path)
+    silent = RolloutStatistics(fragments=[make_fragment(terminated=True, correct=None)])
+    metrics = record(run, rollouts=silent)
+    record(run, rollouts=silent)
+    assert metrics["rollout/finished_episodes"] == 1
+    assert "rollout/accuracy" not in metrics
+    assert [r.message.partition(":")[0] for r in caplog.records] == [
+        "the environment ends episodes without info['correct']"
+    ]
+    assert accuracy_statistics(silent.fragments).keys() >= {"return_mean", "n"}
+    assert "accuracy" not in accuracy_statistics(silent.fragments)
+    right = RolloutStatistics(fragments=[make_fragment(terminated=True, correct=True)])
+    assert record(run, rollouts=right)["rollout/accuracy"] == 1
+
+
+def test_scorers_that_fail_are_a_metric_and_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    metrics = record(recorder(tmp_path), rollouts=RolloutStatistics(scorer_errors=["ValueError('1/')", "KeyError()"]))
+    assert metrics["rollout/scorer_errors"] == 2
+    assert "failed on 2 responses of this iteration; the first time with ValueError('1/')" in caplog.text

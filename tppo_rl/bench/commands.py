@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from tppo_rl.core.one_clear_error import BAD_INPUT
+
 if TYPE_CHECKING:
     from tppo_rl.bench.records import Figure
-
-_BAD_INPUT = 2
 
 
 def _measures(repeats: int) -> Callable[[Callable[..., Sequence[Figure]]], Callable[..., None]]:
@@ -32,7 +32,7 @@ def _measures(repeats: int) -> Callable[[Callable[..., Sequence[Figure]]], Calla
                 figures = list(command(**options))
             except ValueError as error:
                 click.echo(f"error: {error}", err=True)
-                sys.exit(_BAD_INPUT)
+                sys.exit(BAD_INPUT)
             print_table(figures)
             if json_file is not None:
                 write_json(figures, json_file)

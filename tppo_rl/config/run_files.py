@@ -23,6 +23,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError, model_validator
 
 from tppo_rl.config.checks import (
+    check_attention,
     check_environment,
     check_model,
     check_options,
@@ -30,6 +31,7 @@ from tppo_rl.config.checks import (
 )
 from tppo_rl.config.foreign_sources import rllib_keys
 from tppo_rl.config.options import MAPPINGS, OPTIONS, RENAMED_KEYS, algorithm_spec
+from tppo_rl.config.rllib_options import RLLIB_MAPPINGS, check_rllib_keys, with_callbacks
 from tppo_rl.config.search_space import (
     GRID,
     axes,
@@ -50,6 +52,7 @@ from tppo_rl.config.sweep_options import (
 )
 from tppo_rl.core.algorithm_spec import AlgorithmSpec
 from tppo_rl.core.errors import OptionError
+from tppo_rl.core.result_keys import check_spelling
 
 
 class CheckpointConfig(BaseModel):
@@ -218,8 +221,10 @@ def check_experiment(experiment: Experiment) -> None:
     Raises:
         OptionError: names key, value and remedy.
     """
+    for key, limit in experiment.stop.items():
+        check_spelling(f"{experiment.name}.stop.{key}", limit, key)
     options = experiment.options()
-    check_words(options, MAPPINGS)
+    check_words(options, MAPPINGS | RLLIB_MAPPINGS)
     for axis in axes(options):
         check_axis(axis)
     if experiment.is_sweep:
@@ -233,6 +238,9 @@ def check_experiment(experiment: Experiment) -> None:
         )
     unknown = set(options) - set(OPTIONS) - set(RENAMED_KEYS)
     other_keys = rllib_keys() if unknown else frozenset()
+    others = {key: options[key] for key in unknown}
+    check_rllib_keys(others, OPTIONS)
+    with_callbacks(others)
     points = list(points_to_check(options))
     points += [
         put_all(points[0], {axis.path: value})
@@ -242,6 +250,7 @@ def check_experiment(experiment: Experiment) -> None:
     worlds = set()
     for point in points:
         checked = check_options(point, experiment.spec, other_keys=other_keys)
+        check_attention(checked)
         world = repr([checked.value(key) for key in _WORLD])
         if world not in worlds:
             worlds.add(world)

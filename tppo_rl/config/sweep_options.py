@@ -23,6 +23,7 @@ from tppo_rl.config.foreign_sources import constructor_arguments
 from tppo_rl.config.options import OPTIONS
 from tppo_rl.config.search_space import WORDS, Axis, axes, check_axis
 from tppo_rl.core.errors import OptionError, unknown_key, unknown_value
+from tppo_rl.core.result_keys import HELDOUT_KEYS, check_spelling
 
 HELDOUT_ACCURACY = "heldout_latest/sampled/accuracy"
 MEAN_RETURN = "rollout/return_mean"
@@ -181,18 +182,8 @@ def _check_class(
 def _check_metric(key: str, metric: str | None, options: Mapping[str, Any]) -> None:
     if metric is None:
         return
-    from tppo_rl.core.metric_table import METRICS
-
-    heldout = [
-        f"heldout_latest/{how}/{what}" for how in ("sampled", "greedy") for what in ("accuracy", "response_length_mean")
-    ]
-    known = [*heldout, *(entry.name for entry in METRICS if not entry.name.startswith("heldout/"))]
-    if metric not in known:
-        hint = unknown_value(key, metric, known).partition("; ")[0]
-        raise OptionError(
-            f"{hint}; results have, for example, {HELDOUT_ACCURACY}, {MEAN_RETURN}; tppo_rl/core/metric_table.py has all"
-        )
-    if metric in heldout and options.get("evaluation_interval") is None:
+    check_spelling(key, metric, metric)
+    if metric in HELDOUT_KEYS and options.get("evaluation_interval") is None:
         raise OptionError(
             f"{key}={metric!r}: with evaluation_interval=None nothing is evaluated; set evaluation_interval, or metric to "
             f"{MEAN_RETURN!r}"

@@ -83,7 +83,8 @@ class Fragment:
     truncated: bool
     """The episode ended at the last token because `max_response_length` (or the environment's limit) was reached."""
     correct: bool | None = None
-    """Verdict of the environment where the episode ended; None on unfinished fragments."""
+    """Whether the response is right, where the episode ended; None where the environment does not say, and on unfinished
+    fragments."""
     hindsight_residual: float | None = None
     """Set on a fragment that is trained once more, after its episode has ended: the return that followed the fragment
     minus the boundary value that its advantages were made with."""
@@ -105,6 +106,13 @@ class Fragment:
     def oldest_version(self) -> int:
         """Smallest policy version among the sampled tokens."""
         return int(self.versions[self.sampled.astype(bool)].min())
+
+
+def accuracy(finished: Sequence[Fragment]) -> float | None:
+    """Fraction of the responses that are right; None where the environment does not say so of every one that it ended."""
+    if not finished or any(fragment.correct is None for fragment in finished):
+        return None
+    return float(np.mean([bool(fragment.correct) for fragment in finished]))
 
 
 def owned(fragment: Fragment) -> Fragment:

@@ -26,7 +26,11 @@ METRICS = (
     Metric("tokens/sampled_per_second", "tokens/s", "sampled in the iteration, by its wall-clock"),
     Metric("tokens/trained_per_second", "tokens/s", "trained in the iteration, by its wall-clock"),
     Metric("rollout/return_mean", "reward", "mean return of the episodes that finished in the iteration"),
-    Metric("rollout/accuracy", "fraction", "correct among the episodes that finished in the iteration"),
+    Metric(
+        "rollout/accuracy",
+        "fraction",
+        "correct among the episodes that finished in the iteration; absent where the environment does not say",
+    ),
     Metric("rollout/response_length_mean", "tokens", "mean over the episodes that finished in the iteration"),
     Metric("rollout/response_length_max", "tokens", "longest of the episodes that finished in the iteration"),
     Metric("rollout/response_length_min", "tokens", "shortest of the episodes that finished in the iteration"),
@@ -38,6 +42,11 @@ METRICS = (
     ),
     Metric("rollout/slot_occupancy", "fraction", "slot-steps of the iteration that produced a token"),
     Metric("rollout/refills", "episodes", "begun in the iteration"),
+    Metric(
+        "rollout/scorer_errors",
+        "responses",
+        "on which the environment's scorer failed in the iteration (`info['scorer_error']`)",
+    ),
     Metric("rollout/env_runner_idle_fraction", "fraction", "of env-runners' time in which nothing was asked of them"),
     Metric(
         "rollout/weight_load_fraction", "fraction", "of env-runners' time in which the engine stood still for weights"

@@ -105,24 +105,9 @@ class Registry(Mapping[str, str]):
             OptionError: no such name, module or object.
         """
         place = self._places.get(name, name)
-        module_name, separator, attribute = place.rpartition(":")
-        if not separator or not module_name or not attribute:
-            known = f"{unknown_value(self._option, name, self)}, or module:object for one of your own"
-            raise OptionError(known)
-        try:
-            found: Any = load_module(module_name)
-            for part in attribute.split("."):
-                found = getattr(found, part)
-        except (ImportError, OSError) as error:
-            raise OptionError(
-                f"{self._option}={name!r}: {module_name} cannot be imported: {error}; what stands before the colon must be "
-                "an importable module or a Python file"
-            ) from None
-        except AttributeError:
-            raise OptionError(
-                f"{self._option}={name!r}: {module_name} has no {attribute!r}; give a name that it defines"
-            ) from None
-        return found
+        if ":" not in place:
+            raise OptionError(f"{unknown_value(self._option, name, self)}, or module:object for one of your own")
+        return find_object(self._option, place, written=name)
 
     def resolve(self, spec: PartSpec) -> Callable[..., Any]:
         """The part, ready to be called: the object with its arguments checked and bound.
@@ -189,6 +174,35 @@ def _annotations(found: Callable[..., Any]) -> dict[str, Any]:
     except Exception:
         # What stands under TYPE_CHECKING cannot be evaluated; then nothing is known of the types.
         return {}
+
+
+def find_object(option: str, place: str, *, written: str | None = None) -> Any:
+    """The object at a place, `module:object` or `file.py:object`.
+
+    Args:
+        option: For messages.
+        place: Where it is.
+        written: What the user wrote, where that is not the place.
+
+    Raises:
+        OptionError: no such module or object.
+    """
+    value = f"{option}={written or place!r}"
+    module_name, _, attribute = place.rpartition(":")
+    if not module_name or not attribute:
+        raise OptionError(f"{value}: must be module:object, or file.py:object")
+    try:
+        found: Any = load_module(module_name)
+        for part in attribute.split("."):
+            found = getattr(found, part)
+    except (ImportError, OSError) as error:
+        raise OptionError(
+            f"{value}: {module_name} cannot be imported: {error}; what stands before the colon must be an importable module "
+            "or a Python file"
+        ) from None
+    except AttributeError:
+        raise OptionError(f"{value}: {module_name} has no {attribute!r}; give a name that it defines") from None
+    return found
 
 
 def load_module(name: str) -> ModuleType:

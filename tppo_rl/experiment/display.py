@@ -12,7 +12,7 @@ from rich.live import Live
 from rich.table import Table
 
 from tppo_rl.config.options import Options
-from tppo_rl.core.nested import lookup
+from tppo_rl.core.result_keys import lookup
 
 
 def sizes_table(options: Options) -> Table:
@@ -61,8 +61,7 @@ class RunDisplay:
         self._console = console
         self._name = name
         self._stop = stop
-        self._started = time.monotonic()
-        self._share_at_start: float | None = None
+        self._first: tuple[float, float] | None = None
         self._live = Live(console=console, auto_refresh=False) if console.is_terminal else None
 
     def __enter__(self) -> Self:
@@ -98,32 +97,40 @@ class RunDisplay:
         heldout = result["heldout_latest"]
         return {
             "iteration": str(result["training_iteration"]),
-            "reward": _number(rollout.get("return_mean"), ".3f"),
-            "length": _number(rollout.get("response_length_mean"), ".1f"),
-            "held-out": _number(heldout.get("sampled", {}).get("accuracy"), ".1%"),
-            "greedy": _number(heldout.get("greedy", {}).get("accuracy"), ".1%"),
+            "reward": number(rollout.get("return_mean"), ".3f"),
+            "length": number(rollout.get("response_length_mean"), ".1f"),
+            "held-out": number(heldout.get("sampled", {}).get("accuracy"), ".1%"),
+            "greedy": number(heldout.get("greedy", {}).get("accuracy"), ".1%"),
             "tokens": f"{tokens['sampled']:,.0f}",
-            "tokens/s": _number(tokens.get("sampled_per_second"), ",.0f"),
-            "occupancy": _number(rollout.get("slot_occupancy"), ".3f"),
-            "staleness": f"{_number(staleness.get('mean'), '.2f')} (max {_number(staleness.get('max'), '.0f')})",
+            "tokens/s": number(tokens.get("sampled_per_second"), ",.0f"),
+            "occupancy": number(rollout.get("slot_occupancy"), ".3f"),
+            "staleness": f"{number(staleness.get('mean'), '.2f')} (max {number(staleness.get('max'), '.0f')})",
             "left": self._time_left(result),
         }
 
     def _time_left(self, result: Mapping[str, Any]) -> str:
-        share = max(
-            (float(lookup(result, key) or 0) / limit for key, limit in self._stop.items() if limit), default=0.0
-        )
-        elapsed = time.monotonic() - self._started
-        if self._share_at_start is None:
-            self._share_at_start = share
-            self._started = time.monotonic()
-            return "?"
-        gained = share - self._share_at_start
-        if gained <= 0:
-            return "?"
-        seconds = max(0.0, elapsed * (1 - share) / gained)
-        return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+        done = done_fraction(result, self._stop)
+        if self._first is None:
+            # Not before: the engine's start says nothing of how long an iteration takes.
+            self._first = time.monotonic(), done
+        started, done_before = self._first
+        return time_left(time.monotonic() - started, done - done_before, 1 - done)
 
 
-def _number(value: float | None, spec: str) -> str:
+def number(value: float | None, spec: str) -> str:
+    """A number in a table; a dash where there is none."""
     return "-" if value is None else format(value, spec)
+
+
+def done_fraction(result: Mapping[str, Any], stop: Mapping[str, float]) -> float:
+    """How much of a run is done by the nearest of its limits, 0 to 1."""
+    fractions = [float(lookup(result, key) or 0) / limit for key, limit in stop.items() if limit]
+    return min(1.0, max(fractions, default=0.0))
+
+
+def time_left(elapsed_s: float, gained: float, missing: float) -> str:
+    """Minutes and seconds that the missing part takes if it goes on as the gained part did; `?` where nothing was gained."""
+    if gained <= 0:
+        return "?"
+    seconds = int(elapsed_s * missing / gained)
+    return f"{seconds // 60}:{seconds % 60:02d}"

@@ -30,6 +30,11 @@ def reached_after(accuracy: Sequence[float] | np.ndarray, spent: Sequence[float]
     return float(np.interp(target, np.asarray(accuracy)[between], np.asarray(spent)[between]))
 
 
+def known(value: float | None) -> float:
+    """A number for figures and means: nan where there is none, as of accuracy where an environment does not say."""
+    return float("nan") if value is None else value
+
+
 def evaluation_points(results: Sequence[Mapping[str, Any]]) -> list[tuple[int, Mapping[str, Any]]]:
     """(sampled tokens, evaluation) before the first update and wherever a result holds an evaluation."""
     points = [(0, results[0]["heldout_before"])] if results[0]["heldout_before"] else []
@@ -42,7 +47,7 @@ class CurvePoint(NamedTuple):
 
     sampled_tokens: int
     accuracy: float
-    """Share of held-out prompts answered right at the training temperature."""
+    """Fraction of held-out prompts answered right at the training temperature; nan where the environment does not say."""
     accuracy_greedy: float
     response_length: float
     """Mean, tokens, at the training temperature."""
@@ -54,16 +59,16 @@ def learning_curve(folder: Path) -> list[CurvePoint]:
     points = [
         CurvePoint(
             tokens,
-            evaluation["sampled"]["accuracy"],
-            evaluation["greedy"]["accuracy"],
+            known(evaluation["sampled"].get("accuracy")),
+            known(evaluation["greedy"].get("accuracy")),
             evaluation["sampled"]["response_length_mean"],
         )
         for tokens, evaluation in evaluation_points(results)
     ]
     end = CurvePoint(
         summary["tokens"]["sampled"],
-        summary["heldout_accuracy_after"],
-        summary["heldout_accuracy_after_greedy"],
+        known(summary["heldout_accuracy_after"]),
+        known(summary["heldout_accuracy_after_greedy"]),
         summary["heldout_response_length_after"],
     )
     return points if points and points[-1].sampled_tokens >= end.sampled_tokens else [*points, end]

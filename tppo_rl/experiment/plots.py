@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
-from tppo_rl.experiment.learning_curves import evaluation_points, learning_curve
+from tppo_rl.experiment.learning_curves import evaluation_points, known, learning_curve
 from tppo_rl.experiment.result_log import read_results
 from tppo_rl.experiment.summary import read_summary
 
@@ -71,14 +71,14 @@ def _plot_run(folder: Path, accuracy: Axes, length: Axes, *, label: bool) -> Non
     last = summary["tokens"]["sampled"]
     for sampling, color in zip(SAMPLINGS, ("C0", "C1"), strict=True):
         suffix = "" if sampling == "sampled" else "_greedy"
-        values = [evaluation[sampling]["accuracy"] for _, evaluation in points]
-        errors = [evaluation[sampling]["standard_error"] for _, evaluation in points]
+        values = [known(evaluation[sampling].get("accuracy")) for _, evaluation in points]
+        errors = [known(evaluation[sampling].get("standard_error")) for _, evaluation in points]
         lengths = [evaluation[sampling]["response_length_mean"] for _, evaluation in points]
         at = tokens
         if not tokens or tokens[-1] < last:
             at = [*tokens, last]
-            values.append(summary[f"heldout_accuracy_after{suffix}"])
-            errors.append(summary[f"heldout_standard_error_after{suffix}"])
+            values.append(known(summary[f"heldout_accuracy_after{suffix}"]))
+            errors.append(known(summary[f"heldout_standard_error_after{suffix}"]))
             lengths.append(summary[f"heldout_response_length_after{suffix}"])
         name = f"held-out, {sampling}" if label else None
         accuracy.errorbar(at, values, errors, color=color, label=name, capsize=2, linewidth=1.2)

@@ -20,7 +20,7 @@ from rich.console import Console
 from tppo_rl.config.checks import check_options
 from tppo_rl.config.run_files import Experiment
 from tppo_rl.core.errors import OptionError
-from tppo_rl.core.nested import lookup
+from tppo_rl.core.result_keys import lookup, missing_keys
 from tppo_rl.experiment.display import RunDisplay, sizes_table
 from tppo_rl.experiment.result_log import ResultLog
 from tppo_rl.experiment.summary import summarize, summary_table, write_summary
@@ -55,7 +55,7 @@ def run_experiment(
     algorithm = build_algorithm(experiment, options, folder)
     try:
         if checkpoint is not None:
-            algorithm.restore_from_path(str(checkpoint))
+            algorithm.load_checkpoint(str(checkpoint))
             console.print(f"resumed from {checkpoint}", soft_wrap=True, highlight=False)
         return _train(algorithm, experiment, folder, console)
     finally:
@@ -167,9 +167,12 @@ def _limit_reached(result: Mapping[str, Any], stop: Mapping[str, float]) -> bool
 
 
 def _check_stop_keys(experiment: Experiment, result: Mapping[str, Any]) -> None:
-    if all(lookup(result, key) is None for key in experiment.stop):
-        keys = ", ".join(sorted(str(key) for key, value in result.items() if isinstance(value, int | float)))
-        raise OptionError(f"{experiment.name}.stop={experiment.stop!r}: no result has such a key; results have {keys}")
+    for key in missing_keys(result, experiment.stop):
+        numbers = ", ".join(sorted(str(name) for name, value in result.items() if isinstance(value, int | float)))
+        raise OptionError(
+            f"{experiment.name}.stop.{key}={experiment.stop[key]!r}: results have no such key; they have {numbers}, and the "
+            "metrics of docs/metrics.md"
+        )
 
 
 def _set_aside(folder: Path, console: Console) -> None:

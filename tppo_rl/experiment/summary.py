@@ -13,7 +13,7 @@ from rich.table import Table
 def summarize(result: Mapping[str, Any], evaluation: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
     """Builds the summary from the last result of a run and its last evaluation.
 
-    Accuracies are shares of `heldout_n` fixed prompts; those without `greedy` in their name are sampled at the training
+    Accuracies are fractions of `heldout_n` fixed prompts; those without `greedy` in their name are sampled at the training
     temperature. Tokens are counted over the whole run, seconds are wall-clock.
     """
     before = result["heldout_before"]
@@ -25,6 +25,7 @@ def summarize(result: Mapping[str, Any], evaluation: Mapping[str, Mapping[str, f
             for name, key in (
                 ("heldout_accuracy", "accuracy"),
                 ("heldout_standard_error", "standard_error"),
+                ("heldout_return", "return_mean"),
                 ("heldout_response_length", "response_length_mean"),
                 ("heldout_truncated_fraction", "truncated_fraction"),
             ):
@@ -63,6 +64,7 @@ def summary_table(summary: Mapping[str, Any], folder: Path) -> Table:
     table.add_column(justify="right")
     for label, suffix in (("sampled", ""), ("greedy", "_greedy")):
         table.add_row(f"held-out accuracy, {label}", _before_after(summary, "heldout_accuracy", suffix, 100, "%"))
+        table.add_row(f"return, {label}", _before_after(summary, "heldout_return", suffix, 1, ""))
         table.add_row(
             f"response length, {label}", _before_after(summary, "heldout_response_length", suffix, 1, " tokens")
         )
@@ -83,7 +85,8 @@ def summary_table(summary: Mapping[str, Any], folder: Path) -> Table:
 def _before_after(summary: Mapping[str, Any], name: str, suffix: str, scale: float, unit: str) -> str:
     before, after = (summary[f"{name}_{moment}{suffix}"] for moment in ("before", "after"))
     if before is None or after is None:
-        return "not evaluated"
+        return "not said by the environment" if summary["heldout_n"] and name == "heldout_accuracy" else "not evaluated"
+    digits = ".3f" if name == "heldout_return" else ".1f"
     error = summary.get(f"heldout_standard_error_after{suffix}")
     spread = f" ± {scale * error:.1f}" if name == "heldout_accuracy" and error is not None else ""
-    return f"{scale * before:.1f} → {scale * after:.1f}{spread}{unit}"
+    return f"{scale * before:{digits}} → {scale * after:{digits}}{spread}{unit}"

@@ -204,8 +204,7 @@ class UpdateStep:
     def set_state(self, state: dict[str, Any]) -> None:
         """Goes on from the counters of `get_state`."""
         self._policy_updates = int(state["policy_updates"])
-        # Checkpoints of constant rates may lack it, and do without.
-        self._trained_tokens = int(state.get("trained_tokens", 0))
+        self._trained_tokens = int(state["trained_tokens"])
 
     def _adamw(self, model: torch.nn.Module, lr: LearningRate) -> torch.optim.AdamW:
         return make_adamw(

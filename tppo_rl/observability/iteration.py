@@ -64,6 +64,7 @@ class Iteration:
         busy = max(rollouts.seconds, 1e-9)
         values = {
             "rollout/refills": float(rollouts.refills),
+            "rollout/scorer_errors": float(len(rollouts.scorer_errors)),
             "rollout/env_runner_idle_fraction": rollouts.idle_seconds / busy,
             "rollout/weight_load_fraction": rollouts.weight_seconds / busy,
         }

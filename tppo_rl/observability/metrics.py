@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from tppo_rl.core.boundaries import ClosedBoundary
-from tppo_rl.core.fragments import Fragment
+from tppo_rl.core.fragments import Fragment, accuracy
 from tppo_rl.core.metric_table import METRICS
 from tppo_rl.rollout.groups import GroupSample
 
@@ -33,10 +33,10 @@ def episode_metrics(fragments: Iterable[Fragment]) -> dict[str, float]:
     lengths = [fragment.num_positions - fragment.prompt_length for fragment in finished]
     returns = [float(fragment.context_rewards.sum() + fragment.rewards.sum()) for fragment in finished]
     versions = [int(fragment.versions.max()) - fragment.oldest_version + 1 for fragment in finished]
-    return {
+    right = accuracy(finished)
+    return ({} if right is None else {"rollout/accuracy": right}) | {
         "rollout/finished_episodes": float(len(finished)),
         "rollout/return_mean": float(np.mean(returns)),
-        "rollout/accuracy": float(np.mean([bool(fragment.correct) for fragment in finished])),
         "rollout/response_length_mean": float(np.mean(lengths)),
         "rollout/response_length_max": float(np.max(lengths)),
         "rollout/response_length_min": float(np.min(lengths)),
@@ -92,4 +92,5 @@ def heldout_metrics(evaluation: Mapping[str, Mapping[str, float]]) -> dict[str, 
         f"heldout/{name}_{sampling}": float(evaluation[sampling][key])
         for sampling in ("sampled", "greedy")
         for name, key in (("accuracy", "accuracy"), ("response_length", "response_length_mean"))
+        if key in evaluation[sampling]
     }

@@ -55,6 +55,7 @@ class RunRecorder:
         self._alarms = Alarms(asynchronous=options.pipeline.mode == "async", refills=not options.whole_responses)
         self._alarms_on: set[str] = set()
         self._mismatch = False
+        self._said_no_accuracy = False
         self._log = RunLog(
             folder,
             fragments_per_iteration=options.run.rollout_log_fragments,
@@ -119,6 +120,7 @@ class RunRecorder:
         self.totals.add_update(update)
         metrics = iteration.metrics()
         metrics |= self._watch_mismatch(metrics) | self._watch_for_alarms(metrics)
+        self._watch_environment(rollouts, metrics)
         self._write(iteration, metrics)
         self._sampled_before = counts.sampled
         self._seconds, self._heldout_diff, self._probe_diff, self._mismatch = {}, None, None, False
@@ -148,8 +150,14 @@ class RunRecorder:
         totals = self.totals.state() | {"wall_s": self.run_totals()["wall_s"]}
         return {"totals": totals, "num_iterations": self.num_iterations}
 
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Goes on from what `state` returned."""
+    def restore(self, state: Mapping[str, Any], sampled_tokens: int) -> None:
+        """Goes on from what `state` returned.
+
+        Args:
+            state: Of a checkpoint.
+            sampled_tokens: Of the run up to it, as its ledger counts.
+        """
+        self._sampled_before = sampled_tokens
         self.totals = RunTotals(**state["totals"])
         self.num_iterations = int(state["num_iterations"])
 
@@ -182,6 +190,21 @@ class RunRecorder:
                 "alarm at %.0e; look at kv_on_update, dtype and sampling",
                 difference.mean,
                 self._largest_diff,
+            )
+
+    def _watch_environment(self, rollouts: RolloutStatistics, metrics: Mapping[str, float]) -> None:
+        """Says once that nothing tells which responses are right, and whenever scorers fail."""
+        if metrics["rollout/finished_episodes"] and "rollout/accuracy" not in metrics and not self._said_no_accuracy:
+            self._said_no_accuracy = True
+            logger.warning(
+                "the environment ends episodes without info['correct']: there is no accuracy, only the return; let its last step "
+                "say whether the response is right"
+            )
+        if rollouts.scorer_errors:
+            logger.warning(
+                "the environment's scorer failed on %d responses of this iteration; the first time with %s",
+                len(rollouts.scorer_errors),
+                rollouts.scorer_errors[0],
             )
 
     def _watch_for_alarms(self, metrics: Mapping[str, float]) -> dict[str, float]:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from tppo_rl.core.one_clear_error import one_clear_error
+
 if TYPE_CHECKING:
     from tppo_rl.plan.costs import Costs
     from tppo_rl.plan.predict import Workload
 
-_BAD_INPUT = 2
 _DEFAULT_MODEL = "tppo_rl/arithmetic-chain"
 _COUNT = click.IntRange(1)
 _PATH = click.Path(path_type=Path)
@@ -58,6 +58,7 @@ _PATH = click.Path(path_type=Path)
 @click.option("--cached-contexts", is_flag=True, help="Learners keep keys and values (`context_cache_tokens`).")
 @click.option("--figure", type=_PATH, help="Also draw a PNG file.")
 @click.option("--json", "json_file", type=_PATH, help="Also write the predictions to FILE.")
+@one_clear_error
 def plan(
     windows: tuple[int, ...],
     costs: str,
@@ -71,20 +72,13 @@ def plan(
     **options: Any,
 ) -> None:
     """Predict time per trained token of each window length and mode, and recommend one."""
-    from tppo_rl.core.errors import OptionError
+    from tppo_rl.plan.predict import default_windows, predict, recommend
+    from tppo_rl.plan.roofline import shape_of_model
 
-    try:
-        from tppo_rl.plan.roofline import shape_of_model
-
-        workload = _workload(**options)
-        machine = _costs(costs, model, tensor_parallel, rollout_records, learner_records, learner_speed)
-        shape = shape_of_model(model)
-        from tppo_rl.plan.predict import default_windows, predict, recommend
-
-        predictions = predict(workload, machine, shape, windows or default_windows(workload.lengths.longest))
-    except OptionError as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(_BAD_INPUT)
+    workload = _workload(**options)
+    machine = _costs(costs, model, tensor_parallel, rollout_records, learner_records, learner_speed)
+    shape = shape_of_model(model)
+    predictions = predict(workload, machine, shape, windows or default_windows(workload.lengths.longest))
     from rich.console import Console
 
     from tppo_rl.plan import report

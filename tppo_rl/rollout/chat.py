@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 _PLACEHOLDER = "\x00turn\x00"
@@ -14,35 +14,52 @@ class Chat:
     A prompt is one user message followed by the generation prompt. A further user turn is what the template puts
     between the end of the model's turn and the next generation prompt.
 
+    The model ends a turn with the tokenizer's eos token, with a token that its generation config names, or with the special
+    token by which the template closes a turn of the assistant.
+
+    Args:
+        tokenizer: Of the model.
+        eos_token_ids: Those of the model's generation config.
+
     Raises:
-        ValueError: the tokenizer has no chat template or no end-of-turn token.
+        ValueError: the tokenizer has no chat template, or nothing says how a turn ends.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, eos_token_ids: Iterable[int] = ()) -> None:
         if tokenizer.chat_template is None:
             raise ValueError(
                 f"policy_model={tokenizer.name_or_path!r}: its tokenizer has no chat template; "
                 "use an instruction-tuned model or add a chat_template.jinja to the folder"
             )
-        if tokenizer.eos_token_id is None:
-            raise ValueError(
-                f"policy_model={tokenizer.name_or_path!r}: its tokenizer has no eos_token; "
-                "set eos_token in tokenizer_config.json"
-            )
         self._tokenizer = tokenizer
-        self._special = frozenset(tokenizer.all_special_ids)
+        added = tokenizer.added_tokens_decoder.items()
+        self._special = {*tokenizer.all_special_ids, *(token_id for token_id, token in added if token.special)}
+        self._closing = self._closing_token()
+        ends = {tokenizer.eos_token_id, self._closing, *eos_token_ids} - {None}
+        if not ends:
+            raise ValueError(
+                f"policy_model={tokenizer.name_or_path!r}: nothing says how its turns end: the tokenizer has no eos_token, the "
+                "generation config no eos_token_id, and the chat template closes a turn with no special token; set eos_token in "
+                "tokenizer_config.json"
+            )
+        self._end_of_turn = sorted(map(int, ends))
+        self._special.update(self._end_of_turn)
 
     @classmethod
     def from_pretrained(cls, model: str) -> Chat:
-        """Loads the tokenizer of a folder or hub id."""
-        from transformers import AutoTokenizer
+        """Loads the tokenizer and the generation config of a folder or hub id."""
+        from transformers import AutoTokenizer, GenerationConfig
 
-        return cls(AutoTokenizer.from_pretrained(model))
+        try:
+            ids = GenerationConfig.from_pretrained(model).eos_token_id
+        except OSError:
+            ids = None
+        return cls(AutoTokenizer.from_pretrained(model), [] if ids is None else [ids] if isinstance(ids, int) else ids)
 
     @property
     def end_of_turn(self) -> list[int]:
-        """Token ids that end the model's turn."""
-        return [int(self._tokenizer.eos_token_id)]
+        """Token ids that end the model's turn, ascending."""
+        return self._end_of_turn
 
     @property
     def vocabulary_size(self) -> int:
@@ -54,18 +71,29 @@ class Chat:
         return self._encode(self._render([{"role": "user", "content": text}]))
 
     def user_turn(self, text: str) -> list[int]:
-        """Token ids that follow the model's end-of-turn token up to the next generation prompt."""
+        """Token ids that follow the token that ended the model's turn, up to the next generation prompt."""
+        rest = self._after_turn(text)
+        if self._closing is not None:
+            rest = rest.lstrip().removeprefix(self._tokenizer.convert_ids_to_tokens(self._closing))
+        return self._encode(rest)
+
+    def text(self, tokens: Sequence[int]) -> str:
+        """The text of sampled tokens, without special tokens."""
+        return str(self._tokenizer.decode([token for token in tokens if token not in self._special]))
+
+    def _after_turn(self, text: str) -> str:
+        """What the template puts after the assistant's text, given the user's next one."""
         conversation = [
             {"role": "user", "content": "?"},
             {"role": "assistant", "content": _PLACEHOLDER},
             {"role": "user", "content": text},
         ]
-        _, _, rest = self._render(conversation).partition(_PLACEHOLDER)
-        return self._encode(rest.removeprefix(self._tokenizer.eos_token))
+        return self._render(conversation).partition(_PLACEHOLDER)[2]
 
-    def text(self, tokens: Sequence[int]) -> str:
-        """The text of sampled tokens, without special tokens."""
-        return str(self._tokenizer.decode([token for token in tokens if token not in self._special]))
+    def _closing_token(self) -> int | None:
+        """The special token with which the template closes a turn of the assistant; None: it begins with something else."""
+        first = self._encode(self._after_turn("?").lstrip())[:1]
+        return first[0] if first and first[0] in self._special else None
 
     def _render(self, conversation: list[dict[str, str]]) -> str:
         return str(self._tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True))

@@ -26,7 +26,7 @@ from tppo_rl.core.fragments import Fragment, fragments_from_table, table_from_fr
 from tppo_rl.core.prompts import Ticket
 from tppo_rl.rollout.groups import GroupBuffer, GroupSample
 from tppo_rl.rollout.ledger import Ledger, TokenCounts
-from tppo_rl.rollout.requests import RequestBook
+from tppo_rl.rollout.open_requests import OpenRequests
 from tppo_rl.rollout.rllib_internals import fetch_ready, requests_in_flight
 from tppo_rl.rollout.sample_result import SampleResult
 from tppo_rl.rollout.statistics import RolloutStatistics
@@ -91,7 +91,7 @@ class RolloutController:
         self._engine_steps = options.rollout.engine_steps
         self._window = options.rollout.window
         self._group_size = options.groups.group_size
-        self._requests = RequestBook()
+        self._requests = OpenRequests()
         self._statistics = RolloutStatistics()
 
     def poll(self, timeout_s: float = POLL_S) -> None:

@@ -34,6 +34,7 @@ from tppo_rl.config.text_envs import make_text_env
 from tppo_rl.core.fragments import Fragment, table_from_fragments
 from tppo_rl.core.prompts import Ticket
 from tppo_rl.core.registry import ENGINES
+from tppo_rl.rollout.callbacks import EnvRunnerCallbacks
 from tppo_rl.rollout.chat import Chat
 from tppo_rl.rollout.engine import Engine, Sampling
 from tppo_rl.rollout.packed_weights import PackedWeights
@@ -63,7 +64,8 @@ class VLLMEnvRunner(EnvRunner):
         self._options: Options = config.options
         self._counted = {"slot_steps": 0, "productive_slot_steps": 0, "refills": 0, "tokens": 0}
         self._last_call_ended = time.perf_counter()
-        env = self._make_text_env("train")
+        self._callbacks = EnvRunnerCallbacks(self)
+        env = make_text_env(self._options.environment, "train")
         self._spaces = (env.observation_space, env.action_space)
         env.close()
         samples_here = self.worker_index or (config.num_env_runners == 0 and not config.in_evaluation)
@@ -241,7 +243,9 @@ class VLLMEnvRunner(EnvRunner):
         return self._evaluation_samplers[temperature]
 
     def _make_text_env(self, split: str) -> gymnasium.Env:
-        return make_text_env(self._options.environment, split)
+        env = make_text_env(self._options.environment, split)
+        self._callbacks.environment_created(env, self._options.environment.env_config)
+        return env
 
     # Sampling
 
@@ -256,6 +260,7 @@ class VLLMEnvRunner(EnvRunner):
         if cut_windows:
             fragments += sampler.cut_windows()
         self._log(fragments)
+        self._callbacks.sampled(fragments)
         weight_seconds, self._weight_seconds = self._weight_seconds, 0.0
         idle_seconds, self._idle_seconds = self._idle_seconds, 0.0
         return SampleResult(
@@ -269,6 +274,7 @@ class VLLMEnvRunner(EnvRunner):
             slot_steps=self._since_last("slot_steps", sampler.num_slot_steps),
             productive_slot_steps=self._since_last("productive_slot_steps", sampler.num_productive_slot_steps),
             refills=self._since_last("refills", sampler.num_refills),
+            scorer_errors=tuple(sampler.pop_scorer_errors()),
             seconds=time.perf_counter() - started,
             idle_seconds=idle_seconds,
             weight_seconds=weight_seconds,
@@ -291,9 +297,10 @@ class VLLMEnvRunner(EnvRunner):
         self.metrics.log_value(NUM_ENV_STEPS_SAMPLED, tokens, reduce="sum")
         self.metrics.log_value(NUM_ENV_STEPS_SAMPLED_LIFETIME, tokens, reduce="lifetime_sum")
         finished = [fragment for fragment in fragments if fragment.finished]
+        last = self.config.metrics_num_episodes_for_smoothing
         self.metrics.log_value(NUM_EPISODES, len(finished), reduce="sum")
         for fragment in finished:
             response_length = len(fragment.context) + len(fragment.tokens) - fragment.prompt_length
             episode_return = float(fragment.context_rewards.sum() + fragment.rewards.sum())
-            self.metrics.log_value(EPISODE_LEN_MEAN, response_length, window=512)
-            self.metrics.log_value(EPISODE_RETURN_MEAN, episode_return, window=512)
+            self.metrics.log_value(EPISODE_LEN_MEAN, response_length, window=last)
+            self.metrics.log_value(EPISODE_RETURN_MEAN, episode_return, window=last)

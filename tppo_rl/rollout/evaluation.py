@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from tppo_rl.config.options import Options
-from tppo_rl.core.fragments import Fragment, concatenate_tables, fragments_from_table
+from tppo_rl.core.fragments import Fragment, accuracy, concatenate_tables, fragments_from_table
 from tppo_rl.core.prompts import heldout_tickets
 from tppo_rl.rollout.weight_sync import LogProbDiff, WeightSync
 
@@ -130,17 +130,20 @@ def evaluate_heldout(group: Any, *, num_prompts: int, temperature: float) -> lis
 
 
 def accuracy_statistics(episodes: Sequence[Fragment]) -> dict[str, float]:
-    """Returns accuracy, its standard error, mean return, mean response length and truncated fraction of episodes."""
-    correct = np.array([bool(episode.correct) for episode in episodes], np.float64)
+    """Statistics of episodes: return, response length, truncated fraction, their number `n`.
+
+    Where the environment says which responses are right, also accuracy and its standard error.
+    """
     lengths = np.array([len(episode.tokens) for episode in episodes], np.float64)
     returns = np.array([episode.rewards.sum() for episode in episodes], np.float64)
-    accuracy = float(correct.mean())
-    return {
-        "accuracy": accuracy,
-        "standard_error": float(np.sqrt(accuracy * (1 - accuracy) / len(correct))),
+    right = accuracy(episodes)
+    known = {}
+    if right is not None:
+        known = {"accuracy": right, "standard_error": float(np.sqrt(right * (1 - right) / len(episodes)))}
+    return known | {
         "return_mean": float(returns.mean()),
         "response_length_mean": float(lengths.mean()),
         "response_length_max": float(lengths.max()),
         "truncated_fraction": float(np.mean([episode.truncated for episode in episodes])),
-        "n": len(correct),
+        "n": len(episodes),
     }

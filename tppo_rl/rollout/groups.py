@@ -65,8 +65,11 @@ class GroupSample:
 
 
 def has_variance(group: Group, *, by_correctness: bool = False) -> bool:
-    """Whether the returns of a group's responses differ, or with `by_correctness` whether some are right and some wrong."""
-    if by_correctness:
+    """Whether the returns of a group's responses differ.
+
+    With `by_correctness` whether some are right and some wrong, where the environment says which are.
+    """
+    if by_correctness and all(fragment.correct is not None for fragment in group):
         return len({bool(fragment.correct) for fragment in group}) > 1
     returns = [float(fragment.context_rewards.sum() + fragment.rewards.sum()) for fragment in group]
     return max(returns) > min(returns)

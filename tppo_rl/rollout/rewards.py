@@ -62,11 +62,15 @@ def _known(name: str, correct: Sequence[bool | None], truncated: Sequence[bool])
     """Whether responses are right; one that did not end is not."""
     for right, cut in zip(correct, truncated, strict=True):
         if right is None and not cut:
-            raise ValueError(
-                f"rewards={name!r}: the environment ended an episode and did not say whether it was right; let its last step "
-                "give info['correct'], or set rewards to 'environment'"
-            )
+            raise _unknown(f"rewards={name!r}", "set rewards to 'environment'")
     return [bool(right) for right in correct]
+
+
+def _unknown(key: str, otherwise: str) -> ValueError:
+    return ValueError(
+        f"{key}: the environment ended an episode and did not say whether it was right; let its last step give "
+        f"info['correct'], or {otherwise}"
+    )
 
 
 def overlong_penalty(length: int, *, cap: int, buffer: int) -> float:
@@ -104,6 +108,7 @@ class Rewards:
         name: How the option names it.
         max_response_length: Cap of the responses, tokens.
         overlong_buffer: Last tokens under the cap over which the penalty grows; 0 is without one.
+        imitates_right: Whether right responses are imitated, so that every environment must say which are right.
     """
 
     def __init__(
@@ -113,12 +118,14 @@ class Rewards:
         *,
         max_response_length: int = 0,
         overlong_buffer: int = 0,
+        imitates_right: bool = False,
     ) -> None:
         self._function = function
         self._name = name
         self._per_turn = name == ENVIRONMENT
         self._cap = max_response_length
         self._overlong_buffer = overlong_buffer
+        self._imitates_right = imitates_right
 
     @classmethod
     def of(cls, options: Options) -> Rewards:
@@ -130,7 +137,13 @@ class Rewards:
         cap, fraction = options.rollout.max_response_length, options.rewards.overlong_fraction
         buffer = 0 if fraction is None else max(1, round(fraction * cap))
         part = options.rewards.rewards
-        return cls(REWARDS.resolve(part), part.name, max_response_length=cap, overlong_buffer=buffer)
+        return cls(
+            REWARDS.resolve(part),
+            part.name,
+            max_response_length=cap,
+            overlong_buffer=buffer,
+            imitates_right=options.policy_loss.positive_lm_coef > 0,
+        )
 
     def of_turn(self, reward: float) -> float:
         """Reward of a turn, given the environment's."""
@@ -140,8 +153,11 @@ class Rewards:
         """What the end of the episode adds to its last turn's reward.
 
         Raises:
-            ValueError: the reward function does not return one finite number.
+            ValueError: the reward function does not return one finite number, or right responses are imitated and nothing
+                says which are right.
         """
+        if self._imitates_right and response.correct is None and not response.truncated:
+            raise _unknown("positive_lm_coef", "set positive_lm_coef to 0")
         penalty = 0.0
         if self._overlong_buffer:
             penalty = overlong_penalty(response.length, cap=self._cap, buffer=self._overlong_buffer)

@@ -30,6 +30,8 @@ class SampleResult:
     """Of those, the ones that produced a token."""
     refills: int = 0
     """Episodes that began in this call."""
+    scorer_errors: tuple[str, ...] = ()
+    """What the environment's scorers raised in this call; the responses got its score for that."""
     seconds: float = 0.0
     """Duration of this call."""
     idle_seconds: float = 0.0

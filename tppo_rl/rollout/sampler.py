@@ -96,6 +96,7 @@ class Sampler:
         self.num_slot_steps = 0
         self.num_productive_slot_steps = 0
         self.num_refills = 0
+        self._scorer_errors: list[str] = []
         self._engine = engine
         self._chat = chat
         self._limits = limits
@@ -163,6 +164,11 @@ class Sampler:
             if episode.open_tokens:
                 self._closed.append(episode.close_window())
         return self._hand_over()
+
+    def pop_scorer_errors(self) -> list[str]:
+        """What went wrong in the environment's scorers since the last call (`info["scorer_error"]`)."""
+        errors, self._scorer_errors = self._scorer_errors, []
+        return errors
 
     def suspend(self) -> None:
         """Takes the open episodes off the engine and leaves them untouched."""
@@ -243,6 +249,8 @@ class Sampler:
         dialog = self._dialogs[request_id]
         said = self._chat.text(episode.turn_tokens)
         text, reward, terminated, truncated, info = dialog.env.step(said)
+        if "scorer_error" in info:
+            self._scorer_errors.append(str(info["scorer_error"]))
         dialog.turns.append(said)
         if reward:
             dialog.reward += float(reward)
@@ -272,9 +280,11 @@ class Sampler:
             truncated=not terminated,
             columns=dialog.info,
         )
+        # The policy did not end a response that was cut: whatever the environment says of others, it is not right.
+        known = None if correct is None and terminated else bool(correct)
         if shaped := self._rewards.of_episode(response):
             episode.add_reward(shaped)
-        fragment = episode.close_window(terminated=terminated, truncated=not terminated, correct=bool(correct))
+        fragment = episode.close_window(terminated=terminated, truncated=not terminated, correct=known)
         self._closed.append(fragment)
         self._unused_envs.append(dialog.env)
 

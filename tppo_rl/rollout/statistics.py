@@ -18,6 +18,7 @@ class RolloutStatistics:
     slot_steps: int = 0
     productive_slot_steps: int = 0
     refills: int = 0
+    scorer_errors: list[str] = field(default_factory=list)
     sampling_seconds: float = 0.0
     idle_seconds: float = 0.0
     weight_seconds: float = 0.0
@@ -37,6 +38,7 @@ class RolloutStatistics:
         self.slot_steps += result.slot_steps
         self.productive_slot_steps += result.productive_slot_steps
         self.refills += result.refills
+        self.scorer_errors += result.scorer_errors
         self.sampling_seconds += result.seconds
         self.idle_seconds += result.idle_seconds
         self.weight_seconds += result.weight_seconds

@@ -2,7 +2,7 @@
 
 A push never waits: env-runners take the weights between two requests. Proof: the log-probs that engine and trainer give
 to a fixed probe must agree. It is asked for after the first push, after the first push of changed weights, and after a
-restart of an env-runner. (Engines repack weights for their kernels, so a checksum over the engine's copy does not exist.)
+restart of an env-runner. (A checksum would prove less: an engine may keep weights in the layout of its kernels.)
 """
 
 from __future__ import annotations

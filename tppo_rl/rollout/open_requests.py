@@ -35,7 +35,7 @@ class EnvRunnerRecord:
         return self.waiting_tickets + sum(map(len, self.requests))
 
 
-class RequestBook:
+class OpenRequests:
     """The records of all env-runners, by their numbers."""
 
     def __init__(self) -> None:

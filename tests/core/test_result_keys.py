@@ -1,0 +1,34 @@
+"""Keys of results: what is misspelled is named before a run, what is missing after its first iteration."""
+
+from __future__ import annotations
+
+import pytest
+
+from tppo_rl.core.errors import OptionError
+from tppo_rl.core.result_keys import check_spelling, lookup, missing_keys
+
+RESULT = {"training_iteration": 1, "policy": {"surprise": 2.0}, "rollout": {}, "fraction": 0.5}
+
+
+def test_a_known_key_and_an_own_one_pass() -> None:
+    for key in (
+        "training_iteration",
+        "rollout/accuracy",
+        "heldout_latest/greedy/accuracy",
+        "policy/surprise",
+        "fraction",
+    ):
+        check_spelling("stop", 1, key)
+
+
+@pytest.mark.parametrize("key", ["training_iterations", "rollout/acuracy", "time_total", "heldout_latest/sampled/acc"])
+def test_a_misspelled_key_is_named_with_the_right_one(key: str) -> None:
+    with pytest.raises(OptionError, match=r"results have no such key; did you mean "):
+        check_spelling("stop", 1, key)
+
+
+def test_each_missing_key_is_found_beside_right_ones() -> None:
+    # Accuracy is a metric that this iteration has no value for; a later one may.
+    stop = {"training_iteration": 5, "policy/surprise": 9.0, "rollout/accuracy": 0.9, "nothing": 1}
+    assert missing_keys(RESULT, stop) == ["nothing"]
+    assert lookup(RESULT, "policy/surprise") == 2.0
