@@ -16,7 +16,7 @@ from tppo_rl.config.options import OPTIONS, SECTIONS, Options, with_new_names
 from tppo_rl.config.section import refuse
 from tppo_rl.config.sections.rollout import EngineOptions
 from tppo_rl.core.algorithm_spec import AlgorithmSpec
-from tppo_rl.core.errors import OptionError, unknown_key, unknown_value
+from tppo_rl.core.errors import OptionError, unknown_key
 from tppo_rl.core.registry import ADVANTAGES, ENGINES, POLICY_LOSSES, REWARDS, PartSpec, Registry
 
 _HUB_TIMEOUT_S = 5.0
@@ -157,38 +157,23 @@ def check_environment(options: Options) -> None:
     Raises:
         OptionError: unknown environment or bad `env_config`.
     """
-    import gymnasium
+    from tppo_rl.config.text_envs import env_spec, make_text_env
 
-    import tppo_rl.envs  # noqa: F401  (registers ours)
-
-    if options.environment.env is None:
+    environment = options.environment
+    if environment.env is None:
         raise OptionError(
             "env=None: which environment to train on is not given; set env, for example tppo_rl/ArithmeticChain-v0"
         )
-    if "split" in options.environment.env_config:
+    if "split" in environment.env_config:
         raise OptionError(
-            f"env_config.split={options.environment.env_config['split']!r}: training takes the train split and evaluation the held-out "
-            "one; remove the key"
+            f"env_config.split={environment.env_config['split']!r}: training takes the train split and evaluation the "
+            "held-out one; remove the key"
         )
-    module, separator, name = options.environment.env.rpartition(":")
+    env_spec(environment.env)
     try:
-        if separator:
-            importlib.import_module(module)
-        gymnasium.spec(name)
-    except ImportError as error:
-        raise OptionError(
-            f"env={options.environment.env!r}: {error}; what stands before the colon must be an importable module"
-        ) from None
-    except gymnasium.error.Error:
-        raise OptionError(unknown_value("env", options.environment.env, list(gymnasium.registry))) from None
-    try:
-        gymnasium.make(
-            options.environment.env, disable_env_checker=True, split="heldout", **options.environment.env_config
-        ).close()
+        make_text_env(environment, "heldout").close()
     except (TypeError, ValueError) as error:
-        raise OptionError(
-            f"env_config={options.environment.env_config!r}: {error}; correct or remove that key"
-        ) from None
+        raise OptionError(f"env_config={environment.env_config!r}: {error}; correct or remove that key") from None
 
 
 def _check_engine(engine: EngineOptions) -> None:

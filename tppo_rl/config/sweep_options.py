@@ -19,10 +19,10 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt
 
-from tppo_rl.config.checks import constructor_arguments, unknown_key, unknown_value
+from tppo_rl.config.checks import constructor_arguments
 from tppo_rl.config.options import OPTIONS
 from tppo_rl.config.search_space import WORDS, Axis, axes, check_axis
-from tppo_rl.core.errors import OptionError
+from tppo_rl.core.errors import OptionError, unknown_key, unknown_value
 
 HELDOUT_ACCURACY = "heldout_latest/sampled/accuracy"
 MEAN_RETURN = "rollout/return_mean"

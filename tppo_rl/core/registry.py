@@ -18,7 +18,7 @@ import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -110,7 +110,7 @@ class Registry(Mapping[str, str]):
             known = f"{unknown_value(self._option, name, self)}, or module:object for one of your own"
             raise OptionError(known)
         try:
-            found: Any = _module(module_name)
+            found: Any = load_module(module_name)
             for part in attribute.split("."):
                 found = getattr(found, part)
         except (ImportError, OSError) as error:
@@ -142,6 +142,10 @@ class Registry(Mapping[str, str]):
         return partial(found, **arguments) if arguments else found
 
     def _instance(self, found: type, spec: PartSpec) -> Any:
+        parameters = inspect.signature(found).parameters
+        if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
+            for key in spec.arguments.keys() - parameters.keys():
+                raise self._unknown_argument(spec, key, list(parameters))
         try:
             return found(**spec.arguments)
         except ValidationError as error:
@@ -150,6 +154,12 @@ class Registry(Mapping[str, str]):
             raise OptionError(f"{key}={problem['input']!r}: {problem['msg']}") from None
         except (TypeError, ValueError) as error:
             raise OptionError(f"{self._option}={spec.flat()!r}: {error}") from None
+
+    def _unknown_argument(self, spec: PartSpec, key: str, own: Sequence[str]) -> OptionError:
+        words = [f"{self._option}.{name}" for name in own]
+        takes = f"{spec.name} takes {', '.join(own)}" if own else f"{spec.name} takes no arguments; remove it"
+        message = unknown_key(f"{self._option}.{key}", spec.arguments[key], words).partition("; ")[0]
+        return OptionError(f"{message}; {takes}")
 
     def _checked(self, found: Callable[..., Any], spec: PartSpec) -> dict[str, Any]:
         """The arguments of a function as its annotations have them."""
@@ -162,9 +172,7 @@ class Registry(Mapping[str, str]):
         checked = {}
         for key, value in spec.arguments.items():
             if key not in own:
-                words = [f"{self._option}.{name}" for name in own]
-                takes = f"{spec.name} takes {', '.join(own)}" if own else f"{spec.name} takes no arguments; remove it"
-                raise OptionError(f"{unknown_key(f'{self._option}.{key}', value, words).partition('; ')[0]}; {takes}")
+                raise self._unknown_argument(spec, key, list(own))
             try:
                 checked[key] = TypeAdapter(annotations.get(key, Any)).validate_python(value)
             except ValidationError as error:
@@ -183,8 +191,12 @@ def _annotations(found: Callable[..., Any]) -> dict[str, Any]:
         return {}
 
 
-def _module(name: str) -> ModuleType:
-    """Imports a module by name, or a Python file by its path."""
+def load_module(name: str) -> ModuleType:
+    """Imports a module by name, or a Python file by its path, once for each process.
+
+    Raises:
+        ImportError, OSError: there is none, or it cannot be imported.
+    """
     if not name.endswith(".py"):
         return importlib.import_module(name)
     path = Path(name).resolve()

@@ -28,9 +28,9 @@ from ray.rllib.utils.metrics import (
     WEIGHTS_SEQ_NO,
 )
 
-import tppo_rl.envs  # noqa: F401  (registers the environments in every actor)
 from tppo_rl.base_models import resolve_model
 from tppo_rl.config.options import Options
+from tppo_rl.config.text_envs import make_text_env
 from tppo_rl.core.fragments import Fragment, table_from_fragments
 from tppo_rl.core.prompts import Ticket
 from tppo_rl.core.registry import ENGINES
@@ -241,9 +241,7 @@ class VLLMEnvRunner(EnvRunner):
         return self._evaluation_samplers[temperature]
 
     def _make_text_env(self, split: str) -> gymnasium.Env:
-        environment = self._options.environment
-        assert environment.env is not None
-        return gymnasium.make(environment.env, disable_env_checker=True, split=split, **environment.env_config)
+        return make_text_env(self._options.environment, split)
 
     # Sampling
 

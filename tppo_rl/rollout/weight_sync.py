@@ -80,9 +80,7 @@ class WeightSync:
         self.push()
         if not (self._proof_is_due or self.version == self._first_change):
             return None
-        difference = self.verify()
-        self._proof_is_due = False
-        return difference
+        return self.verify()
 
     def revive(self, env_runner: int) -> None:
         """Sends the newest weights to an env-runner that was restarted; the proof waits for the next push.
@@ -142,6 +140,7 @@ class WeightSync:
                 f"weight sync failed: engine and trainer differ by {difference:.2e} nats on average over a probe of {PROBE_LENGTH} "
                 f"tokens (largest allowed: {self._largest_diff:.0e}); the engine samples from other weights than are trained"
             )
+        self._proof_is_due = False
         return difference
 
     def wait_until_delivered(self) -> None:

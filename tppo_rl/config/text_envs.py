@@ -1,0 +1,46 @@
+"""Environments by what the option `env` says: a Gymnasium id, after the module or file that registers it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium
+
+import tppo_rl.envs  # noqa: F401  (registers ours in every process)
+from tppo_rl.config.sections.environment import EnvironmentOptions
+from tppo_rl.core.errors import OptionError, unknown_value
+from tppo_rl.core.registry import load_module
+
+
+def env_spec(env: str) -> Any:
+    """Gymnasium's spec of `id`, `module:id` or `file.py:id`; the module is imported.
+
+    Raises:
+        OptionError: no such module or environment.
+    """
+    module, separator, name = env.rpartition(":")
+    try:
+        if separator:
+            load_module(module)
+        return gymnasium.spec(name)
+    except (ImportError, OSError, ValueError, TypeError) as error:
+        raise OptionError(
+            f"env={env!r}: {error}; what stands before the colon must be an importable module or a Python file"
+        ) from None
+    except gymnasium.error.Error:
+        raise OptionError(unknown_value("env", env, list(gymnasium.registry))) from None
+
+
+def make_text_env(environment: EnvironmentOptions, split: str) -> gymnasium.Env:
+    """Makes the environment of a run.
+
+    Args:
+        environment: Of the run's options.
+        split: "train" or "heldout".
+
+    Raises:
+        OptionError: no such module or environment.
+        ValueError, TypeError: `env_config` holds what it does not take.
+    """
+    assert environment.env is not None
+    return gymnasium.make(env_spec(environment.env), disable_env_checker=True, split=split, **environment.env_config)
