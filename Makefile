@@ -41,7 +41,7 @@ format: setup
 # The site has a small environment of its own; what is written from the code needs the package's.
 docs: setup $(DOCS_VENV)/.installed
 	$(BIN)/python docs/generate.py --check
-	$(DOCS_VENV)/bin/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/mkdocs build --strict --quiet
 
 DOCS_PACKAGES := import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"])
 

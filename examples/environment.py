@@ -1,6 +1,6 @@
 """An environment of your own: repeat a number backward.
 
-PYTHONPATH=. tppo-rl train file examples/environment.yaml
+tppo-rl train file examples/environment.yaml
 """
 
 from collections.abc import Iterator
