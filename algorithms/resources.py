@@ -8,6 +8,7 @@ import ray
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.util import get_current_placement_group
 
+from tppo_rl.algorithms.rllib_internals import ray_started_here
 from tppo_rl.core.errors import OptionError
 
 _logger = logging.getLogger(__name__)
@@ -46,7 +47,7 @@ def check_resources(config: AlgorithmConfig) -> None:
             f"{terms} is {needed:g} {kind} in all, and Ray has {available.get(kind, 0.0):g}; lower one of these options, or start "
             "Ray with more"
         )
-        if _ray_is_ours():
+        if ray_started_here():
             raise OptionError(message)
         _logger.warning("%s. The run waits until nodes with them have joined.", message)
 
@@ -55,9 +56,3 @@ def _of_learner(config: AlgorithmConfig, kind: str) -> float:
     if kind == "CPU" and config.num_cpus_per_learner == "auto":
         return 0.0 if config.num_gpus_per_learner else 1.0
     return float(config.num_gpus_per_learner if kind == "GPU" else config.num_cpus_per_learner)
-
-
-def _ray_is_ours() -> bool:
-    """Whether Ray's head was started by this process, so that no autoscaler adds nodes to it."""
-    node = ray._private.worker._global_node
-    return node is not None and bool(node.head)

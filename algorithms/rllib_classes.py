@@ -15,6 +15,7 @@ from ray.tune.registry import register_trainable
 
 from tppo_rl.algorithms.resources import check_resources
 from tppo_rl.algorithms.rllib_config import LanguageModelConfig
+from tppo_rl.algorithms.rllib_internals import trial_folder
 from tppo_rl.algorithms.tppo import TrainingLoop
 from tppo_rl.base_models import resolve_model
 from tppo_rl.config.options import Options
@@ -173,9 +174,7 @@ class LanguageModelAlgorithm(Algorithm):
         """`results_folder`, else Tune's folder of the trial where it is on this machine, else the trainable's own."""
         if self.options.run.results_folder is not None:
             return Path(self.options.run.results_folder)
-        storage = getattr(self, "_storage", None)
-        trial_folder = Path(storage.trial_fs_path) if storage is not None else None
-        return trial_folder if trial_folder is not None and trial_folder.is_dir() else Path(self.logdir)
+        return trial_folder(self) or Path(self.logdir)
 
 
 def check_restorable(options: Options, ledger: dict[str, Any], whole_responses_wait: bool) -> None:

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Self
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 
 from tppo_rl.algorithms.builder import OptionBuilder
+from tppo_rl.algorithms.rllib_internals import attribute_of_key, leave_env_runner_states
 from tppo_rl.base_models import resolve_model
 from tppo_rl.config.checks import check_attention, check_environment, check_model, check_rules
 from tppo_rl.config.options import OPTIONS, RENAMED_KEYS, Options, with_new_names
@@ -38,8 +39,7 @@ class LanguageModelConfig(OptionBuilder):
         self.delay_between_env_runner_restarts_s = 1.0
         # The driver only passes fragments on; with a CPU of its own, a trial would not fit on two.
         self.num_cpus_for_main_process = 0
-        # Env-runners have no connectors whose state would have to be synchronized.
-        self._dont_auto_sync_env_runner_states = True
+        leave_env_runner_states(self)
         self._settable = frozenset(vars(self))
 
     @classmethod
@@ -75,8 +75,7 @@ class LanguageModelConfig(OptionBuilder):
         settable = getattr(self, "_settable", frozenset(vars(self)))
         renamed = with_new_names(config_dict) if any(key in RENAMED_KEYS for key in config_dict) else config_dict
         for key, value in renamed.items():
-            # `to_dict`, which Tune calls on a config, renames some attributes, such as `lambda_`.
-            attribute = self._translate_special_keys(key, warn_deprecated=False)
+            attribute = attribute_of_key(self, key)
             if not key.startswith("_") and attribute not in settable and not hasattr(type(self), attribute):
                 raise OptionError(unknown_key(key, value, settable))
         return super().update_from_dict(renamed)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import ray
 from rich.table import Table
 
+from tppo_rl.algorithms.rllib_internals import num_cpus_found
 from tppo_rl.config.run_files import Experiment
 from tppo_rl.core.errors import OptionError
 
@@ -55,10 +56,8 @@ def machine() -> tuple[dict[str, float], list[dict[str, float]]]:
     """
     if not ray.is_initialized() and not os.environ.get("RAY_ADDRESS"):
         import torch
-        from ray._private.utils import get_num_cpus
 
-        # What Ray itself will find, which in a container is fewer than the machine has.
-        here = {"CPU": float(get_num_cpus()), "GPU": float(torch.cuda.device_count())}
+        here = {"CPU": float(num_cpus_found()), "GPU": float(torch.cuda.device_count())}
         return here, [here]
     if not ray.is_initialized():
         from tppo_rl.experiment.run import start_ray

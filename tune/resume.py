@@ -7,23 +7,20 @@ A trial's `summary.json` is written when it ends, and is what counts here.
 
 from __future__ import annotations
 
-import copy
 import csv
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from ray.tune import Callback
 from ray.tune.experiment import Trial
-from ray.tune.schedulers import AsyncHyperBandScheduler, PopulationBasedTraining, TrialScheduler
 
 from tppo_rl.config.run_files import Experiment
 from tppo_rl.core.errors import OptionError
+from tppo_rl.tune.tune_internals import TuneState
 
 DEFINITION = "sweep.json"
 SUMMARY = "summary.json"
-STATE_FILES = "experiment_state-*.json"
 _DEFINING = {"run", "env", "stop", "config", "num_samples", "seeds", "tune_config", "checkpoint_config"}
 
 
@@ -64,24 +61,9 @@ def mark_ended_trials(folder: Path) -> list[str]:
     Raises:
         OptionError: the state cannot be read.
     """
-    path = max(folder.glob(STATE_FILES))
-    try:
-        state = json.loads(path.read_text(encoding="utf-8"))
-        trials = [json.loads(trial) for trial, _ in state["trial_data"]]
-    except (ValueError, KeyError) as error:
-        raise OptionError(f"--resume: {path} is broken ({error}); move it away to go on from an older one") from None
+    state = TuneState.newest(folder)
     summaries = {path.parent.name for path in folder.glob(f"*/{SUMMARY}")}
-    ended = []
-    for index, trial in enumerate(trials):
-        if trial.get("relative_logdir") in summaries and trial["status"] not in (Trial.TERMINATED, Trial.ERROR):
-            trial["status"] = Trial.TERMINATED
-            state["trial_data"][index][0] = json.dumps(trial)
-            ended.append(str(trial["trial_id"]))
-    if ended:
-        partial = path.with_name(f"partial_{path.name}")
-        partial.write_text(json.dumps(state), encoding="utf-8")
-        os.replace(partial, path)
-    return ended
+    return state.end_trials(summaries)
 
 
 def forget_results_after(folder: Path, iteration: int) -> None:
@@ -136,52 +118,3 @@ class TrimCallback(Callback):
         # A trial that goes on from another one's checkpoint keeps its own past.
         if checkpoint is None or Path(checkpoint.path).parent == Path(trial.storage.trial_fs_path):
             forget_results_after(Path(trial.local_path), int(result["training_iteration"]) - 1)
-
-
-class SchedulerMemory(Callback):
-    """Saves with the sweep's state what its scheduler has learned: Tune forgets it, and ASHA would stop no one after a restart.
-
-    Args:
-        scheduler: Of the same Tuner, with which this is pickled.
-    """
-
-    def __init__(self, scheduler: TrialScheduler) -> None:
-        self._scheduler = scheduler
-        self._pbt_trials: dict[str, dict[str, Any]] = {}
-
-    def get_state(self) -> dict[str, Any] | None:
-        """The rungs of ASHA, or the scores of PBT's population."""
-        scheduler = self._scheduler
-        if isinstance(scheduler, AsyncHyperBandScheduler):
-            return {"rungs": [copy.deepcopy(bracket._rungs) for bracket in scheduler._brackets]}
-        if isinstance(scheduler, PopulationBasedTraining):
-            return {
-                "perturbations": scheduler._num_perturbations,
-                "next_sync": scheduler._next_perturbation_sync,
-                "trials": {
-                    trial.trial_id: {key: getattr(state, key) for key in _PBT_STATE}
-                    for trial, state in scheduler._trial_state.items()
-                },
-            }
-        return None
-
-    def set_state(self, state: dict[str, Any]) -> None:
-        """Gives it back; PBT has no trials yet at this moment and gets theirs at the first step."""
-        scheduler = self._scheduler
-        if isinstance(scheduler, AsyncHyperBandScheduler):
-            for bracket, rungs in zip(scheduler._brackets, state["rungs"], strict=True):
-                bracket._rungs = rungs
-        if isinstance(scheduler, PopulationBasedTraining):
-            scheduler._num_perturbations = state["perturbations"]
-            scheduler._next_perturbation_sync = state["next_sync"]
-            self._pbt_trials = state["trials"]
-
-    def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
-        """Gives PBT's trials their scores."""
-        if self._pbt_trials and isinstance(self._scheduler, PopulationBasedTraining):
-            for trial, state in self._scheduler._trial_state.items():
-                vars(state).update(self._pbt_trials.get(trial.trial_id, {}))
-            self._pbt_trials = {}
-
-
-_PBT_STATE = ("last_score", "last_perturbation_time", "last_train_time")

@@ -22,15 +22,14 @@ from tppo_rl.experiment.summary import summarize, write_summary
 from tppo_rl.tune.progress import SweepProgress
 from tppo_rl.tune.resources import check_fit
 from tppo_rl.tune.resume import (
-    STATE_FILES,
     SUMMARY,
-    SchedulerMemory,
     TrimCallback,
     check_definition,
     mark_ended_trials,
     write_definition,
 )
 from tppo_rl.tune.spaces import make_scheduler, make_searcher, param_space
+from tppo_rl.tune.tune_internals import STATE_FILES, SchedulerMemory
 
 _TUNE_SETTINGS = {
     # After a kill no more is unknown than what happened in the last second.

@@ -35,7 +35,7 @@ def test_what_fits_exactly_is_taken(small_config: TPPOConfig, num_learners: int)
 def test_on_a_cluster_that_may_grow_it_is_a_warning(
     small_config: TPPOConfig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(resources, "_ray_is_ours", lambda: False)
+    monkeypatch.setattr(resources, "ray_started_here", lambda: False)
     with caplog.at_level(logging.WARNING, logger=resources.__name__):
         check_resources(small_config.env_runners(num_env_runners=9))
     assert "waits until nodes with them have joined" in caplog.text

@@ -11,9 +11,8 @@ from tppo_rl.config.checks import (
     check_environment,
     check_model,
     check_options,
-    rllib_keys,
-    vllm_engine_args,
 )
+from tppo_rl.config.foreign_sources import rllib_keys, vllm_engine_args
 from tppo_rl.config.options import OPTIONS, SECTIONS, Options
 from tppo_rl.core.errors import OptionError
 

@@ -210,9 +210,9 @@ def recompute_seconds(sampler: Sampler, run: Callable[[int], tuple[int, float]],
 
 def _bare_tokens_per_second(engine: VLLMEngine, contexts: Sequence[Sequence[int]], steps: int) -> float:
     """Steps vLLM alone with endless requests whose contexts are on average as long as the given ones."""
-    vllm = engine._engine
+    vllm = engine.llm_engine
     names = [f"bare-{index}" for index in range(len(contexts))]
-    params = engine._sampling_params(Sampling(), steps + 2 * _WARM_UP_STEPS)
+    params = engine.sampling_params(Sampling(), steps + 2 * _WARM_UP_STEPS)
     limit = vllm.model_config.max_model_len - params.max_tokens
     for name, context in zip(names, contexts, strict=True):
         # They grow, and those of an env-runner do not.

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import ast
 import importlib
 import importlib.util
-import json
 from collections.abc import Iterable, Mapping
-from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
-from tppo_rl.base_models import resolve_model
+from tppo_rl.config.foreign_sources import vllm_engine_args
+from tppo_rl.config.model_files import load_model_config
 from tppo_rl.config.options import OPTIONS, SECTIONS, Options, with_new_names
 from tppo_rl.config.section import refuse
 from tppo_rl.config.sections.rollout import EngineOptions
@@ -19,7 +16,6 @@ from tppo_rl.core.algorithm_spec import AlgorithmSpec
 from tppo_rl.core.errors import OptionError, unknown_key
 from tppo_rl.core.registry import ADVANTAGES, ENGINES, POLICY_LOSSES, REWARDS, PartSpec, Registry
 
-_HUB_TIMEOUT_S = 5.0
 VLLM_OWN_KEYS = frozenset({"kv_cache_gib", "linear", "multiprocessing"})
 """Keys of `engine` that our vLLM engine reads itself."""
 
@@ -189,80 +185,3 @@ def _check_engine(engine: EngineOptions) -> None:
     known = [f"engine.{name}" for name in {*EngineOptions.model_fields, *VLLM_OWN_KEYS, *vllm_keys}]
     for key in sorted(unknown - vllm_keys):
         raise OptionError(unknown_key(f"engine.{key}", arguments[key], known))
-
-
-@lru_cache
-def vllm_engine_args() -> frozenset[str]:
-    """Names of vLLM's engine arguments, read from its source: importing vLLM takes many seconds."""
-    body = _class_body("vllm", "engine/arg_utils.py", "EngineArgs")
-    targets = [node.target for node in body if isinstance(node, ast.AnnAssign)]
-    return frozenset(target.id for target in targets if isinstance(target, ast.Name))
-
-
-@lru_cache
-def rllib_keys() -> frozenset[str]:
-    """Names of RLlib's options, read from its source: importing RLlib takes many seconds."""
-    body = _class_body("ray", "rllib/algorithms/algorithm_config.py", "AlgorithmConfig")
-    (constructor,) = [node for node in body if isinstance(node, ast.FunctionDef) and node.name == "__init__"]
-    attributes = [node for node in ast.walk(constructor) if isinstance(node, ast.Attribute)]
-    return frozenset(node.attr for node in attributes if isinstance(node.ctx, ast.Store))
-
-
-@lru_cache
-def constructor_arguments(package: str, file: str, name: str) -> frozenset[str]:
-    """Names of a class's arguments, read from its source: importing its package takes many seconds."""
-    functions = [node for node in _class_body(package, file, name) if isinstance(node, ast.FunctionDef)]
-    (constructor,) = [node for node in functions if node.name == "__init__"]
-    return frozenset(argument.arg for argument in (*constructor.args.args[1:], *constructor.args.kwonlyargs))
-
-
-def _class_body(package: str, file: str, name: str) -> list[ast.stmt]:
-    spec = importlib.util.find_spec(package)
-    if spec is None or not spec.submodule_search_locations:
-        return []
-    source = Path(spec.submodule_search_locations[0], file).read_text(encoding="utf-8")
-    (found,) = [node for node in ast.parse(source).body if isinstance(node, ast.ClassDef) and node.name == name]
-    return found.body
-
-
-def load_model_config(key: str, name: str) -> dict[str, Any]:
-    """Returns the config of a model: a folder, a hub id or a shipped model.
-
-    Args:
-        key: Option that names it, for the message.
-        name: The option's value.
-
-    Raises:
-        OptionError: no such model.
-    """
-    model = resolve_model(name)
-    folder = Path(model)
-    if folder.is_dir():
-        config = folder / "config.json"
-        if not config.is_file():
-            raise OptionError(f"{key}={name!r}: the folder has no config.json; give a Hugging Face model folder")
-        return dict(json.loads(config.read_text(encoding="utf-8")))
-    if folder.is_absolute() or name.startswith("."):
-        raise OptionError(f"{key}={name!r}: no such folder; `tppo-rl warmstart` makes a small model")
-    return _load_hub_config(key, name)
-
-
-def _load_hub_config(key: str, name: str) -> dict[str, Any]:
-    from huggingface_hub import hf_hub_url, try_to_load_from_cache
-    from huggingface_hub.utils import get_session, validate_repo_id
-
-    try:
-        validate_repo_id(name)
-        cached = try_to_load_from_cache(name, "config.json")
-        if isinstance(cached, str):
-            return dict(json.loads(Path(cached).read_text(encoding="utf-8")))
-        # Asked once: the library's own download would try for half a minute before it says that there is no network.
-        reply = get_session().get(hf_hub_url(name, "config.json"), timeout=_HUB_TIMEOUT_S, follow_redirects=True)
-        reply.raise_for_status()
-        return dict(reply.json())
-    except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise OptionError(
-            f"{key}={name!r}: neither a folder nor a model that the hub gives ({reason}); give a folder, a hub id that this "
-            "machine can reach or has cached, or tppo_rl/arithmetic-chain"
-        ) from None

@@ -26,9 +26,9 @@ from tppo_rl.config.checks import (
     check_environment,
     check_model,
     check_options,
-    rllib_keys,
     unknown_key,
 )
+from tppo_rl.config.foreign_sources import rllib_keys
 from tppo_rl.config.options import MAPPINGS, OPTIONS, RENAMED_KEYS, algorithm_spec
 from tppo_rl.config.search_space import (
     GRID,

@@ -19,7 +19,7 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt
 
-from tppo_rl.config.checks import constructor_arguments
+from tppo_rl.config.foreign_sources import constructor_arguments
 from tppo_rl.config.options import OPTIONS
 from tppo_rl.config.search_space import WORDS, Axis, axes, check_axis
 from tppo_rl.core.errors import OptionError, unknown_key, unknown_value
@@ -158,7 +158,7 @@ def _check_class(
     tune_class = known[name]
     allowed: frozenset[str] = frozenset()
     if tune_class is not None:
-        allowed = constructor_arguments("ray", f"tune/{tune_class.file}", tune_class.name)
+        allowed = constructor_arguments(f"tune/{tune_class.file}", tune_class.name)
         if tune_class.needs is not None and importlib.util.find_spec(tune_class.needs) is None:
             raise OptionError(
                 f"{key}={name!r}: the package {tune_class.needs!r} is not installed; install it, or use 'random'"

@@ -11,7 +11,6 @@ import pyarrow as pa
 import torch
 from ray.rllib.connectors.learner import LearnerConnectorPipeline
 from ray.rllib.core import COMPONENT_OPTIMIZER, COMPONENT_RL_MODULE, DEFAULT_MODULE_ID
-from ray.rllib.core.learner.torch.torch_learner import TorchLearner
 from ray.rllib.core.learner.training_data import TrainingData
 from ray.rllib.utils.metrics import (
     ALL_MODULES,
@@ -30,6 +29,7 @@ from tppo_rl.learner.context_cache import ContextCache
 from tppo_rl.learner.module import LanguageModelModule
 from tppo_rl.learner.optimizers import trainable
 from tppo_rl.learner.packing import check_packing
+from tppo_rl.learner.rllib_internals import MODULE_STATE, InsideTorchLearner
 from tppo_rl.learner.sharding import gather_optimizer_state
 from tppo_rl.learner.targets import Estimates, Targets, default_stages
 from tppo_rl.learner.update import UpdateResult, UpdateStep
@@ -40,13 +40,11 @@ FRAGMENT_REPORT = "fragment_report"
 """Key of the Arrow table (`FRAGMENT_REPORT_SCHEMA`) beside the metrics in the result of `update`."""
 STALENESS_HISTOGRAM = "staleness_histogram"
 """Key of the int64 histogram beside the metrics in the result of `update`."""
-MODULE_STATE = "_rl_module_state_after_update"
-"""Key under which RLlib expects the weights in the result of `update(return_state=True)`."""
 
 _UPDATE_STEP = "update_step"
 
 
-class TPPOLearner(TorchLearner):
+class TPPOLearner(InsideTorchLearner):
     """Updates a `LanguageModelModule` on Arrow tables of fragments.
 
     Options are the config's (`config.options`). There is no DDP wrapper: the
@@ -55,8 +53,6 @@ class TPPOLearner(TorchLearner):
     With `distributed="fsdp"` no learner holds all weights, and RLlib asks a single one for the group's state: all
     learners gather it before (`gather_state`, called by `TPPOLearnerGroup`), and learner 0 holds it.
     """
-
-    _weights_seq_no: int
 
     @flushed_subnormals()
     def build(self) -> None:
@@ -68,7 +64,7 @@ class TPPOLearner(TorchLearner):
         Raises:
             ValueError: a setting that will not do, or models that cannot be loaded.
         """
-        if self._is_built:
+        if self.is_built:
             return
         self._options = self.config.options
         torch.set_num_threads(self._options.learners.num_threads)
@@ -78,11 +74,11 @@ class TPPOLearner(TorchLearner):
         self._gathered_optimizers: dict[str, Any] | None = None
         super().build()
         self._value_buffer = (
-            ValueBuffer(self._options.critic.value_batch_tokens, current_collective(self._device))
+            ValueBuffer(self._options.critic.value_batch_tokens, current_collective(self.device))
             if self._options.critic.value_batch_tokens is not None
             else None
         )
-        self._learner_connector = self._build_pipeline()
+        self.use_pipeline(self._build_pipeline())
         if self.module[DEFAULT_MODULE_ID].critic is not None:
             load_compiled()
 
@@ -94,7 +90,7 @@ class TPPOLearner(TorchLearner):
             module.policy,
             module.critic,
             self._options,
-            current_collective(self._device),
+            current_collective(self.device),
             self._caches.get("policy"),
         )
         optimizers: dict[str, tuple[torch.optim.Optimizer, torch.nn.Module]]
@@ -135,11 +131,11 @@ class TPPOLearner(TorchLearner):
         assert self._update_step is not None
         self.before_gradient_based_update(timesteps=timesteps or {})
         fragments = _fragments(training_data or TrainingData(batch=batch))
-        version = self._weights_seq_no
+        version = self.policy_version
         self._forget_gathered()
         train_batch, targets = self._estimate(fragments)
         result = self._update_step.run(train_batch, targets, version)
-        self._weights_seq_no += 1
+        self.policy_version += 1
         # The engines are sent the policy's weights after every update.
         self.gather_state(inference_only=True)
         self.after_gradient_based_update(timesteps=timesteps or {})
@@ -180,10 +176,10 @@ class TPPOLearner(TorchLearner):
         """
         if self._options.learners.distributed == "ddp":
             return
-        keep = current_collective(self._device).rank == 0
+        keep = current_collective(self.device).rank == 0
         self._language_model().gather(inference_only=inference_only, keep=keep)
         if not inference_only:
-            states = {name: gather_optimizer_state(optimizer, keep=keep) for name, optimizer in self._optimizers()}
+            states = {name: gather_optimizer_state(optimizer, keep=keep) for name, optimizer in self.optimizers()}
             self._gathered_optimizers = states if keep else None
 
     def get_state(self, components: Any = None, *, not_components: Any = None, **kwargs: Any) -> dict[str, Any]:
@@ -194,7 +190,7 @@ class TPPOLearner(TorchLearner):
                 or this is not learner 0.
         """
         state = super().get_state(components, not_components=not_components, **kwargs)
-        if self._check_component(COMPONENT_OPTIMIZER, components, not_components):
+        if self.asks_for(COMPONENT_OPTIMIZER, components, not_components):
             assert self._update_step is not None
             state[_UPDATE_STEP] = self._update_step.get_state()
         return state
@@ -214,27 +210,25 @@ class TPPOLearner(TorchLearner):
         if COMPONENT_OPTIMIZER in state:
             state[COMPONENT_OPTIMIZER] = copy.deepcopy(state[COMPONENT_OPTIMIZER])
         super().set_state(state)
-        self._weights_seq_no = state.get(WEIGHTS_SEQ_NO, self._weights_seq_no)
+        self.policy_version = state.get(WEIGHTS_SEQ_NO, self.policy_version)
         if _UPDATE_STEP in state:
             assert self._update_step is not None
             self._update_step.set_state(state[_UPDATE_STEP])
 
-    def _get_optimizer_state(self) -> dict[str, Any]:
+    def optimizer_state(self) -> dict[str, Any]:
         states = self._gathered_optimizers
         if self._options.learners.distributed == "ddp":
-            states = {name: gather_optimizer_state(optimizer) for name, optimizer in self._optimizers()}
+            states = {name: gather_optimizer_state(optimizer) for name, optimizer in self.optimizers()}
         if states is None:
             raise RuntimeError("the sharded optimizers are not gathered here: ask TPPOLearnerGroup.get_state")
-        return {
-            name: {"module_id": self._optimizer_name_to_module[name], "state": state} for name, state in states.items()
-        }
+        return {name: {"module_id": self.module_of_optimizer(name), "state": state} for name, state in states.items()}
 
-    def _set_optimizer_state(self, state: dict[str, Any]) -> None:
+    def load_optimizer_state(self, state: dict[str, Any]) -> None:
         if self._options.learners.distributed == "ddp":
-            super()._set_optimizer_state(state)
+            super().load_optimizer_state(state)
             return
         # RLlib would move the whole tensors to the device, where there may be room for the slices only.
-        for name, optimizer in self._optimizers():
+        for name, optimizer in self.optimizers():
             if name in state:
                 whole = state[name]["state"]
                 entries = {
@@ -242,9 +236,6 @@ class TPPOLearner(TorchLearner):
                     for index, entry in whole["state"].items()
                 }
                 optimizer.load_state_dict(whole | {"state": entries})
-
-    def _optimizers(self) -> list[tuple[str, torch.optim.Optimizer]]:
-        return list(self._named_optimizers.items())
 
     def _language_model(self) -> LanguageModelModule:
         module = self.module[DEFAULT_MODULE_ID]
@@ -255,17 +246,8 @@ class TPPOLearner(TorchLearner):
         self._language_model().forget_gathered()
         self._gathered_optimizers = None
 
-    def _log_trainable_parameters(self) -> None:
-        """Does nothing: RLlib would log the numbers once, and a metric that is logged once is NaN ever after."""
-
-    def _make_modules_ddp_if_necessary(self) -> None:
-        """Leaves the module as it is."""
-
     def _build_pipeline(self) -> LearnerConnectorPipeline:
-        pieces: list[Any] = []
-        if self.config._learner_connector is not None:
-            custom = self.config._learner_connector(None, None)
-            pieces += custom if isinstance(custom, list | tuple) else [custom]
+        pieces = self.custom_connectors()
         if self.config.add_default_connectors_to_learner_pipeline:
             module = self._language_model()
             if self._options.compute.packing and module.reference is not None:
@@ -273,7 +255,7 @@ class TPPOLearner(TorchLearner):
             stages = default_stages(
                 self._options,
                 critic=module.critic is not None,
-                collective=current_collective(self._device),
+                collective=current_collective(self.device),
                 value_buffer=self._value_buffer,
                 cache=self._caches.get("critic"),
             )
@@ -288,7 +270,7 @@ class TPPOLearner(TorchLearner):
     def _estimate(self, fragments: Sequence[Fragment]) -> tuple[TrainBatch, Targets]:
         """Runs the learner pipeline on fragments."""
         start = time.perf_counter()
-        columns = self._learner_connector(
+        columns = self.run_pipeline(
             rl_module=self.module,
             batch={},
             episodes=fragments,

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from tppo_rl.config.checks import load_model_config
+from tppo_rl.config.model_files import load_model_config
 from tppo_rl.core.errors import OptionError
 from tppo_rl.plan.costs import Costs
 from tppo_rl.plan.windows import LearnerWork, PassWork

@@ -27,6 +27,7 @@ from tppo_rl.core.fragments import Fragment, fragments_from_table, table_from_fr
 from tppo_rl.core.prompts import Ticket
 from tppo_rl.rollout.groups import GroupBuffer, GroupSample
 from tppo_rl.rollout.ledger import Ledger, TokenCounts
+from tppo_rl.rollout.rllib_internals import fetch_ready
 from tppo_rl.rollout.sample_result import SampleResult
 from tppo_rl.rollout.statistics import RolloutStatistics
 from tppo_rl.rollout.train_queue import REQUESTS_IN_FLIGHT, TrainQueue, may_update, oldest_allowed_to_stay
@@ -110,7 +111,7 @@ class RolloutController:
             # Nothing to wait for, and a loop without a pause would keep a learner in this process from its work.
             time.sleep(timeout_s)
             return
-        for env_runner, result in self._group.fetch_ready_async_reqs(tags=SAMPLE_TAG, timeout_seconds=timeout_s):
+        for env_runner, result in fetch_ready(self._group, SAMPLE_TAG, timeout_s):
             self.ingest(env_runner, result)
 
     def next_batch(self) -> list[Fragment]:
@@ -258,7 +259,7 @@ class RolloutController:
             if waiting.total() == 0:
                 for env_runner in healthy:
                     waiting[env_runner] += self._request(env_runner, tickets(env_runner, healthy), arguments)
-            for env_runner, result in self._group.fetch_ready_async_reqs(tags=SAMPLE_TAG, timeout_seconds=0.05):
+            for env_runner, result in fetch_ready(self._group, SAMPLE_TAG, 0.05):
                 waiting[env_runner] = 0
                 self.ingest(env_runner, result)
             self._forget_lost_env_runners()

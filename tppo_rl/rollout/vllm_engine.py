@@ -15,20 +15,20 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import sys
 import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from tppo_rl.kernels.onednn_linear import fastest_linear
 from tppo_rl.rollout.engine import KV_ON_UPDATE, Output, Request, Sampling
-from tppo_rl.rollout.weight_copies import WeightCopies, unpacked_linear_layers
+from tppo_rl.rollout.vllm_internals import VLLMCore, hide_llvmlite, unpacked_linear_layers
+from tppo_rl.rollout.weight_copies import WeightCopies
 
 LINEAR = ("in_place", "packed")
 """Weights of linear layers on a CPU: as the trainer has them, so that an update is a copy (default); or packed for
@@ -82,7 +82,7 @@ class VLLMEngine:
 
         if device == "cpu":
             torch.set_num_threads(num_threads)
-            _hide_llvmlite()
+            hide_llvmlite()
         defaults: dict[str, Any] = {
             "model": model,
             "dtype": dtype,
@@ -98,13 +98,14 @@ class VLLMEngine:
             "async_scheduling": False,
             "enforce_eager": device == "cpu",
         }
-        with unpacked_linear_layers() if in_place else nullcontext():
+        linear = fastest_linear(torch.get_num_threads()) if in_place else None
+        with nullcontext() if linear is None else unpacked_linear_layers(linear):
             self._engine = LLMEngine.from_engine_args(EngineArgs(**(defaults | engine_args)))
+        self._core = VLLMCore(self._engine)
         self._in_process = not multiprocessing
         self._copies: WeightCopies | None = None
         if in_place:
-            (load_weights,) = self._engine.apply_model(attrgetter("load_weights"))
-            self._copies = WeightCopies(load_weights)
+            self._copies = WeightCopies(self._core.loader())
         self._params: dict[tuple[float, int], Any] = {}
         self._engine.set_weight_version("0")
         self._weights_folder = None if self._in_process else _folder_with_config(model)
@@ -113,38 +114,14 @@ class VLLMEngine:
         # vLLM keeps the prefixes of requests that have ended. Those of older weights are not for new episodes; one that was
         # cut, or takes its next turn, finds its own again.
         prompt = {"prompt_token_ids": list(request.tokens), "cache_salt": str(request.first_version)}
-        params = self._sampling_params(request.sampling, request.max_new_tokens)
+        params = self.sampling_params(request.sampling, request.max_new_tokens)
         self._engine.add_request(request.request_id, prompt, params)
 
     def step(self) -> list[Output]:
-        """See `Engine.step`.
-
-        Read from vLLM's engine core, past its `step`, for two things: the version of the weights that sampled a batch, which
-        in own processes may be older than the newest and which vLLM shows of finished requests alone; and time, for
-        text, statistics and the objects around them take as long for each request as scheduling it.
-        """
-        processor = self._engine.output_processor
-        batch = self._engine.engine_core.get_output()
-        outputs = []
-        for result in batch.outputs:
-            tokens = result.new_token_ids
-            # What was cut meanwhile has no state any more.
-            state = processor.request_states.get(result.request_id)
-            if not tokens or state is None:
-                continue
-            outputs.append(
-                Output(
-                    request_id=state.external_req_id,
-                    tokens=tokens,
-                    log_probs=result.new_logprobs.logprobs[:, 0].tolist(),
-                    version=int(batch.weight_version),
-                    turn_ended=tokens[-1] in self._end_of_turn,
-                    request_ended=result.finished,
-                )
-            )
-        # It forgets them.
-        processor.process_outputs([result for result in batch.outputs if result.finished])
-        return outputs
+        return [
+            Output(request_id, tokens, log_probs, version, tokens[-1] in self._end_of_turn, finished)
+            for request_id, tokens, log_probs, version, finished in self._core.outputs()
+        ]
 
     def cut(self, request_ids: Sequence[str]) -> None:
         if request_ids:
@@ -158,10 +135,9 @@ class VLLMEngine:
         if self._copies is not None:
             self._copies.load(tensors)
         elif self._in_process:
-            self._engine.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(tensors.items())})
+            self._core.reload(tensors)
         else:
-            core = self._engine.engine_core
-            core.call_utility("pause_scheduler", "keep", False)
+            self._core.pause()
             self._reload_through_shared_memory(tensors)
         self._engine.set_weight_version(str(version))
         # Back at an earlier version, prefixes under its number may be of other weights.
@@ -169,7 +145,7 @@ class VLLMEngine:
         if self._kv_on_update == "recompute" or goes_back:
             self.forget_kv()
         if not self._in_process:
-            self._engine.engine_core.call_utility("resume_scheduler")
+            self._core.resume()
 
     def forget_kv(self) -> None:
         """Preempts the requests under way; the next step computes their keys and values by the weights that it has."""
@@ -190,10 +166,16 @@ class VLLMEngine:
     def stop(self) -> None:
         if self._weights_folder is not None:
             shutil.rmtree(self._weights_folder, ignore_errors=True)
-        self._engine.engine_core.shutdown()
-        del self._engine
+        self._core.shutdown()
+        del self._engine, self._core
 
-    def _sampling_params(self, sampling: Sampling, max_new_tokens: int) -> Any:
+    @property
+    def llm_engine(self) -> Any:
+        """vLLM's own engine, for who measures it alone."""
+        return self._engine
+
+    def sampling_params(self, sampling: Sampling, max_new_tokens: int) -> Any:
+        """vLLM's parameters of a request."""
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
@@ -226,28 +208,7 @@ class VLLMEngine:
             for name, tensor in tensors.items()
         }
         save_file(apart, self._weights_folder / "model.safetensors")
-        self._engine.collective_rpc("reload_weights", kwargs={"weights_path": str(self._weights_folder)})
-
-
-def _hide_llvmlite() -> None:
-    """Lets an engine start in a process that has used numba.
-
-    On a CPU vLLM asks every object in every module for its `__dict__`, and llvmlite's library takes any attribute that it
-    is asked for as the name of a C function.
-    """
-    ffi = sys.modules.get("llvmlite.binding.ffi")
-    if ffi is None or getattr(ffi, "_answers_no_special_names", False):
-        return
-    library = type(ffi.lib)
-    find_function = library.__getattr__
-
-    def find(self: Any, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return find_function(self, name)
-
-    library.__getattr__ = find
-    ffi._answers_no_special_names = True  # type: ignore[attr-defined]
+        self._core.reload_from(self._weights_folder)
 
 
 def _set_process_environment(device: str, multiprocessing: bool, num_threads: int, kv_cache_gib: int) -> None:

@@ -7,37 +7,12 @@ copies are noted once and made again at each update.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-
-from tppo_rl.kernels.onednn_linear import fastest_linear
-
-
-@contextmanager
-def unpacked_linear_layers() -> Iterator[None]:
-    """Engines that start in this context keep their linear layers' weights as they were loaded.
-
-    On a CPU vLLM repacks them for oneDNN into memory that nothing can write to afterwards, so that an update has to pack
-    all of them again.
-    """
-    from vllm.model_executor.layers import utils
-
-    dispatch = utils.dispatch_cpu_unquantized_gemm
-    linear = fastest_linear(torch.get_num_threads())
-
-    def leave_unpacked(layer: Any, remove_weight: bool) -> None:
-        layer.cpu_linear = linear
-
-    utils.dispatch_cpu_unquantized_gemm = leave_unpacked
-    try:
-        yield
-    finally:
-        utils.dispatch_cpu_unquantized_gemm = dispatch
 
 
 @dataclass(frozen=True)

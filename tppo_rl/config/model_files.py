@@ -1,0 +1,55 @@
+"""Configs of models: of a folder, a hub id or a shipped model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tppo_rl.base_models import resolve_model
+from tppo_rl.core.errors import OptionError
+
+_HUB_TIMEOUT_S = 5.0
+
+
+def load_model_config(key: str, name: str) -> dict[str, Any]:
+    """Returns the config of a model: a folder, a hub id or a shipped model.
+
+    Args:
+        key: Option that names it, for the message.
+        name: The option's value.
+
+    Raises:
+        OptionError: no such model.
+    """
+    model = resolve_model(name)
+    folder = Path(model)
+    if folder.is_dir():
+        config = folder / "config.json"
+        if not config.is_file():
+            raise OptionError(f"{key}={name!r}: the folder has no config.json; give a Hugging Face model folder")
+        return dict(json.loads(config.read_text(encoding="utf-8")))
+    if folder.is_absolute() or name.startswith("."):
+        raise OptionError(f"{key}={name!r}: no such folder; `tppo-rl warmstart` makes a small model")
+    return _load_hub_config(key, name)
+
+
+def _load_hub_config(key: str, name: str) -> dict[str, Any]:
+    from huggingface_hub import hf_hub_url, try_to_load_from_cache
+    from huggingface_hub.utils import get_session, validate_repo_id
+
+    try:
+        validate_repo_id(name)
+        cached = try_to_load_from_cache(name, "config.json")
+        if isinstance(cached, str):
+            return dict(json.loads(Path(cached).read_text(encoding="utf-8")))
+        # Asked once: the library's own download would try for half a minute before it says that there is no network.
+        reply = get_session().get(hf_hub_url(name, "config.json"), timeout=_HUB_TIMEOUT_S, follow_redirects=True)
+        reply.raise_for_status()
+        return dict(reply.json())
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise OptionError(
+            f"{key}={name!r}: neither a folder nor a model that the hub gives ({reason}); give a folder, a hub id that this "
+            "machine can reach or has cached, or tppo_rl/arithmetic-chain"
+        ) from None

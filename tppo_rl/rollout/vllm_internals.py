@@ -1,0 +1,195 @@
+"""vLLM's insides: everything that we use of vLLM beside its documented API, in one place.
+
+See `tppo_rl.core.insides` for what `CONTRACT` is.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from operator import attrgetter
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from tppo_rl.core.insides import VLLM, Contract
+
+CONTRACT: Contract = {
+    "vllm.v1.engine.llm_engine:LLMEngine": (
+        "from_engine_args",
+        "add_request",
+        "abort_request",
+        "step",
+        "has_unfinished_requests",
+        "apply_model",
+        "collective_rpc",
+        "set_weight_version",
+        "reset_prefix_cache",
+    ),
+    "vllm.v1.engine.core_client:EngineCoreClient": ("get_output", "shutdown"),
+    "vllm.v1.engine.core_client:SyncMPClient": ("call_utility",),
+    "vllm.v1.engine.core:EngineCoreProc": ("pause_scheduler", "resume_scheduler"),
+    "vllm.v1.engine.output_processor:OutputProcessor": ("process_outputs", "add_request"),
+    "vllm.model_executor.layers.utils": ("dispatch_cpu_unquantized_gemm",),
+    "vllm.v1.engine:EngineCoreOutput": ("request_id", "new_token_ids", "new_logprobs", "finished"),
+    "vllm.v1.engine:EngineCoreOutputs": ("outputs", "weight_version"),
+    "vllm.v1.outputs:LogprobsLists": ("logprobs",),
+    "vllm.sampling_params:RequestOutputKind": ("DELTA",),
+    "vllm.sampling_params:SamplingParams": (
+        "temperature",
+        "max_tokens",
+        "stop_token_ids",
+        "ignore_eos",
+        "logprobs",
+        "flat_logprobs",
+        "prompt_logprobs",
+        "detokenize",
+        "output_kind",
+        "skip_clone",
+    ),
+    "vllm.engine.arg_utils:EngineArgs": (
+        "model",
+        "dtype",
+        "max_model_len",
+        "max_num_seqs",
+        "max_num_batched_tokens",
+        "seed",
+        "skip_tokenizer_init",
+        "logprobs_mode",
+        "disable_log_stats",
+        "async_scheduling",
+        "enforce_eager",
+    ),
+}
+"""Beside these the engine's objects have `engine_core`, `output_processor`, its `request_states` with their `external_req_id`, and
+unquantized linear layers `cpu_linear`: attributes that are set when they are made, and that the engine's tests read."""
+
+
+class CoreOutput(NamedTuple):
+    """New tokens of one request."""
+
+    request_id: str
+    tokens: Sequence[int]
+    log_probs: list[float]
+    version: int
+    """Of the weights that sampled them."""
+    finished: bool
+
+
+class VLLMCore:
+    """vLLM's engine, with its core and its output processor within reach.
+
+    Args:
+        engine: vLLM's `LLMEngine`.
+    """
+
+    def __init__(self, engine: Any) -> None:
+        self.engine = engine
+        with VLLM.insides("LLMEngine.engine_core, LLMEngine.output_processor"):
+            self.core = engine.engine_core
+            self.processor = engine.output_processor
+
+    def outputs(self) -> list[CoreOutput]:
+        """The tokens of one step, read past `LLMEngine.step` for two things.
+
+        The version of the weights that sampled a batch, which in own processes may be older than the newest and which vLLM
+        shows of finished requests alone; and time, for text, statistics and the objects around them take as long for each
+        request as scheduling it.
+        """
+        try:
+            batch = self.core.get_output()
+            found = []
+            for result in batch.outputs:
+                tokens = result.new_token_ids
+                # What was cut meanwhile has no state any more.
+                state = self.processor.request_states.get(result.request_id)
+                if not tokens or state is None:
+                    continue
+                found.append(
+                    CoreOutput(
+                        state.external_req_id,
+                        tokens,
+                        result.new_logprobs.logprobs[:, 0].tolist(),
+                        int(batch.weight_version),
+                        result.finished,
+                    )
+                )
+            # It forgets them.
+            self.processor.process_outputs([result for result in batch.outputs if result.finished])
+        except AttributeError as error:
+            raise VLLM.lacks("the outputs of its engine core", error) from error
+        return found
+
+    def pause(self) -> None:
+        """Lets a core in its own process take no further step; what runs stays where it is."""
+        self.core.call_utility("pause_scheduler", "keep", False)
+
+    def resume(self) -> None:
+        """Lets a paused core go on."""
+        self.core.call_utility("resume_scheduler")
+
+    def loader(self) -> Callable[[Iterable[tuple[str, torch.Tensor]]], Any]:
+        """The model's own `load_weights`; of a model in this process."""
+        with VLLM.insides("LLMEngine.apply_model"):
+            (load_weights,) = self.engine.apply_model(attrgetter("load_weights"))
+        return load_weights
+
+    def reload(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Lets vLLM load and pack weights again, in this process."""
+        self.engine.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(tensors.items())})
+
+    def reload_from(self, folder: Path) -> None:
+        """Lets every worker load weights from a folder."""
+        self.engine.collective_rpc("reload_weights", kwargs={"weights_path": str(folder)})
+
+    def shutdown(self) -> None:
+        """Ends the core."""
+        self.core.shutdown()
+
+
+@contextmanager
+def unpacked_linear_layers(linear: Callable[..., torch.Tensor]) -> Iterator[None]:
+    """Engines that start in this context keep their linear layers' weights as they were loaded.
+
+    On a CPU vLLM repacks them for oneDNN into memory that nothing can write to afterwards, so that an update has to pack
+    all of them again.
+
+    Args:
+        linear: (inputs, weight, bias) -> outputs of these layers.
+    """
+    with VLLM.insides("vllm.model_executor.layers.utils.dispatch_cpu_unquantized_gemm"):
+        from vllm.model_executor.layers import utils
+
+        dispatch = utils.dispatch_cpu_unquantized_gemm
+
+    def leave_unpacked(layer: Any, remove_weight: bool) -> None:
+        layer.cpu_linear = linear
+
+    utils.dispatch_cpu_unquantized_gemm = leave_unpacked
+    try:
+        yield
+    finally:
+        utils.dispatch_cpu_unquantized_gemm = dispatch
+
+
+def hide_llvmlite() -> None:
+    """Lets an engine start in a process that has used numba.
+
+    On a CPU vLLM asks every object in every module for its `__dict__`, and llvmlite's library takes any attribute that it
+    is asked for as the name of a C function.
+    """
+    ffi = sys.modules.get("llvmlite.binding.ffi")
+    if ffi is None or getattr(ffi, "_answers_no_special_names", False):
+        return
+    library = type(ffi.lib)
+    find_function = library.__getattr__
+
+    def find(self: Any, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return find_function(self, name)
+
+    library.__getattr__ = find
+    ffi._answers_no_special_names = True  # type: ignore[attr-defined]
