@@ -326,12 +326,12 @@ def metrics() -> str:
         raise ValueError(f"groups of metrics and those that docs/generate.py describes differ by {sorted(missing)}")
     for group in groups:
         rows = [
-            f"| `{metric.name}` | {metric.unit} | {_cell(metric.definition)} |"
+            f"| `{metric.name}` | {_cell(metric.definition)}{f' ({metric.unit})' if metric.unit else ''} |"
             for metric in METRICS
             if metric.name.startswith(f"{group}/")
         ]
         parts.append(
-            "\n".join([f"## {group}\n\n{_GROUPS[group]}\n", "| metric | unit | meaning |", "|---|---|---|", *rows, ""])
+            "\n".join([f"## {group}\n\n{_GROUPS[group]}\n", "| metric | meaning (unit) |", "|---|---|", *rows, ""])
         )
     parts += [_alarms(), _of_learner()]
     return "\n".join(parts)

@@ -19,11 +19,11 @@ class Backward(TextEnv[Problem]):
 
     def candidates(self, rng: np.random.Generator) -> Iterator[Problem]:
         while True:
-            number = "".join(str(digit) for digit in rng.integers(10, size=self.digits))
+            number = "".join(map(str, rng.integers(10, size=self.digits)))
             yield Problem(prompt=f"{number}=", worked_solution=number[::-1])
 
     def respond(self, problem: Problem, text: str, turn: int) -> Reply:
-        return Reply(score=1.0 if text.strip() == problem.worked_solution else 0.0)
+        return Reply(score=float(text.strip() == problem.worked_solution))
 
 
 gymnasium.register(id="examples/Backward-v0", entry_point=Backward)

@@ -199,12 +199,12 @@ def test_functions_and_tests_of_the_equations_exist() -> None:
     rows = [line.split("|") for line in equations.splitlines() if "::" in line]
     assert len(rows) >= 22
     values = {value for known in OPTIONS.values() for value in get_args(known.info.annotation)}
-    for _, _, options, functions, test, _ in rows:
+    for _, _, options, functions, _ in rows:
         for module, function in re.findall(r"`(\w+)\.(\w+)`", functions):
             assert callable(getattr(import_module(f"tppo_rl.maths.{module}"), function))
         for option in re.findall(r"`(\w+)(?:: \w+)?`", options):
             assert option in OPTIONS or option in values | set(POLICY_LOSSES) | set(ADVANTAGES), option
-        ((file, name),) = re.findall(r"`([\w.]+)::(\w+)`", test)
+        ((file, name),) = re.findall(r"`([\w.]+)::(\w+)`", functions)
         assert f"def {name}(" in (ROOT / "tests" / "maths" / file).read_text(encoding="utf-8"), name
 
 
