@@ -15,7 +15,7 @@ NAMES = {
 
 def test_names_and_agreement() -> None:
     figures = {figure.figure: figure for figure in advantages_figures(tokens=5000, repeats=2, rllib=True)}
-    names = {name + layout for name in NAMES for layout in ("", ", padded", f", windows of {WINDOW}")}
+    names = {name + layout for name in NAMES for layout in ("", ", whole responses")}
     assert set(figures) == names
     assert all(figure.median < 1e-4 for name, figure in figures.items() if "difference" in name)
     assert figures["egae_tokens_per_second"].repeats == 2

@@ -7,8 +7,8 @@ import pytest
 import torch
 from learner_helpers import make_fragment, make_fragments
 
-from tppo_rl.core.fragments import NO_VERSION, Fragment, table_from_fragments
-from tppo_rl.learner.batch import TrainBatch, batch_from_fragments, batch_from_table
+from tppo_rl.core.fragments import NO_VERSION, Fragment, fragments_from_table, table_from_fragments
+from tppo_rl.learner.batch import TrainBatch, batch_from_fragments
 
 
 def two_turns() -> Fragment:
@@ -98,7 +98,10 @@ def test_padded_sequences_and_values_at_positions() -> None:
 
 def test_table_gives_the_same_batch() -> None:
     fragments = make_fragments(2)
-    direct, wired = batch_from_fragments(fragments), batch_from_table(table_from_fragments(fragments))
+    direct, wired = (
+        batch_from_fragments(fragments),
+        batch_from_fragments(fragments_from_table(table_from_fragments(fragments))),
+    )
     for name in ("tokens", "offsets", "behavior_log_probs", "versions", "finished", "finished_rows"):
         assert torch.equal(getattr(direct, name), getattr(wired, name)), name
     assert torch.equal(direct.response.positions, wired.response.positions)
@@ -106,7 +109,7 @@ def test_table_gives_the_same_batch() -> None:
 
 @pytest.mark.parametrize("fragments", [[], make_fragments(3, 2, finished=False)])
 def test_empty_shares(fragments: list[Fragment]) -> None:
-    batch = batch_from_table(table_from_fragments(fragments))
+    batch = batch_from_fragments(fragments_from_table(table_from_fragments(fragments)))
     assert len(batch) == len(fragments)
     assert len(batch.finished_rows) == 0
     assert batch.response.mask.shape == (0, 0)

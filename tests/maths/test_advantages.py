@@ -16,7 +16,6 @@ from tppo_rl.maths.advantages import (
     gae,
     hindsight_advantages,
     length_adaptive_lambda,
-    ragged_egae,
 )
 
 
@@ -477,12 +476,6 @@ def test_gradients() -> None:
     assert torch.autograd.gradcheck(
         lambda r, v, b: egae(r, v, b, lengths, tail_corrected=~finished, **options), arguments
     )
-    assert torch.autograd.gradcheck(
-        lambda r, v, b: ragged_egae(
-            r.flatten(), v.flatten(), b, torch.tensor([3, 5]), tail_corrected=~finished, **options
-        ),
-        arguments,
-    )
     assert torch.autograd.gradcheck(lambda r, v: gae(r, v, lengths, **options), arguments[:2])
     returns_after = torch.tensor([1.0, -2.0], dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(
@@ -500,8 +493,6 @@ def test_no_rows() -> None:
     lengths, finished = torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.bool)
     boundary = boundary_values(empty, none, lengths, finished, "hold")
     assert egae(empty, empty, boundary, lengths, gamma=1.0, lambda_=1.0).shape == (0, 0)
-    for values in (none, none.clone().requires_grad_()):
-        assert ragged_egae(none, values, boundary, lengths, gamma=1.0, lambda_=1.0).shape == (0,)
     wide = torch.zeros(0, 5)
     for corrected in (None, finished):
         advantages = egae(wide, wide, none, lengths, gamma=1.0, lambda_=1.0, tail_corrected=corrected)
@@ -518,15 +509,6 @@ def test_misfits_are_refused() -> None:
         egae(rewards[:, :3], values, boundary, lengths, gamma=1.0, lambda_=1.0)
     with pytest.raises(ValueError, match="boundary_values"):
         egae(rewards, values, boundary[:2], lengths, gamma=1.0, lambda_=1.0)
-    flat, options = torch.zeros(12), {"gamma": 1.0, "lambda_": 1.0}
-    with pytest.raises(ValueError, match=r"rewards and values must both be \[N\], got \(3, 4\) and \(3, 4\)"):
-        ragged_egae(rewards, values, boundary, lengths, **options)
-    with pytest.raises(ValueError, match="boundary_values"):
-        ragged_egae(flat, flat, boundary[:2], lengths, **options)
-    with pytest.raises(ValueError, match="add up to the 12 values, got 11 in all and 1 at least"):
-        ragged_egae(flat, flat, boundary, torch.tensor([4, 1, 6]), **options)
-    with pytest.raises(ValueError, match="got 12 in all and 0 at least"):
-        ragged_egae(flat, flat, boundary, torch.tensor([4, 0, 8]), **options)
     with pytest.raises(ValueError, match=r"lengths must lie in 1 \.\. 4"):
         egae(rewards, values, boundary, torch.tensor([1, 2, 5]), gamma=1.0, lambda_=1.0)
     with pytest.raises(ValueError, match=r"lengths must lie in 1 \.\. 4"):
@@ -557,8 +539,8 @@ def test_after_loading_a_batch_needs_no_other_machine_code() -> None:
 import torch
 from tppo_rl.maths import advantages
 advantages.load_compiled()
-from tppo_rl.maths.compiled import extended_gae_rows
-(loaded,) = extended_gae_rows.signatures
+from tppo_rl.maths.compiled import egae_rows
+(loaded,) = egae_rows.signatures
 torch.manual_seed(0)
 values, lengths = torch.randn(5, 7), torch.tensor([1, 7, 3, 2, 5])
 for lambda_ in (0.95, torch.rand(5)):
@@ -566,7 +548,7 @@ for lambda_ in (0.95, torch.rand(5)):
         advantages.egae(
             torch.randn(5, 7), values, values[:, 0], lengths, gamma=1.0, lambda_=lambda_, tail_corrected=tail_corrected
         )
-print(len(extended_gae_rows.signatures))
+print(len(egae_rows.signatures))
 """
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     print(ended.stdout)

@@ -48,7 +48,7 @@ def test_the_longest_response_sets_the_occupancy_of_whole_responses() -> None:
     lengths = lognormal(48.0, 1.1, 800)
     for slots in (1, 8, 64):
         whole = predicted(lengths, "ppo", slots=slots)
-        assert whole.occupancy == pytest.approx(lengths.mean / lengths.expected_largest(slots))
+        assert whole.occupancy == pytest.approx(lengths.mean / lengths.any_longer(slots).sum())
         assert whole.intensity <= predicted(lengths, "async", slots=slots).intensity * 1.001
     assert predicted(lengths, "ppo", slots=1).occupancy == pytest.approx(1.0)
 
@@ -67,5 +67,5 @@ def test_env_runners_wait_for_one_another() -> None:
         generation(lengths, "ppo", slots=8, prompt_length=0.0, cost=AFFINE, shape=SHAPE, env_runners=count)
         for count in (1, 2)
     )
-    assert two.occupancy == pytest.approx(lengths.mean / lengths.expected_largest(16))
+    assert two.occupancy == pytest.approx(lengths.mean / lengths.any_longer(16).sum())
     assert two.seconds_per_token > alone.seconds_per_token

@@ -26,18 +26,18 @@ def test_moments_and_order_statistics_of_a_uniform_distribution() -> None:
     assert lengths.survival.tolist() == pytest.approx([1 - t / 10 for t in range(11)])
     # E[max of m] of 1 .. n is n - sum over k < n of (k / n)^m.
     for responses in (1, 3, 50):
-        assert lengths.expected_largest(responses) == pytest.approx(
+        assert lengths.any_longer(responses).sum() == pytest.approx(
             10 - sum((k / 10) ** responses for k in range(1, 10))
         )
 
 
 def test_the_longest_response_grows_with_their_number_up_to_the_cap() -> None:
     lengths = lognormal(48.0, 1.1, 800)
-    largest = [lengths.expected_largest(count) for count in (1, 4, 64, 10**6)]
+    largest = [lengths.any_longer(count).sum() for count in (1, 4, 64, 10**6)]
     assert largest == sorted(largest)
     assert largest[0] == pytest.approx(lengths.mean)
     assert largest[-1] == pytest.approx(800, rel=1e-3)
-    assert fixed(7).expected_largest(64) == pytest.approx(7)
+    assert fixed(7).any_longer(64).sum() == pytest.approx(7)
 
 
 def test_a_cap_moves_what_is_above_it_to_it() -> None:

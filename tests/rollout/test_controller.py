@@ -72,15 +72,28 @@ class SimulatedWeights:
             self.revive(index)
 
 
+class LateWeights(SimulatedWeights):
+    """As of RLlib's actors: an env-runner takes weights when it has done what it was asked for before."""
+
+    def deliver(self) -> None:
+        self._group.fetch_ready_async_reqs(tags="weights", timeout_seconds=0.0)
+
+    def revive(self, env_runner: int) -> None:
+        self._group.foreach_env_runner_async(
+            "take_weights", "weights", kwargs={"version": self.version}, remote_worker_ids=[env_runner]
+        )
+
+
 def make_controller(
     group: SimulatedGroup,
     *,
     batch: int = 1,
     max_staleness: int = 1,
     patience_s: float = 60.0,
+    weights: SimulatedWeights | None = None,
     **options: Any,
 ) -> tuple[RolloutController, SimulatedWeights]:
-    weights = SimulatedWeights(group)
+    weights = weights or SimulatedWeights(group)
     values = {
         "train_batch_size_per_learner": batch,
         "max_staleness": max_staleness,
@@ -121,6 +134,56 @@ def test_batches_keep_the_bound_and_the_ledger_adds_up(
             losses -= 1
             group.lose(group.random.randint(1, runners))
             group.revive_all()
+
+
+@given(runners=st.integers(1, 3), restarts=st.lists(st.integers(0, 60), max_size=6), seed=st.integers(0, 10**6))
+@settings(max_examples=60, deadline=None)
+def test_a_restart_gives_out_no_prompt_twice(runners: int, restarts: list[int], seed: int) -> None:
+    """Whenever env-runners restart, and in whatever order their answers come: an episode is finished once, and none is skipped."""
+    group = make_group(runners, seed)
+    controller, weights = make_controller(group, batch=60, max_staleness=2, weights=LateWeights(group))
+    finished = Counter[int]()
+    for poll in range(200):
+        if poll in restarts:
+            group.restart(group.random.randint(1, runners))
+        controller.poll(TICK)
+        if poll % 10 == 9:
+            fragments = controller.queue.pop(60, oldest_allowed_to_stay=0)
+            finished.update(fragment.episode_id for fragment in fragments if fragment.finished)
+            assert controller.record_trained(sum(map(len, fragments)), 0).unaccounted == 0
+            weights.version += 1
+            for index in group.healthy_env_runner_ids():
+                weights.revive(index)
+    finished.update(fragment.episode_id for fragment in controller.queue.fragments() if fragment.finished)
+    assert set(finished.values()) == {1}
+    ledger = controller.ledger
+    out = {episode for runner in ledger._runners.values() for episode in runner.leased} | set(ledger._returned)
+    assert set(range(max(finished))) <= set(finished) | out
+    assert not out & set(finished)
+
+
+def test_an_env_runner_that_was_given_up_begins_anew_when_it_comes_back() -> None:
+    """What it held went out again: were it taken back as it is, its prompts would be trained twice."""
+    group = make_group(2, seed=4)
+    controller, weights = make_controller(group, batch=60, max_staleness=3)
+    finished = Counter[int]()
+    gone: Any = None
+    for update in range(12):
+        fragments = controller.next_batch()
+        finished.update(fragment.episode_id for fragment in fragments if fragment.finished)
+        assert controller.record_trained(sum(map(len, fragments)), 0).unaccounted == 0
+        weights.version += 1
+        if update == 3:
+            held = set(controller.ledger._runners[1].leased)
+            gone = group.disconnect(1)
+            controller.poll(TICK)
+            assert held
+        if update == 5:
+            group.reconnect(1, gone)
+    finished.update(fragment.episode_id for fragment in controller.queue.fragments() if fragment.finished)
+    assert set(finished.values()) == {1}
+    assert gone.incarnation == "1-0'", "it was told to abandon what it held"
+    assert controller.ledger._runners[1].sampled > 0, "and samples again"
 
 
 def test_requests_stop_at_the_limit_and_begin_again_after_an_update() -> None:

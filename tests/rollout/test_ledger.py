@@ -1,4 +1,3 @@
-import numpy as np
 import pytest
 from helpers import make_fragment
 from hypothesis import given
@@ -19,7 +18,6 @@ def test_tokens_are_counted_where_they_are() -> None:
     ledger.record_dropped("test", 1)
     counts = ledger.check(queue_tokens=2)
     assert (counts.trained, counts.queued, counts.dropped) == (5, 2, {"test": 1})
-    assert ledger.num_finished_episodes == 1
 
 
 def test_a_lost_token_breaks_the_identity() -> None:
@@ -48,15 +46,6 @@ def test_prompts_of_a_lost_env_runner_go_out_again_first() -> None:
     again = ledger.lease(2, 3)
     assert [ticket.episode_id for ticket in again] == [0, 2, 5]
     assert again[0] == first[0]
-
-
-def test_context_of_an_open_episode_is_prompt_and_emitted_windows() -> None:
-    ledger = Ledger(seed=0)
-    (ticket,) = ledger.lease(1, 1)
-    fragment = make_fragment(context=[7, 8], tokens=[1, 2], episode_id=ticket.episode_id)
-    ledger.report(1, [fragment], num_tokens_sampled=2, num_open_tokens=0)
-    np.testing.assert_array_equal(ledger.context_of(ticket.episode_id), [7, 8, 1, 2])
-    assert ledger.open_episodes == [ticket.episode_id]
 
 
 def test_state_restarts_open_prompts_and_drops_only_open_tokens() -> None:

@@ -1,9 +1,9 @@
-"""Extended GAE against RLlib's GAE and a loop in Python: `tppo-rl bench advantages`.
+"""Extended GAE as learners compute it, against RLlib's GAE and a loop in Python: `tppo-rl bench advantages`.
 
-Lengths of responses are long-tailed (log-normal, mean about 121, at most 2,048). They stand back to back, which is the form
-that the other two take; padded, where 94 % is padding; and cut into windows, padded, as T-PPO trains them. Every row
-ends its episode, for RLlib's function knows no window that goes on. The three are timed in turn, repeat by repeat. What
-is timed begins with the arrays and ends with the advantages.
+Lengths of responses are long-tailed (log-normal, mean about 121, at most 2,048): cut into windows, as T-PPO trains them, and
+whole, where 94 % of the learner's tensor is padding. Every row ends its episode, for RLlib's function knows no window that goes
+on. The three are timed in turn, repeat by repeat. What is timed begins with the learner's batch and its values (of RLlib: with its
+arrays back to back) and ends with the advantages.
 """
 
 from __future__ import annotations
@@ -17,7 +17,11 @@ import numpy as np
 import torch
 
 from tppo_rl.bench.records import Figure, figure_of
-from tppo_rl.maths.advantages import egae, ragged_egae
+from tppo_rl.config.options import Options
+from tppo_rl.core.fragments import Fragment
+from tppo_rl.learner.advantages import extended_advantages
+from tppo_rl.learner.batch import batch_from_fragments
+from tppo_rl.learner.values import CriticValues
 
 GAMMA, LAMBDA = 1.0, 0.97
 LONGEST = 2048
@@ -51,31 +55,49 @@ def advantages_figures(*, tokens: int, repeats: int, rllib: bool) -> list[Figure
         repeats: Times that each is measured.
         rllib: Whether to compare with RLlib's GAE, if ray is installed.
     """
-    responses, windows = ragged_rows(tokens), ragged_rows(tokens, WINDOW)
+    windows, responses = ragged_rows(tokens, WINDOW), ragged_rows(tokens)
     return [
-        *_figures(responses, "", _back_to_back(responses), repeats, rllib),
-        *_figures(responses, ", padded", _padded(responses), repeats, rllib),
-        *_figures(windows, f", windows of {WINDOW}", _padded(windows), repeats, rllib),
+        *_figures(windows, "", repeats, rllib),
+        *_figures(responses, ", whole responses", repeats, rllib),
     ]
 
 
-def _back_to_back(rows: Rows) -> Callable[[], torch.Tensor]:
-    rewards, values = (torch.from_numpy(array) for array in flat_arrays(rows)[:2])
-    boundary = torch.zeros(len(rows.lengths))
-    return lambda: ragged_egae(rewards, values, boundary, rows.lengths, gamma=GAMMA, lambda_=LAMBDA)
+def _estimator(rows: Rows) -> Callable[[], torch.Tensor]:
+    """The stage of the learner's pipeline on a batch of these rows."""
+    batch = batch_from_fragments([_fragment(rows, index) for index in range(len(rows.lengths))])
+    values = CriticValues(rows.values, torch.zeros(len(rows.lengths)), rows.values)
+    options = Options.of(gamma=GAMMA, lambda_=LAMBDA)
+    return lambda: extended_advantages(batch, values, options)
 
 
-def _padded(rows: Rows) -> Callable[[], torch.Tensor]:
-    boundary = torch.zeros(len(rows.lengths))
-    return lambda: egae(rows.rewards, rows.values, boundary, rows.lengths, gamma=GAMMA, lambda_=LAMBDA)
+def _fragment(rows: Rows, index: int) -> Fragment:
+    """A finished episode of a prompt of one token."""
+    length = int(rows.lengths[index])
+    return Fragment(
+        episode_id=index,
+        prompt_index=index,
+        env_runner=0,
+        window_index=0,
+        prompt_length=1,
+        context=np.zeros(1, np.int32),
+        context_sampled=np.zeros(1, np.uint8),
+        context_rewards=np.zeros(1, np.float32),
+        tokens=np.zeros(length, np.int32),
+        sampled=np.ones(length, np.uint8),
+        behavior_log_probs=np.zeros(length, np.float32),
+        versions=np.zeros(length, np.int32),
+        rewards=rows.rewards[index, :length].numpy(),
+        terminated=True,
+        truncated=False,
+    )
 
 
-def _figures(rows: Rows, suffix: str, ours: Callable[[], torch.Tensor], repeats: int, rllib: bool) -> list[Figure]:
+def _figures(rows: Rows, suffix: str, repeats: int, rllib: bool) -> list[Figure]:
     flat_rewards, flat_values, ends = flat_arrays(rows)
     few = int(rows.lengths[: max(1, len(rows.lengths) // _LOOP_SHARE)].sum())
     lists = [array[:few].tolist() for array in (flat_rewards, flat_values, ends)]
-    advantages = ours()
-    expected = (advantages if advantages.ndim == 1 else advantages[rows.mask]).numpy()
+    ours = _estimator(rows)
+    expected = ours()[rows.mask].numpy()
     target = _rllib_targets(flat_rewards, flat_values, ends) if rllib and importlib.util.find_spec("ray") else None
     our_seconds, loop_seconds, rllib_seconds = [], [], []
     for repeat in range(repeats + 1):

@@ -14,10 +14,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import pyarrow as pa
 import torch
 
-from tppo_rl.core.fragments import Fragment, fragments_from_table
+from tppo_rl.core.fragments import Fragment
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,11 +117,6 @@ class TrainBatch:
         inside = steps < lengths[:, None]
         first = self.offsets[rows] if starts is None else self.offsets[rows] + starts
         return torch.where(inside, self.tokens[(first[:, None] + steps) * inside], 0)
-
-
-def batch_from_table(table: pa.Table) -> TrainBatch:
-    """Returns the train batch of a table of fragments (`FRAGMENT_SCHEMA`), which may have no rows."""
-    return batch_from_fragments(fragments_from_table(table))
 
 
 def batch_from_fragments(fragments: Sequence[Fragment]) -> TrainBatch:

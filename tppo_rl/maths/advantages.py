@@ -12,7 +12,7 @@ An episode that reached the response cap is over as well: its reward has been gi
 Where we differ: the value put at the boundary is an argument. `boundary_values` chooses it: the paper's "hold", or
 "bootstrap", the critic's own V(s_l), which a causal critic gives for nothing with the state after the last token.
 
-A_t is the geometric mean (1 - lambda) * sum_{k>=1} lambda^(k-1) * A^(k)_t of the k-step estimators
+A_t is the geometrically weighted average (1 - lambda) * sum_{k>=1} lambda^(k-1) * A^(k)_t of the k-step estimators
 A^(k)_t = sum_{i<k} gamma^i * delta_{t+i}. A window cut K = l - t tokens after t has only K of them, and EGAE puts the
 whole rest of the weight, lambda^(K-1), on the longest. The tail correction (arXiv 2602.03386) shares it out among
 those that exist:
@@ -89,55 +89,6 @@ def egae(
         advantages.append(running)
     result = torch.stack(advantages[::-1], dim=1)
     return result if tail_corrected is None else result / weights
-
-
-def ragged_egae(
-    rewards: torch.Tensor,
-    values: torch.Tensor,
-    boundary_values: torch.Tensor,
-    lengths: torch.Tensor,
-    *,
-    gamma: float,
-    lambda_: float | torch.Tensor,
-    tail_corrected: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """Returns `egae` of rows that stand back to back without padding, [N] in the dtype of `values`.
-
-    Args:
-        rewards: [N], r_t of each sampled token, row after row, as variable-length attention has them.
-        values: [N], V(s_t).
-        boundary_values: [B], like the arguments below those of `egae`.
-        lengths: int64 [B], number of tokens in each row, at least 1; N together.
-        gamma: Discount of each sampled token.
-        lambda_: A float or a tensor [B].
-        tail_corrected: bool [B] or None.
-
-    Raises:
-        ValueError: shapes that do not fit together, a length below 1, or lengths that do not add up to N.
-    """
-    if values.ndim != 1 or rewards.shape != values.shape:
-        raise ValueError(f"rewards and values must both be [N], got {tuple(rewards.shape)} and {tuple(values.shape)}")
-    _check_per_row(lengths, boundary_values, tail_corrected)
-    total, least = int(lengths.sum()), int(lengths.min()) if len(lengths) else 1
-    if total != len(values) or least < 1:
-        raise ValueError(
-            f"lengths must be at least 1 and add up to the {len(values)} values, got {total} in all and {least} at least"
-        )
-    if _may_be_compiled(rewards, values, boundary_values):
-        starts = lengths.cumsum(0) - lengths
-        return _compiled(rewards, values, boundary_values, starts, lengths, gamma, lambda_, tail_corrected)
-    width = int(lengths.max()) if len(lengths) else 0
-    mask = torch.arange(width, device=values.device) < lengths[:, None]
-    advantages = egae(
-        rewards.new_zeros(mask.shape).masked_scatter(mask, rewards),
-        values.new_zeros(mask.shape).masked_scatter(mask, values),
-        boundary_values,
-        lengths,
-        gamma=gamma,
-        lambda_=lambda_,
-        tail_corrected=tail_corrected,
-    )
-    return advantages[mask]
 
 
 def load_compiled() -> None:
@@ -284,7 +235,7 @@ def _compiled(
     """Returns what the tensor code of `egae` returns, in the shape of `values`.
 
     Args:
-        rewards: [B, T] or [N].
+        rewards: [B, T].
         values: As `rewards`.
         boundary_values: [B].
         starts: int64 [B], index of the first token of each row among all places of `values`.
@@ -293,7 +244,7 @@ def _compiled(
         lambda_: A float or a tensor [B].
         tail_corrected: bool [B] or None.
     """
-    from tppo_rl.maths.compiled import extended_gae_rows
+    from tppo_rl.maths.compiled import egae_rows
 
     rates = [torch.as_tensor(rate, dtype=values.dtype).expand(len(lengths)) for rate in (gamma * lambda_, lambda_)]
     uncorrected = torch.zeros(len(lengths), dtype=torch.bool)
@@ -303,7 +254,7 @@ def _compiled(
     arrays = [tensor.detach().contiguous().numpy().reshape(-1) for tensor in tensors]
     # Zeros of numpy take no time until they are written to, and padding never is.
     advantages = np.zeros(values.numel(), arrays[1].dtype)
-    extended_gae_rows(*arrays, advantages)
+    egae_rows(*arrays, advantages)
     return torch.from_numpy(advantages).view(values.shape)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
-def extended_gae_rows(  # pragma: no cover (runs compiled)
+def egae_rows(  # pragma: no cover (runs compiled)
     rewards: np.ndarray,
     values: np.ndarray,
     boundary_values: np.ndarray,

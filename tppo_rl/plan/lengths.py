@@ -63,10 +63,6 @@ class ResponseLengths:
         """Returns P(the longest of so many independent responses > t), float64 [longest + 1]."""
         return 1.0 - (1.0 - self.survival) ** responses
 
-    def expected_largest(self, responses: int) -> float:
-        """Returns the mean of the longest of so many independent responses: E[max] = sum over t of P(max > t)."""
-        return float(self.any_longer(responses).sum())
-
     def capped(self, cap: int) -> ResponseLengths:
         """Returns the distribution with everything above `cap` tokens moved to it."""
         if cap >= self.longest:

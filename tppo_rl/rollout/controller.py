@@ -17,9 +17,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 from tppo_rl.config.options import Options
@@ -27,7 +26,8 @@ from tppo_rl.core.fragments import Fragment, fragments_from_table, table_from_fr
 from tppo_rl.core.prompts import Ticket
 from tppo_rl.rollout.groups import GroupBuffer, GroupSample
 from tppo_rl.rollout.ledger import Ledger, TokenCounts
-from tppo_rl.rollout.rllib_internals import fetch_ready
+from tppo_rl.rollout.requests import RequestBook
+from tppo_rl.rollout.rllib_internals import fetch_ready, requests_in_flight
 from tppo_rl.rollout.sample_result import SampleResult
 from tppo_rl.rollout.statistics import RolloutStatistics
 from tppo_rl.rollout.train_queue import REQUESTS_IN_FLIGHT, TrainQueue, may_update, oldest_allowed_to_stay
@@ -35,17 +35,9 @@ from tppo_rl.rollout.train_queue import REQUESTS_IN_FLIGHT, TrainQueue, may_upda
 logger = logging.getLogger(__name__)
 
 SAMPLE_TAG = "tppo_sample"
+ABANDON_TAG = "tppo_abandon"
 POLL_S = 0.02
 """Longest wait of one poll while an update is under way."""
-
-
-@dataclass
-class _Runner:
-    incarnation: str | None = None
-    oldest_version: int = 0
-    """No token that this env-runner holds or will sample is older."""
-    waiting_tickets: int = 0
-    requests: int = 0
 
 
 class Weights(Protocol):
@@ -99,7 +91,7 @@ class RolloutController:
         self._engine_steps = options.rollout.engine_steps
         self._window = options.rollout.window
         self._group_size = options.groups.group_size
-        self._runners: defaultdict[int, _Runner] = defaultdict(_Runner)
+        self._requests = RequestBook()
         self._statistics = RolloutStatistics()
 
     def poll(self, timeout_s: float = POLL_S) -> None:
@@ -146,9 +138,7 @@ class RolloutController:
 
         def tickets(env_runner: int, env_runners: list[int]) -> list[Ticket]:
             place = env_runners.index(env_runner)
-            count = len(range(place, num_episodes, len(env_runners)))
-            self._runners[env_runner].waiting_tickets += count
-            return self.ledger.lease(env_runner, count)
+            return self.ledger.lease(env_runner, len(range(place, num_episodes, len(env_runners))))
 
         return self._one_step(tickets, {"num_engine_steps": None})
 
@@ -158,19 +148,24 @@ class RolloutController:
         Raises:
             Exception: whatever went wrong in the env-runner.
         """
-        runner = self._runners[env_runner]
-        runner.requests = max(0, runner.requests - 1)
+        tickets = self._requests.answer(env_runner)
         if result.error is not None:
             raise result.error
-        if runner.incarnation not in (None, result.incarnation):
-            logger.warning(
-                "env-runner %d was restarted; its open tokens are dropped, its prompts go out again", env_runner
-            )
-            self.ledger.lose_env_runner(env_runner)
+        record = self._requests[env_runner]
+        if self._requests.is_lost(result.incarnation):
+            # What it holds went out again.
+            logger.warning("env-runner %d answers after it was given up; what it sampled is left out", env_runner)
+            self.ledger.return_tickets(env_runner, tickets)
+            if self._requests.must_be_told(result.incarnation):
+                self._group.foreach_env_runner_async("abandon", tag=ABANDON_TAG, remote_worker_ids=[env_runner])
+            return
+        if record.incarnation not in (None, result.incarnation):
+            self._replace_incarnation(env_runner, tickets)
+            record = self._requests[env_runner]
+        record.incarnation = result.incarnation
         if result.version is None:
-            runner.incarnation = result.incarnation
-            runner.waiting_tickets = 0
-            self.ledger.lose_env_runner(env_runner)
+            # It had no weights yet, and began nothing.
+            self.ledger.return_tickets(env_runner, tickets)
             self._weights.revive(env_runner)
             return
         fragments = fragments_from_table(result.fragments)
@@ -181,9 +176,8 @@ class RolloutController:
             num_open_tokens=result.num_open_tokens,
         )
         self.queue.push(fragments)
-        runner.incarnation = result.incarnation
-        runner.waiting_tickets = result.num_waiting_tickets
-        runner.oldest_version = result.version if result.oldest_open_version is None else result.oldest_open_version
+        record.waiting_tickets = result.num_waiting_tickets
+        record.oldest_version = result.version if result.oldest_open_version is None else result.oldest_open_version
         self._statistics.add(result, fragments)
 
     def abandon(self) -> None:
@@ -197,7 +191,7 @@ class RolloutController:
     @property
     def num_requests(self) -> int:
         """Requests that env-runners have not answered."""
-        return sum(runner.requests for runner in self._runners.values())
+        return self._requests.num_requests
 
     def add_group_sample(self, sample: GroupSample) -> None:
         """Records what became of the groups of an update: those without variance are dropped."""
@@ -225,7 +219,7 @@ class RolloutController:
         self.queue = TrainQueue()
         self.queue.push(queued)
         self.groups = GroupBuffer(self._group_size)
-        self._runners.clear()
+        self._requests.clear()
         self._statistics = RolloutStatistics()
 
     def state(self) -> dict[str, Any]:
@@ -246,7 +240,9 @@ class RolloutController:
             arguments: Of `sample`.
         """
         if self._group.num_remote_env_runners() == 0:
-            self.ingest(0, self._group.local_env_runner.sample(tickets=tickets(0, [0]), **arguments))
+            given = tickets(0, [0])
+            self._requests[0].requests.append(given)
+            self.ingest(0, self._group.local_env_runner.sample(tickets=given, **arguments))
         else:
             self._one_remote_step(tickets, arguments)
         return self.queue.pop(self.queue.num_tokens, oldest_allowed_to_stay=0)
@@ -275,22 +271,18 @@ class RolloutController:
         blocking = set(self._blocking(healthy))
         tokens_of_request = self._num_slots * self._engine_steps
         limit = self._max_staleness * self._batch_tokens
-        # Summed up once: a sum for each env-runner would make a turn quadratic in their number.
+        # Summed up once: a sum for each env-runner would make a poll quadratic in their number.
         expected = self.queue.num_tokens + self.num_requests * tokens_of_request
+        arguments = {"num_engine_steps": self._engine_steps}
         for env_runner in healthy:
-            runner = self._runners[env_runner]
-            while runner.requests < REQUESTS_IN_FLIGHT and (expected < limit or env_runner in blocking):
-                requests = runner.requests
-                sent = self._request(
-                    env_runner,
-                    self._tickets_for(env_runner, self._engine_steps),
-                    {"num_engine_steps": self._engine_steps},
-                )
-                expected += (runner.requests - requests) * tokens_of_request
-                if not sent:
+            record = self._requests[env_runner]
+            while len(record.requests) < REQUESTS_IN_FLIGHT and (expected < limit or env_runner in blocking):
+                if not self._request(env_runner, self._tickets_for(env_runner, self._engine_steps), arguments):
                     break
+                expected += tokens_of_request
 
-    def _request(self, env_runner: int, tickets: list[Ticket], arguments: dict[str, Any]) -> int:
+    def _request(self, env_runner: int, tickets: list[Ticket], arguments: dict[str, Any]) -> bool:
+        """Sends a request; gives the tickets back and returns false where RLlib takes no more for this env-runner."""
         sent = self._group.foreach_env_runner_async(
             "sample",
             tag=SAMPLE_TAG,
@@ -298,47 +290,51 @@ class RolloutController:
             remote_worker_ids=[env_runner],
         )
         if sent:
-            self._runners[env_runner].requests += 1
+            self._requests[env_runner].requests.append(tickets)
         else:
             self.ledger.return_tickets(env_runner, tickets)
-            self._runners[env_runner].waiting_tickets -= len(tickets)
-            self._runners[env_runner].requests = REQUESTS_IN_FLIGHT
-        return int(sent)
+        return bool(sent)
 
     def _tickets_for(self, env_runner: int, engine_steps: int) -> list[Ticket]:
         """Enough for every slot to begin a new episode at every engine step, so that none is ever idle."""
-        runner = self._runners[env_runner]
-        missing = self._num_slots * (engine_steps + 1) - runner.waiting_tickets
-        if missing <= 0:
-            return []
-        runner.waiting_tickets += missing
-        return self.ledger.lease(env_runner, missing)
+        missing = self._num_slots * (engine_steps + 1) - self._requests[env_runner].num_tickets
+        return self.ledger.lease(env_runner, missing) if missing > 0 else []
 
     def _blocking(self, env_runners: Iterable[int]) -> list[int]:
         """Those of the env-runners whose open windows must close before the next update."""
         oldest = oldest_allowed_to_stay(self._weights.version, self._max_staleness)
-        return [env_runner for env_runner in env_runners if self._runners[env_runner].oldest_version < oldest]
+        return [env_runner for env_runner in env_runners if self._requests[env_runner].oldest_version < oldest]
 
     def _may_update(self) -> bool:
         """Whether there are tokens for an update and no open window would be too old after it."""
         if self.queue.num_tokens < self._batch_tokens:
             return False
-        oldest = (self._runners[env_runner].oldest_version for env_runner in self._group.healthy_env_runner_ids())
+        oldest = self._requests.oldest_versions(self._group.healthy_env_runner_ids())
         return may_update(self._weights.version, self._max_staleness, oldest)
 
     def _forget_lost_env_runners(self) -> None:
+        in_flight = requests_in_flight(self._group, SAMPLE_TAG)
         healthy = set(self._group.healthy_env_runner_ids())
-        for env_runner in set(self._runners) - healthy - {0}:
-            if self._runners[env_runner].incarnation is not None:
-                logger.warning(
-                    "env-runner %d was lost; its open tokens are dropped, its prompts go out again", env_runner
-                )
-            self.ledger.lose_env_runner(env_runner)
-            del self._runners[env_runner]
-        # An env-runner can be lost and back between two turns; its requests are then gone without an answer.
-        if self._group.num_in_flight_async_reqs(SAMPLE_TAG) < self.num_requests:
-            for runner in self._runners.values():
-                runner.requests = 0
+        for env_runner in self._requests.known():
+            # One can be lost and back between two polls; its requests are then gone without an answer.
+            lost_requests = in_flight is not None and in_flight[env_runner] < len(self._requests[env_runner].requests)
+            if env_runner and (lost_requests or env_runner not in healthy):
+                self._lose(env_runner)
+
+    def _lose(self, env_runner: int) -> None:
+        """Takes back everything that an env-runner was given."""
+        if self._requests.lose(env_runner).incarnation is not None:
+            logger.warning("env-runner %d was lost; its open tokens are dropped, its prompts go out again", env_runner)
+        self.ledger.lose_env_runner(env_runner)
+
+    def _replace_incarnation(self, env_runner: int, answered: Sequence[Ticket]) -> None:
+        """Takes back what the incarnation before held, but for the tickets that the new one has or will get."""
+        logger.warning("env-runner %d was restarted; its open tokens are dropped, its prompts go out again", env_runner)
+        requests = self._requests.lose(env_runner).requests
+        self._requests[env_runner].requests = requests
+        self.ledger.lose_env_runner(
+            env_runner, keep=[*answered, *(ticket for tickets in requests for ticket in tickets)]
+        )
 
     def _wait_for_health(self, last_healthy: float) -> None:
         waited = time.monotonic() - last_healthy

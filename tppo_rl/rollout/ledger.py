@@ -18,8 +18,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
 from tppo_rl.core.fragments import Fragment
 from tppo_rl.core.prompts import Ticket, prompt_seed
 
@@ -69,8 +67,6 @@ class Ledger:
         self._trained = 0
         self._queued = 0
         self._dropped: Counter[str] = Counter()
-        self._last_fragment: dict[int, Fragment] = {}
-        self.num_finished_episodes = 0
 
     # Prompts
 
@@ -87,26 +83,12 @@ class Ledger:
             account.leased.discard(ticket.episode_id)
             self._returned.append(ticket.episode_id)
 
-    def num_leased(self, env_runner: int) -> int:
-        """Tickets of an env-runner whose episodes have not ended."""
-        return len(self._account(env_runner).leased)
-
-    def context_of(self, episode_id: int) -> np.ndarray:
-        """int32: prompt and all emitted windows of an open episode."""
-        fragment = self._last_fragment[episode_id]
-        return np.concatenate([fragment.context, fragment.tokens])
-
-    @property
-    def open_episodes(self) -> list[int]:
-        """Episodes of which at least one window was emitted and which have not ended."""
-        return list(self._last_fragment)
-
     # Tokens
 
     def report(
         self, env_runner: int, fragments: Sequence[Fragment], *, num_tokens_sampled: int, num_open_tokens: int
     ) -> None:
-        """Books one answer of an env-runner: its fragments and what it says of itself at that moment.
+        """Records one answer of an env-runner: its fragments and what it says of itself at that moment.
 
         Args:
             env_runner: index of the env-runner.
@@ -121,29 +103,32 @@ class Ledger:
             self._queued += len(fragment)
             if fragment.finished:
                 account.leased.discard(fragment.episode_id)
-                self._last_fragment.pop(fragment.episode_id, None)
-                self.num_finished_episodes += 1
-            else:
-                self._last_fragment[fragment.episode_id] = fragment
 
     def record_trained(self, num_tokens: int) -> None:
-        """Books tokens that learners have trained, as they report it."""
+        """Records tokens that learners have trained, as they report it."""
         self._trained += num_tokens
         self._queued -= num_tokens
 
     def record_dropped(self, reason: str, num_tokens: int) -> None:
-        """Books queued tokens that will not be trained."""
+        """Records queued tokens that will not be trained."""
         self._dropped[reason] += num_tokens
         self._queued -= num_tokens
 
-    def lose_env_runner(self, env_runner: int, reason: str = "env_runner_lost") -> None:
-        """Books the open tokens of a lost env-runner as dropped and takes back its prompts."""
+    def lose_env_runner(self, env_runner: int, reason: str = "env_runner_lost", *, keep: Iterable[Ticket] = ()) -> None:
+        """Records the open tokens of a lost env-runner as dropped and takes back its prompts.
+
+        Args:
+            env_runner: Number of the env-runner.
+            reason: Why the tokens are dropped.
+            keep: Tickets that its next incarnation has or will get.
+        """
         account = self._runners.pop(env_runner, _RunnerAccount())
         self._sampled_by_lost_runners += account.sampled
         self._dropped[reason] += account.in_flight
-        self._returned.extend(sorted(account.leased))
-        for episode_id in account.leased:
-            self._last_fragment.pop(episode_id, None)
+        kept = account.leased & {ticket.episode_id for ticket in keep}
+        self._returned.extend(sorted(account.leased - kept))
+        if kept:
+            self._account(env_runner).leased |= kept
 
     def counts(self) -> TokenCounts:
         """The tokens of the whole run so far."""
@@ -191,7 +176,6 @@ class Ledger:
             "trained": counts.trained,
             "queued": counts.queued,
             "dropped": {reason: count for reason, count in dropped.items() if count},
-            "num_finished_episodes": self.num_finished_episodes,
         }
 
     @classmethod
@@ -204,7 +188,6 @@ class Ledger:
         ledger._trained = state["trained"]
         ledger._queued = state["queued"]
         ledger._dropped = Counter(state["dropped"])
-        ledger.num_finished_episodes = state["num_finished_episodes"]
         return ledger
 
     def _take_episode_id(self) -> int:

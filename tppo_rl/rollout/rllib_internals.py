@@ -5,6 +5,7 @@ See `tppo_rl.core.insides` for what `CONTRACT` is.
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import ray
@@ -46,3 +47,17 @@ def fetch_ready(group: Any, tag: str, timeout_s: float) -> list[tuple[int, Any]]
     if calls and timeout_s > 0:
         ray.wait(calls, num_returns=1, timeout=timeout_s, fetch_local=False)
     return list(group.fetch_ready_async_reqs(tags=tag, timeout_seconds=0.0))
+
+
+def requests_in_flight(group: Any, tag: str) -> Counter[int] | None:
+    """Unanswered requests with a tag by env-runner; None where a stand-in cannot tell.
+
+    RLlib forgets the requests of an env-runner that it takes out of service.
+    """
+    manager = getattr(group, "_worker_manager", None)
+    if manager is None:
+        count = getattr(group, "requests_in_flight", None)
+        return None if count is None else Counter(count(tag))
+    with RAY.insides("FaultTolerantActorManager._filter_calls_by_tag"):
+        _, env_runners, _ = manager._filter_calls_by_tag([tag])
+    return Counter(env_runners)

@@ -8,7 +8,7 @@ can be lost and restarted.
 from __future__ import annotations
 
 import random
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -121,17 +121,22 @@ class SimulatedGroup:
         waiting = sum(call.tag == tag for calls in self._calls.values() for call in calls)
         return waiting + len(self._answers.get(tag, []))
 
+    def requests_in_flight(self, tag: str) -> dict[int, int]:
+        """Unanswered requests by env-runner."""
+        answered = Counter(index for index, _ in self._answers.get(tag, []))
+        return {index: sum(call.tag == tag for call in calls) + answered[index] for index, calls in self._calls.items()}
+
     def foreach_env_runner(self, name: str, **_: Any) -> list[Any]:
         return [getattr(runner, name)() for runner in self.runners.values() if runner is not None]
 
     def foreach_env_runner_async(
-        self, func: str, tag: str, *, kwargs: dict[str, Any], remote_worker_ids: list[int]
+        self, func: str, tag: str, *, remote_worker_ids: list[int], kwargs: dict[str, Any] | None = None
     ) -> int:
         (index,) = remote_worker_ids
         answered = sum(of == index for of, _ in self._answers.get(tag, []))
         if sum(call.tag == tag for call in self._calls[index]) + answered >= REQUESTS_IN_FLIGHT:
             return 0
-        self._calls[index].append(_Call(func, tag, kwargs))
+        self._calls[index].append(_Call(func, tag, kwargs or {}))
         return 1
 
     def fetch_ready_async_reqs(self, *, tags: str, timeout_seconds: float) -> list[tuple[int, Any]]:
@@ -151,10 +156,26 @@ class SimulatedGroup:
                 if call.name == "sample":
                     break
 
+    def disconnect(self, index: int) -> SimulatedRunner:
+        """Loses an env-runner that lives on, such as behind a broken line; `reconnect` brings it back."""
+        runner = self.runners[index]
+        assert runner is not None
+        self.lose(index)
+        return runner
+
+    def reconnect(self, index: int, runner: SimulatedRunner) -> None:
+        """Brings back what `disconnect` returned, as it was."""
+        self.runners[index] = runner
+
     def lose(self, index: int) -> None:
         """Kills an env-runner; what was asked of it is never answered."""
         self.runners[index] = None
         self._calls[index].clear()
+
+    def restart(self, index: int) -> None:
+        """Kills an env-runner and starts it again before anyone has noticed: what was asked of it is asked of the new one."""
+        self._restarts[index] += 1
+        self.runners[index] = self._make_runner(index, self._restarts[index])
 
     def revive_all(self) -> None:
         """Restarts env-runners that were killed; they have no weights."""
