@@ -219,7 +219,8 @@ Rules that hold for all options:
 - An unknown key, a wrong type and a value out of bounds are refused before anything starts. The message names key, value and
   remedy.
 - Options that do not go together are refused with the reason.
-- An option that you change and that nothing reads is refused too. Such options say below "Read only with …".
+- Some options are read under a condition only. They say "Read only with …", and a value of yours is refused where the condition does
+  not hold.
 - Options with the mark *perturbable* may change between the run that saved a checkpoint and the run that goes on from it. PBT
   may change these, and no others.
 - `None` in a description is `null` in YAML.
