@@ -15,6 +15,7 @@ from tppo_rl.algorithms.rllib_internals import attribute_of_key, leave_env_runne
 from tppo_rl.base_models import resolve_model
 from tppo_rl.config.checks import check_attention, check_environment, check_model, check_rules
 from tppo_rl.config.options import OPTIONS, RENAMED_KEYS, Options, with_new_names
+from tppo_rl.config.places import absolute_place
 from tppo_rl.config.rllib_options import check_callback_classes, check_rllib_keys, unread_rllib_keys, with_callbacks
 from tppo_rl.core.algorithm_spec import AlgorithmSpec
 from tppo_rl.core.errors import OptionError, unknown_key
@@ -69,6 +70,7 @@ class LanguageModelConfig(OptionBuilder):
             ((key, value),) = with_new_names({key: value}).items()
             if key not in settable and not hasattr(type(self), key):
                 raise OptionError(unknown_key(key, value, settable))
+            value = absolute_place(key, value)
         super().__setattr__(key, value)
 
     def update_from_dict(self, config_dict: dict[str, Any]) -> Self:

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from tppo_rl.core.result_keys import lookup
+from tppo_rl.core.result_keys import check_limits, lookup
 from tppo_rl.experiment.display import done_fraction, number, time_left
 
 _LINE_EVERY_S = 10.0
@@ -53,6 +53,7 @@ class SweepProgress(Callback):
         self._console = console
         self._live: Live | None = None
         self._shown_at = 0.0
+        self._checked = False
         self._started = time.monotonic()
         self._done_at_start: float | None = None
         self._trial_starts: dict[str, tuple[float, float]] = {}
@@ -66,6 +67,10 @@ class SweepProgress(Callback):
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
         """Notes where the trial stands; a line now and then where there is no terminal."""
+        if not self._checked:
+            # Tune itself would go on for ever.
+            check_limits(result, self._stop, "stop")
+            self._checked = True
         self._trial_starts.setdefault(trial.trial_id, (time.monotonic(), done_fraction(result, self._stop)))
         if not self._console.is_terminal and time.monotonic() - self._shown_at > _LINE_EVERY_S:
             self._shown_at = time.monotonic()

@@ -32,6 +32,10 @@ GROUPS = WHOLE | {"critic": None, "advantage_estimator": "group_relative", "grou
         ({"critic": None}, ["critic=None", "needs values"]),
         ({"hindsight": True, "window_length": None}, ["hindsight=True", "without windows"]),
         (
+            {"hindsight": True, "advantage_estimator": "tppo_rl.learner.advantages:extended_advantages"},
+            ["hindsight=True", "advantage_estimator='tppo_rl.learner.advantages:extended_advantages'"],
+        ),
+        (
             {"hindsight": True, "advantage_normalization": "scale"},
             ["hindsight=True", "advantage_normalization='scale'"],
         ),
@@ -86,6 +90,9 @@ def test_pairs_are_refused_with_their_reason(values: dict[str, Any], words: list
 
 
 UNREAD = {
+    "clip_low": 0.1,
+    "clip_high": 0.3,
+    "dual_clip": 3.0,
     "gamma": 0.99,
     "lambda_": 0.9,
     "boundary_value": "bootstrap",
@@ -114,8 +121,9 @@ UNREAD = {
 
 @pytest.mark.parametrize("key", UNREAD)
 def test_an_option_that_nothing_reads_is_refused(key: str) -> None:
-    # Without a critic, without a KL term, without dynamic sampling.
-    base = (WHOLE | {"advantage_estimator": "gae", "group_size": 4}) if key == "group_scale" else GROUPS
+    # Without a critic, without a KL term, without dynamic sampling, without clipping.
+    without = GROUPS | {"policy_loss": "cispo"}
+    base = (WHOLE | {"advantage_estimator": "gae", "group_size": 4}) if key == "group_scale" else without
     with pytest.raises(OptionError, match=rf"^{key}=.*is read only with"):
         checked(base | {key: UNREAD[key]})
 

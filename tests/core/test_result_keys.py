@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tppo_rl.core.errors import OptionError
-from tppo_rl.core.result_keys import check_spelling, lookup, missing_keys
+from tppo_rl.core.result_keys import check_limits, check_spelling, lookup
 
 RESULT = {"training_iteration": 1, "policy": {"surprise": 2.0}, "rollout": {}, "fraction": 0.5}
 
@@ -29,6 +29,10 @@ def test_a_misspelled_key_is_named_with_the_right_one(key: str) -> None:
 
 def test_each_missing_key_is_found_beside_right_ones() -> None:
     # Accuracy is a metric that this iteration has no value for; a later one may.
-    stop = {"training_iteration": 5, "policy/surprise": 9.0, "rollout/accuracy": 0.9, "nothing": 1}
-    assert missing_keys(RESULT, stop) == ["nothing"]
+    stop = {"training_iteration": 5, "policy/surprise": 9.0, "rollout/accuracy": 0.9}
+    check_limits(RESULT, stop, "run.stop")
+    with pytest.raises(
+        OptionError, match=r"^run\.stop\.nothing=1: results have no such key; they have fraction, training_it"
+    ):
+        check_limits(RESULT, {**stop, "nothing": 1}, "run.stop")
     assert lookup(RESULT, "policy/surprise") == 2.0

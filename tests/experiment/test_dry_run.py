@@ -17,7 +17,7 @@ SHIPPED = sorted([*ROOT.glob("configs/*.yaml"), *ROOT.glob("examples/*.yaml")])
 
 @pytest.mark.parametrize("path", SHIPPED, ids=[path.name for path in SHIPPED])
 def test_every_shipped_run_file_has_a_plan(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(path.parent)
+    monkeypatch.chdir(ROOT)
     run = CliRunner().invoke(main, ["train", "file", str(path), "--dry-run", "--results", str(tmp_path)])
     assert run.exit_code == 0, run.output
     for experiment in load_run_file(path):

@@ -160,7 +160,8 @@ class OptionField(NamedTuple):
         return extra.get(key) if isinstance(extra, dict) else None
 
 
-def _takes_a_part(key: str) -> bool:
+def takes_a_part(key: str) -> bool:
+    """Whether the option names an object: a registered name, or a place."""
     return isinstance(OPTIONS[key].info.default, PartSpec)
 
 
@@ -177,7 +178,7 @@ OPTIONS: dict[str, OptionField] = {
 """Every option by key."""
 
 
-MAPPINGS = frozenset({"env_config", "sampling", "engine", "lora", *(key for key in OPTIONS if _takes_a_part(key))})
+MAPPINGS = frozenset({"env_config", "sampling", "engine", "lora", *(key for key in OPTIONS if takes_a_part(key))})
 """Options whose value may be a mapping, which is no search word."""
 
 

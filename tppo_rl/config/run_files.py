@@ -31,6 +31,7 @@ from tppo_rl.config.checks import (
 )
 from tppo_rl.config.foreign_sources import rllib_keys
 from tppo_rl.config.options import MAPPINGS, OPTIONS, RENAMED_KEYS, algorithm_spec
+from tppo_rl.config.places import absolute_object, with_absolute_places
 from tppo_rl.config.rllib_options import RLLIB_MAPPINGS, check_rllib_keys, with_callbacks
 from tppo_rl.config.search_space import (
     GRID,
@@ -198,7 +199,8 @@ def make_experiment(name: str, body: Any, overrides: Sequence[str] = ()) -> Expe
             f"{name}.stop={{}}: the run would never end; give a limit, for example {{num_env_steps_sampled_lifetime: 400000}}"
         )
     check_experiment(experiment)
-    return experiment
+    places = {"run": absolute_object(experiment.run), "config": with_absolute_places(experiment.config)}
+    return experiment.model_copy(update=places | {"env": experiment.env and absolute_object(experiment.env)})
 
 
 def _explain(name: str, error: ValidationError) -> str:

@@ -61,6 +61,22 @@ def check_spelling(option: str, value: Any, key: str) -> None:
         raise OptionError(f"{option}={value!r}: results have no such key; did you mean {' or '.join(close)}?")
 
 
-def missing_keys(result: Mapping[str, Any], keys: Mapping[str, Any]) -> list[str]:
-    """Those of the keys that neither this result has nor any later one will have for sure."""
-    return [key for key in keys if key not in RESULT_KEYS and lookup(result, key) is None]
+def check_limits(result: Mapping[str, Any], stop: Mapping[str, float], where: str) -> None:
+    """Checks on the first result that every limit of a run is one of something: a run would not end by it.
+
+    Args:
+        result: Of the first iteration.
+        stop: Limits by key.
+        where: Name of `stop`, for the message.
+
+    Raises:
+        OptionError: a key that the result does not have, and that is none of the known metrics, of which some come later.
+    """
+    for key, limit in stop.items():
+        if key in RESULT_KEYS or lookup(result, key) is not None:
+            continue
+        numbers = sorted(str(name) for name, value in result.items() if isinstance(value, int | float))
+        raise OptionError(
+            f"{where}.{key}={limit!r}: results have no such key; they have {', '.join(numbers)}, and the metrics of "
+            "docs/metrics.md"
+        )

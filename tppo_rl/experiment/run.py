@@ -20,7 +20,7 @@ from rich.console import Console
 from tppo_rl.config.checks import check_options
 from tppo_rl.config.run_files import Experiment
 from tppo_rl.core.errors import OptionError
-from tppo_rl.core.result_keys import lookup, missing_keys
+from tppo_rl.core.result_keys import check_limits, lookup
 from tppo_rl.experiment.display import RunDisplay, sizes_table
 from tppo_rl.experiment.result_log import ResultLog
 from tppo_rl.experiment.summary import summarize, summary_table, write_summary
@@ -121,7 +121,7 @@ def _train(algorithm: Any, experiment: Experiment, folder: Path, console: Consol
             result = algorithm.train()
             log.append(result)
             display.show(result)
-            _check_stop_keys(experiment, result)
+            check_limits(result, experiment.stop, f"{experiment.name}.stop")
             ended = _limit_reached(result, experiment.stop) or interrupted()
             iteration = result["training_iteration"]
             if ended or (every and iteration % every == 0):
@@ -164,15 +164,6 @@ def _save(algorithm: Any, experiment: Experiment, folder: Path, iteration: int, 
 
 def _limit_reached(result: Mapping[str, Any], stop: Mapping[str, float]) -> bool:
     return any((value := lookup(result, key)) is not None and value >= limit for key, limit in stop.items())
-
-
-def _check_stop_keys(experiment: Experiment, result: Mapping[str, Any]) -> None:
-    for key in missing_keys(result, experiment.stop):
-        numbers = ", ".join(sorted(str(name) for name, value in result.items() if isinstance(value, int | float)))
-        raise OptionError(
-            f"{experiment.name}.stop.{key}={experiment.stop[key]!r}: results have no such key; they have {numbers}, and the "
-            "metrics of docs/metrics.md"
-        )
 
 
 def _set_aside(folder: Path, console: Console) -> None:

@@ -26,7 +26,10 @@ _EGAE = Condition(f"{_ESTIMATOR}='egae'", lambda options: _estimator(options) no
 _GROUP_RELATIVE = Condition(
     f"{_ESTIMATOR}='group_relative'", lambda options: _estimator(options) not in ("egae", "gae")
 )
-_WINDOWS = Condition("a window_length below max_response_length", lambda options: options.rollout.has_windows)
+_EGAE_OF_WINDOWS = Condition(
+    f"{_ESTIMATOR}='egae' and a window_length below max_response_length",
+    lambda options: _estimator(options) == "egae" and options.rollout.has_windows,
+)
 _NORMALIZED = Condition("advantage_normalization", lambda options: options.advantages.advantage_normalization != "none")
 
 
@@ -60,7 +63,7 @@ class AdvantageOptions(Section):
         "trains finished windows alone.",
         ge=0,
         le=1,
-        read_with=_WINDOWS,
+        read_with=_EGAE_OF_WINDOWS,
         perturbable=True,
     )
     hindsight: bool = option(
@@ -121,8 +124,13 @@ class AdvantageOptions(Section):
 
     def _check_hindsight(self, options: Options) -> None:
         reason = None
+        name = self.advantage_estimator.name
         if options.rollout.window == options.rollout.max_response_length:
             reason = "without windows there is no earlier one to correct; set it to False, or a window_length"
+        elif name != "egae":
+            reason = (
+                f"it corrects EGAE's boundary value, which advantage_estimator={name!r} does not have; set it to False"
+            )
         elif self.advantage_normalization != "none":
             reason = (
                 f"it adds to the advantage that was used, which advantage_normalization={self.advantage_normalization!r} has "

@@ -17,6 +17,9 @@ _TRUNCATES = Condition(
     "off_policy_correction='truncated_importance' or hindsight",
     lambda options: options.policy_loss.off_policy_correction == "truncated_importance" or options.advantages.hindsight,
 )
+_CLIPS = Condition(
+    "a policy_loss that clips, which 'cispo' does not", lambda options: options.policy_loss.policy_loss.name != "cispo"
+)
 _BOUNDS = "must be two bounds with 0 <= low < high, such as [0.5, 2]"
 
 
@@ -40,15 +43,18 @@ class PolicyLossOptions(Section):
         "`clipped`: PPO's surrogate; `cispo` (arXiv 2506.13585); `gspo`: ratios of whole responses (arXiv 2507.18071); or "
         "`module:object` of a loss of one's own.",
     )
-    clip_low: float = option(0.2, "Ratios below 1 - clip_low are clipped.", ge=0, le=1, perturbable=True)
+    clip_low: float = option(
+        0.2, "Ratios below 1 - clip_low are clipped.", ge=0, le=1, perturbable=True, read_with=_CLIPS
+    )
     clip_high: float = option(
-        0.28, "Ratios above 1 + clip_high are clipped (DAPO: clip-higher).", ge=0, perturbable=True
+        0.28, "Ratios above 1 + clip_high are clipped (DAPO: clip-higher).", ge=0, perturbable=True, read_with=_CLIPS
     )
     dual_clip: float | None = option(
         None,
         "With a negative advantage the loss is at most -dual_clip * A (arXiv 1912.09729: 3).",
         gt=1,
         perturbable=True,
+        read_with=_CLIPS,
     )
     loss_aggregation: Literal["token", "response"] = option(
         "token", "Over all tokens of a minibatch (DAPO), or over responses, each its tokens' mean (GRPO)."

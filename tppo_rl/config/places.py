@@ -1,0 +1,45 @@
+"""Relative places made absolute: other processes, and Tune's trials, have folders of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tppo_rl.config.options import OPTIONS, takes_a_part
+
+_MODELS = frozenset({"policy_model", "critic", "reference_model"})
+_OBJECTS = frozenset({"env", "engine", *(key for key in OPTIONS if takes_a_part(key))})
+
+
+def with_absolute_places(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options, with files of objects (`file.py:object`) and folders of models named by their whole path."""
+    return {key: absolute_place(key, value) for key, value in options.items()}
+
+
+def absolute_place(key: str, value: Any) -> Any:
+    """The value of one option, or each of the values that it takes in a sweep."""
+    if key in _MODELS:
+        return _each(value, _absolute_folder)
+    return _each(value, absolute_object) if key in _OBJECTS else value
+
+
+def absolute_object(place: str) -> str:
+    """`file.py:object` with the whole path of a file that exists here; anything else as it is."""
+    file, separator, name = place.rpartition(":")
+    is_file = separator and file.endswith(".py") and Path(file).is_file()
+    return f"{Path(file).resolve()}:{name}" if is_file else place
+
+
+def _absolute_folder(model: str) -> str:
+    return str(Path(model).resolve()) if Path(model).is_dir() else model
+
+
+def _each(value: Any, change: Any) -> Any:
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, list):
+        return [_each(one, change) for one in value]
+    if isinstance(value, Mapping):
+        return {key: _each(one, change) for key, one in value.items()}
+    return value
