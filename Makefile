@@ -8,7 +8,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 # Torch's CPU build is not on every registry; its own index is asked only if the configured ones lack it.
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 
-.PHONY: setup train test test-slow lint format docs clean
+.PHONY: setup train test test-unit test-slow lint format docs clean
 
 setup: $(VENV)/.installed
 
@@ -23,8 +23,15 @@ train: setup
 	$(BIN)/tppo-rl train file configs/quickstart.yaml
 
 # Two workers, each with whole files: modules share what is slow to start.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+# Everything that takes no minutes of its own.
 test: setup
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(PYTEST) --durations=25
+
+# What starts neither Ray nor vLLM.
+test-unit: setup
+	$(PYTEST) -m unit
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow

@@ -118,6 +118,7 @@ def test_a_second_import_name_is_refused(folder: str) -> None:
     assert f"import this package as 'tppo_rl.{folder}'" in run.stderr
 
 
+@pytest.mark.integration
 def test_the_wheel_holds_everything(tmp_path: Path) -> None:
     build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", str(tmp_path)]
     subprocess.run([*build, str(ROOT)], check=True, capture_output=True)

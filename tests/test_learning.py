@@ -10,6 +10,8 @@ import ray
 from tppo_rl.config.run_files import load_run_file
 from tppo_rl.experiment.run import run_experiment
 
+pytestmark = pytest.mark.integration
+
 QUICKSTART = Path(__file__).parents[1] / "configs" / "quickstart.yaml"
 
 

@@ -47,7 +47,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "boundary_value": "tail_corrected",
             "entropy_coef": 0.01,
             "dual_clip": 3.0,
-            "policy_token_share": 0.5,
+            "policy_token_fraction": 0.5,
         },
     ),
     "TPPO_kl": (

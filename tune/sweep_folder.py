@@ -19,7 +19,7 @@ import numpy as np
 from tppo_rl.config.options import OPTIONS, algorithm_spec
 from tppo_rl.core.errors import OptionError
 from tppo_rl.core.registry import ALGORITHMS
-from tppo_rl.experiment.learning_curves import evaluation_points, known
+from tppo_rl.experiment.learning_curves import evaluation_points
 from tppo_rl.experiment.plots import SAMPLINGS
 from tppo_rl.experiment.result_log import read_results
 from tppo_rl.observability.boundary_errors import BoundaryErrors, read_boundary_errors
@@ -212,10 +212,11 @@ def _curve(results: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> 
         (
             float(tokens),
             at[tokens],
-            *(known(evaluation[sampling].get("accuracy")) for sampling in SAMPLINGS),
+            *(evaluation[sampling]["accuracy"] for sampling in SAMPLINGS),
             evaluation["sampled"]["response_length_mean"],
         )
         for tokens, evaluation in points
+        if "accuracy" in evaluation["sampled"]
     ]
     end = _evaluation_at_the_end(results[-1], summary)
     if end is not None:
@@ -226,12 +227,11 @@ def _curve(results: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> 
 
 def _evaluation_at_the_end(last: Mapping[str, Any], summary: Mapping[str, Any]) -> tuple[float, float, float] | None:
     """Of the summary, unless it is that of an earlier iteration: a summary of Tune repeats the newest that was made."""
-    if "evaluation" in last or summary.get("heldout_response_length_after") is None:
+    if "evaluation" in last or summary.get("heldout_accuracy_after") is None:
         return None
-    end = (
-        summary["heldout_accuracy_after"],
-        summary["heldout_accuracy_after_greedy"],
-        summary["heldout_response_length_after"],
+    end = tuple(
+        float(summary[key])
+        for key in ("heldout_accuracy_after", "heldout_accuracy_after_greedy", "heldout_response_length_after")
     )
     latest = last.get("heldout_latest") or {}
     if latest and end == (
@@ -240,7 +240,7 @@ def _evaluation_at_the_end(last: Mapping[str, Any], summary: Mapping[str, Any]) 
         latest["sampled"]["response_length_mean"],
     ):
         return None
-    return known(end[0]), known(end[1]), float(end[2])
+    return end[0], end[1], end[2]
 
 
 def _read_json(path: Path) -> dict[str, Any]:

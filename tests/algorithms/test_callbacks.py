@@ -6,9 +6,12 @@ import textwrap
 import time
 from pathlib import Path
 
+import pytest
 import ray
 
 from tppo_rl.algorithms import TPPOConfig
+
+pytestmark = pytest.mark.integration
 
 CALLBACKS = """
     from pathlib import Path

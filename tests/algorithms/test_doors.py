@@ -11,6 +11,8 @@ import pytest
 
 from tppo_rl.experiment.result_log import read_results
 
+pytestmark = pytest.mark.integration
+
 FILES = {
     "losses.py": """
         import torch

@@ -24,6 +24,8 @@ from tppo_rl.core.errors import OptionError
 from tppo_rl.core.metric_table import METRICS
 from tppo_rl.core.registry import ALGORITHMS
 
+pytestmark = pytest.mark.integration
+
 KNOWN_METRICS = {metric.name for metric in METRICS}
 
 

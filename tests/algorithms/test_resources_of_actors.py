@@ -8,6 +8,8 @@ from tppo_rl.algorithms import TPPOConfig, resources
 from tppo_rl.algorithms.resources import check_resources
 from tppo_rl.core.errors import OptionError
 
+pytestmark = pytest.mark.integration
+
 
 def test_more_cpus_than_there_are_is_an_error_before_an_engine_starts(small_config: TPPOConfig) -> None:
     # Ray has 8 CPUs in this folder's tests.

@@ -23,6 +23,8 @@ from tppo_rl.core.prompts import Ticket
 from tppo_rl.observability.boundary_errors import read_boundary_errors
 from tppo_rl.rollout.ledger import Ledger
 
+pytestmark = pytest.mark.integration
+
 KNOWN_METRICS = {metric.name for metric in METRICS}
 OF_OPTIONS = {
     "hindsight/advantage_mean",
@@ -30,6 +32,9 @@ OF_OPTIONS = {
     "policy/reference_kl",
     "policy/cap_fraction",
     "policy/sequence_ratio",
+    "rollout/complete_groups",
+    "rollout/sampling_rounds",
+    "rollout/zero_variance_fraction",
 }
 """Metrics of parts that are off by default."""
 
@@ -93,9 +98,7 @@ def _check_files(folder: Path) -> None:
     events.Reload()
     tags = set(events.Tags()["scalars"])
     assert tags <= KNOWN_METRICS
-    of_learner = {metric.name for metric in METRICS if metric.learner_key is not None}
-    assert of_learner - OF_OPTIONS <= tags, "every metric of the table must be found in what the learner logs"
-    assert {"rollout/slot_occupancy", "policy/entropy", "critic/loss", "heldout/accuracy_sampled"} <= tags
+    assert tags >= KNOWN_METRICS - OF_OPTIONS, "every metric of the table must be found in what a run logs"
     assert any(tag.startswith("rollouts") for tag in events.Tags()["tensors"])
     parquet = sorted((folder / "rollouts").glob("*.parquet"))
     assert 1 <= len(parquet) <= 4, "an iteration whose fragments all waited in the queue has none of its own"

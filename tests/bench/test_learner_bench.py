@@ -12,6 +12,8 @@ import pytest
 from tppo_rl.bench.learner import LARGEST_GRADIENT_DIFFERENCE, learner_figures
 from tppo_rl.bench.workloads import LONGEST_RESPONSE, PROMPT, tppo_fragments, whole_episodes
 
+pytestmark = pytest.mark.integration
+
 NAMES = [
     "learner_efficiency",
     "learner_tokens_per_second",

@@ -19,6 +19,8 @@ from tppo_rl.plan.predict import Workload, predict
 from tppo_rl.plan.roofline import shape_of_model
 from tppo_rl.plan.windows import PassWork
 
+pytestmark = pytest.mark.integration
+
 OPTIONS = {
     "model": "tppo_rl/arithmetic-chain",
     "slots": 4,

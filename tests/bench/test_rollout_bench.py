@@ -20,6 +20,8 @@ from tppo_rl.rollout.chat import Chat
 from tppo_rl.rollout.engine import Output, Request, Sampling
 from tppo_rl.rollout.vllm_engine import VLLMEngine
 
+pytestmark = pytest.mark.integration
+
 
 def test_figures_have_their_names_and_all_slots_are_busy() -> None:
     figures = rollout_figures(

@@ -9,6 +9,8 @@ import pytest
 
 from tppo_rl.bench.sync import sync_figures
 
+pytestmark = pytest.mark.integration
+
 NAMES = [
     "weight_sync_seconds",
     "weight_gather_seconds",

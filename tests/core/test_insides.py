@@ -13,6 +13,8 @@ from tppo_rl.config.foreign_sources import vllm_engine_args
 from tppo_rl.core.insides import RAY, VLLM, Package, missing
 from tppo_rl.rollout.vllm_internals import VLLMCore
 
+pytestmark = pytest.mark.integration
+
 ADAPTERS = (
     "tppo_rl.rollout.vllm_internals",
     "tppo_rl.rollout.rllib_internals",

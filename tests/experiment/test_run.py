@@ -17,6 +17,8 @@ from tppo_rl.core.errors import OptionError
 from tppo_rl.experiment.result_log import ResultLog, flatten, read_results
 from tppo_rl.experiment.run import newest_checkpoint
 
+pytestmark = pytest.mark.integration
+
 EXPERIMENT: dict[str, Any] = {
     "run": "TPPO",
     "env": "tppo_rl/ArithmeticChain-v0",

@@ -17,6 +17,8 @@ from tppo_rl.learner.batch import batch_from_fragments
 from tppo_rl.learner.collective import Collective, SingleLearner, current_collective
 from tppo_rl.learner.update import UpdateStep
 
+pytestmark = pytest.mark.integration
+
 ONE_STEP = {"lr": 1e-4, "critic_lr": 1e-4, "grad_clip": None, "critic_grad_clip": None}
 MANY_STEPS = ONE_STEP | {"minibatch_size": 8, "critic_minibatch_size": 10, "num_epochs": 2, "critic_num_epochs": 3}
 

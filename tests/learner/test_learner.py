@@ -30,6 +30,8 @@ from tppo_rl.learner.targets import default_stages
 from tppo_rl.learner.update import UpdateStep
 from tppo_rl.learner.values import CriticValues
 
+pytestmark = pytest.mark.integration
+
 NO_CLIPPING = {"grad_clip": None, "critic_grad_clip": None, "lr": 1e-4, "critic_lr": 1e-4}
 
 

@@ -169,6 +169,7 @@ def _learner(rank: int, folder: str, meeting: str, results: str) -> None:
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.integration
 def test_learners_agree_on_names_that_one_of_them_has_not_seen(model_folder: str, tmp_path: Path) -> None:
     first, second = run_two_learners(_learner, tmp_path, model_folder, timeout_s=120)
     alone = train(model_folder, make_fragments(0), SingleLearner(), minibatch_size=32)

@@ -25,6 +25,8 @@ from tppo_rl.core.fragments import Fragment, table_from_fragments
 from tppo_rl.learner.learner import FRAGMENT_REPORT, MODULE_STATE
 from tppo_rl.rollout.weight_sync import WeightSync
 
+pytestmark = pytest.mark.integration
+
 SHARES = {
     "even": split(make_fragments(0), 4),
     "one without a finished episode": split(sorted(make_fragments(1), key=lambda fragment: not fragment.finished), 4),

@@ -30,6 +30,8 @@ from tppo_rl.learner.targets import ModelSet, estimate
 from tppo_rl.learner.update import UpdateStep
 from tppo_rl.learner.value_buffer import ValueBuffer
 
+pytestmark = pytest.mark.integration
+
 # Two passes over one minibatch: ratios and values have moved in the second, so that clips and weights matter. Shares
 # are cut into several minibatches otherwise than the whole is.
 COMMON = {"lr": 1e-3, "critic_lr": 3e-3, "micro_batch_tokens": 80, "num_epochs": 2, "critic_num_epochs": 2}

@@ -279,6 +279,7 @@ def test_prompts_that_fill_the_model_get_no_response(model: Any, tokenizer: Any)
     assert len(responses[1]) == 3
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("env_id", "env_config"),
     [(CHAIN, {"max_operands": 4}), ("tppo_rl/ReasoningGym-v0", {"task": "chain_sum"})],

@@ -28,6 +28,8 @@ from tppo_rl.rollout.engine import Request, Sampling
 from tppo_rl.rollout.sampler import EpisodeLimits, Sampler
 from tppo_rl.rollout.vllm_engine import VLLMEngine, _allow_read_only_weights
 
+pytestmark = pytest.mark.integration
+
 MODEL = resolve_model("tppo_rl/arithmetic-chain")
 SEED = 0
 NUM_EPISODES = 200

@@ -19,6 +19,8 @@ from tppo_rl.core.errors import OptionError
 from tppo_rl.experiment.result_log import read_results
 from tppo_rl.tune.resume import check_definition, forget_results_after, mark_ended_trials, write_definition
 
+pytestmark = pytest.mark.integration
+
 GRACE, LIMIT = 20, 26
 SWEEP: dict[str, Any] = {
     "run": "TPPO",

@@ -23,6 +23,8 @@ from tppo_rl.config.run_files import make_experiment
 from tppo_rl.experiment.result_log import read_results
 from tppo_rl.tune.spaces import make_scheduler, within_bounds
 
+pytestmark = pytest.mark.integration
+
 OPTIONS: dict[str, Any] = {
     "policy_model": "tppo_rl/arithmetic-chain",
     "num_envs_per_env_runner": 8,

@@ -16,6 +16,8 @@ from tppo_rl.core.errors import OptionError
 from tppo_rl.tune.resources import check_fit, machine, needs_of
 from tppo_rl.tune.trials import run_trials
 
+pytestmark = pytest.mark.integration
+
 
 def make_sweep(**config: Any) -> Experiment:
     body = {

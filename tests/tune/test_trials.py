@@ -17,6 +17,8 @@ from tppo_rl.core.errors import OptionError
 from tppo_rl.experiment.run import quiet_libraries
 from tppo_rl.tune.trials import run_trials
 
+pytestmark = pytest.mark.integration
+
 
 @pytest.fixture(scope="module", autouse=True)
 def two_logical_cpus() -> Iterator[None]:

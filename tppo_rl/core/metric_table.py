@@ -1,4 +1,7 @@
-"""Every metric of a run: name, unit, definition. The names are TensorBoard tags and paths in `result.json`."""
+"""Every metric of a run: name, unit, definition.
+
+Names are TensorBoard tags. All but `heldout/` are paths in `result.json` too, where evaluations are under `heldout_latest`.
+"""
 
 from __future__ import annotations
 
@@ -62,7 +65,11 @@ METRICS = (
         "staleness/mean", "versions", "trainer's version minus the token's, mean over trained tokens", "staleness_mean"
     ),
     Metric("staleness/max", "versions", "the same, largest", "staleness_max"),
-    Metric("staleness/in_queue", "versions", "trainer's version minus the oldest version that waits in the queue"),
+    Metric(
+        "staleness/in_queue",
+        "versions",
+        "trainer's version minus the oldest version in the queue after the update; absent where it is empty",
+    ),
     Metric("policy/loss", "nats", "surrogate, KL and entropy terms, mean over trained tokens", "policy_loss"),
     Metric("policy/positive_lm_loss", "nats", "-log pi per token of imitated responses", "positive_lm_loss"),
     Metric("policy/reference_kl", "nats", "estimate of KL(policy || reference), mean, as in the loss", "reference_kl"),

@@ -1,8 +1,9 @@
 """The stages of `tppo_rl.learner.targets` as RLlib `ConnectorV2` pieces, so that each can be exchanged in the config.
 
 A piece is called with `episodes` (a list of fragments) and `batch`, {module id: columns}; the default module's column
-`ESTIMATES` holds the `Estimates` that the stages fill in. A piece of your own, put in front by the config's
-`learner_connector`, or in the place of a stage by its name, reads and changes them:
+`ESTIMATES` holds the `Estimates` that the stages fill in. A piece of your own that the config's `learner_connector` puts in
+front sees the fragments before there are estimates, and may leave some out. One that takes the place of a stage, in a pipeline
+of your own, reads and changes the estimates:
 
     class Halved(ConnectorV2):
         def __call__(self, *, batch, **kwargs):

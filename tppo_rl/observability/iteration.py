@@ -68,6 +68,8 @@ class Iteration:
             "rollout/env_runner_idle_fraction": rollouts.idle_seconds / busy,
             "rollout/weight_load_fraction": rollouts.weight_seconds / busy,
         }
+        if rollouts.queue_staleness is not None:
+            values["staleness/in_queue"] = float(rollouts.queue_staleness)
         if rollouts.slot_steps:
             values["rollout/slot_occupancy"] = rollouts.productive_slot_steps / rollouts.slot_steps
         return values | (group_metrics(rollouts.group_sample) if rollouts.group_sample is not None else {})

@@ -228,8 +228,10 @@ class RolloutController:
         return {"ledger": self.ledger.state(), "queue": waiting}
 
     def drain_statistics(self) -> RolloutStatistics:
-        """Returns the sums since the last call."""
+        """Returns the sums since the last call, and how old the train queue is now."""
         statistics, self._statistics = self._statistics, RolloutStatistics()
+        if self.queue.oldest_version is not None:
+            statistics.queue_staleness = self._weights.version - self.queue.oldest_version
         return statistics
 
     def _one_step(self, tickets: Callable[[int, list[int]], list[Ticket]], arguments: dict[str, Any]) -> list[Fragment]:

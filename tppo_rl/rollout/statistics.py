@@ -23,6 +23,8 @@ class RolloutStatistics:
     idle_seconds: float = 0.0
     weight_seconds: float = 0.0
     fragments: list[Fragment] = field(default_factory=list)
+    queue_staleness: int | None = None
+    """The trainer's version minus the oldest version in the train queue, after the update; None where the queue is empty."""
     group_sample: GroupSample | None = None
     """What whole groups were sampled for the update; None where groups do not matter."""
     runner_metrics: list[dict[str, Any]] = field(default_factory=list)

@@ -47,6 +47,11 @@ class TrainQueue:
     def __len__(self) -> int:
         return len(self._heap)
 
+    @property
+    def oldest_version(self) -> int | None:
+        """Policy version of the oldest token in the queue; None where it is empty."""
+        return self._heap[0][0] if self._heap else None
+
     def push(self, fragments: Iterable[Fragment]) -> None:
         """Adds fragments; among equally old ones the first to arrive is the first to leave."""
         for fragment in fragments:
