@@ -19,6 +19,7 @@ import yaml
 
 from tppo_rl.cli import main
 from tppo_rl.config.options import MAPPINGS, OPTIONS
+from tppo_rl.config.rllib_options import RLLIB_KEYS_READ
 from tppo_rl.config.run_files import Experiment, load_run_file, parse_yaml
 from tppo_rl.config.search_space import WORDS
 from tppo_rl.config.sections.models import LoraOptions
@@ -183,6 +184,7 @@ def test_options_that_a_text_sets_exist(page: Path) -> None:
     if page == LOG:
         return
     places = {"env", "run", "type", "key", "steps", "max_turns", "seeds", "stop", "checkpoint_config", "old", "split"}
+    places |= RLLIB_KEYS_READ
     for key in re.findall(r"`([a-z]\w*): [^`]+`", text_of(page)):
         known = key in OPTIONS or key in OF_EXPERIMENTS or key in places or key in OF_SECTIONS
         assert known or name_of(page) in ("docs/configuration.md",), key
