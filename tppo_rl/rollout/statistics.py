@@ -1,4 +1,4 @@
-"""What env-runners did since the last update, summed over them."""
+"""Statistics of the env-runners' work since the last update."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ class RolloutStatistics:
     weight_seconds: float = 0.0
     fragments: list[Fragment] = field(default_factory=list)
     group_sample: GroupSample | None = None
-    """What whole groups were sampled for the update; None where groups do not matter."""
+    """Whole groups that were sampled for the update; None without groups."""
     runner_metrics: list[dict[str, Any]] = field(default_factory=list)
-    """RLlib's, of each result."""
+    """RLlib's metrics of each result."""
 
     @property
     def seconds(self) -> float:
-        """Env-runners' time in all."""
+        """Time of all env-runners together."""
         return self.sampling_seconds + self.idle_seconds + self.weight_seconds
 
     def add(self, result: SampleResult, fragments: Sequence[Fragment]) -> None:
