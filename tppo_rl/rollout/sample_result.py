@@ -15,7 +15,7 @@ class SampleResult:
     fragments: pa.Table
     """Fragments closed since the last call (`FRAGMENT_SCHEMA`)."""
     incarnation: str
-    """Name of the actor's process; it changes with every restart."""
+    """Name of the actor's state; it changes with every restart and every `abandon`."""
     version: int | None
     """Policy version of the engine; None: the actor was restarted and has no weights yet."""
     num_tokens_sampled: int = 0
@@ -33,7 +33,7 @@ class SampleResult:
     scorer_errors: tuple[str, ...] = ()
     """Errors of the environment's scorers in this call; the environment chose the score of these responses."""
     seconds: float = 0.0
-    """Duration of this call, without loading weights."""
+    """Duration of this call."""
     idle_seconds: float = 0.0
     """Time since the last call in which the env-runner had no request, before and after new weights."""
     weight_seconds: float = 0.0
