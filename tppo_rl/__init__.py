@@ -2,7 +2,7 @@
 
     from tppo_rl import TPPOConfig
 
-gives the builder of an algorithm; Ray is loaded when it is used.
+imports the builder of an algorithm. Ray is loaded on first use.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    # Python asks a package for names of its own, too, such as those of modules that are not imported yet.
+    # Python also asks for other names, such as those of submodules that are not imported yet.
     if name.removesuffix("Config").isupper():
         from tppo_rl import algorithms
 

@@ -198,7 +198,7 @@ def _run_all(experiments: list[Experiment], results: Path, *, resume: bool, dry_
     from tppo_rl.experiment.provenance import record_provenance
 
     for experiment in experiments:
-        # Of several experiments in one file, the later ones may not have begun when the first was killed.
+        # A killed run may have ended before the later experiments of its file began.
         goes_on = resume and (len(experiments) == 1 or (results / experiment.name).exists())
         with record_provenance(results / experiment.name):
             if experiment.is_sweep:

@@ -51,6 +51,7 @@ def test_the_gradient_is_the_weighted_sum_over_what_was_drawn(model_folder: str,
     torch.testing.assert_close(updated.gradient, wanted, atol=1e-6, rtol=1e-3)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("loss_aggregation", ["token", "response"])
 def test_over_many_draws_the_gradient_is_that_of_the_whole_batch(model_folder: str, loss_aggregation: str) -> None:
     options = OPTIONS.replace(loss_aggregation=loss_aggregation)

@@ -533,6 +533,7 @@ def test_misfits_are_refused() -> None:
         length_adaptive_lambda(torch.tensor([3, 0]), alpha=0.05)
 
 
+@pytest.mark.integration
 def test_after_loading_a_batch_needs_no_other_machine_code() -> None:
     # In a process of its own: other tests have used more signatures than this one.
     script = """

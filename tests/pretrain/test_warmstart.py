@@ -334,6 +334,7 @@ def test_environments_that_do_not_fit(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.integration
 class TestShippedModel:
     def test_files(self, shipped: tuple[Any, Any]) -> None:
         model, tokenizer = shipped

@@ -18,6 +18,8 @@ from synthetic_sweep import WINDOW_TASK, write_comparison, write_trial, write_wi
 from tppo_rl.cli import main
 from tppo_rl.tune.report import write_report
 
+pytestmark = pytest.mark.integration
+
 LARGEST = 1_500_000
 """Bytes of a page that a phone loads without thinking."""
 REFERENCES = {"src", "href", "srcset", "action", "data", "poster", "background"}

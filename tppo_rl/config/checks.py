@@ -29,7 +29,7 @@ def check_options(values: Mapping[str, Any], spec: AlgorithmSpec, *, other_keys:
         other_keys: Further keys that are known elsewhere (RLlib's); they are not checked here.
 
     Raises:
-        OptionError: unknown key, wrong type, value out of bounds, or values that do not go together.
+        OptionError: an unknown key, a wrong type, a value out of bounds, or values that do not go together.
     """
     other = set(other_keys)
     values = with_new_names(values)
@@ -55,7 +55,7 @@ def check_rules(options: Options, spec: AlgorithmSpec) -> None:
         getattr(options, section).check(options)
     _check_engine(options.rollout.engine)
     for registry, part in _parts(options):
-        # What is registered without arguments is ours, and needs no import to be known to work.
+        # A registered part without arguments is ours and is known to work, so it need not be imported.
         if part.name in registry and not part.arguments:
             continue
         registry.resolve(part)
@@ -63,7 +63,7 @@ def check_rules(options: Options, spec: AlgorithmSpec) -> None:
 
 
 def check_that_all_is_read(options: Options, spec: AlgorithmSpec) -> None:
-    """An option that was changed and that nothing reads is a mistake of some kind.
+    """Refuses an option that was changed although nothing reads it.
 
     Raises:
         OptionError: names key, value, and the condition under which it would be read.
@@ -76,7 +76,7 @@ def check_that_all_is_read(options: Options, spec: AlgorithmSpec) -> None:
 
 
 def _comparable(options: Options, key: str) -> Any:
-    """`window_length` may be given as the cap where a whole response is meant."""
+    """Returns an option's value; a window as long as the cap and `window_length=None` give the same."""
     return options.window if key == "window_length" else options.value(key)
 
 
@@ -93,7 +93,7 @@ def _parts(options: Options) -> list[tuple[Registry, PartSpec]]:
 
 
 def check_model(options: Options) -> None:
-    """Checks that the models exist, that there is room for prompt and response, and the critic's number of layers.
+    """Checks that the models exist, that prompt and response fit the context, and that the critic has enough layers.
 
     Raises:
         OptionError: no such model, too short a context, or too few layers.
@@ -129,7 +129,7 @@ def check_attention(options: Options) -> None:
     """Checks that the attention kernels can run, without looking for a GPU: the learner's may be in another machine.
 
     Raises:
-        OptionError: kernels that are not installed, or that need a GPU or a number format that there is not.
+        OptionError: the kernels are not installed, or need a GPU or another dtype.
     """
     if options.models.attention == "sdpa":
         return

@@ -1,4 +1,4 @@
-"""Configs of models: of a folder, a hub id or a shipped model."""
+"""Configs of models: from a folder, a hub id or a shipped model."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def load_model_config(key: str, name: str) -> dict[str, Any]:
     """Returns the config of a model: a folder, a hub id or a shipped model.
 
     Args:
-        key: Option that names it, for the message.
-        name: The option's value.
+        key: Option that names the model, for messages.
+        name: Value of that option.
 
     Raises:
         OptionError: no such model.
@@ -43,7 +43,7 @@ def _load_hub_config(key: str, name: str) -> dict[str, Any]:
         cached = try_to_load_from_cache(name, "config.json")
         if isinstance(cached, str):
             return dict(json.loads(Path(cached).read_text(encoding="utf-8")))
-        # Asked once: the library's own download would try for half a minute before it says that there is no network.
+        # One request: the library's own download would retry for half a minute before it reports a missing network.
         reply = get_session().get(hf_hub_url(name, "config.json"), timeout=_HUB_TIMEOUT_S, follow_redirects=True)
         reply.raise_for_status()
         return dict(reply.json())

@@ -1,9 +1,9 @@
-"""Every option of a run in one typed object: what the program carries and reads.
+"""Every option of a run in one typed object, which the program carries and reads.
 
     YAML, builder, Tune: flat keys  ──Options.of──▶  options.rollout.window_length, options.critic.critic_lr, …
 
-Sections are in `tppo_rl.config.sections`; the defaults are T-PPO's, what other algorithms change is in their files. It
-imports neither torch nor Ray, so a mistake is reported before anything heavy is loaded.
+Sections are in `tppo_rl.config.sections`. Defaults are T-PPO's; the files of other algorithms say what they change. This
+module imports neither torch nor Ray, so a mistake is reported before anything heavy is loaded.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ RENAMED_KEYS = {
     "overlong_share": "overlong_fraction",
     "policy_token_share": "policy_token_fraction",
 }
-"""Names that options had in the last release, which still work, with a warning."""
+"""New names of options by their names in the last release, which still work with a warning."""
 RENAMED_VALUES = {
     ("critic_targets", "also_truncated"): "include_unfinished",
     ("off_policy_correction", "behaviour"): "behavior",
 }
-"""The same for values."""
+"""New values by option and value of the last release, which still work with a warning."""
 
 
 class Options(Section):
@@ -73,7 +73,7 @@ class Options(Section):
 
     @classmethod
     def of(cls, values: Mapping[str, Any] | None = None, **more: Any) -> Options:
-        """Options from flat keys: types and bounds are checked, not what goes together.
+        """Builds options from flat keys. Checks types and bounds, not combinations.
 
         Raises:
             OptionError: an unknown key, a wrong type, or a value out of bounds.
@@ -91,7 +91,7 @@ class Options(Section):
             raise OptionError("\n".join(_explain(values, list(of_key)) for _, of_key in problems)) from None
 
     def replace(self, **changes: Any) -> Options:
-        """These options with others in their place, by key.
+        """Returns a copy with some options changed, by key.
 
         Raises:
             OptionError: as for `of`.
@@ -113,7 +113,7 @@ class Options(Section):
 
     @property
     def whole_responses(self) -> bool:
-        """Whether every step of a slot is one whole response: nothing is cut, and no slot is refilled until all ended."""
+        """Whether a step of a slot is one whole response: none is cut, and no slot is refilled before all have ended."""
         return self.pipeline.mode == "sync" and not self.rollout.has_windows
 
     @property
@@ -135,7 +135,7 @@ class OptionField(NamedTuple):
 
     @property
     def default(self) -> Any:
-        """T-PPO's, as a user writes it."""
+        """T-PPO's default, as a user writes it."""
         return _written(self.info.get_default(call_default_factory=True))
 
     @property
@@ -145,14 +145,14 @@ class OptionField(NamedTuple):
 
     @property
     def read_with(self) -> Condition | None:
-        """Under which condition it is read; None: always."""
+        """Condition under which the option is read; None: always."""
         condition = self._extra("read_with")
         assert condition is None or isinstance(condition, Condition)
         return condition
 
     @property
     def perturbable(self) -> bool:
-        """Whether it may differ between the run that saved a checkpoint and the one that goes on from it."""
+        """Whether the option may differ between the run that saved a checkpoint and the one that goes on from it."""
         return bool(self._extra("perturbable"))
 
     def _extra(self, key: str) -> Any:
@@ -179,14 +179,14 @@ OPTIONS: dict[str, OptionField] = {
 
 
 MAPPINGS = frozenset({"env_config", "sampling", "engine", "lora", *(key for key in OPTIONS if takes_a_part(key))})
-"""Options whose value may be a mapping, which is no search word."""
+"""Options whose value may be a mapping that is no search word."""
 
 
 def algorithm_spec(name: str, *, key: str = "run") -> AlgorithmSpec:
-    """The algorithm that a run file names: a registered name, or `module:SPEC`.
+    """Returns the algorithm that a run file names: a registered name, or `module:SPEC`.
 
     Raises:
-        OptionError: no such algorithm, or what stands there is none.
+        OptionError: no such object, or it is no `AlgorithmSpec`.
     """
     try:
         found = ALGORITHMS.find(name)
@@ -200,7 +200,7 @@ def algorithm_spec(name: str, *, key: str = "run") -> AlgorithmSpec:
 
 
 def with_new_names(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values under the names of this release, with a warning for those of the last one."""
+    """Returns the values under the names of this release, and warns of names of the last one."""
     renamed = {}
     for key, value in values.items():
         new = RENAMED_KEYS.get(key, key)
@@ -225,14 +225,14 @@ def _written(value: Any) -> Any:
 
 
 def _explain(values: Mapping[str, Any], problems: Sequence[Any]) -> str:
-    """One line about one option, with a reason for each of the types that it may have."""
+    """Returns one line about one option, with a reason for each type that it may have."""
     option = str(problems[0]["loc"][1])
-    # What follows the key are indices and keys of nested values, and the types that were tried.
+    # After the key come indices and keys of nested values, and the types that were tried.
     places = {_place(option, values[option], problem["loc"][2:]) for problem in problems}
     key, value = (places.pop(), problems[0]["input"]) if len(places) == 1 else (option, values[option])
     own = [problem["msg"].removeprefix("Value error, ") for problem in problems if problem["type"] == "value_error"]
     if own:
-        # A message of a section's own may name a nested key itself.
+        # A section's own message may name a nested key itself.
         return own[0] if own[0].startswith(f"{option}.") else f"{key}={value!r}: {own[0]}"
     if any(problem["type"] in ("missing", "extra_forbidden") for problem in problems):
         return _explain_keys(key, value, problems[0])
@@ -241,7 +241,7 @@ def _explain(values: Mapping[str, Any], problems: Sequence[Any]) -> str:
 
 
 def _place(option: str, value: Any, parts: Sequence[str | int]) -> str:
-    """The nested key that a problem is about."""
+    """Returns the nested key that a problem is about."""
     place = [option]
     for part in parts:
         inside = isinstance(value, Mapping) or (isinstance(value, list | tuple) and isinstance(part, int))
@@ -262,7 +262,7 @@ def _explain_keys(key: str, value: Any, problem: Any) -> str:
 
 
 def _description(key: str) -> str:
-    """Meaning of an option, or of a key of one that is a section itself, such as `lora.rank`."""
+    """Returns the meaning of an option, or of a nested key such as `lora.rank`."""
     option, _, inner = key.partition(".")
     for kind in (OPTIONS[option].info.annotation, *get_args(OPTIONS[option].info.annotation)):
         if isinstance(kind, type) and issubclass(kind, Section) and inner in kind.model_fields:

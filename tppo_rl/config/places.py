@@ -1,4 +1,4 @@
-"""Relative places made absolute: other processes, and Tune's trials, have folders of their own."""
+"""Makes relative places absolute: other processes and Tune's trials run in folders of their own."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ _OBJECTS = frozenset({"env", "engine", *(key for key in OPTIONS if takes_a_part(
 
 
 def with_absolute_places(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options, with files of objects (`file.py:object`) and folders of models named by their whole path."""
+    """Returns the options with the whole paths of objects' files (`file.py:object`) and models' folders."""
     return {key: absolute_place(key, value) for key, value in options.items()}
 
 
 def absolute_place(key: str, value: Any) -> Any:
-    """The value of one option, or each of the values that it takes in a sweep."""
+    """Makes the value of one option absolute, or each of the values that it takes in a sweep."""
     if key in _MODELS:
         return _each(value, _absolute_folder)
     return _each(value, absolute_object) if key in _OBJECTS else value
 
 
 def absolute_object(place: str) -> str:
-    """`file.py:object` with the whole path of a file that exists here; anything else as it is."""
+    """Returns `file.py:object` with the file's whole path if the file exists here, and any other text unchanged."""
     file, separator, name = place.rpartition(":")
     is_file = separator and file.endswith(".py") and Path(file).is_file()
     return f"{Path(file).resolve()}:{name}" if is_file else place

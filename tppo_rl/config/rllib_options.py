@@ -1,4 +1,4 @@
-"""RLlib's own options: which of them a run reads, and what stands in the place of those that it does not."""
+"""RLlib's own options: those that a run reads, and what to use instead of the others."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CALLBACKS = (
     "on_episode_end",
     "on_sample_end",
 )
-"""Callbacks of RLlib that are called here; `docs/extending.md` says with what."""
+"""Callbacks of RLlib that are called here; `docs/extending.md` lists their arguments."""
 RLLIB_KEYS_READ = frozenset(
     {
         "add_default_connectors_to_learner_pipeline",
@@ -37,7 +37,7 @@ RLLIB_KEYS_READ = frozenset(
         "env_runner_health_probe_timeout_s",
         "env_runner_restore_timeout_s",
         "evaluation_config",
-        "evaluation_parallel_to_training",  # Refused with a reason of its own.
+        "evaluation_parallel_to_training",  # It is refused with a reason of its own.
         "framework",
         "framework_str",
         "ignore_env_runner_failures",
@@ -68,7 +68,7 @@ RLLIB_MAPPINGS = frozenset(
         "learner_config_dict",
     }
 )
-"""Of these, the ones whose value is a mapping with keys of its own."""
+"""Keys of `RLLIB_KEYS_READ` whose value is a mapping with keys of its own."""
 _CALLED = f"the callbacks that are called are {', '.join(CALLBACKS)}"
 _ONE_UPDATE = "an iteration is one update; set train_batch_size_per_learner"
 _SAMPLING = "tokens are drawn at sampling.temperature"
@@ -102,19 +102,19 @@ _INSTEAD = {
 
 
 def unread_rllib_keys(ours: Iterable[str]) -> frozenset[str]:
-    """Options of RLlib's that nothing here reads, given the keys that are this project's own."""
+    """Returns RLlib's options that nothing here reads, given this project's own keys."""
     return rllib_keys() - RLLIB_KEYS_READ - set(ours)
 
 
 def check_rllib_keys(given: Mapping[str, Any], ours: Iterable[str]) -> None:
-    """Checks that those of RLlib's options that a user gave are read by something.
+    """Checks that something reads each RLlib option that a user gave.
 
     Args:
         given: Options by key.
-        ours: Keys that are this project's own.
+        ours: This project's own keys.
 
     Raises:
-        OptionError: an option of RLlib's that nothing here reads; says what to use in its place.
+        OptionError: nothing here reads an RLlib option; the message says what to use instead.
     """
     unread = unread_rllib_keys(ours)
     for key, value in given.items():
@@ -123,10 +123,10 @@ def check_rllib_keys(given: Mapping[str, Any], ours: Iterable[str]) -> None:
 
 
 def with_callbacks(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The options, with the callbacks that are named by their place (`module:object`, `file.py:object`) found.
+    """Returns the options with objects in place of callbacks' places (`module:object`, `file.py:object`).
 
     Raises:
-        OptionError: a place without such an object.
+        OptionError: there is no object at a place.
     """
     return {
         key: find_object(key, value) if key.startswith("callbacks") and _is_place(value) else value
@@ -135,11 +135,11 @@ def with_callbacks(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_callback_classes(classes: Iterable[type], base: type) -> None:
-    """Checks that every method of callbacks is called by something.
+    """Checks that something calls every method of a user's callbacks.
 
     Args:
-        classes: The user's.
-        base: RLlib's, whose methods do nothing.
+        classes: The user's callback classes.
+        base: RLlib's callback class, whose methods do nothing.
 
     Raises:
         OptionError: a method that nothing calls.
@@ -154,7 +154,7 @@ def check_callback_classes(classes: Iterable[type], base: type) -> None:
 
 
 def not_read(key: str, value: Any) -> str:
-    """The message about an option of RLlib's that nothing reads."""
+    """Returns the message about an RLlib option that nothing reads."""
     instead = _INSTEAD.get(key) or _instead_of_kind(key) or "leave it out"
     return f"{key}={value!r}: is an option of RLlib's that language models do not have; {instead}"
 

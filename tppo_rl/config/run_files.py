@@ -9,7 +9,8 @@
       seeds: 3                          # every trial with seeds 0, 1, 2
       tune_config: {num_samples: 4, scheduler: {type: asha, grace_period: 5}}
 
-The words for several values are in `tppo_rl.config.search_space`, those of `tune_config` in `tppo_rl.config.sweep_options`. Nothing heavy is imported here.
+Search words are in `tppo_rl.config.search_space`, the keys of `tune_config` in `tppo_rl.config.sweep_options`. Nothing
+heavy is imported here.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ class CheckpointConfig(BaseModel):
     """Iterations between checkpoints; 0 saves only at the end."""
     checkpoint_at_end: bool = True
     num_to_keep: PositiveInt | None = 2
-    """Newest checkpoints that are kept; None keeps all."""
+    """Number of newest checkpoints to keep; None keeps all."""
 
 
 class Experiment(BaseModel):
@@ -79,7 +80,7 @@ class Experiment(BaseModel):
     config: dict[str, Any] = {}
     num_samples: PositiveInt | None = None
     seeds: PositiveInt | list[int] | None = None
-    """Every trial once with each of these seeds; a number n stands for 0 to n - 1. None: the option `seed`."""
+    """Seeds that every trial is run with; a number n stands for 0 to n - 1. None: the option `seed`."""
     tune_config: TuneOptions = TuneOptions()
 
     @model_validator(mode="after")
@@ -118,30 +119,30 @@ class Experiment(BaseModel):
 
     @property
     def samples(self) -> int:
-        """Draws of the random values."""
+        """Number of draws of the random values."""
         return self.num_samples or self.tune_config.num_samples or 1
 
     @property
     def num_trials(self) -> int:
-        """Trials of the sweep."""
+        """Number of trials of the sweep."""
         return self.samples * sum(1 for _ in self.points())
 
     @property
     def is_sweep(self) -> bool:
-        """Whether it is for Tune: several trials, or a `tune_config`."""
+        """Whether Tune runs the experiment: it has several trials, or a `tune_config`."""
         several = self.samples > 1 or any(True for _ in axes(self.options()))
         return several or self.tune_config != TuneOptions()
 
     @property
     def checkpoints_to_keep(self) -> int | None:
-        """Newest checkpoints that a trial keeps; where nothing is said, as many as its scheduler needs."""
+        """Number of newest checkpoints that a trial keeps, by default as many as its scheduler needs; None: all."""
         is_pbt = name_and_arguments(self.tune_config.scheduler)[0] == "pbt"
         if is_pbt and "num_to_keep" not in self.checkpoint_config.model_fields_set:
             return LEAST_PBT_CHECKPOINTS
         return self.checkpoint_config.num_to_keep
 
     def options(self) -> dict[str, Any]:
-        """The config with environment and seeds in it; what takes several values as it is written."""
+        """Returns the config with environment and seeds in it; search words stay as they are written."""
         options = self.config | ({"env": self.env} if self.env is not None else {})
         if self.seeds is not None:
             seeds = list(range(self.seeds)) if isinstance(self.seeds, int) else self.seeds
@@ -149,7 +150,7 @@ class Experiment(BaseModel):
         return options
 
     def points(self) -> Iterator[dict[str, Any]]:
-        """The options of every point of the grids; what is drawn is left as it is written."""
+        """Yields the options of every grid point; random values stay as they are written."""
         return grid_points(self.options())
 
 
@@ -161,7 +162,7 @@ def load_run_file(path: Path, overrides: Sequence[str] = ()) -> list[Experiment]
         overrides: `key=value` texts, see `apply_override`; they apply to every experiment.
 
     Raises:
-        OptionError: no such file, broken YAML, or a bad key or value; says where.
+        OptionError: no such file, broken YAML, or a bad key or value; the message says where.
     """
     if not path.is_file():
         raise OptionError(f"file={str(path)!r}: no such run file; the shipped ones are in configs/")
@@ -218,7 +219,7 @@ def _explain(name: str, error: ValidationError) -> str:
 
 
 def check_experiment(experiment: Experiment) -> None:
-    """Checks every point of the grids, the ends of every range, and the sweep's scheduler, without starting anything.
+    """Checks every grid point, both ends of every range, and the sweep's scheduler, without starting anything.
 
     Raises:
         OptionError: names key, value and remedy.
@@ -271,7 +272,7 @@ def apply_override(body: dict[str, Any], override: str) -> None:
     (`stop.training_iteration`, `num_samples`, `env`).
 
     Raises:
-        OptionError: not of that form.
+        OptionError: the text is not of that form.
     """
     key, value = parse_override(override)
     path = key.split(".")
@@ -285,7 +286,7 @@ def parse_override(override: str) -> tuple[str, Any]:
     """Splits `key=value`; the value is YAML.
 
     Raises:
-        OptionError: not of that form.
+        OptionError: the text is not of that form.
     """
     key, separator, text = override.partition("=")
     if not separator or not key:
@@ -294,7 +295,7 @@ def parse_override(override: str) -> tuple[str, Any]:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads `1e-4` as a text; here it is the number that everyone means."""
+    """Reads `1e-4` as a number, which YAML 1.1 reads as a text."""
 
 
 _Loader.add_implicit_resolver(
@@ -303,10 +304,10 @@ _Loader.add_implicit_resolver(
 
 
 def parse_yaml(text: str) -> Any:
-    """Reads a YAML or JSON text as run files are read.
+    """Reads a YAML or JSON text by the rules of run files.
 
     Raises:
-        OptionError: not valid YAML.
+        OptionError: the text is not valid YAML.
     """
     try:
         return yaml.load(text, _Loader)

@@ -1,7 +1,7 @@
 """Search spaces in YAML: `{grid_search: [8, 16]}`, `{loguniform: [1e-5, 1e-3]}`, in the words of `ray.tune`.
 
-A mapping with one key that is such a word stands for the values of an option. What a word may give is known without Ray: all
-values of a list, or the smallest and the largest of a range; both are checked like any other value.
+A mapping whose only key is such a word stands for the values of an option. The checks need no Ray: all values of a list, or
+the smallest and the largest of a range, are checked like any other value.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ RANGES = {
     "lograndint": ("lower", "upper"),
     "qlograndint": ("lower", "upper", "q"),
 }
-"""Words of `ray.tune` that draw from a range, with their arguments. Those without bounds (`randn`) could draw a value that an
-option refuses, in the middle of a sweep."""
+"""Words of `ray.tune` that draw from a range, with their arguments. Words without bounds (`randn`) are left out: in the
+middle of a sweep they could draw a value that an option refuses."""
 WORDS = (GRID, CHOICE, *RANGES)
 _MOST_POINTS = 512
 
@@ -45,7 +45,7 @@ class Axis(NamedTuple):
 
     @property
     def is_grid(self) -> bool:
-        """Whether all values are tried, rather than some drawn."""
+        """Whether all values are tried; otherwise values are drawn."""
         return self.word == GRID
 
     def values(self) -> list[Any]:
@@ -81,7 +81,7 @@ def check_axis(axis: Axis) -> None:
     """Checks that a word has the arguments that it needs.
 
     Raises:
-        OptionError: an empty list, or bounds that are none.
+        OptionError: an empty list, or bad bounds.
     """
     key = f"{axis.key}.{axis.word}={axis.argument!r}"
     if axis.word in (GRID, CHOICE):
@@ -107,14 +107,14 @@ def check_axis(axis: Axis) -> None:
 
 
 def check_words(options: Mapping[str, Any], mappings: Iterable[str]) -> None:
-    """Refuses a misspelled word, which would read as the value of its option.
+    """Refuses a misspelled search word, which would pass as the value of its option.
 
     Args:
-        options: By key.
-        mappings: Options whose values are mappings anyway.
+        options: Options by key.
+        mappings: Options whose values may be any mapping.
 
     Raises:
-        OptionError: says which word is meant.
+        OptionError: an unknown word; the message names the word that is probably meant.
     """
     for key in options.keys() - set(mappings):
         value = options[key]
@@ -126,14 +126,14 @@ def check_words(options: Mapping[str, Any], mappings: Iterable[str]) -> None:
 
 
 def grid_points(options: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """The options of every point of the grids; what is drawn is left as it is written."""
+    """Yields the options of every grid point; random values stay as they are written."""
     return _products(options, [axis for axis in axes(options) if axis.is_grid])
 
 
 def points_to_check(options: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Options without axes that stand for all that may be run: every point of the grids, with the ends of every range.
+    """Yields options without axes that stand for all trials: every grid point with both ends of every range.
 
-    Where those are too many, the points of the grids with first values, and every further value once.
+    If these are too many: every grid point with the first random values, and each further random value once.
     """
     found = list(axes(options))
     count = 1
@@ -154,7 +154,7 @@ def put(target: dict[str, Any], path: Sequence[str], value: Any) -> None:
     """Sets a nested key.
 
     Raises:
-        OptionError: what should hold the key is no mapping.
+        OptionError: a parent of the key is no mapping.
     """
     for part in path[:-1]:
         inner = target.setdefault(part, {})
@@ -165,7 +165,7 @@ def put(target: dict[str, Any], path: Sequence[str], value: Any) -> None:
 
 
 def put_all(options: Mapping[str, Any], values: Mapping[tuple[str, ...], Any]) -> dict[str, Any]:
-    """A copy of the options with the values at their paths."""
+    """Returns a copy of the options with the values at their paths."""
     result = copy_mapping(options)
     for path, value in values.items():
         put(result, path, value)
@@ -173,7 +173,7 @@ def put_all(options: Mapping[str, Any], values: Mapping[tuple[str, ...], Any]) -
 
 
 def copy_mapping(value: Any) -> Any:
-    """A copy of nested mappings; what is in them is shared."""
+    """Returns a copy of nested mappings; their other values are shared."""
     return {key: copy_mapping(inner) for key, inner in value.items()} if isinstance(value, Mapping) else value
 
 

@@ -1,7 +1,7 @@
-"""What the sections of the options are made of: fields with their meaning, conditions under which they are read, rules.
+"""Parts of the options' sections: fields with their meaning, conditions under which they are read, rules.
 
-A section is a pydantic model in `tppo_rl.config.sections`. An option is written there once: type, bounds, default, meaning
-(`option`), and in `check` of the same class what it does not go together with. Everything else follows from it: YAML keys,
+A section is a pydantic model in `tppo_rl.config.sections`. An option is written there once: `option` has its type, bounds,
+default and meaning, and `check` of the same class refuses bad combinations. Everything else follows from it: YAML keys,
 builder keywords, `tppo-rl options`, the docs.
 """
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Condition(NamedTuple):
-    """When an option is read."""
+    """Condition under which an option is read."""
 
     words: str
     """Ends the sentence "is read only with …"."""
@@ -33,7 +33,7 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, arbitrary_types_allowed=True)
 
     def check(self, options: Options) -> None:
-        """Checks what the section's options do not go together with.
+        """Refuses values of the section that do not go together with other options.
 
         Raises:
             OptionError: names key, value, reason and remedy.
@@ -46,12 +46,12 @@ def option(
     """A field of a section.
 
     Args:
-        default: T-PPO's; other algorithms say in their files what they change.
-        description: Meaning and unit, for readers.
-        read_with: Under which condition it is read; None: always. An option that is changed and not read is refused.
-        perturbable: Whether it may differ between the run that saved a checkpoint and the one that goes on from it. Others
-            are in the checkpoint itself, or say what its queued tokens were sampled with.
-        bounds: pydantic's, such as `ge=0`.
+        default: T-PPO's default; the files of other algorithms say what they change.
+        description: Meaning and unit, for users.
+        read_with: Condition under which it is read; None: always. An option that is changed and not read is refused.
+        perturbable: Whether it may differ between the run that saved a checkpoint and the one that goes on from it. Other
+            options shape the checkpoint itself, or say how its queued tokens were sampled.
+        bounds: Bounds in pydantic's words, such as `ge=0`.
     """
     extra: Any = {"read_with": read_with, "perturbable": perturbable}
     return Field(default, description=description, json_schema_extra=extra, **bounds)
@@ -71,7 +71,7 @@ def _as_tuple(value: Any) -> Any:
 
 
 Pair = Annotated[tuple[float, float], BeforeValidator(_as_tuple)]
-"""Two numbers; YAML has them as a list."""
+"""Two numbers; in YAML they are a list."""
 
 Part = Annotated[PartSpec, BeforeValidator(PartSpec.parse), PlainSerializer(PartSpec.flat, return_type=Any)]
 """A registered name, `module:object`, or a mapping of `type` and arguments (see `tppo_rl.core.registry`)."""

@@ -28,14 +28,15 @@ from tppo_rl.core.result_keys import HELDOUT_KEYS, check_spelling
 HELDOUT_ACCURACY = "heldout_latest/sampled/accuracy"
 MEAN_RETURN = "rollout/return_mean"
 LEAST_PBT_CHECKPOINTS = 4
-"""A trial may be told to go on from another's checkpoint while it waits for its turn; until then that must not be removed."""
+"""Fewest checkpoints to keep with PBT: a trial may wait for its turn before it loads another's checkpoint, which must still
+exist by then."""
 
 PERTURBABLE = frozenset(key for key, option in OPTIONS.items() if option.perturbable)
 """Options that may differ between the run that saved a checkpoint and the one that goes on from it."""
 
 
 class _Class(NamedTuple):
-    """One of Tune's classes, by where its source stands, and the package that it needs."""
+    """A class of Tune: its source file, its name, and the package that it needs."""
 
     file: str
     name: str
@@ -65,9 +66,9 @@ class TuneOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
     num_samples: PositiveInt | None = None
-    """Draws of the random values, each at every point of the grids."""
+    """Number of draws of the random values, each at every grid point."""
     metric: str | None = None
-    """What schedulers and searchers compare; None is the held-out accuracy, or the mean return where nothing is evaluated."""
+    """Result key that schedulers and searchers compare; None: the held-out accuracy, or without evaluations the mean return."""
     mode: Literal["min", "max"] = "max"
     scheduler: str | dict[str, Any] = "fifo"
     search_alg: str | dict[str, Any] = "random"
@@ -85,13 +86,13 @@ def name_and_arguments(value: str | Mapping[str, Any]) -> tuple[str, dict[str, A
 
 
 def compared_metric(tune_config: TuneOptions, options: Mapping[str, Any]) -> str:
-    """Result key that schedulers and searchers compare."""
+    """Returns the result key that schedulers and searchers compare."""
     evaluated = options.get("evaluation_interval") is not None
     return tune_config.metric or (HELDOUT_ACCURACY if evaluated else MEAN_RETURN)
 
 
 def mutation_axes(tune_config: TuneOptions) -> list[Axis]:
-    """What PBT may change, as axes: a bare list is one of choices. Empty without PBT."""
+    """Returns the options that PBT may change, as axes; a bare list is a `choice`. Empty without PBT."""
     name, arguments = name_and_arguments(tune_config.scheduler)
     if name != "pbt":
         return []
@@ -102,7 +103,7 @@ def mutation_axes(tune_config: TuneOptions) -> list[Axis]:
 
 
 def asha_horizon(tune_config: TuneOptions, stop: Mapping[str, float]) -> float | None:
-    """ASHA's `max_t`: as given, else the limit of the experiment on the same key."""
+    """Returns ASHA's `max_t`: as given, else the experiment's limit on the same key; None if there is neither."""
     _, arguments = name_and_arguments(tune_config.scheduler)
     given = arguments.get("max_t", stop.get(arguments.get("time_attr", "training_iteration")))
     return None if given is None else float(given)
@@ -120,15 +121,15 @@ def check_tune_options(
     """Checks a sweep's scheduler, searcher and metric.
 
     Args:
-        tune_config: Of the experiment.
-        options: Of the experiment, with axes as they are written.
-        stop: Its limits.
-        num_to_keep: Checkpoints that a trial keeps.
-        num_trials: At the start.
+        tune_config: The experiment's `tune_config`.
+        options: The experiment's options, with search words as they are written.
+        stop: The experiment's limits by key.
+        num_to_keep: Number of checkpoints that a trial keeps; None: all.
+        num_trials: Number of trials at the start.
         where: Name of `tune_config` in messages.
 
     Raises:
-        OptionError: an unknown name or argument, or things that do not go together.
+        OptionError: an unknown name or argument, or a combination that does not work.
     """
     scheduler, arguments = _check_class(f"{where}.scheduler", tune_config.scheduler, SCHEDULERS)
     searcher, search_arguments = _check_class(f"{where}.search_alg", tune_config.search_alg, SEARCHERS)

@@ -1,4 +1,4 @@
-"""Environments by what the option `env` says: a Gymnasium id, after the module or file that registers it."""
+"""Environments that the option `env` names: a Gymnasium id, behind the module or file that registers it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tppo_rl.core.registry import load_module
 
 
 def env_spec(env: str) -> Any:
-    """Gymnasium's spec of `id`, `module:id` or `file.py:id`; the module is imported.
+    """Returns Gymnasium's spec of `id`, `module:id` or `file.py:id`; imports the module.
 
     Raises:
         OptionError: no such module or environment.
@@ -35,12 +35,12 @@ def make_text_env(environment: EnvironmentOptions, split: str) -> gymnasium.Env:
     """Makes the environment of a run.
 
     Args:
-        environment: Of the run's options.
+        environment: The run's options of the environment.
         split: "train" or "heldout".
 
     Raises:
         OptionError: no such module or environment.
-        ValueError, TypeError: `env_config` holds what it does not take.
+        ValueError, TypeError: `env_config` holds arguments that the environment does not take.
     """
     assert environment.env is not None
     return gymnasium.make(env_spec(environment.env), disable_env_checker=True, split=split, **environment.env_config)

@@ -1,1 +1,1 @@
-"""Words that every room shares: fragments, prompts, boundaries, metrics, registries. It imports no other room."""
+"""Types that every room shares: fragments, prompts, boundaries, metrics, registries. It imports no other room."""

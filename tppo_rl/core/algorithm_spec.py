@@ -1,4 +1,4 @@
-"""What an algorithm is, as data: its file in `tppo_rl.algorithms` holds one `AlgorithmSpec` and the reasons for it."""
+"""An algorithm as data: its file in `tppo_rl.algorithms` holds one `AlgorithmSpec` and the reasons for it."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ _WHOLE_RESPONSES_REASONS = {
 
 @dataclass(frozen=True)
 class AlgorithmSpec:
-    """The options that make an algorithm what it is. In a run file it is named by `run`, or by `run: module:SPEC`."""
+    """The options that define an algorithm. A run file names it by `run: NAME`, or by `run: module:SPEC`."""
 
     name: str
-    """Of its classes: `name` and `nameConfig`."""
+    """Name of the algorithm; its classes are `name` and `nameConfig`."""
     title: str
-    """What the name stands for."""
+    """The name in full."""
     paper: str
-    """Where it was published, such as "arXiv 2506.15050"."""
+    """Its publication, such as "arXiv 2506.15050"."""
     batches: Literal["windows", "whole_responses"] = "windows"
-    """What an update is made of: fragments of `window_length` tokens, or one whole response of every slot (sync)."""
+    """Batch of an update: fragments of `window_length` tokens, or one whole response of every slot (sync)."""
     advantages: str = "egae"
     """Default of `advantage_estimator`."""
     policy_loss: str = "clipped"
     """Default of `policy_loss`."""
     critic: str | None = "separate"
-    """Default of `critic`; None: it has none."""
+    """Default of `critic`; None: no critic."""
     defaults: Mapping[str, Any] = field(default_factory=dict)
-    """Further options that differ from T-PPO's. Values that belong to a size of model or batch are to be changed."""
+    """Further defaults that differ from T-PPO's. Users adapt those that depend on the size of model or batch."""
     fixed: Mapping[str, str] = field(default_factory=dict)
-    """Options that may not be changed, for it would be another algorithm; each with the reason and what to use instead."""
+    """Options that define the algorithm and may not be changed; each with the reason and what to use instead."""
 
     @property
     def options(self) -> dict[str, Any]:
@@ -45,6 +45,6 @@ class AlgorithmSpec:
 
     @property
     def reasons(self) -> dict[str, str]:
-        """Why options may not be changed, by option."""
+        """Reasons why options may not be changed, by option."""
         batches = _WHOLE_RESPONSES_REASONS if self.batches == "whole_responses" else {}
         return {**batches, **self.fixed}

@@ -1,4 +1,4 @@
-"""What the critic said at the end of an unfinished fragment, and what followed once the episode has ended."""
+"""Boundaries: the critic's values at the end of an unfinished fragment, and the return that followed."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Boundary:
-    """What the critic said at the end of an unfinished fragment when it was trained."""
+    """The critic's values at the end of an unfinished fragment, taken when the fragment was trained."""
 
     held: float
-    """V(s_(l-1)), which EGAE's `hold` puts in the place of V(s_l)."""
+    """V(s_(l-1)), which EGAE's `hold` uses as V(s_l)."""
     bootstrap: float
     """V(s_l)."""
     window_mean: float
@@ -24,6 +24,6 @@ class ClosedBoundary:
     window_index: int
     values: Boundary
     return_after: float
-    """Discounted rewards that followed the window."""
+    """Discounted return that followed the window."""
     position: int
-    """Tokens between the prompt and the window's end, the environment's included."""
+    """Tokens between the prompt and the window's end, environment text included."""

@@ -1,4 +1,4 @@
-"""Errors that a user can mend, and the messages for names that nothing knows."""
+"""Errors that a user can fix, and messages for unknown names."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 class OptionError(ValueError):
-    """A bad option: the message names key, value and remedy."""
+    """A bad option. The message names key, value and remedy."""
 
 
 def unknown_key(key: str, value: Any, known: Iterable[str]) -> str:

@@ -1,4 +1,4 @@
-"""The one data type that flows: a fragment, and a batch of them as an Arrow table.
+"""Fragments, the data that flow from env-runners to learners; a batch of them is an Arrow table.
 
 A fragment is immutable once emitted. On the wire and on disk a batch of fragments is an Arrow table with
 `FRAGMENT_SCHEMA`; `fragments_from_table` gives views into the table's buffers, so nothing is copied per token.
@@ -83,11 +83,10 @@ class Fragment:
     truncated: bool
     """The episode ended at the last token because `max_response_length` (or the environment's limit) was reached."""
     correct: bool | None = None
-    """Whether the response is right, where the episode ended; None where the environment does not say, and on unfinished
-    fragments."""
+    """Whether the response is right; None on unfinished fragments, and where the environment does not say."""
     hindsight_residual: float | None = None
-    """Set on a fragment that is trained once more, after its episode has ended: the return that followed the fragment
-    minus the boundary value that its advantages were made with."""
+    """Return that followed the fragment minus the boundary value that its advantages used. It is set on a fragment that
+    is trained once more, after its episode has ended."""
 
     def __len__(self) -> int:
         return int(np.count_nonzero(self.sampled))
@@ -109,14 +108,14 @@ class Fragment:
 
 
 def accuracy(finished: Sequence[Fragment]) -> float | None:
-    """Fraction of the responses that are right; None where the environment does not say so of every one that it ended."""
+    """Fraction of the responses that are right; None without responses, or if the correctness of one is unknown."""
     if not finished or any(fragment.correct is None for fragment in finished):
         return None
     return float(np.mean([bool(fragment.correct) for fragment in finished]))
 
 
 def owned(fragment: Fragment) -> Fragment:
-    """Returns the fragment with arrays of its own: views keep the whole table alive that they look into."""
+    """Returns the fragment with copies of its arrays: views would keep their whole table alive."""
     return replace(fragment, **{name: getattr(fragment, name).copy() for name in _ARRAYS})
 
 
@@ -125,8 +124,8 @@ def return_after(finished: Fragment, position: int, gamma: float) -> float:
 
     Args:
         finished: The episode's last fragment, whose context is all that came before.
-        position: Tokens, between the prompt's length and the episode's.
-        gamma: Discount of each sampled token; text of the environment is no step.
+        position: Number of leading tokens to skip, between the prompt's length and the episode's.
+        gamma: Discount of each sampled token; environment text is no step.
     """
     rewards = np.concatenate([finished.context_rewards, finished.rewards])[position:]
     sampled = np.concatenate([finished.context_sampled, finished.sampled])[position:].astype(bool)

@@ -1,8 +1,8 @@
-"""Contracts with the insides of other packages: what we use of them beside their documented API.
+"""Contracts with the insides of other packages: the attributes that we use beside their documented API.
 
 Each adapter file (`*_internals.py`) lists in `CONTRACT` every attribute that it uses, by the class or module that has it. A
-test looks all of them up in what is installed; at run time a missing one ends in a message that names package, version and
-attribute.
+test looks all of them up in the installed packages. At run time a missing attribute raises an error that names package,
+version and attribute.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Package(NamedTuple):
     distributions: tuple[str, ...]
     """Names under which it may be installed."""
     written_for: str
-    """Version whose insides these are."""
+    """Version that the adapter files are written for."""
 
     @property
     def installed(self) -> str:
@@ -34,7 +34,7 @@ class Package(NamedTuple):
         return "(not installed)"
 
     def lacks(self, what: str, error: Exception | None = None) -> RuntimeError:
-        """The error of something that is missing."""
+        """Returns the error for a missing attribute, module or file."""
         reason = f" ({error})" if error is not None else ""
         return RuntimeError(
             f"{self.name} {self.installed} lacks {what}{reason}; tppo-rl uses these insides of {self.name} {self.written_for}: "
@@ -43,10 +43,10 @@ class Package(NamedTuple):
 
     @contextmanager
     def insides(self, what: str) -> Iterator[None]:
-        """Turns the lack of an attribute or module into an error that says what and for which version.
+        """Turns a missing attribute or module into an error that names it and the version that has it.
 
         Raises:
-            RuntimeError: in the place of AttributeError and ImportError.
+            RuntimeError: instead of AttributeError and ImportError.
         """
         try:
             yield
@@ -62,7 +62,7 @@ Contract = Mapping[str, Sequence[str]]
 
 
 def missing(contract: Contract) -> list[str]:
-    """What of a contract is not there; imports the modules."""
+    """Returns the places and attributes of a contract that do not exist; imports the modules."""
     found = []
     for place, attributes in contract.items():
         module, _, name = place.partition(":")

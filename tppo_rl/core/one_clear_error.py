@@ -1,4 +1,4 @@
-"""What the command line makes of bad input: one message and an exit status."""
+"""Bad input on the command line: one message and an exit status."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import click
 from tppo_rl.core.errors import OptionError
 
 BAD_INPUT = 2
-"""Exit status; click's own for a bad call."""
+"""Exit status, the one that click uses for a bad call."""
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 

@@ -1,14 +1,13 @@
-"""The doors for what users bring: rewards, advantage estimators, policy losses, engines and algorithms by name.
+"""Registries of the parts that users may replace: rewards, advantage estimators, policy losses, engines, algorithms.
 
-An option that stands for a part is a registered name, or the place of an object of the user's own:
+An option that names a part is a registered name, or the place of a user's own object:
 
     policy_loss: cispo                                      a registered name
     policy_loss: {type: cispo, cap: 5.0}                    with arguments
     policy_loss: my_package.losses:squared                  an object of an importable module
     policy_loss: {type: ./losses.py:squared, scale: 2.0}    an object of a file
 
-Objects are found by their place in every process, so nothing of the user's is pickled. Environments have Gymnasium's own
-registry.
+Every process finds an object by its place, so no user code is pickled. Environments are in Gymnasium's own registry.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ from tppo_rl.core.errors import OptionError, unknown_key, unknown_value
 
 @dataclass(frozen=True)
 class PartSpec:
-    """What an option says of a part: which object, with which arguments."""
+    """A part as an option names it: the object and its arguments."""
 
     name: str
     """A registered name, `module:object`, or `file.py:object`."""
@@ -43,7 +42,7 @@ class PartSpec:
         """Reads `name`, or a mapping of `type` and arguments.
 
         Raises:
-            ValueError: neither.
+            ValueError: the value is neither.
         """
         if isinstance(value, PartSpec):
             return value
@@ -59,7 +58,7 @@ class PartSpec:
 
     @property
     def is_registered(self) -> bool:
-        """Whether it is a name, not a place."""
+        """Whether `name` is a name, not a place."""
         return ":" not in self.name
 
 
@@ -69,7 +68,7 @@ class Registry(Mapping[str, str]):
     Args:
         option: The option that takes such a part, for messages.
         places: Place by name. An object is imported when it is asked for.
-        by_keyword: Whether parts are called with keyword arguments, so that a keyword-only parameter need not be a setting.
+        by_keyword: Whether callers pass keyword arguments. Then every named parameter may be set, and none must be.
     """
 
     def __init__(self, option: str, places: Mapping[str, str], *, by_keyword: bool = False) -> None:
@@ -99,7 +98,7 @@ class Registry(Mapping[str, str]):
         self._places[name] = place
 
     def find(self, name: str) -> Any:
-        """The object of a registered name or of a place.
+        """Returns the object of a registered name or at a place.
 
         Raises:
             OptionError: no such name, module or object.
@@ -110,10 +109,10 @@ class Registry(Mapping[str, str]):
         return find_object(self._option, place, written=name)
 
     def resolve(self, spec: PartSpec) -> Callable[..., Any]:
-        """The part, ready to be called: the object with its arguments checked and bound.
+        """Returns the part, ready to be called: the object with its arguments checked and bound.
 
-        A class is called with the arguments, so that its own model checks them. Of a function they must be keyword-only
-        parameters (named ones, where parts are called by keyword), and are checked against their annotations.
+        A class is called with the arguments, so its own model checks them. The arguments of a function must be keyword-only
+        parameters (any named ones with `by_keyword`); they are checked against its annotations.
 
         Raises:
             OptionError: no such object, or arguments that it does not take.
@@ -147,7 +146,7 @@ class Registry(Mapping[str, str]):
         return OptionError(f"{message}; {takes}")
 
     def _checked(self, found: Callable[..., Any], spec: PartSpec) -> dict[str, Any]:
-        """The arguments of a function as its annotations have them."""
+        """Returns the arguments of a function, converted to the types of its annotations."""
         parameters = inspect.signature(found, eval_str=False).parameters
         settings: set[Any] = {inspect.Parameter.KEYWORD_ONLY}
         if self._by_keyword:
@@ -172,17 +171,17 @@ def _annotations(found: Callable[..., Any]) -> dict[str, Any]:
     try:
         return inspect.get_annotations(found, eval_str=True)
     except Exception:
-        # What stands under TYPE_CHECKING cannot be evaluated; then nothing is known of the types.
+        # Names imported under TYPE_CHECKING cannot be evaluated; then the types are unknown.
         return {}
 
 
 def find_object(option: str, place: str, *, written: str | None = None) -> Any:
-    """The object at a place, `module:object` or `file.py:object`.
+    """Returns the object at a place, `module:object` or `file.py:object`.
 
     Args:
-        option: For messages.
-        place: Where it is.
-        written: What the user wrote, where that is not the place.
+        option: Option that names the object, for messages.
+        place: Place of the object.
+        written: The user's words for it, if they differ from the place.
 
     Raises:
         OptionError: no such module or object.
@@ -206,10 +205,10 @@ def find_object(option: str, place: str, *, written: str | None = None) -> Any:
 
 
 def load_module(name: str) -> ModuleType:
-    """Imports a module by name, or a Python file by its path, once for each process.
+    """Imports a module by name, or a Python file by its path, once per process.
 
     Raises:
-        ImportError, OSError: there is none, or it cannot be imported.
+        ImportError, OSError: the module does not exist, or cannot be imported.
     """
     if not name.endswith(".py"):
         return importlib.import_module(name)

@@ -1,4 +1,4 @@
-"""Keys of results, which `stop`, schedulers and searchers look at; `a/b` is `b` of the mapping `a`."""
+"""Keys of results, which `stop`, schedulers and searchers read; `a/b` is key `b` of the mapping `a`."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ HELDOUT_KEYS = tuple(
     for how in ("sampled", "greedy")
     for what in ("accuracy", "return_mean", "response_length_mean")
 )
-"""Of the last held-out evaluation."""
+"""Keys of the last held-out evaluation."""
 METRIC_KEYS = tuple(metric.name for metric in METRICS if not metric.name.startswith("heldout/"))
-"""Of the last iteration. One that has no value in an iteration is absent."""
+"""Keys of the last iteration's metrics. A metric without a value in an iteration is absent."""
 _OF_RLLIB = (
     "env_runners/episode_len_mean",
     "env_runners/episode_return_mean",
@@ -28,13 +28,13 @@ _OF_RLLIB = (
     "training_iteration",
 )
 RESULT_KEYS = (*_OF_RLLIB, *HELDOUT_KEYS, *METRIC_KEYS)
-"""What every run has. Losses and callbacks of a user's own may add to them."""
+"""Keys that every run has. A user's own losses and callbacks may add to them."""
 _MISSPELLED = 0.8
-"""Likeness from which on an unknown key is taken for a known one."""
+"""Similarity in [0, 1] from which an unknown key counts as a misspelled one."""
 
 
 def lookup(result: Mapping[str, Any], path: str) -> Any:
-    """Value at `a/b/c` in nested results, None where there is none."""
+    """Returns the value at `a/b/c` in nested results; None if there is none."""
     value: Any = result
     for part in path.split("/"):
         if not isinstance(value, Mapping) or part not in value:
@@ -44,15 +44,15 @@ def lookup(result: Mapping[str, Any], path: str) -> Any:
 
 
 def check_spelling(option: str, value: Any, key: str) -> None:
-    """Checks that a key of results is not a misspelled one.
+    """Refuses a misspelled key of results.
 
     Args:
-        option: Where the key is given, for messages.
-        value: What stands there.
+        option: Option that gives the key, for messages.
+        value: Value of that option, for messages.
         key: The key.
 
     Raises:
-        OptionError: it is unknown, and much like a known one.
+        OptionError: the key is unknown, and similar to a known one.
     """
     if key in RESULT_KEYS:
         return
@@ -62,15 +62,15 @@ def check_spelling(option: str, value: Any, key: str) -> None:
 
 
 def check_limits(result: Mapping[str, Any], stop: Mapping[str, float], where: str) -> None:
-    """Checks on the first result that every limit of a run is one of something: a run would not end by it.
+    """Checks on the first result that results have every key of `stop`; a limit on another key would never end the run.
 
     Args:
-        result: Of the first iteration.
+        result: Result of the first iteration.
         stop: Limits by key.
         where: Name of `stop`, for the message.
 
     Raises:
-        OptionError: a key that the result does not have, and that is none of the known metrics, of which some come later.
+        OptionError: a key is not in the result, and is no known metric (some of these come later).
     """
     for key, limit in stop.items():
         if key in RESULT_KEYS or lookup(result, key) is not None:

@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 
 LearningRate = float | Sequence[Sequence[float]]
-"""A constant, or [[tokens, rate], …] with rising tokens from 0 on: straight lines between, the last rate from then on."""
+"""A constant, or [[tokens, rate], …]: tokens rise from 0, straight lines connect the points, and the last rate stays."""
 
 
 def rate_at(rate: LearningRate, num_tokens: int) -> float:
@@ -20,7 +20,7 @@ def rate_at(rate: LearningRate, num_tokens: int) -> float:
 
 
 def fault(rate: LearningRate) -> str | None:
-    """Returns what is wrong with a learning rate, as the end of an error message; None where nothing is."""
+    """Returns the end of an error message about a bad learning rate; None for a good one."""
     if isinstance(rate, int | float):
         return None if rate >= 0 else "give a number, at least 0"
     if len(rate) < 2 or any(len(point) != 2 for point in rate):

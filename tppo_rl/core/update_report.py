@@ -1,4 +1,4 @@
-"""What learners report of an update."""
+"""The learners' report of an update."""
 
 from __future__ import annotations
 
@@ -30,5 +30,5 @@ class UpdateReport:
 
     @property
     def largest_staleness(self) -> int:
-        """In policy versions."""
+        """Largest staleness of a trained token, in policy versions."""
         return int(self.metrics["staleness_max"])

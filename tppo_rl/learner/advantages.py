@@ -1,8 +1,9 @@
 """The policy's advantages, estimated from fragments and the critic's values.
 
-An estimator is a function `(batch, values, options) -> advantages`: a `TrainBatch` of B fragments whose windows have at most T
-sampled tokens, `CriticValues` (None without a critic), and float32 [B, T] out, padding 0. Those of this file are registered by
-name (`tppo_rl.core.registry.ADVANTAGES`); one of your own is named by its place, `advantage_estimator: my_module:my_estimator`."""
+An estimator is a function `(batch, values, options) -> advantages`. It gets a `TrainBatch` of B fragments whose windows have at
+most T sampled tokens, and `CriticValues` (None without a critic), and returns float32 [B, T], padding 0. The estimators of this
+file are registered by name (`tppo_rl.core.registry.ADVANTAGES`). Name an estimator of your own by its place,
+`advantage_estimator: my_module:my_estimator`."""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ from tppo_rl.maths.normalization import group_moments, normalize
 
 
 def policy_lambda(batch: TrainBatch, options: Options) -> float | torch.Tensor:
-    """Returns lambda of the policy's advantages: a number, or float32 [B] where it depends on the response's length."""
+    """Returns lambda of the policy's advantages: a number, or float32 [B] if it depends on the response's length."""
     if options.advantages.lambda_ == LENGTH_ADAPTIVE:
         return length_adaptive_lambda(batch.all_sampled.lengths, alpha=options.advantages.lambda_alpha)
     return float(options.advantages.lambda_)
@@ -28,8 +29,8 @@ def policy_lambda(batch: TrainBatch, options: Options) -> float | torch.Tensor:
 def extended_advantages(batch: TrainBatch, values: CriticValues | None, options: Options) -> torch.Tensor:
     """Returns the extended GAE of the window's tokens, float32 [B, T] (see `tppo_rl.maths.advantages`).
 
-    Those of unfinished windows count `unfinished_advantage_scale`.
-    Windows in hindsight get what their first advantages would have been more with the true return at the boundary.
+    Advantages of unfinished windows are multiplied by `unfinished_advantage_scale`. Windows in hindsight get the difference
+    that the true return at the boundary makes to their first advantages.
     """
     assert values is not None, "extended GAE needs a critic"
     window, lambda_ = batch.window, policy_lambda(batch, options)
@@ -103,9 +104,9 @@ def _require_whole_episodes(batch: TrainBatch, estimator: str) -> None:
 def normalized_advantages(
     batch: TrainBatch, advantages: torch.Tensor, options: Options, collective: Collective | None = None
 ) -> torch.Tensor:
-    """Returns advantages [B, T] with unit spread over the batch of all learners, or over each group.
+    """Returns advantages [B, T] with standard deviation 1 over the batch of all learners, or over each group.
 
-    Groups are those of this learner's share; the host gives all responses to a prompt to one learner.
+    Groups are those of this learner's shard; the host gives all responses to a prompt to one learner.
     """
     if options.advantages.advantage_normalization == "none":
         return advantages

@@ -1,11 +1,11 @@
-"""From fragments to tensors: whole sequences back to back, and tables of the sampled tokens in them.
+"""Fragments as tensors: whole sequences back to back, and tables of the sampled tokens in them.
 
-A fragment's sequence is its context followed by its tokens. Two sets of its sampled tokens matter: those of the window
-(policy loss) and, where the episode is finished, those of the whole response (value loss). Environment text between
-turns is in the sequence but in neither set, so the state after a sampled token is the one before the NEXT sampled
-token, or the end of the sequence.
+A fragment's sequence is its context followed by its tokens. Two sets of its sampled tokens matter: the window's for the
+policy loss and, if the episode is finished, the whole response's for the value loss. Environment text between turns is
+in the sequence but in neither set. So the state after a sampled token is the state before the NEXT sampled token, or
+the end of the sequence.
 
-A fragment that is trained a second time in hindsight is never finished: what it adds is for the policy alone.
+A fragment that is trained a second time in hindsight is never finished: the policy alone trains on it.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from tppo_rl.core.fragments import Fragment
 
 @dataclass(frozen=True, eq=False)
 class SampledTokens:
-    """Sampled tokens of some sequences, one row a sequence, padded on the right with 0."""
+    """Sampled tokens of some sequences, one row for each sequence, padded on the right with 0."""
 
     lengths: torch.Tensor
     """int64 [B]: sampled tokens in the row, at least 1."""
     positions: torch.Tensor
-    """int64 [B, T]: position in its sequence of the state that predicts the token: the token's own position - 1."""
+    """int64 [B, T]: position of the state that predicts the token, in its sequence: the token's own position - 1."""
     tokens: torch.Tensor
     """int64 [B, T]: the sampled tokens."""
     rewards: torch.Tensor
@@ -39,20 +39,20 @@ class SampledTokens:
 
 
 def last_positions(sampled: SampledTokens) -> torch.Tensor:
-    """Returns the positions of each sequence up to the state that predicts its last sampled token, int64 [B]."""
+    """Returns each sequence's number of positions up to the state that predicts its last sampled token, int64 [B]."""
     return sampled.positions.amax(dim=1) + 1 if len(sampled.lengths) else sampled.lengths
 
 
 @dataclass(frozen=True, eq=False)
 class TrainBatch:
-    """One learner's share of an update, on the CPU. B fragments, of which F are finished; B and F may be 0."""
+    """One learner's shard of an update, on the CPU: B fragments, F of them finished; B and F may be 0."""
 
     tokens: torch.Tensor
     """int64 [S]: all sequences back to back."""
     offsets: torch.Tensor
     """int64 [B + 1]: sequence b is `tokens[offsets[b] : offsets[b + 1]]`."""
     window: SampledTokens
-    """[B, T]: the window's sampled tokens, those of the policy loss."""
+    """[B, T]: the window's sampled tokens, for the policy loss."""
     behavior_log_probs: torch.Tensor
     """float32 [B, T]: log-prob (nats) of each window token from the engine that sampled it; padding 0."""
     versions: torch.Tensor
@@ -62,37 +62,37 @@ class TrainBatch:
     finished_rows: torch.Tensor
     """int64 [F]: rows of the finished fragments."""
     response: SampledTokens
-    """[F, R]: all sampled tokens of the finished episodes, those of the value loss. Row f is of sequence
+    """[F, R]: all sampled tokens of the finished episodes, for the value loss. Row f belongs to sequence
     `finished_rows[f]`."""
     correct: torch.Tensor
     """bool [B]: whether the fragment finished its episode and the environment found the response right."""
     hindsight: torch.Tensor
     """bool [B]: whether the fragment is trained a second time, on `residuals`."""
     residuals: torch.Tensor
-    """float32 [B]: return after the fragment minus the boundary value that was used; 0 where not in hindsight."""
+    """float32 [B]: return after the fragment minus the boundary value that was used; 0 if not in hindsight."""
     all_sampled: SampledTokens
-    """[B, Q]: sampled tokens of the whole sequence, those of earlier windows included."""
+    """[B, Q]: sampled tokens of the whole sequence, earlier windows included."""
     groups: torch.Tensor
     """int64 [B]: prompt index; the responses to one prompt are a group."""
     episode_ids: np.ndarray
-    """int64 [B]."""
+    """int64 [B]: episode of each fragment."""
     window_indices: np.ndarray
-    """int32 [B]."""
+    """int32 [B]: index of each window in its episode."""
 
     def __len__(self) -> int:
         return len(self.finished)
 
     @property
     def sequence_lengths(self) -> torch.Tensor:
-        """int64 [B]: positions of each sequence."""
+        """int64 [B]: number of positions of each sequence."""
         return self.offsets.diff()
 
     def at_positions(self, per_position: torch.Tensor, sampled: SampledTokens, rows: torch.Tensor) -> torch.Tensor:
-        """Reads a quantity of the predicting states of sampled tokens.
+        """Reads a quantity at the states that predict sampled tokens.
 
         Args:
-            per_position: [S], one value for each position of all sequences, ordered as `tokens`.
-            sampled: The B' rows of tokens to read for.
+            per_position: [S], one value for each position of all sequences, in the order of `tokens`.
+            sampled: B' rows of sampled tokens.
             rows: int64 [B'], the sequence of each row of `sampled`.
 
         Returns:
@@ -106,10 +106,10 @@ class TrainBatch:
     def padded(self, rows: torch.Tensor, lengths: torch.Tensor, starts: torch.Tensor | None = None) -> torch.Tensor:
         """Returns `lengths[i]` tokens of sequence `rows[i]` from position `starts[i]` on, int64 [len(rows), max(lengths)].
 
-        Without `starts` all are from the sequence's beginning.
+        Without `starts` all rows start at the beginning of their sequence.
 
         Padding on the right holds token 0, which every vocabulary has: under a causal mask it changes nothing. Without
-        rows it is one token of padding, [1, 1], for a pass that is made only because other learners make it.
+        rows the result is one token of padding, [1, 1], for a pass that is made only because other learners make it.
         """
         if not len(rows):
             return self.tokens.new_zeros(1, 1)
@@ -165,7 +165,7 @@ def batch_from_fragments(fragments: Sequence[Fragment]) -> TrainBatch:
 
 
 class _Columns:
-    """Turns values of chosen flat positions into padded rows, one row for each of `rows`."""
+    """Turns values at chosen flat positions into padded rows, one for each sequence of `rows`."""
 
     def __init__(self, flat_positions: np.ndarray, offsets: np.ndarray, rows: np.ndarray) -> None:
         sequence = np.searchsorted(offsets, flat_positions, side="right") - 1

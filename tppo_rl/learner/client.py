@@ -1,4 +1,4 @@
-"""The driver's side of learning: a batch of fragments to the learners, their report back."""
+"""The driver's side of learning: it sends a batch of fragments to the learners and gets their report."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class LearnerClient:
 
     Args:
         learner_group: RLlib's LearnerGroup of `TPPOLearner`s.
-        options: Of the run.
-        read_metrics: Gives the numbers behind RLlib's metrics (`MetricsLogger.peek_results`).
+        options: Options of the run.
+        read_metrics: Turns RLlib's metrics into numbers (`MetricsLogger.peek_results`).
     """
 
     def __init__(
@@ -37,11 +37,11 @@ class LearnerClient:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="update")
 
     def update(self, fragments: Sequence[Fragment], meanwhile: Callable[[], object] | None = None) -> UpdateReport:
-        """Trains fragments.
+        """Trains fragments and returns the learners' report.
 
         Args:
-            fragments: What to train, windows in hindsight among them.
-            meanwhile: Called again and again as long as it takes; None waits.
+            fragments: Fragments to train, windows in hindsight included.
+            meanwhile: Called again and again until the update has ended; None waits.
         """
         data = self._training_data(fragments)
         if meanwhile is None:
@@ -53,15 +53,15 @@ class LearnerClient:
         return self._report(update.result())
 
     def ask(self, question: Callable[[Any], Any]) -> list[Any]:
-        """The answers of all learners to a question about themselves."""
+        """Calls a function on every learner and returns the results."""
         return [result.get() for result in self._learner_group.foreach_learner(question)]
 
     def held_episodes(self) -> pa.Table:
-        """Finished episodes that wait for a full value batch, of all learners."""
+        """Returns the finished episodes that wait for a full value batch, of all learners."""
         return concatenate_tables(self.ask(TPPOLearner.held_episodes))
 
     def hold_episodes(self, table: pa.Table) -> None:
-        """Gives learners back what `held_episodes` returned."""
+        """Gives the episodes that `held_episodes` returned back to the learners."""
         self.ask(partial(TPPOLearner.hold_episodes, table=table))
 
     def stop(self) -> None:
@@ -82,7 +82,7 @@ class LearnerClient:
 
     def _report(self, results: list[dict[str, Any]]) -> UpdateReport:
         fragments = pa.concat_tables([result.pop(FRAGMENT_REPORT) for result in results])
-        # Every learner has the one of all.
+        # The histogram is global, so that of any learner will do.
         histogram, *_ = [np.asarray(result.pop(STALENESS_HISTOGRAM)) for result in results]
         metrics = self._read_metrics(results[0][DEFAULT_MODULE_ID])
         return UpdateReport(metrics, fragments, histogram, results)

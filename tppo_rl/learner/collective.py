@@ -1,4 +1,4 @@
-"""What learners say to each other: sums, maxima and one broadcast, in an order that all of them keep."""
+"""Communication of learners: sums, maxima, a broadcast and a union, which all learners call in the same order."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ class Collective(Protocol):
         """Replaces `tensor` in place by its maximum over all learners and returns it."""
 
     def broadcast_(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Replaces `tensor` in place by that of learner 0 and returns it."""
+        """Replaces `tensor` in place by the tensor of learner 0 and returns it."""
 
     def union(self, names: Iterable[str]) -> list[str]:
         """Returns the names that any learner has, sorted."""
 
 
 class SingleLearner:
-    """The collective of one learner: nothing to exchange."""
+    """The collective of one learner, which exchanges nothing."""
 
     rank = 0
     size = 1
@@ -51,7 +51,7 @@ class SingleLearner:
 class TorchDistributed:
     """The collective of a torch.distributed process group that is already set up.
 
-    Tensors are moved to `device` for the exchange, for NCCL takes CUDA tensors only.
+    Tensors are moved to `device` for the exchange, because NCCL takes CUDA tensors only.
     """
 
     def __init__(self, device: torch.device | str = "cpu") -> None:
@@ -82,9 +82,9 @@ class TorchDistributed:
 
 
 def current_collective(device: torch.device | str = "cpu") -> Collective:
-    """Returns the process group that the host has set up, or a single learner where there is none.
+    """Returns the collective of the process group that the host has set up, or a single learner without a group.
 
-    A group of one counts as none: an engine in the same process makes such a group for itself.
+    A group of one counts as no group: an engine in the same process makes such a group for itself.
     """
     available = torch.distributed.is_available() and torch.distributed.is_initialized()
     return TorchDistributed(device) if available and torch.distributed.get_world_size() > 1 else SingleLearner()

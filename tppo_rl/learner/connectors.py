@@ -1,16 +1,16 @@
-"""The stages of `tppo_rl.learner.targets` as RLlib `ConnectorV2` pieces, so that each can be exchanged in the config.
+"""The stages of `tppo_rl.learner.targets` as RLlib `ConnectorV2` pieces, so that the config can exchange each of them.
 
-A piece is called with `episodes` (a list of fragments) and `batch`, {module id: columns}; the default module's column
+A piece is called with `episodes` (a list of fragments) and `batch`, {module id: columns}. The default module's column
 `ESTIMATES` holds the `Estimates` that the stages fill in. A piece of your own that the config's `learner_connector` puts in
-front sees the fragments before there are estimates, and may leave some out. One that takes the place of a stage, in a pipeline
-of your own, reads and changes the estimates:
+front sees the fragments before there are estimates, and may leave some out. In a pipeline of your own, a piece may take the
+place of a stage; it reads and changes the estimates:
 
     class Halved(ConnectorV2):
         def __call__(self, *, batch, **kwargs):
             batch[DEFAULT_MODULE_ID][ESTIMATES].advantages *= 0.5
             return batch
 
-For advantages of your own no piece is needed: see the option `advantage_estimator`.
+Advantages of your own need no piece: see the option `advantage_estimator`.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class StageConnector(ConnectorV2):
     """One stage as a piece of RLlib's pipeline.
 
     Args:
-        name: Of the stage, by which it can be found in the pipeline.
+        name: Name of the stage, by which it can be found in the pipeline.
         stage: Changes the estimates.
     """
 
@@ -57,5 +57,5 @@ class StageConnector(ConnectorV2):
 
 
 def connectors(stages: Mapping[str, Stage]) -> list[ConnectorV2]:
-    """The pieces that run these stages on fragments, in order."""
+    """Returns the pieces that run these stages on fragments, in order."""
     return [FragmentsToBatch(), *(StageConnector(name, stage) for name, stage in stages.items())]

@@ -4,8 +4,8 @@
     update 9   (kept . . . . .) window 1            window 1 alone is computed, and kept as well
     update 12  (kept . . . . . . . . . .) window 2  finished: dropped after the update
 
-What is kept is as old as the update that trained it, as are the memories of Transformer-XL (arXiv 1901.02860), and the
-keys and values of an engine that does not compute them anew when its weights change.
+The kept states are as old as the update that trained them. The same holds for the memories of Transformer-XL (arXiv
+1901.02860), and for an engine that keeps keys and values when its weights change.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from tppo_rl.learner.packing import ModelInput
 
 
 class ContextCache:
-    """States of one model in open episodes, on the CPU, up to the last one that predicted a token of a trained window."""
+    """States of one model in open episodes, on the CPU, up to the last state that predicted a token of a trained window."""
 
     def __init__(self, max_positions: int) -> None:
         """Makes an empty cache.
 
         Args:
-            max_positions: Most positions of all episodes together. Beyond them the episodes that were longest without
-                a new window go first; what is missing is computed when it is needed.
+            max_positions: Most positions of all episodes together. Beyond them, episodes are dropped: first those without
+                a new window for the longest time. Missing states are computed when they are needed.
         """
         self._max_positions = max_positions
         self._states: dict[int, torch.Tensor] = {}
@@ -34,11 +34,11 @@ class ContextCache:
 
     @property
     def num_positions(self) -> int:
-        """Positions of all episodes together."""
+        """Number of positions of all episodes together."""
         return sum(map(len, self._states.values()))
 
     def contexts(self, batch: TrainBatch) -> Contexts:
-        """Returns what is at hand of the contexts of a batch's windows; of an episode that is not known, nothing."""
+        """Returns the cached parts of the contexts of a batch's windows; the part of an unknown episode is empty."""
         wanted = context_lengths(batch).tolist()
         parts = [
             self._states[episode][:length] if episode in self._states else torch.zeros(0, 0)
@@ -50,7 +50,7 @@ class ContextCache:
         return Contexts(torch.tensor([len(part) for part in parts]), torch.cat(known), self._shapes)
 
     def values(self, batch: TrainBatch, contexts: Contexts) -> list[torch.Tensor]:
-        """Returns the values that were kept beside `contexts` of the batch, float32, one tensor a sequence."""
+        """Returns the values that were kept with `contexts` of the batch, float32, one tensor for each sequence."""
         return [
             self._values[episode][:length] if length else torch.zeros(0)
             for episode, length in zip(batch.episode_ids.tolist(), contexts.lengths.tolist(), strict=True)
@@ -64,14 +64,14 @@ class ContextCache:
         inputs: ModelInput,
         values: list[torch.Tensor] | None = None,
     ) -> None:
-        """Keeps the states of what was read after contexts, and these, of episodes that go on.
+        """Keeps the contexts of episodes that go on, and the states that were read after them.
 
         Args:
             batch: B sequences.
-            rows: int64 [b], those that were read.
-            contexts: What they were read after.
-            inputs: What the model read, laid out with `record`.
-            values: Of each of the B sequences the critic's value at every position.
+            rows: int64 [b], sequences that were read.
+            contexts: Contexts after which they were read.
+            inputs: Input of the model, laid out with `record`.
+            values: The critic's value at every position of each of the B sequences; None for the policy.
         """
         stops = last_positions(batch.window)
         known_lengths = [len(self._states.get(episode, ())) for episode in batch.episode_ids[rows.numpy()].tolist()]
@@ -82,7 +82,7 @@ class ContextCache:
         states, self._shapes = recorded(inputs, going_on)
         for own, row in zip(states, rows[going_on].tolist(), strict=True):
             episode, stop = int(batch.episode_ids[row]), int(stops[row])
-            # A later window of the episode may stand in the same rows.
+            # The same rows may hold a later window of the episode.
             known = self._states.get(episode)
             if known is not None and len(known) >= stop:
                 continue

@@ -1,4 +1,4 @@
-"""What stands before the windows of a batch: keys and values that windows are read beside, without a gradient to them.
+"""Contexts of a batch's windows: keys and values that the windows attend to, without a gradient.
 
 A window's states attend to the keys and values of its context: prompt and earlier windows. With
 `context_gradient=False` they are computed before the first optimizer step, and every pass of the policy reads windows
@@ -7,7 +7,7 @@ alone. Gradients end where a window begins, as between the segments of Transform
     contexts  x x x x x .    one forward pass          windows  a a a     forward and backward in every pass,
               y y y . . .    -> keys and values                 b b .     beside keys and values of the contexts
 
-What earlier updates have left of them (see `context_cache`) is not computed again.
+Parts that earlier updates have computed are not computed again (see `context_cache`).
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ Shapes = tuple[tuple[int, int], ...]
 
 @dataclass(frozen=True, eq=False)
 class Contexts:
-    """Keys and values of the first positions of each sequence, on the CPU: a GPU's memory is left to the passes."""
+    """Keys and values of the first positions of each sequence, on the CPU, to leave a GPU's memory to the passes."""
 
     lengths: torch.Tensor
-    """int64 [B]: positions of each sequence."""
+    """int64 [B]: number of positions of each sequence's context."""
     states: torch.Tensor
-    """[S, W]: keys and values of all layers side by side, contexts back to back; W is 0 where all are empty."""
+    """[S, W]: keys and values of all layers side by side, contexts back to back; W is 0 if all are empty."""
     shapes: Shapes
-    """How a row of `states` is divided; nothing where all are empty."""
+    """Division of a row of `states` into layers; empty if all contexts are."""
 
     @property
     def offsets(self) -> torch.Tensor:
@@ -58,14 +58,14 @@ class Contexts:
         *,
         record: bool = False,
     ) -> ModelInput:
-        """Lays out what follows the contexts of sequences `rows[i]` up to position `lengths[i]`, a padded row each.
+        """Lays out the tokens of sequences `rows[i]` from the end of their contexts to position `lengths[i]`, in padded rows.
 
         Args:
-            batch: That whose contexts these are.
-            rows: int64 [b]; without rows one token of padding.
-            lengths: int64 [b], each above the length of its context.
-            device: The model's.
-            record: Whether `recorded` is to return the states of what is laid out.
+            batch: The batch of these contexts.
+            rows: int64 [b], sequences to lay out; without rows the result is one token of padding.
+            lengths: int64 [b], position up to which each is laid out, above the length of its context.
+            device: Device of the model.
+            record: Whether `recorded` can return the states of these tokens afterwards.
         """
         starts = self.lengths[rows]
         input_ids = batch.padded(rows, lengths - starts, starts).to(device)
@@ -74,26 +74,26 @@ class Contexts:
             cache = Cache(layer_class_to_replicate=_RecordingLayer) if record and len(rows) else None
             return ModelInput(input_ids, starts, past_key_values=cache)
         steps = torch.arange(longest)
-        # Padding reads any place: it is not seen.
+        # Padding may read any place, because nothing attends to it.
         places = torch.where(steps < starts[:, None], self.offsets[rows, None] + steps, 0)
         states = self.states.index_select(0, places.flatten()).unflatten(0, places.shape).to(device)
         return after_contexts(input_ids, starts, lengths, _layers(states, self.shapes), record=record)
 
 
 def no_contexts(num_sequences: int) -> Contexts:
-    """Returns contexts of no positions."""
+    """Returns empty contexts of some sequences."""
     return Contexts(torch.zeros(num_sequences, dtype=torch.int64), torch.zeros(0, 0), ())
 
 
 @dataclass(frozen=True)
 class Completed:
-    """Contexts, and what was left to compute of them."""
+    """Contexts, and the work to complete them."""
 
     contexts: Contexts
     positions: int
-    """Positions that were computed."""
+    """Number of positions that were computed."""
     padded_positions: int
-    """The same with padding."""
+    """Number of positions that were computed, padding included."""
 
 
 def window_contexts(
@@ -103,14 +103,14 @@ def window_contexts(
     at_hand: Contexts | None = None,
     wanted: torch.Tensor | None = None,
 ) -> Completed:
-    """Computes the contexts of a batch's windows with the weights as they are.
+    """Computes the contexts of a batch's windows with the present weights.
 
     Args:
-        policy: One that `check_contexts` has passed.
-        batch: May be empty.
+        policy: A policy that `check_contexts` has passed.
+        batch: B fragments; may be empty.
         micro_batch_tokens: Most tokens in one forward pass, padding included.
-        at_hand: What is known of them, at most all of each.
-        wanted: int64 [N], the windows whose contexts are completed; of the others there is what is known. None: all.
+        at_hand: Parts of the contexts that are known already.
+        wanted: int64 [N], windows whose contexts are completed; the others keep their known parts. None: all windows.
     """
     at_hand = at_hand or no_contexts(len(batch))
     lengths = context_lengths(batch)
@@ -136,16 +136,16 @@ def window_contexts(
 
 
 def context_lengths(batch: TrainBatch) -> torch.Tensor:
-    """Returns the positions of each sequence before the first state that predicts a token of its window, int64 [B]."""
+    """Returns each sequence's number of positions before the first state that predicts a window token, int64 [B]."""
     return batch.window.positions[:, 0] if len(batch) else torch.zeros(0, dtype=torch.int64)
 
 
 def recorded(inputs: ModelInput, rows: torch.Tensor | None = None) -> tuple[torch.Tensor, Shapes]:
-    """Returns the states of what a model has read, [b, n, W] on the CPU with any on padding, and their shapes.
+    """Returns the states of the tokens that a model has read, [b, n, W] on the CPU, and their shapes; padding holds any.
 
     Args:
-        inputs: Those of a pass that has been made, laid out with `record`.
-        rows: int64 [b] on the CPU, of which rows of the input; None: all.
+        inputs: Input of a pass that has been made, laid out with `record`.
+        rows: int64 [b] on the CPU, rows of the input; None: all.
     """
     parts = [part for layer in inputs.past_key_values.layers for part in layer.own]
     if rows is not None:
@@ -162,23 +162,23 @@ def after_contexts(
     *,
     record: bool = False,
 ) -> ModelInput:
-    """Lets rows of tokens go on after keys and values of their contexts.
+    """Returns the input for rows of tokens that go on after keys and values of their contexts.
 
-    Each row sees its own context, nothing of the padding behind that, and its own tokens up to each of them.
+    Each token sees the context of its row, not the padding behind that, and the tokens of its row up to itself.
 
     Args:
         input_ids: int64 [b, n], padded on the right with any token.
         starts: int64 [b] on the CPU, length of each context.
-        lengths: int64 [b] on the CPU, of context and row together.
+        lengths: int64 [b] on the CPU, length of context and row together.
         layers: Keys and values of each layer, [b, heads, c, width], padded on the right with any finite number.
-        record: Whether `recorded` is to return the states of the rows.
+        record: Whether `recorded` can return the states of the rows afterwards.
     """
     rows, width = input_ids.shape
     columns, in_context = torch.arange(width), torch.arange(layers[0][0].shape[2]) < starts[:, None]
     seen = torch.cat(
         [in_context[:, None].expand(-1, width, -1), (columns <= columns[:, None]).expand(rows, -1, -1)], dim=2
     )
-    # Padding stays at its row's last position: models that learn positions have no more than the longest sequence needs.
+    # Padding gets its row's last position: models with learned positions may have none beyond the longest sequence.
     positions = torch.minimum(starts[:, None] + columns, lengths[:, None] - 1)
     layer = _RecordingLayer if record else _ContextLayer
     return ModelInput(
@@ -191,7 +191,7 @@ def after_contexts(
 
 
 class _ContextLayer(DynamicLayer):
-    """Keys and values that nothing is added to, so that a block which is computed again reads the same ones."""
+    """Keys and values of a context. They never grow, so a block that is computed again reads the same ones."""
 
     def __init__(self, keys: torch.Tensor | None = None, values: torch.Tensor | None = None) -> None:
         super().__init__()
@@ -208,7 +208,7 @@ class _ContextLayer(DynamicLayer):
 
 
 class _RecordingLayer(_ContextLayer):
-    """Keeps the states that were read after the context."""
+    """Also keeps the states that were read after the context."""
 
     own: tuple[torch.Tensor, torch.Tensor]
 
@@ -235,10 +235,10 @@ def _size(shape: tuple[int, int]) -> int:
 
 @torch.no_grad()
 def check_contexts(model: Policy | Critic) -> None:
-    """Checks that a model goes on after a context as if it had read both at once.
+    """Checks that a model computes the same after a context as when it reads context and window at once.
 
     Raises:
-        ValueError: it does not, or it has layers that see only what is near.
+        ValueError: it computes something else, or it has layers with local attention.
     """
     backbone: Any = model.model.base_model if isinstance(model, Policy) else model.backbone
     setting, remedy = "context_gradient=False", "set context_gradient to True"

@@ -1,4 +1,4 @@
-"""The critic's part of an update: regression of the value batch."""
+"""The critic's part of an update: regression on the value batch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tppo_rl.maths.reduce import token_mean
 from tppo_rl.maths.value import clipped_value_loss, value_loss
 
 CRITIC_SUMS = ("value_loss_sum", "critic_passes")
-"""Sums that the critic's part adds to the metric_sums."""
+"""Sums that the critic's part adds to `metric_sums`."""
 
 
 class CriticStep:
@@ -48,12 +48,11 @@ class CriticStep:
     ) -> list[StepReport]:
         """Makes `critic_num_epochs` passes over the value batch, one optimizer step per minibatch.
 
-        Returns one report for each optimizer step, the same on all learners; none where no learner has anything to
-        regress.
+        Returns one report for each optimizer step, the same on all learners; none if all value batches are empty.
 
         Args:
-            value_batch: This learner's share; may be without rows.
-            global_tokens: Tokens of the value batch on all learners.
+            value_batch: This learner's shard; it may have no rows.
+            global_tokens: Number of tokens of the value batch on all learners.
             lr: Learning rate of the update.
             generator: Shuffles episodes into minibatches.
             metric_sums: Receives `CRITIC_SUMS`.

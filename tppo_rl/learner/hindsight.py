@@ -1,13 +1,13 @@
 """Hindsight: windows that are trained once more when their episode has ended.
 
-EGAE is linear in the value that stands for what follows a window. A window of l tokens was trained with the boundary value
-B; when the episode has ended, the return G_l that really followed is known, and the advantages that the window should have
-had in addition are those of EGAE with no rewards, no values and the boundary value
+EGAE is linear in the boundary value. A window of l tokens was trained with the boundary value B. When the episode has ended,
+the return G_l that followed is known. The correction to the window's advantages is EGAE with zero rewards, zero values and
+the boundary value
 
     residual = G_l - B
 
-Until then the verified reward has reached earlier windows through the critic alone. The tokens are by then older than
-`max_staleness`, so the loss weighs them by truncated importance weights (`maths.surrogate.truncated_policy_gradient`).
+Without it the reward at the end reaches earlier windows through the critic alone. The tokens are then older than
+`max_staleness`, so the loss weights them by truncated importance weights (`maths.surrogate.truncated_policy_gradient`).
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from tppo_rl.core.fragments import Fragment, owned, return_after
 
 
 class HindsightBuffer:
-    """Trained windows of episodes that have not ended, and those that are due for their second training."""
+    """Trained windows of episodes that have not ended, and windows that are due for their second training."""
 
     def __init__(self, gamma: float, due: Iterable[Fragment] = ()) -> None:
-        """Begins with nothing but what is already due.
+        """Begins with the windows that are already due.
 
         Args:
             gamma: Discount of each sampled token.
-            due: As from `due` of a buffer that was saved.
+            due: `due` of a buffer that was saved.
         """
         self._gamma = gamma
         self._trained: defaultdict[int, dict[int, tuple[Fragment, float]]] = defaultdict(dict)
@@ -38,7 +38,7 @@ class HindsightBuffer:
 
     def add(self, fragment: Fragment, boundary_value: float) -> None:
         """Keeps an unfinished fragment that was trained with `boundary_value` until its episode ends."""
-        # An episode whose env-runner was lost is generated anew under the same number: its new windows take the place.
+        # An episode whose env-runner was lost is generated anew under the same id: its new windows replace the old ones.
         self._trained[fragment.episode_id][fragment.window_index] = (owned(fragment), boundary_value)
 
     def close(self, finished: Fragment) -> None:
@@ -52,6 +52,6 @@ class HindsightBuffer:
                 self.due.append(replace(fragment, hindsight_residual=residual))
 
     def drain(self) -> list[Fragment]:
-        """Returns what is due."""
+        """Returns the windows that are due, and forgets them."""
         due, self.due = self.due, []
         return due

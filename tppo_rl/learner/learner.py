@@ -1,4 +1,4 @@
-"""RLlib's host of the update step: modules, optimizers, checkpoints, metrics and the process group are RLlib's."""
+"""RLlib's host of the update step. Modules, optimizers, checkpoints, metrics and the process group are RLlib's."""
 
 from __future__ import annotations
 
@@ -47,11 +47,11 @@ _UPDATE_STEP = "update_step"
 class TPPOLearner(InsideTorchLearner):
     """Updates a `LanguageModelModule` on Arrow tables of fragments.
 
-    Options are the config's (`config.options`). There is no DDP wrapper: the
-    update step sums gradients over RLlib's process group itself, so that learners may hold shares of any size.
+    It reads its options from `config.options`. There is no DDP wrapper: the update step sums gradients over RLlib's process
+    group itself, so that learners may hold shards of any size.
 
-    With `distributed="fsdp"` no learner holds all weights, and RLlib asks a single one for the group's state: all
-    learners gather it before (`gather_state`, called by `TPPOLearnerGroup`), and learner 0 holds it.
+    With `distributed="fsdp"` no learner holds all weights, but RLlib asks a single learner for the group's state. So all
+    learners first gather it (`gather_state`, called by `TPPOLearnerGroup`), and learner 0 holds it.
     """
 
     @flushed_subnormals()
@@ -62,7 +62,7 @@ class TPPOLearner(InsideTorchLearner):
         config says `add_default_connectors_to_learner_pipeline=False`.
 
         Raises:
-            ValueError: a setting that will not do, or models that cannot be loaded.
+            ValueError: a bad setting, or models that cannot be loaded.
         """
         if self.is_built:
             return
@@ -111,18 +111,18 @@ class TPPOLearner(InsideTorchLearner):
         timesteps: dict[str, Any] | None = None,
         return_state: bool = False,
     ) -> dict[str, Any]:
-        """Trains on this learner's share of the fragments and raises the policy version by one.
+        """Trains on this learner's shard of the fragments and raises the policy version by one.
 
         Args:
             batch: Table of fragments, as an alternative to `training_data`.
             training_data: Holds fragments as `episodes` (in this process), a table of them (`FRAGMENT_SCHEMA`) as `batch`,
-                or references to tables as `batch_refs`. There may be none.
+                or references to tables as `batch_refs`. It may hold no fragment.
             timesteps: Passed to `before_gradient_based_update` and `after_gradient_based_update`.
             return_state: Whether to add the policy's weights after the update under `MODULE_STATE`.
 
         Returns:
-            Metrics, with the update's under the default module's id, and `FRAGMENT_REPORT` and `STALENESS_HISTOGRAM`
-            beside them, which are not metrics: take them out before aggregating.
+            Metrics (those of the update under the default module's id), and `FRAGMENT_REPORT` and `STALENESS_HISTOGRAM`,
+            which are no metrics: take them out before aggregating.
 
         Raises:
             ValueError: the data are not fragments.
@@ -149,27 +149,27 @@ class TPPOLearner(InsideTorchLearner):
         return results
 
     def after_gradient_based_update(self, *, timesteps: dict[str, Any]) -> None:
-        """Does nothing: learning rates are the update step's and among its metrics."""
+        """Does nothing: the update step sets learning rates and reports them."""
 
     def compute_loss_for_module(self, **kwargs: Any) -> torch.Tensor:
         """Not used: the update step has its own losses and loop."""
         raise NotImplementedError("TPPOLearner trains in update(): change the update step or the learner pipeline")
 
     def held_episodes(self) -> pa.Table:
-        """Finished episodes that wait for a full value batch, of this learner (`FRAGMENT_SCHEMA`)."""
+        """Returns this learner's finished episodes that wait for a full value batch (`FRAGMENT_SCHEMA`)."""
         return table_from_fragments([]) if self._value_buffer is None else self._value_buffer.table()
 
     def hold_episodes(self, table: pa.Table) -> None:
-        """Holds this learner's share of finished episodes that were held when a checkpoint was saved."""
+        """Holds this learner's shard of the finished episodes that were held when a checkpoint was saved."""
         if self._value_buffer is not None:
             self._value_buffer.hold(table)
 
     def gather_state(self, *, inference_only: bool = False) -> None:
-        """Gathers what `get_state` returns from the slices of sharded learners; does nothing where they are whole.
+        """Gathers the state for `get_state` from the slices of sharded learners; does nothing if learners are whole.
 
-        All learners must call it, after the same updates. What is at hand is not gathered again, so the policy's weights
-        may be asked for while an update is on its way to the learners, and one that gets the request first waits for
-        nobody.
+        All learners must call it, after the same updates. A state that is at hand is not gathered again. So the policy's
+        weights may be asked for while an update is on its way to the learners: a learner that gets this request first waits
+        for no other.
 
         Args:
             inference_only: Whether to gather the policy's weights alone, which are at hand since the last update.
@@ -183,11 +183,11 @@ class TPPOLearner(InsideTorchLearner):
             self._gathered_optimizers = states if keep else None
 
     def get_state(self, components: Any = None, *, not_components: Any = None, **kwargs: Any) -> dict[str, Any]:
-        """Returns RLlib's learner state with the update step's counters beside the optimizers.
+        """Returns RLlib's learner state; with the optimizers it has the update step's counters.
 
         Raises:
-            RuntimeError: the learners are sharded and have not gathered their state since it changed (`gather_state`),
-                or this is not learner 0.
+            RuntimeError: the learners are sharded, and they have not gathered their state since it changed
+                (`gather_state`), or this is not learner 0.
         """
         state = super().get_state(components, not_components=not_components, **kwargs)
         if self.asks_for(COMPONENT_OPTIMIZER, components, not_components):
@@ -196,17 +196,17 @@ class TPPOLearner(InsideTorchLearner):
         return state
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Loads what `state` holds, also weights of an earlier version than the current ones."""
+        """Loads all parts of `state`, even weights of an earlier version than the current ones."""
         state = dict(state)
         self._forget_gathered()
         for cache in self._caches.values():
             cache.clear()
-        # RLlib leaves the weights alone where the state's version is not above the learner's: going back to a
-        # checkpoint would load old optimizer moments to new weights.
+        # RLlib leaves the weights alone if the state's version is not above the learner's: going back to a checkpoint would
+        # join old optimizer moments with new weights.
         if COMPONENT_RL_MODULE in state:
             self.module.set_state(state.pop(COMPONENT_RL_MODULE))
-        # RLlib makes tensors of the arrays in place: steps would write into the caller's state, or into the read-only
-        # object store that the other learners have theirs from.
+        # RLlib makes tensors of the arrays in place: optimizer steps would write into the caller's state, or into the
+        # read-only object store that other learners read as well.
         if COMPONENT_OPTIMIZER in state:
             state[COMPONENT_OPTIMIZER] = copy.deepcopy(state[COMPONENT_OPTIMIZER])
         super().set_state(state)
@@ -227,7 +227,7 @@ class TPPOLearner(InsideTorchLearner):
         if self._options.learners.distributed == "ddp":
             super().load_optimizer_state(state)
             return
-        # RLlib would move the whole tensors to the device, where there may be room for the slices only.
+        # RLlib would move the whole tensors to the device, which may have room for the slices alone.
         for name, optimizer in self.optimizers():
             if name in state:
                 whole = state[name]["state"]
@@ -294,7 +294,7 @@ class TPPOLearner(InsideTorchLearner):
 
 
 def _fragments(data: TrainingData) -> Sequence[Fragment]:
-    """What is to be trained: fragments as they are from this process, tables of them from others."""
+    """Returns the fragments to train: given as such in this process, or as tables from other processes."""
     data.validate()
     if data.episodes is not None:
         return data.episodes

@@ -11,11 +11,11 @@ from ray.rllib.core.learner.learner_group import LearnerGroup
 class TPPOLearnerGroup(LearnerGroup):
     """A LearnerGroup of `TPPOLearner`s.
 
-    RLlib asks one learner alone for the state of the group. Sharded learners have to gather it together before.
+    RLlib asks one learner alone for the state of the group. Sharded learners first have to gather it together.
     """
 
     def get_state(self, components: Any = None, *, not_components: Any = None, **kwargs: Any) -> dict[str, Any]:
-        """Returns RLlib's state of the group, with whole weights and moments whatever the learners hold."""
+        """Returns RLlib's state of the group, with whole weights and moments even if the learners hold slices."""
         if self.config.distributed == "fsdp" and self._check_component(COMPONENT_LEARNER, components, not_components):
             inference_only = bool(kwargs.get("inference_only", False))
             calls = self.foreach_learner(lambda learner: learner.gather_state(inference_only=inference_only))
@@ -25,5 +25,5 @@ class TPPOLearnerGroup(LearnerGroup):
         return super().get_state(components, not_components=not_components, **kwargs)
 
     def save_to_path(self, path: Any = None, *, state: dict[str, Any] | None = None, **kwargs: Any) -> str:
-        """Saves the state of the group, or `state`, as RLlib does."""
+        """Saves `state`, or by default the state of the group, as RLlib does."""
         return super().save_to_path(path, state=self.get_state() if state is None else state, **kwargs)

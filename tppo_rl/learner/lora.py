@@ -3,8 +3,8 @@
     y = W x + (alpha / rank) B A x        A random, B zero at first; W is frozen
 
 The adapters are put into the model in place, so that it keeps its class, its backbone and its output layer. An engine
-gets W + (alpha / rank) B A under the names that the model has without adapters; a checkpoint gets what trains and
-nothing else, for W is loaded from the model's source again. There is no dropout: the engine has none either.
+gets W + (alpha / rank) B A under the names that the model has without adapters. A checkpoint gets the trained weights
+alone, because W is loaded from the model's source again. There is no dropout: the engine has none either.
 """
 
 from __future__ import annotations
@@ -28,16 +28,15 @@ _SEED = 0
 def add_adapters(model: Any, lora: Mapping[str, Any]) -> None:
     """Freezes a transformers causal language model and puts trainable adapters beside its linear layers.
 
-    The log-probs stay what they were, bit for bit, for B is zero. A is the same in every process. Both are float32 beside
+    The log-probs do not change, bit for bit, because B is zero. A is the same in every process. Both are float32 beside
     weights of half precision.
 
     Args:
-        model: Changed in place.
-        lora: `rank`, `alpha` (2 * rank where missing or None) and `target_modules` (names, or "all-linear", the
-            default).
+        model: The model; it is changed in place.
+        lora: `rank`, `alpha` (2 * rank if missing or None) and `target_modules` (names, or "all-linear", the default).
 
     Raises:
-        ValueError: a name in `target_modules` that no linear layer has, or that is the output layer's.
+        ValueError: a name in `target_modules` belongs to no linear layer, or to the output layer.
     """
     from peft import LoraConfig, inject_adapter_in_model
 
@@ -57,7 +56,7 @@ def add_adapters(model: Any, lora: Mapping[str, Any]) -> None:
         inject_adapter_in_model(config, model, adapter_name=_ADAPTER)
     for parameter in model.parameters():
         if parameter.requires_grad:
-            # They are small, and a step of reinforcement learning is often below the spacing of bfloat16 numbers.
+            # Adapters are small, and a step of reinforcement learning is often below the spacing of bfloat16 numbers.
             parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
 
 
@@ -67,13 +66,13 @@ def has_adapters(model: nn.Module) -> bool:
 
 
 def merged_weights(model: nn.Module, weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Returns the weights that the model without adapters would need to compute the same, under its own names.
+    """Returns the weights with which the model without adapters computes the same, under its names.
 
-    Without adapters they are the given ones.
+    Without adapters these are the given weights.
 
     Args:
-        model: Says where the adapters are; its own weights are not read, for they may be slices.
-        weights: Its whole weights by name.
+        model: Model with the adapters. Its own weights are not read, because they may be slices.
+        weights: Whole weights of the model by name.
     """
     if not has_adapters(model):
         return dict(weights)
@@ -87,14 +86,14 @@ def merged_weights(model: nn.Module, weights: Mapping[str, np.ndarray]) -> dict[
 
 
 def trained_weights(model: nn.Module, weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Returns what a checkpoint holds: with adapters the weights that train, without them all."""
+    """Returns the weights for a checkpoint: the trained ones if the model has adapters, else all."""
     if not has_adapters(model):
         return dict(weights)
     return {name: weights[name] for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def check_trained(model: nn.Module, weights: Mapping[str, Any]) -> None:
-    """Checks that the weights are what `trained_weights` gives for a model with adapters.
+    """Checks that weights have the form that `trained_weights` gives for a model with adapters.
 
     Raises:
         RuntimeError: names or shapes are not those of the parameters that train.
@@ -123,7 +122,7 @@ def _check_targets(model: Any, targets: list[str]) -> None:
                 f"lora.target_modules: {type(model).__name__} has no linear layer {target!r}; it has {', '.join(names)}"
             )
         if output in matches:
-            # Where its weight is also the input embedding, an engine could not be given one without the other.
+            # Its weight may also be the input embedding, and an engine could not get one without the other.
             raise ValueError(f"lora.target_modules: {target!r} is the output layer, which stays as it is; remove it")
 
 

@@ -1,4 +1,4 @@
-"""Sums and maxima that are collected over micro-batches and then made global across learners in two exchanges."""
+"""Sums and maxima that are collected over micro-batches, and then made global across learners."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from tppo_rl.learner.collective import Collective
 
 
 class MetricSums:
-    """Named sums and maxima. All learners know the same names, so their numbers line up whatever each has seen.
+    """Named sums and maxima. All learners know the same names, so their numbers line up even if some have seen nothing.
 
-    Beside them stand sums of metrics whose names are not known beforehand (`add_metric`), which learners agree on in
-    `reduce`. Numbers stay on the device that they come from until then, so that collecting them does not wait for a GPU.
+    Names of further metrics need not be known beforehand (`add_metric`): learners agree on them in `reduce_metrics`. Numbers
+    stay on their device until they are reduced, so that collecting them does not wait for a GPU.
     """
 
     def __init__(self, sums: Iterable[str], maxima: Iterable[str]) -> None:
@@ -26,7 +26,7 @@ class MetricSums:
         self._sums[name].append(value.detach().double().sum() if isinstance(value, torch.Tensor) else value)
 
     def add_metric(self, name: str, value: torch.Tensor) -> None:
-        """Adds the sum of a tensor's elements to that of the metric `name`, whatever it is called."""
+        """Adds the sum of a tensor's elements to the metric `name`, which may be new."""
         self._metrics.setdefault(name, []).append(value.detach().double().sum())
 
     def largest(self, name: str, value: torch.Tensor | float) -> None:
@@ -37,7 +37,7 @@ class MetricSums:
             self._maxima[name].append(value.detach().double().max())
 
     def reduce(self, collective: Collective) -> dict[str, float]:
-        """Returns the global sums and maxima by name; a maximum that no learner has seen is -inf."""
+        """Returns the global sums and maxima by name, in two exchanges; a maximum that no learner has seen is -inf."""
         sums = _sum_up(self._sums.values(), collective)
         maxima = collective.max_(
             torch.tensor([max(map(float, values), default=float("-inf")) for values in self._maxima.values()]).double()

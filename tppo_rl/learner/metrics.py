@@ -1,39 +1,39 @@
-"""Scalar metrics of an update: their names, units, and how they follow from global sums and maxima.
+"""Scalar metrics of an update: names, units, and their computation from global sums and maxima.
 
 | metric | meaning |
 |---|---|
 | policy_loss | surrogate, KL and entropy terms per token, mean over all optimizer steps |
-| positive_lm_loss | -log pi per token of the responses that were imitated; absent where there are none |
+| positive_lm_loss | -log pi per token of the responses that were imitated; absent without them |
 | entropy | nats per token, at the sampling temperature |
-| policy/<name> | what the policy loss measures (`tppo_rl.learner.policy_losses`), mean over tokens |
+| policy/<name> | metric of the policy loss (`tppo_rl.learner.policy_losses`), mean over tokens |
 | reference_kl | estimate of KL(policy ‖ reference), nats per token; absent without a KL term in the loss |
-| sequence_masked_fraction | share of tokens whose fragment the sequence mask took out |
+| sequence_masked_fraction | fraction of tokens whose fragment the sequence mask took out |
 | approximate_kl | k3 estimate of KL(behavior ‖ policy), nats per token, as trained |
 | first_ratio_mean, _max, _min, _max_deviation | pi / pi_old on the first minibatch before any step; deviation = abs(ratio - 1) |
 | log_prob_diff_mean, log_prob_diff_max | abs(trainer - behavior log-prob), nats, on the first minibatch |
-| fresh_log_prob_diff_mean, _max | the same on tokens of the current policy version; absent where there are none |
+| fresh_log_prob_diff_mean, _max | abs(trainer - behavior log-prob), nats, on tokens of the current policy version in the first minibatch; absent without them |
 | importance_weight_mean, _max, _min | pi / behavior on the first minibatch |
-| effective_sample_size | share of the first minibatch's tokens that the weights are worth, 1 = equal weights |
+| effective_sample_size | effective number of the first minibatch's tokens by importance weights, as a fraction of their number; 1 = equal weights |
 | policy_grad_norm, critic_grad_norm | global norm before clipping, mean over optimizer steps; absent without steps |
 | policy_steps, critic_steps | optimizer steps |
-| policy_skipped_steps, critic_skipped_steps | of these left out: gradient not finite |
+| policy_skipped_steps, critic_skipped_steps | optimizer steps that were skipped because the gradient was not finite |
 | value_loss | 0.5 (V - G)^2 per token, mean over all critic steps; absent without steps |
-| explained_variance | of the returns of finished episodes, by the values before the update; absent where returns are equal |
-| value_mean | V(s_t) over window tokens |
-| finished_value_mean, return_mean | V and G over finished responses; absent where nothing finished |
-| finished_episodes | episodes that the batch finished |
-| value_batch_tokens | tokens that the critic regressed (counted once) |
-| hindsight_tokens | tokens that are trained a second time, in no other count of this table |
-| hindsight_advantage_mean | mean size of their advantages; absent where there are none |
+| explained_variance | fraction of the variance of finished episodes' returns that the values before the update explain; absent if returns are equal |
+| value_mean | V(s_t), mean over window tokens |
+| finished_value_mean, return_mean | V and G, means over finished responses; absent without them |
+| finished_episodes | episodes that finished in the batch |
+| value_batch_tokens | tokens on which the critic was trained (counted once) |
+| hindsight_tokens | tokens that are trained a second time; no other count of this table has them |
+| hindsight_advantage_mean | mean absolute advantage of the tokens that are trained a second time; absent without them |
 | fragments, trained_tokens | size of the policy batch (tokens counted once) |
-| tokens_from_unfinished_fraction | share of trained tokens whose fragment is unfinished |
-| policy_token_fraction | share of trained tokens whose fragment was drawn for a pass of the policy; absent while it is frozen |
+| tokens_from_unfinished_fraction | fraction of trained tokens whose fragment is unfinished |
+| policy_token_fraction | fraction of trained tokens whose fragment was drawn for a pass of the policy; absent while the policy is frozen |
 | processed_tokens | positions of the policy's passes, without padding; contexts without a gradient once for all passes |
 | processed_per_trained_token | processed positions per trained token and pass |
-| padding_fraction | share of padding in what the policy's passes compute |
-| advantage_mean, advantage_std | over window tokens |
+| padding_fraction | fraction of padding among the positions that the policy's passes compute |
+| advantage_mean, advantage_std | mean and standard deviation of the advantages of window tokens |
 | staleness_mean, staleness_max | policy version before the update - version of the token |
-| learning_rate, critic_learning_rate | of this update; 0 while the policy is frozen |
+| learning_rate, critic_learning_rate | learning rates of this update; the policy's is 0 while it is frozen |
 | values_seconds, policy_seconds, critic_seconds | wall-clock of the slowest learner |
 
 A metric that has no meaning in an update is left out rather than given as NaN.
@@ -72,17 +72,17 @@ STATISTIC_SUMS = (
     "error_sum",
     "squared_error_sum",
 )
-"""Sums that `add_statistics` adds to the metric_sums."""
+"""Sums that `add_statistics` adds to `metric_sums`."""
 
 STATISTIC_MAXIMA = ("staleness_max",)
-"""Maxima that `add_statistics` adds to the metric_sums."""
+"""Maxima that `add_statistics` adds to `metric_sums`."""
 
 
 def add_statistics(
     metric_sums: MetricSums, batch: TrainBatch, targets: Targets, policy_version: int, options: Options
 ) -> None:
-    """Collects what can be said of a batch before it is trained on."""
-    # Windows in hindsight have been counted when they were trained first.
+    """Adds the statistics of a batch that are known before training."""
+    # Windows in hindsight were counted when they were first trained.
     first_time = ~batch.hindsight
     mask = batch.window.mask & first_time[:, None]
     advantages = targets.advantages[mask].double()
@@ -120,7 +120,7 @@ def scalars(
     policy_reports: list[StepReport],
     critic_reports: list[StepReport],
 ) -> dict[str, float]:
-    """Returns the metrics of the module's table, but for the seconds and learning rates."""
+    """Returns the metrics of the module's table, without seconds and learning rates."""
     metrics = {
         "fragments": totals["fragments"],
         "trained_tokens": totals["window_tokens"],
@@ -210,7 +210,7 @@ def _critic_metrics(totals: dict[str, float]) -> dict[str, float]:
         metrics["finished_value_mean"] = mean(totals["predicted_value_sum"], count)
         metrics["return_mean"] = mean(totals["return_sum"], count)
         spread = variance(totals["return_sum"], totals["squared_return_sum"], count)
-        # Equal returns leave a variance of rounding errors only, of which no share can be explained.
+        # Equal returns leave a variance of rounding errors alone, which values cannot explain.
         if spread > 1e-12 * max(1.0, totals["squared_return_sum"] / count):
             error = variance(totals["error_sum"], totals["squared_error_sum"], count)
             metrics["explained_variance"] = explained_variance(error, spread)

@@ -1,7 +1,7 @@
-"""How a batch is cut: into minibatches (one optimizer step each) and these into micro-batches (one forward pass each).
+"""Cuts a batch into minibatches (one optimizer step each), and these into micro-batches (one forward pass each).
 
-Sequences of like length go together, so that little of a padded micro-batch is padding: on a CPU that is worth a
-factor of three against micro-batches in random order. Where sequences are packed there is none, and any go together.
+Sequences of similar length go together, so that little of a padded micro-batch is padding: on a CPU this is three times
+as fast as micro-batches in random order. Packed sequences have no padding, so any go together.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ import numpy as np
 import torch
 
 _FORWARD_OVERHEAD = 1 / 32
-"""Fixed cost of a forward-backward pass as a share of one over the largest micro-batch."""
+"""Fixed cost of a forward-backward pass, as a fraction of the cost of one over the largest micro-batch."""
 _READ_POSITION = 1 / 8
-"""Cost of keys and values that are read at a position, as a share of computing one."""
+"""Cost of reading keys and values at a position, as a fraction of the cost of computing one."""
 
 
 def num_minibatches(global_tokens: int, minibatch_size: int | None, num_learners: int) -> int:
     """Returns the number of minibatches that brings each close to `minibatch_size` tokens per learner.
 
-    It depends on global numbers only, so every learner arrives at the same one. 0 where there are no tokens.
+    It depends on global numbers alone, so every learner gets the same result. It is 0 without tokens.
     """
     if global_tokens == 0:
         return 0
@@ -35,11 +35,11 @@ def minibatches(token_counts: torch.Tensor, num_parts: int, generator: np.random
 
     Args:
         token_counts: int64 [B], tokens of each fragment.
-        num_parts: Number of parts. Some are empty where there are fewer fragments.
+        num_parts: Number of parts. If there are fewer fragments, some parts are empty.
         generator: Shuffles the fragments.
 
     Returns:
-        `num_parts` tensors int64 of fragment indices; together each index of 0 .. B-1 once.
+        `num_parts` int64 tensors of fragment indices; together they have each index of 0 .. B-1 once.
     """
     order = generator.permutation(len(token_counts))
     counts = token_counts.numpy()[order]
@@ -70,16 +70,16 @@ def micro_batches(
     packing: bool = False,
     contexts: torch.Tensor | None = None,
 ) -> MicroBatches:
-    """Groups rows into micro-batches of at most `max_tokens` tokens, padding included, with least work.
+    """Groups rows into micro-batches of at most `max_tokens` tokens, padding included, with the least work.
 
     Args:
         lengths: int64 [B], positions of each sequence.
         rows: int64 [N], the rows of `lengths` to group.
-        max_tokens: Bound on rows x longest sequence; with `packing` on the sum of lengths. A longer sequence goes
-            alone.
+        max_tokens: Bound on rows x longest sequence; with `packing` bound on the sum of lengths. A longer sequence is
+            a micro-batch of its own.
         packing: Whether the sequences of a micro-batch stand in one row without padding.
-        contexts: int64 [B], positions before each sequence whose keys and values are read, not computed. Each counts
-            `_READ_POSITION` of a token; the longest counts for all of a micro-batch.
+        contexts: int64 [B], number of positions before each sequence whose keys and values are read, not computed. A
+            position counts as `_READ_POSITION` of a token, and every row of a micro-batch as the longest one.
     """
     read = torch.zeros_like(lengths) if contexts is None else contexts
     order = read[rows].argsort(descending=True, stable=True)
@@ -99,7 +99,7 @@ def micro_batches(
 
 
 def _first_fit(lengths: np.ndarray, max_tokens: int) -> list[list[int]]:
-    """Returns groups of indices: each sequence, longest first, goes into the first group that has room for it."""
+    """Returns groups of indices: each sequence, longest first, goes into the first group with room for it."""
     groups: list[list[int]] = []
     room = np.zeros(len(lengths), np.int64)
     for index, length in enumerate(lengths.tolist()):
@@ -116,14 +116,14 @@ def _first_fit(lengths: np.ndarray, max_tokens: int) -> list[list[int]]:
 
 
 def _cuts(lengths: np.ndarray, contexts: np.ndarray, max_padded_tokens: int) -> list[int]:
-    """Returns the bounds 0 = c_0 < c_1 < … = N of groups of consecutive rows that cost least.
+    """Returns the bounds 0 = c_0 < c_1 < … = N of the groups of consecutive rows that cost least.
 
-    A group costs its padded tokens and a fixed share for the calls that every forward pass makes, whatever its size.
-    Best cuts of the first n rows follow from those of fewer rows (dynamic programming), so filling each group to the
-    bound, which leaves up to a fifth of padding, is not the only choice.
+    A group costs its padded tokens, and a fixed amount for the calls that every forward pass makes. Dynamic programming
+    finds the best cuts of the first n rows from those of fewer rows. Filling each group to the bound would be simpler,
+    but leaves up to a fifth of padding.
 
     Args:
-        lengths: int64 [N], falling.
+        lengths: int64 [N], descending.
         contexts: int64 [N], see `micro_batches`.
         max_padded_tokens: Bound on the padded tokens of a group of more than one row.
     """
@@ -134,7 +134,7 @@ def _cuts(lengths: np.ndarray, contexts: np.ndarray, max_padded_tokens: int) -> 
     for stop in range(1, len(lengths) + 1):
         longest = np.maximum.accumulate(contexts[first:stop][::-1])[::-1]
         padded = (lengths[first:stop] + _READ_POSITION * longest) * (stop - np.arange(first, stop))
-        # Groups that begin later are smaller. One of a single row may be too large.
+        # Groups that begin later are smaller. A group of a single row may be too large.
         too_large = min(int((padded > max_padded_tokens).sum()), stop - first - 1)
         first, padded = first + too_large, padded[too_large:]
         candidates = cost[first:stop] + padded

@@ -1,11 +1,11 @@
 """Policy and critic around any causal language model of transformers.
 
 Both stay in evaluation mode while they are trained: dropout would make the trainer's log-probs differ from the
-engine's. Sequences are padded on the right and no attention mask is given: under a causal mask no token sees the
-padding after it, position ids count from 0 in every row, and attention kernels are fastest without a mask. Packed
-sequences (see `packing`) come with their position ids instead.
+engine's. Sequences are padded on the right and have no attention mask: under a causal mask no token sees the padding
+after it, position ids count from 0 in every row, and attention kernels are fastest without a mask. Packed sequences
+(see `packing`) come with their position ids instead.
 
-Weights are float32 whatever the compute dtype, unless asked for in bfloat16: at the learning rates of reinforcement
+Weights are float32 for every compute dtype, unless `weights_dtype` is bfloat16: at the learning rates of reinforcement
 learning a step is often smaller than the spacing of bfloat16 numbers and is then rounded away.
 """
 
@@ -23,15 +23,15 @@ from torch.utils.checkpoint import checkpoint
 from tppo_rl.maths.log_probs import TokenLogProbs, token_log_probs
 
 MAX_LOGITS = 2**25
-"""Logits (positions x vocabulary) that are held at once; more are computed in parts and again in the backward pass.
+"""Most logits (positions x vocabulary) that are held at once; more are computed in parts, and again in the backward pass.
 
-Beside them there is their gradient, of the same size: together 256 MiB in float32. A part of a vocabulary of 150,000
-still has 220 positions, enough for a matrix product at full speed. Parts below 2**23 take MORE memory on a CPU: glibc
-then cuts them out of its heap, which falls to pieces. `tppo-rl bench memory` measures.
+Their gradient is of the same size: together 256 MiB in float32. With a vocabulary of 150,000 a part still has 220
+positions, enough for a matrix product at full speed. Parts below 2**23 take MORE memory on a CPU: glibc then cuts them
+out of its heap, which becomes fragmented. `tppo-rl bench memory` measures it.
 """
 
 KeysAndValues = list[tuple[torch.Tensor, torch.Tensor]]
-"""What the states of each layer are attended to by."""
+"""Keys and values of each layer."""
 
 _logger = logging.getLogger(__name__)
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
@@ -61,9 +61,9 @@ def load_causal_lm(
     Args:
         source: Local folder or hub id.
         dtype: Compute dtype of the training.
-        weights_dtype: Of the weights, and so of gradients and moments; float64 where `dtype` is.
+        weights_dtype: Dtype of the weights, and so of gradients and moments; float64 if `dtype` is float64.
         attention: "sdpa", "flash_attention_2" or "flex_attention".
-        num_layers: How many of its layers are loaded, the first ones, at most those that it has; None: all.
+        num_layers: Number of its first layers to load, at most as many as it has; None: all.
 
     Raises:
         ValueError: no model can be loaded from `source`.
@@ -77,7 +77,7 @@ def load_causal_lm(
         config = AutoConfig.from_pretrained(source)
         if num_layers is not None:
             _keep_layers(config, num_layers)
-            # It would list the weights of the layers that are left out.
+            # transformers would list the weights of the layers that are left out.
             transformers_logging.set_verbosity_error()
         return AutoModelForCausalLM.from_pretrained(source, config=config, dtype=weights, attn_implementation=attention)
     except (OSError, ValueError) as error:
@@ -87,7 +87,7 @@ def load_causal_lm(
 
 
 def _keep_layers(config: Any, num_layers: int) -> None:
-    """Makes a transformers configuration that of the model's first layers; there must be so many."""
+    """Reduces a transformers configuration to the model's first layers; it must have that many."""
     assert num_layers <= config.num_hidden_layers, "checked with the options"
     config.num_hidden_layers = num_layers
     if getattr(config, "layer_types", None) is not None:
@@ -95,7 +95,7 @@ def _keep_layers(config: Any, num_layers: int) -> None:
 
 
 def transformer_blocks(model: nn.Module) -> list[nn.Module]:
-    """Returns the layers that transformers marks as fit to be computed again, in order; none is inside another."""
+    """Returns the layers that transformers can checkpoint, in order; none is inside another."""
     from transformers.modeling_layers import GradientCheckpointingLayer
 
     blocks: list[nn.Module] = []
@@ -113,7 +113,7 @@ def recompute_activations(model: nn.Module) -> None:
     transformers' own switch acts in training mode alone, and that would turn dropout on.
 
     Raises:
-        ValueError: the model has no transformer blocks that can be told apart.
+        ValueError: transformers can checkpoint no layer of the model.
     """
     blocks = transformer_blocks(model)
     if not blocks:
@@ -122,8 +122,8 @@ def recompute_activations(model: nn.Module) -> None:
             "gradient_checkpointing to False"
         )
     for block in blocks:
-        # Inside of the module's hooks, so that sharded weights are gathered before the block is computed again. Nothing
-        # is random in evaluation mode, so no state of random generators has to be kept.
+        # `forward` runs inside of the module's hooks, so sharded weights are gathered before the block is computed again.
+        # Nothing is random in evaluation mode, so no state of random generators has to be kept.
         forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
         block.forward = forward  # type: ignore[method-assign, assignment]
 
@@ -143,17 +143,17 @@ class _EvaluationMode(nn.Module):
         return next(self.parameters()).device
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
-        """Computes in `dtype` where the weights have another one."""
+        """Returns a context that computes in `dtype`, if that is of half precision."""
         if self.dtype in (torch.float32, torch.float64):
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, self.dtype)
 
 
 class Policy(_EvaluationMode):
-    """A causal language model that answers with the log-probs of given tokens."""
+    """A causal language model that gives the log-probs of tokens."""
 
     def __init__(self, model: Any, dtype: torch.dtype = torch.float32) -> None:
-        """Wraps a transformers causal language model; `dtype` is that of the computation."""
+        """Wraps a transformers causal language model, which computes in `dtype`."""
         super().__init__(dtype)
         self.model = model
         self.train()
@@ -178,18 +178,19 @@ class Policy(_EvaluationMode):
         attention_mask: torch.Tensor | None = None,
         past_key_values: Any = None,
     ) -> TokenLogProbs:
-        """Returns log-prob and entropy of N given tokens, float32 [N]; only their positions pass the output layer.
+        """Returns log-prob and entropy of N tokens, float32 [N]; only their positions pass the output layer.
 
         Args:
             input_ids: int64 [b, n], padded on the right with any token.
             rows: int64 [N], row of each token.
-            positions: int64 [N], column of the state that predicts it: one before the token's own.
-            tokens: int64 [N], the token taken there.
+            positions: int64 [N], column of the state that predicts the token: one before the token's own.
+            tokens: int64 [N], the tokens.
             temperature: Sampling temperature.
             entropy_gradient: Whether the entropy carries a gradient.
-            position_ids: int64 [b, n] of packed sequences, or of such that go on after contexts.
-            attention_mask: bool [b, 1, n, c + n], what each position sees of its context and its row; None: all before it.
-            past_key_values: transformers' cache with keys and values of contexts, padded to c positions; None: of nothing.
+            position_ids: int64 [b, n], for packed sequences and for sequences after contexts; None: from 0 in every row.
+            attention_mask: bool [b, 1, n, c + n], positions of its context and its row that each position sees; None: all
+                before it.
+            past_key_values: transformers' cache with keys and values of contexts, padded to c positions; None: no contexts.
         """
         inputs = {
             "input_ids": input_ids,
@@ -220,7 +221,7 @@ class Policy(_EvaluationMode):
         attention_mask: torch.Tensor | None = None,
         past_key_values: Any = None,
     ) -> None:
-        """Reads tokens for the keys and values that `past_key_values` records; arguments are those of `forward`."""
+        """Reads tokens, so that `past_key_values` records their keys and values; arguments are those of `forward`."""
         with self.autocast():
             self.model.base_model(
                 input_ids=input_ids,
@@ -231,7 +232,7 @@ class Policy(_EvaluationMode):
             )
 
     def logits(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """Returns the model's own logits, [b, n, V], for int64 token ids [b, n]: nothing that trains is used."""
+        """Returns the model's own logits, [b, n, V], for int64 token ids [b, n], without any training code."""
         return self.model(input_ids=input_ids, use_cache=False).logits
 
     def _head(
@@ -244,11 +245,11 @@ class Policy(_EvaluationMode):
 class Critic(_EvaluationMode):
     """A causal language model's backbone with a scalar value at every position.
 
-    The value head starts at zero: a cold critic says 0 everywhere, rather than noise of the backbone's scale.
+    The value head starts at zero: a cold critic gives 0 everywhere instead of noise of the backbone's scale.
     """
 
     def __init__(self, model: Any, dtype: torch.dtype = torch.float32) -> None:
-        """Takes the backbone of a transformers causal language model; `dtype` is that of the computation.
+        """Takes the backbone of a transformers causal language model, which computes in `dtype`.
 
         Raises:
             ValueError: the model has no backbone apart from its output layer.
@@ -258,7 +259,7 @@ class Critic(_EvaluationMode):
             raise ValueError(f"critic: {type(model).__name__} has no base model: choose another architecture for it")
         self.backbone = model.base_model
         width = model.get_output_embeddings().weight.shape[1]
-        # Beside adapters the head has their dtype: what trains is of one dtype.
+        # All trained parameters have one dtype, so beside adapters the head has theirs.
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.value_head = nn.Linear(width, 1, dtype=trained[0].dtype)
         nn.init.zeros_(self.value_head.weight)
@@ -276,7 +277,7 @@ class Critic(_EvaluationMode):
 
         Args:
             input_ids: int64 [b, n], padded on the right with any token; values on padding mean nothing.
-            position_ids: int64 [b, n] of packed sequences, or of such that go on after contexts.
+            position_ids: As for `Policy.forward`.
             attention_mask: As for `Policy.forward`.
             past_key_values: As for `Policy.forward`.
         """
@@ -292,13 +293,13 @@ class Critic(_EvaluationMode):
         head = self.value_head
         dtype = torch.promote_types(head.weight.dtype, torch.float32)
         values = nn.functional.linear(hidden.to(dtype), head.weight.to(dtype), head.bias.to(dtype))
-        # No view: the hook that gathers sharded weights for the backward pass sits on what is returned.
+        # A clone, no view: the hook that gathers sharded weights for the backward pass sits on the returned tensor.
         return values[..., 0].clone()
 
 
 @torch.no_grad()
 def _head_suffices(model: Any) -> bool:
-    """Whether logits are the output layer of the backbone's hidden states.
+    """Whether the logits are the output layer applied to the backbone's hidden states.
 
     Some architectures scale or cap their logits afterwards; a wrong guess would train silently on wrong log-probs.
     """

@@ -1,4 +1,4 @@
-"""The RLModule that RLlib keeps, checkpoints and sends to env-runners: a policy and, where there is one, its critic."""
+"""The RLModule that RLlib keeps, checkpoints and sends to env-runners: a policy and, unless it has none, its critic."""
 
 from __future__ import annotations
 
@@ -39,18 +39,18 @@ class LanguageModelModule(TorchRLModule, ValueFunctionAPI, InferenceOnlyAPI):
 
     `model_config`:
         policy_model: Local folder or hub id of a causal language model.
-        critic: "separate" starts the critic's own backbone from `policy_model`; a folder or hub id starts it from
-            there; None is without a critic (group-relative algorithms).
-        critic_layers: Layers of its backbone that the critic has, the first ones; None, the default: all.
+        critic: "separate" starts the critic's own backbone from `policy_model`; a folder or hub id starts it from that
+            model; None: no critic (group-relative algorithms).
+        critic_layers: Number of its backbone's first layers that the critic keeps; None, the default: all.
         reference_model: Folder or hub id of the model that the policy is kept close to; None, the default, loads none.
         dtype: Compute dtype of the training, "float32" by default.
-        weights_dtype: Of weights, gradients and moments, "float32" by default (see `models`).
+        weights_dtype: Dtype of weights, gradients and moments, "float32" by default (see `models`).
         gradient_checkpointing: Whether activations are computed again in the backward pass, False by default.
-        attention: "sdpa", the default, "flash_attention_2" or "flex_attention", of all models.
+        attention: Attention kernels of all models: "sdpa", the default, "flash_attention_2" or "flex_attention".
         lora: `rank`, `alpha` and `target_modules` of adapters of policy and critic (see `lora`); None, the default,
             trains all weights.
 
-    With `inference_only` there is neither critic nor reference. The reference is never trained and in no checkpoint.
+    With `inference_only` there is neither critic nor reference. The reference is never trained, and no checkpoint holds it.
     Observation and action spaces are not read; they may be Text spaces.
     """
 
@@ -101,7 +101,7 @@ class LanguageModelModule(TorchRLModule, ValueFunctionAPI, InferenceOnlyAPI):
             embeddings: Not used: the critic has its own backbone.
             micro_batch_tokens: Most tokens in one forward pass, padding included.
             packing: Whether the sequences of a forward pass stand in one row without padding.
-            cache: Of the critic; spares the contexts that it has.
+            cache: Cache of the critic; contexts that it holds are not computed again.
 
         Raises:
             ValueError: the module has no critic.
@@ -124,11 +124,11 @@ class LanguageModelModule(TorchRLModule, ValueFunctionAPI, InferenceOnlyAPI):
     ) -> dict[str, Any]:
         """Returns the weights as numpy arrays.
 
-        With `inference_only` they are the policy's under their transformers names, which is what an engine loads, and change
-        with the next update; otherwise they are copies, {"policy": {...}, "critic": {...}}, the latter where there is a
-        critic. With adapters the former are
-        merged into the weights, and the latter holds adapters and value head alone. Those of sharded models are what the
-        last `gather` has kept.
+        With `inference_only` these are the policy's weights under their transformers names, for an engine. They may change
+        with the next update. Adapters are merged into them.
+
+        Otherwise these are copies, {"policy": {...}, "critic": {...}}, the second only with a critic. Models with adapters
+        give the adapters and the value head alone. Weights of sharded models are those that the last `gather` has kept.
 
         Raises:
             RuntimeError: the models are sharded, and their weights were not gathered since they changed, or not here.
@@ -144,9 +144,9 @@ class LanguageModelModule(TorchRLModule, ValueFunctionAPI, InferenceOnlyAPI):
         return state
 
     def gather(self, *, inference_only: bool, keep: bool) -> None:
-        """Gathers the whole weights of sharded models for `get_state`, of the policy alone with `inference_only`.
+        """Gathers the whole weights of sharded models for `get_state`; with `inference_only` those of the policy alone.
 
-        All learners must call it; `keep` says which of them holds the result.
+        All learners must call it; the result stays on those with `keep`.
         """
         parts = (
             {"policy": self.policy.model} if inference_only else {"policy": self.policy.model, "critic": self.critic}
@@ -157,15 +157,15 @@ class LanguageModelModule(TorchRLModule, ValueFunctionAPI, InferenceOnlyAPI):
                 self._gathered[name] = weights if keep else None
 
     def forget_gathered(self) -> None:
-        """Drops what `gather` has kept; all learners must call it when their weights change."""
+        """Drops the weights that `gather` has kept; all learners must call it when their weights change."""
         self._gathered.clear()
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Loads weights in either form of `get_state`; a part that is not in `state` is left alone.
 
         Raises:
-            RuntimeError: names or shapes of the weights are not those of the models. With adapters that is so for the
-                merged weights, which cannot be taken apart again.
+            RuntimeError: names or shapes of the weights are not those of the models. Models with adapters refuse merged
+                weights, which cannot be taken apart again.
         """
         whole = "policy" in state
         self.forget_gathered()

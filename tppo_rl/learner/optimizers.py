@@ -16,14 +16,14 @@ _NORM_ELEMENTS = 2**14
 
 
 def trainable(parameters: Iterable[torch.nn.Parameter]) -> list[torch.nn.Parameter]:
-    """Returns the parameters that require a gradient: beside adapters the others are frozen."""
+    """Returns the parameters that require a gradient; in a model with adapters all others are frozen."""
     return [parameter for parameter in parameters if parameter.requires_grad]
 
 
 def make_adamw(
     parameters: Iterable[torch.nn.Parameter], *, lr: float, betas: tuple[float, float], weight_decay: float
 ) -> torch.optim.AdamW:
-    """Returns AdamW of the parameters that train, with the fused kernel, which updates all in one pass."""
+    """Returns AdamW for the trainable parameters, with the fused kernel, which updates all of them in one pass."""
     return torch.optim.AdamW(trainable(parameters), lr=lr, betas=betas, weight_decay=weight_decay, fused=True)
 
 
@@ -40,7 +40,7 @@ def ramped_lr(lr: float, num_updates: int, num_warmup_updates: int) -> float:
 def squared_norm(tensors: Iterable[torch.Tensor]) -> torch.Tensor:
     """Returns the sum of the squares of all elements, a float64 scalar.
 
-    In one go over 10^8 elements float32 is off by a percent on a CPU, so short parts are added up in float64.
+    One float32 sum over 10^8 elements is off by a percent on a CPU, so sums of short parts are added up in float64.
     """
     norms = []
     for tensor in tensors:
@@ -53,12 +53,12 @@ def squared_norm(tensors: Iterable[torch.Tensor]) -> torch.Tensor:
 
 
 class StepReport(NamedTuple):
-    """What one optimizer step did."""
+    """Report of one optimizer step."""
 
     norm: float
     """Global gradient norm before clipping."""
     applied: bool
-    """False where the norm was not finite and the weights were left alone."""
+    """False if the norm was not finite; the weights were then left alone."""
 
 
 def clip_and_step(
@@ -72,15 +72,15 @@ def clip_and_step(
 ) -> StepReport:
     """Brings gradients of global norm `norm` down to `max_norm` and steps with learning rate `lr`.
 
-    A norm that is not finite leaves the weights alone and is reported.
+    If the norm is not finite, the weights are left alone and a warning is logged.
 
     Args:
-        optimizer: Its parameters have the gradients.
-        gradients: All of this learner's, changed in place.
-        norm: Over all learners.
+        optimizer: Optimizer of the parameters with these gradients.
+        gradients: All gradients of this learner; they are changed in place.
+        norm: Norm of the gradients over all learners.
         lr: Learning rate of the step.
         max_norm: Bound on the norm; None never clips.
-        name: Names the model in the warning.
+        name: Name of the model in the warning.
     """
     if not norm < float("inf"):
         _logger.warning("%s gradient is not finite: this optimizer step is skipped", name)
@@ -96,7 +96,7 @@ def clip_and_step(
 class GradientStep:
     """The gradients of one model as views into one buffer, and the optimizer that they feed.
 
-    With one buffer the exchange between learners is a single call, and the norm and the clipping one pass.
+    With one buffer the exchange between learners is a single call, and norm and clipping are one pass each.
     """
 
     def __init__(
@@ -105,10 +105,10 @@ class GradientStep:
         """Points the gradients of the optimizer's parameters into the buffer.
 
         Args:
-            optimizer: Its parameters must share one dtype and device.
+            optimizer: Optimizer whose parameters share one dtype and device.
             max_norm: Bound on the global norm; None never clips.
             collective: Sums the buffer over learners.
-            name: Names the model in warnings.
+            name: Name of the model in warnings.
         """
         parameters = parameters_of(optimizer)
         assert len({(parameter.dtype, parameter.device) for parameter in parameters}) == 1, "one dtype, one device"
@@ -124,13 +124,13 @@ class GradientStep:
             start = stop
 
     def zero(self) -> None:
-        """Forgets the gradients; call it before the first backward pass of a step."""
+        """Sets the gradients to 0; call it before the first backward pass of a step."""
         self.buffer.zero_()
 
     def apply(self, lr: float) -> StepReport:
         """Sums the gradients over learners, clips them and steps with learning rate `lr`.
 
-        Every learner must call it, also one whose share was empty.
+        Every learner must call it, even if its shard was empty.
         """
         gradient = self.optimizer.param_groups[0]["params"][0].grad
         assert gradient is not None, "gradients were set to None: they would be collected outside of the buffer"

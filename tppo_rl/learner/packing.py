@@ -1,11 +1,11 @@
-"""How the sequences of a micro-batch stand in what a model reads: a row each, padded, or all in one row without padding.
+"""Layout of a micro-batch's sequences in the input of a model: a padded row for each, or one row for all without padding.
 
     padded    a a a a a .        packed    a a a a a b b b c c c c
               b b b . . .        positions 0 1 2 3 4 0 1 2 0 1 2 3
               c c c c . .
 
-In the packed row, positions that start anew say where a sequence begins: transformers builds a mask (sdpa, flex_attention)
-or takes kernels for variable lengths (flash_attention_2) from them, so that no token sees another sequence.
+In the packed row, a sequence begins where positions start at 0 again. From the positions transformers builds a mask (sdpa,
+flex_attention) or chooses kernels for variable lengths (flash_attention_2), so that no token sees another sequence.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ class ModelInput:
     input_ids: torch.Tensor
     """int64 [b, n], padded on the right with 0; packed [1, n]."""
     starts: torch.Tensor
-    """int64 [b] on the CPU: position of each sequence that stands in column 0, below 0 where it begins in a later one."""
+    """int64 [b] on the CPU: position of each sequence in column 0; negative if the sequence begins in a later column."""
     position_ids: torch.Tensor | None = None
-    """int64, shaped as `input_ids`, if packed or after contexts. Other rows need none: each begins at 0."""
+    """int64, shaped as `input_ids`, if packed or after contexts; None: every row begins at 0."""
     attention_mask: torch.Tensor | None = None
-    """bool [b, 1, n, c + n] after contexts of at most c positions: what each column sees of them and of its row."""
+    """bool [b, 1, n, c + n], after contexts of at most c positions: positions of context and row that each column sees."""
     past_key_values: Any = None
-    """transformers' cache with keys and values of the contexts."""
+    """transformers' cache with keys and values of the contexts; None: no contexts."""
 
     def of_model(self) -> dict[str, Any]:
-        """Returns what a transformers model is called with."""
+        """Returns the keyword arguments for a transformers model."""
         return {
             "input_ids": self.input_ids,
             "position_ids": self.position_ids,
@@ -48,7 +48,7 @@ class ModelInput:
         }
 
     def places(self, rows: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Returns row and column of `input_ids`, on its device, of positions of sequences; int64 on the CPU each."""
+        """Returns rows and columns in `input_ids`, on its device, of positions in sequences (both int64 [N] on the CPU)."""
         columns = (positions - self.starts[rows]).to(self.input_ids.device)
         in_one_row = len(self.input_ids) == 1
         return torch.zeros_like(columns) if in_one_row else rows.to(columns.device), columns
@@ -61,10 +61,10 @@ def model_input(
 
     Args:
         batch: Holds the sequences.
-        rows: int64 [b]; without rows one token of padding (see `TrainBatch.padded`).
-        lengths: int64 [b].
-        device: The model's.
-        packing: In one row, instead of a padded row each.
+        rows: int64 [b], sequences; without rows the result is one token of padding (see `TrainBatch.padded`).
+        lengths: int64 [b], number of tokens of each.
+        device: Device of the model.
+        packing: Whether all stand in one row, instead of a padded row for each.
     """
     padded = batch.padded(rows, lengths)
     if not packing or not len(rows):
@@ -81,7 +81,7 @@ def check_packing(model: Policy | Critic) -> None:
     """Checks that a model keeps packed sequences apart: a wrong guess would train silently on wrong log-probs.
 
     Raises:
-        ValueError: a packed sequence is computed otherwise than alone.
+        ValueError: the model computes something else for a packed sequence than for the same one alone.
     """
     backbone: Any = model.model.base_model if isinstance(model, Policy) else model.backbone
     sequence = torch.arange(_CHECKED_LENGTH, device=model.device)[None] % 4

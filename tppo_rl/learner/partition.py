@@ -1,4 +1,4 @@
-"""Which learner trains which fragments of a batch."""
+"""Partition of a batch's fragments among learners."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from tppo_rl.core.fragments import Fragment
 def partition(
     fragments: Sequence[Fragment], num_learners: int, *, whole_groups: bool = False, same_learner: bool = False
 ) -> list[list[Fragment]]:
-    """Divides fragments among learners so that all process about as many tokens; a share may be empty.
+    """Divides fragments among learners so that all process about as many tokens; a shard may be empty.
 
     With `whole_groups` all fragments of one prompt go to one learner. With `same_learner` the windows of an episode go to
-    one learner in all updates, which has their contexts; then shares are even in the long run alone.
+    the same learner in all updates, because it has their contexts; shards are then even in the long run alone.
     """
     units: dict[Any, list[Fragment]] = {}
     for index, fragment in enumerate(fragments):

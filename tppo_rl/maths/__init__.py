@@ -1,4 +1,4 @@
-"""Pure functions on tensors: advantages, returns, losses, divergences. They import torch, one of them numba, and nothing of ours.
+"""Pure functions on tensors: advantages, returns, losses, divergences. They import torch, NumPy, numba and one another alone.
 
-Every function returns per-token (or per-sequence) values; `reduce` alone divides by counts.
+Losses are per-token (or per-sequence) values; `reduce` alone divides them by counts.
 """

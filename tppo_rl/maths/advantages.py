@@ -6,25 +6,25 @@ window by holding the value of the last state:
     delta_t = r_t + gamma * V(s_{t+1}) - V(s_t)                      t = 0 .. l-1
     A_t     = sum_{k=0}^{l-1-t} (gamma * lambda)^k * delta_{t+k}     with V(s_l) := V(s_{l-1})   ("hold")
 
-Where the window ends because the episode is over, V(s_l) := 0 and A is ordinary GAE (arXiv 1506.02438, eq. 16).
+If the window ends because the episode is over, V(s_l) := 0 and A is ordinary GAE (arXiv 1506.02438, eq. 16).
 An episode that reached the response cap is over as well: its reward has been given, nothing follows.
 
-Where we differ: the value put at the boundary is an argument. `boundary_values` chooses it: the paper's "hold", or
-"bootstrap", the critic's own V(s_l), which a causal critic gives for nothing with the state after the last token.
+We differ in one point: the value at the boundary is an argument. `boundary_values` chooses it: the paper's "hold", or
+"bootstrap", the critic's own V(s_l), which a causal critic computes anyway for the state after the last token.
 
 A_t is the geometrically weighted average (1 - lambda) * sum_{k>=1} lambda^(k-1) * A^(k)_t of the k-step estimators
 A^(k)_t = sum_{i<k} gamma^i * delta_{t+i}. A window cut K = l - t tokens after t has only K of them, and EGAE puts the
-whole rest of the weight, lambda^(K-1), on the longest. The tail correction (arXiv 2602.03386) shares it out among
-those that exist:
+whole rest of the weight, lambda^(K-1), on the longest. The tail correction (arXiv 2602.03386) divides it among those
+that exist:
 
     A_t = (1 - lambda) / (1 - lambda^K) * sum_{k=1}^{K} lambda^(k-1) * A^(k)_t
 
-computed, also at lambda = 1, by the recursion
+This recursion computes it, also at lambda = 1:
 
     W_K = 1 + lambda * W_{K-1},  W_0 = 0;    M_t = W_K * delta_t + gamma * lambda * M_{t+1};    A_t = M_t / W_K
 
-It is for unfinished windows. After the end of an episode all deltas are 0, so every longer estimator equals the
-longest that exists, and ordinary GAE has the weights right.
+The correction is for unfinished windows alone. After the end of an episode all deltas are 0, so every longer estimator
+equals the longest that exists, and the weights of ordinary GAE are right.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ def egae(
         lengths: int64 [B], number l of tokens in each row, between 1 and T.
         gamma: Discount of each sampled token.
         lambda_: Decay of the estimator; a tensor [B] gives each row its own (length-adaptive lambda).
-        tail_corrected: bool [B], rows that get the tail correction; None for none. Callers pass `~finished`: in a
-            finished episode ordinary GAE is right.
+        tail_corrected: bool [B], whether each row gets the tail correction; None: no row does. Callers pass `~finished`,
+            because ordinary GAE is right in a finished episode.
 
     Raises:
         ValueError: shapes that do not fit together, or a length outside 1 .. T.
@@ -92,7 +92,7 @@ def egae(
 
 
 def load_compiled() -> None:
-    """Loads the machine code for float32, which the first call of `egae` would wait for: half a second or more."""
+    """Loads the machine code for float32, so that the first call of `egae` need not wait half a second or more for it."""
     egae(torch.zeros(1, 1), torch.zeros(1, 1), torch.zeros(1), torch.ones(1).long(), gamma=1.0, lambda_=1.0)
 
 
@@ -114,13 +114,13 @@ def gae(
 def length_adaptive_lambda(response_lengths: torch.Tensor, *, alpha: float) -> torch.Tensor:
     """Returns lambda = max(0, 1 - 1 / (alpha * l)) for each response, float32 [B] (VAPO, arXiv 2504.05118).
 
-    The weights lambda^k then sum to alpha * l, so the horizon of GAE is a fixed share of the response whatever its
+    The weights lambda^k then sum to alpha * l, so the horizon of GAE is a fixed fraction of the response whatever its
     length.
 
     Args:
         response_lengths: int64 [B], number l of tokens of each response, at least 1. For a window of an unfinished
-            response it is the length so far, for the final one is not known.
-        alpha: Horizon as a share of the response, above 0.
+            response it is the length so far, because the final length is not known.
+        alpha: Horizon as a fraction of the response, above 0.
 
     Raises:
         ValueError: `alpha` is not positive, or a length is below 1.
@@ -142,18 +142,18 @@ def hindsight_advantages(
     lambda_: float | torch.Tensor,
     tail_corrected: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Returns what EGAE of each window changes by once its true return is known, [B, num_steps]; padding is exactly 0.
+    """Returns the change of each window's EGAE once its true return is known, [B, num_steps]; padding is exactly 0.
 
-    EGAE is linear in the boundary value, so with V for the value that was used and G for the return after the window
+    EGAE is linear in the boundary value. With V for the value that was used and G for the return after the window:
 
         A_t(G) - A_t(V) = EGAE_t of zero rewards, zero values and the boundary value G - V
 
     Args:
         returns_after: [B], G, the discounted return of the state after the window's last token.
-        used_boundary_values: [B], V(s_l) that the advantages of the window were computed with.
+        used_boundary_values: [B], V(s_l) with which the advantages of the window were computed.
         lengths: int64 [B], number of tokens in each window, between 1 and `num_steps`.
         num_steps: T, number of columns of the result.
-        gamma: As it was when the window's advantages were computed, like the two below.
+        gamma: Discount; it and the next two are those with which the window's advantages were computed.
         lambda_: A float or a tensor [B].
         tail_corrected: bool [B] or None.
 
@@ -186,9 +186,9 @@ def boundary_values(
 ) -> torch.Tensor:
     """Returns V(s_l) for `egae`, [B] in the dtype of `values`.
 
-    It is 0 where the window finished its episode, whether terminated or truncated; elsewhere V(s_{l-1}) for "hold"
-    (arXiv 2506.15050) and `next_values` for "bootstrap" and for "tail_corrected", which differs from "bootstrap" in the
-    weights that `egae` is then asked for.
+    It is 0 where the window finished its episode, whether terminated or truncated. Elsewhere it is V(s_{l-1}) for "hold"
+    (arXiv 2506.15050), and `next_values` for "bootstrap" and "tail_corrected". The latter two differ in the weights that
+    the caller asks of `egae`.
 
     Args:
         values: [B, T], V(s_t). Padding may hold anything.
@@ -232,11 +232,11 @@ def _compiled(
     lambda_: float | torch.Tensor,
     tail_corrected: torch.Tensor | None,
 ) -> torch.Tensor:
-    """Returns what the tensor code of `egae` returns, in the shape of `values`.
+    """Returns the same as the tensor code of `egae`, in the shape of `values`.
 
     Args:
         rewards: [B, T].
-        values: As `rewards`.
+        values: [B, T].
         boundary_values: [B].
         starts: int64 [B], index of the first token of each row among all places of `values`.
         lengths: int64 [B].
@@ -250,9 +250,9 @@ def _compiled(
     uncorrected = torch.zeros(len(lengths), dtype=torch.bool)
     tensors = [rewards, values, boundary_values, starts, lengths, torch.tensor([gamma], dtype=values.dtype), *rates]
     tensors.append(uncorrected if tail_corrected is None else tail_corrected)
-    # Every layout would be compiled, and loaded, on its own.
+    # Contiguous and flat: numba would compile, and load, every other layout on its own.
     arrays = [tensor.detach().contiguous().numpy().reshape(-1) for tensor in tensors]
-    # Zeros of numpy take no time until they are written to, and padding never is.
+    # NumPy's zeros take no time until they are written to, and padding is never written to.
     advantages = np.zeros(values.numel(), arrays[1].dtype)
     egae_rows(*arrays, advantages)
     return torch.from_numpy(advantages).view(values.shape)
@@ -263,7 +263,7 @@ def _tail_weights(
 ) -> torch.Tensor:
     """Returns W_K of the module's recursion, [B, T] as `like`: 1 in padding and in rows without correction."""
     num_steps = like.shape[1]
-    # A tensor of lambdas may be float32 beside float64 values, or the reverse: the weights are `like`'s.
+    # Lambdas may be float32 beside float64 values, or the reverse: the weights have the dtype of `like`.
     rates = torch.as_tensor(lambda_, dtype=like.dtype, device=like.device)
     weight = torch.zeros_like(like[:, 0])
     by_length = []
@@ -276,7 +276,7 @@ def _tail_weights(
 
 
 def _check_per_row(lengths: torch.Tensor, boundary_values: torch.Tensor, tail_corrected: torch.Tensor | None) -> None:
-    """Raises ValueError unless what is given for each row has the shape of the lengths."""
+    """Raises ValueError unless the arguments with one entry per row have the shape of the lengths."""
     if boundary_values.shape != lengths.shape:
         raise ValueError(f"boundary_values must have shape {tuple(lengths.shape)}, got {tuple(boundary_values.shape)}")
     if tail_corrected is not None and tail_corrected.shape != lengths.shape:

@@ -1,7 +1,7 @@
 """The recurrence of `advantages` in machine code for arrays on the CPU: one pass over the tokens, none over padding.
 
 It makes the same floating-point operations in the same order as the tensor code, so the two agree to the last bit. Rows
-are told by where they start, so that padded ones and ones that stand back to back are the same to it.
+are given by their first index, so it does not matter whether they are padded or stand back to back.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ def egae_rows(  # pragma: no cover (runs compiled)
     All floating-point arrays share one dtype, so that no operation is made in another.
 
     Args:
-        rewards: [N]; what lies between rows is not read.
-        values: [N], as above.
-        boundary_values: [B].
+        rewards: [N], r_t of all rows; entries between rows are not read.
+        values: [N], V(s_t) of all rows; entries between rows are not read.
+        boundary_values: [B], V(s_l) of each row.
         starts: int64 [B], index of the first token of each row.
-        lengths: int64 [B], at least 1.
-        gamma: [1].
+        lengths: int64 [B], number of tokens in each row, at least 1.
+        gamma: [1], discount.
         decays: [B], gamma * lambda.
-        lambdas: [B].
-        tail_corrected: bool [B].
-        advantages: [N]; what lies between rows is not written.
+        lambdas: [B], lambda.
+        tail_corrected: bool [B], whether each row gets the tail correction.
+        advantages: [N], the result; entries between rows are not written.
     """
     one = np.ones_like(gamma)[0]
     zero = one - one

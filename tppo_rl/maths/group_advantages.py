@@ -18,8 +18,8 @@ def group_relative_advantages(returns: torch.Tensor, groups: torch.Tensor, *, sc
 
     Args:
         returns: [B], R_i of each response; taken as constants.
-        groups: int64 [B], which group, 0 .. G-1, each response belongs to: those of one prompt. Any order; a label
-            may have no response.
+        groups: int64 [B], label 0 .. G-1 of each response's group; a group is the responses to one prompt. Labels stand
+            in any order, and a label may have no response.
         scale: Whether to divide by the group's standard deviation.
 
     Raises:

@@ -9,7 +9,7 @@ import torch
 
 
 def positive_example_loss(log_probs: torch.Tensor, correct: torch.Tensor) -> torch.Tensor:
-    """Returns the per-token loss of the module's equation, [N]; its mean is over the tokens of correct responses.
+    """Returns the per-token loss of the module's equation, [N]; its mean is over the tokens of correct responses alone.
 
     Args:
         log_probs: [N], log pi(a_t | s_t) in nats; gradients flow through it. Where `correct` is False it may hold

@@ -1,11 +1,11 @@
-"""Importance weights of sampled tokens, which of them to keep, and how many tokens they are worth.
+"""Importance weights of sampled tokens, a mask of sequences by them, and the effective sample size.
 
     w_t = pi(a_t | s_t) / mu(a_t | s_t)
 
-As constant weights of a loss they correct it for the policy mu that sampled. Decoupled PPO (AReaL, arXiv 2505.24298)
-clips the ratio pi / pi_prox and weights each token with w = pi_prox / mu; truncated importance sampling (IMPALA,
-arXiv 1802.01561, section 4.1) holds w at a cap. The geometric mean of a response's weights tells how far the response
-as a whole has drifted:
+As constant weights they correct a loss for the policy mu that sampled the tokens. Decoupled PPO (AReaL, arXiv
+2505.24298) clips the ratio pi / pi_prox and weights each token with w = pi_prox / mu. Truncated importance sampling
+(IMPALA, arXiv 1802.01561, section 4.1) holds w at a cap. The geometric mean of a response's weights tells how far the
+response as a whole has drifted:
 
     g = exp( (1 / l) * sum_t log w_t )
 """
@@ -65,8 +65,8 @@ def sequence_mask(
 ) -> torch.Tensor:
     """Returns bool [num_rows]: whether the geometric mean g of the row's importance weights lies in [low, high].
 
-    Rows without tokens are True. Log-weights are not held within ±20 here: one token far outside is a reason to drop
-    its row.
+    Rows without tokens are True. Unlike in `importance_weights`, log-weights are not held within ±20: one token far
+    outside is a reason to drop its row.
 
     Args:
         log_probs: [N], log pi in nats, of the policy that is trained; taken as a constant.
@@ -88,7 +88,7 @@ def sequence_mask(
         raise ValueError(f"low={low} and high={high} must satisfy 0 <= low <= high")
     if len(rows) and not (int(rows.min()) >= 0 and int(rows.max()) < num_rows):
         raise ValueError(f"rows must lie in 0 .. {num_rows - 1}, got {int(rows.min())} .. {int(rows.max())}")
-    # float64 sums, so that the order of the tokens does not decide about a row.
+    # float64 sums, so that the order of the tokens cannot change the mask.
     log_weights = (log_probs - behavior_log_probs).detach().double()
     sums = torch.zeros(num_rows, dtype=torch.float64, device=rows.device).index_add_(0, rows, log_weights)
     counts = torch.bincount(rows, minlength=num_rows)

@@ -3,8 +3,8 @@
     log p(a) = z_a / tau - logsumexp_v(z_v / tau)
     H        = -sum_v p(v) * log p(v)
 
-which is what vLLM returns with `logprobs_mode="processed_logprobs"` when neither top-k nor top-p cuts the
-distribution. Logits of half precision are raised to float32 first, as vLLM does.
+vLLM returns the same with `logprobs_mode="processed_logprobs"` if neither top-k nor top-p cuts the distribution.
+Logits of half precision are raised to float32 first, as vLLM does.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import torch
 from torch.autograd.function import once_differentiable
 
 _BLOCK = {"cpu": 2**20}
-"""Entries of [N, V] that intermediate results are computed for at once, by device: so many stay in a CPU's cache."""
+"""Entries of [N, V] to compute at once, by device: this many stay in a CPU's cache."""
 _BLOCK_ELSEWHERE = 2**24
-"""On other devices starting a kernel costs more than computing a small block."""
+"""The same on other devices, where starting a kernel costs more than computing a small block."""
 
 
 class TokenLogProbs(NamedTuple):
@@ -52,7 +52,7 @@ def token_log_probs(
 
 
 class _TokenLogProbs(torch.autograd.Function):
-    """Keeps nothing of size [N, V] but the logits, and makes nothing of that size but their gradient.
+    """Keeps the logits alone at size [N, V], and allocates their gradient alone at that size.
 
     d log p(a) / d z_v = (1[v = a] - p(v)) / tau
     dH / d z_v         = -p(v) * (log p(v) + H) / tau

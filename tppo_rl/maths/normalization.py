@@ -1,10 +1,10 @@
-"""Scaling of per-token values by the moments of their group, over as many learners as hold it.
+"""Scaling of per-token values by the moments of their group, over all learners that hold a part of it.
 
     mean_g = S_g / n_g,     std_g = sqrt( Q_g / n_g - mean_g^2 )       n, S, Q: count, sum, sum of squares of tokens
 
 The three moments of a batch are the sums of its parts' moments, so learners add theirs up and scale with the total.
-With one group for all rows it is the usual normalization of advantages; with a group per environment, tasks whose
-rewards differ in size weigh alike.
+One group for all rows gives the usual normalization of advantages. One group for each environment gives equal weight to
+tasks whose rewards differ in size.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 
 _MIN_STD = 1e-6
-"""Below it, absolute or as a share of the root mean square, a spread is taken for rounding of the sums."""
+"""A standard deviation up to this, absolute or as a fraction of the root mean square, counts as rounding error."""
 
 
 def group_moments(values: torch.Tensor, mask: torch.Tensor, groups: torch.Tensor, num_groups: int) -> torch.Tensor:
@@ -38,8 +38,8 @@ def normalize(
 ) -> torch.Tensor:
     """Returns (x - mean_g) / std_g, or x / std_g, [B, T] in the dtype of `values`; padding is exactly 0.
 
-    A group without spread is divided by 1 instead: std_g at most 1e-6, or at most 1e-6 of sqrt(Q_g / n_g), which is
-    what the difference of two float64 sums and float32 values leave of equal values far from 0.
+    A group without spread is divided by 1 instead. Its std_g is at most 1e-6, or at most 1e-6 of sqrt(Q_g / n_g):
+    rounding leaves that much of equal values far from 0.
 
     Args:
         values: [B, T]; gradients flow through it. Padding may hold anything, NaN included.

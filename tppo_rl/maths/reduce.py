@@ -6,8 +6,8 @@ count of the whole:
 
     mean = sum_parts ( sum_{t in part} x_t / n ),     n = number of tokens in all parts
 
-A mean over responses of their token means (GRPO, arXiv 2402.03300, eq. 3) is such a sum too, of tokens weighted with
-1 / length of their response and divided by the number of responses.
+A mean over responses of their token means (GRPO, arXiv 2402.03300, eq. 3) is such a sum too: each token is weighted with
+1 / length of its response, and the sum is divided by the number of responses.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def token_sum(per_token: torch.Tensor, mask: torch.Tensor | None = None) -> torc
 
     Args:
         per_token: [...], one value per token.
-        mask: bool of the same shape, True on tokens that count; what `per_token` holds elsewhere does not matter.
+        mask: bool of the same shape, True on tokens that count; elsewhere `per_token` may hold anything.
 
     Raises:
         ValueError: the mask has another shape.
@@ -33,7 +33,7 @@ def token_sum(per_token: torch.Tensor, mask: torch.Tensor | None = None) -> torc
 
 
 def token_mean(per_token: torch.Tensor, global_count: float, mask: torch.Tensor | None = None) -> torch.Tensor:
-    """Returns this part's share of the token mean: its sum divided by the number of tokens in all parts.
+    """Returns this part's contribution to the token mean: its sum divided by the number of tokens in all parts.
 
     Args:
         per_token: [...], one value per token of this part.
@@ -49,7 +49,7 @@ def token_mean(per_token: torch.Tensor, global_count: float, mask: torch.Tensor 
 
 
 def response_weights(lengths: torch.Tensor) -> torch.Tensor:
-    """Returns the weight 1 / length of each response's tokens, float32 [B]: a token sum becomes a sum of token means.
+    """Returns the weight 1 / length of each response's tokens, float32 [B]. It turns a token sum into a sum of token means.
 
     Args:
         lengths: int64 [B], number of tokens of each whole response; a response without tokens gets weight 0.
@@ -78,7 +78,7 @@ def variance(total: float, squared_total: float, count: float) -> float:
 
     Args:
         total: Sum of x.
-        squared_total: Sum of x^2; float64 sums, for the difference cancels digits.
+        squared_total: Sum of x^2. Both sums should be float64, because the difference cancels digits.
         count: Number of tokens, above 0.
 
     Raises:

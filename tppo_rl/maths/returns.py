@@ -1,10 +1,10 @@
-"""Returns: what a critic regresses.
+"""Returns, the regression targets of a critic.
 
     G_t         = sum_{k=0}^{l-1-t} gamma^k * r_{t+k}     Monte-Carlo, the targets of Truncated PPO
     G^lambda_t  = V(s_t) + A_t                            lambda-return; A is GAE (arXiv 1506.02438, eq. 16)
 
-The first does not bootstrap (lambda = 1 for the critic: VC-PPO, arXiv 2503.01491), so it is for whole episodes only.
-The second is for windows as well: it puts a given value at the boundary, as `advantages.egae` does.
+The first does not bootstrap (lambda = 1 for the critic: VC-PPO, arXiv 2503.01491), so it needs whole episodes.
+The second also takes windows: it puts a given value at the boundary, as `advantages.egae` does.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ def sequence_log_ratio(log_ratio: torch.Tensor, sequences: torch.Tensor | None =
 
     Args:
         log_ratio: [N], log pi - log pi_old of each token, nats.
-        sequences: int64 [N], index of each token's sequence, from 0; None: all are of one.
+        sequences: int64 [N], index of each token's sequence, from 0; None: all tokens are of one sequence.
 
     Raises:
         ValueError: the shapes differ.
@@ -24,7 +24,7 @@ def sequence_log_ratio(log_ratio: torch.Tensor, sequences: torch.Tensor | None =
         raise ValueError(
             f"log_ratio and sequences must have one shape, got {tuple(log_ratio.shape)} and {tuple(sequences.shape)}"
         )
-    # No more sequences than tokens: their number need not be asked of a GPU.
+    # There are at most as many sequences as tokens, so a GPU need not be asked for their number.
     sums = torch.zeros_like(log_ratio).index_add(0, sequences, log_ratio)
     counts = torch.zeros_like(log_ratio).index_add(0, sequences, torch.ones_like(log_ratio))
     return sums[sequences] / counts[sequences]

@@ -1,17 +1,17 @@
-"""Which fragments of a batch to train, when a pass over all of them costs more than it tells.
+"""Draws of fragments to train, for batches in which a pass over all fragments costs more than it teaches.
 
 Many fragments hardly move a policy: the advantage is near 0, or the tokens are certain already. Fragment i is drawn with
 probability p_i and its loss weighs 1 / p_i, so the expected gradient is that of the whole batch (Horvitz and Thompson 1952).
-For a given number of tokens the variance of that gradient is least where
+For a given number of tokens the variance of that gradient is least if
 
     p_i  ~  ||g_i|| / sqrt(n_i)          n_i tokens of the fragment (Cochran 1977, optimum allocation)
 
-and ||g_i|| is taken from its bound in the output layer (importance sampling by gradient bounds, arXiv 1803.00942): the
-gradient of log pi(a) with respect to the logits has a norm of at most sqrt(2) (1 - pi(a)), so
+We use a bound on ||g_i|| in the output layer (importance sampling by gradient bounds, arXiv 1803.00942). The gradient of
+log pi(a) with respect to the logits has a norm of at most sqrt(2) (1 - pi(a)), so
 
     ||g_i||  <=  sqrt(2) * sum_t |A_t| (1 - mu(a_t | s_t))
 
-with the probability mu that the token was sampled with in place of pi: it is known before any pass of the trainer, and
+Here mu, the probability with which the token was sampled, stands for pi. It is known before any pass of the trainer, and
 differs from pi as far as the token is stale.
 """
 
@@ -21,9 +21,9 @@ import numpy as np
 import torch
 
 UNIFORM_SHARE = 0.3
-"""Share of the tokens that is drawn with one probability for all fragments: no weight is above 1 / (share of tokens * this)
-(a defensive mixture, Hesterberg 1995). Measured: less of it lets single fragments, whose bound said little, make up a
-gradient, and more of it does not vary less."""
+"""Fraction of the drawn tokens for which all fragments have one probability (a defensive mixture, Hesterberg 1995). No
+weight is then above 1 / (`share` * this). Measured: with less, single fragments with a small bound dominate a gradient;
+with more, the variance does not fall."""
 
 
 def gradient_bounds(advantages: torch.Tensor, log_probs: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -32,7 +32,7 @@ def gradient_bounds(advantages: torch.Tensor, log_probs: torch.Tensor, mask: tor
     Args:
         advantages: [B, T], A_t of the window's tokens.
         log_probs: [B, T], log mu_t in nats.
-        mask: bool [B, T], which are tokens; what the others hold does not matter.
+        mask: bool [B, T], True on tokens; elsewhere `advantages` and `log_probs` may hold anything.
 
     Raises:
         ValueError: the shapes differ.
@@ -47,18 +47,18 @@ def gradient_bounds(advantages: torch.Tensor, log_probs: torch.Tensor, mask: tor
 
 
 def inclusion_probabilities(bounds: torch.Tensor, lengths: torch.Tensor, share: float) -> torch.Tensor:
-    """Returns the probability of each fragment to be trained, float64 [B], so that the expected tokens are a share of all.
+    """Returns each fragment's probability of being trained, float64 [B]; the expected tokens are a fraction of all.
 
-    Chances follow `bounds / sqrt(lengths)`, but for `UNIFORM_SHARE`; where that exceeds 1 a fragment is certain, and the
-    others share what is left. A fragment without tokens has probability 1.
+    Probabilities follow `bounds / sqrt(lengths)`, except for `UNIFORM_SHARE` of the tokens. A fragment whose probability
+    would exceed 1 is certain, and the others divide the rest. A fragment without tokens has probability 1.
 
     Args:
         bounds: [B], bounds on the norm of each fragment's gradient, at least 0.
-        lengths: int64 [B], tokens of each fragment.
-        share: Of the tokens, in (0, 1].
+        lengths: int64 [B], number of tokens of each fragment.
+        share: Fraction of the tokens to train, in (0, 1].
 
     Raises:
-        ValueError: shapes that differ, a negative bound, or a share outside of (0, 1].
+        ValueError: shapes that differ, a negative bound, or a fraction outside of (0, 1].
     """
     if not 0 < share <= 1:
         raise ValueError(f"share={share} must lie in (0, 1]")
@@ -69,7 +69,7 @@ def inclusion_probabilities(bounds: torch.Tensor, lengths: torch.Tensor, share: 
     counts = lengths.double()
     total = float(counts.sum())
     wanted = bounds.double() / counts.clamp(min=1).sqrt()
-    # Both parts would take one token each of all if nothing were certain.
+    # Each part is scaled to one expected token, so that the mixture is as well.
     spread = float((wanted * counts).sum())
     uniform = torch.full_like(wanted, 1.0 / max(total, 1.0))
     wanted = (1 - UNIFORM_SHARE) * wanted / spread + UNIFORM_SHARE * uniform if spread > 0 else uniform
@@ -86,20 +86,20 @@ def inclusion_probabilities(bounds: torch.Tensor, lengths: torch.Tensor, share: 
 
 
 def systematic_sample(probabilities: torch.Tensor, generator: np.random.Generator) -> torch.Tensor:
-    """Draws every index with its probability and returns those drawn, int64, rising.
+    """Draws each index with its probability; returns the drawn indices, int64, ascending.
 
-    One random start and equal steps along the probabilities, in random order (systematic sampling, Madow 1949): the number
-    that is drawn is off by less than one from the sum of the probabilities.
+    This is systematic sampling (Madow 1949): one random start and equal steps along the probabilities, in random order. The
+    number of drawn indices differs by less than one from the sum of the probabilities.
 
     Args:
         probabilities: float64 [B], each in (0, 1].
-        generator: Draws order and start.
+        generator: Draws the order and the start.
     """
     order = generator.permutation(len(probabilities))
     ends = np.cumsum(probabilities.numpy()[order])
     start = generator.random()
-    # An index is drawn if one of start, start + 1, … lies within its part of the line; rounding must not lose those
-    # that are certain.
+    # An index is drawn if one of start, start + 1, … lies within its part of the line. Rounding must not lose an index
+    # that is certain.
     crossed = np.floor(ends - start) > np.floor(np.concatenate([[0.0], ends[:-1]]) - start)
     crossed |= probabilities.numpy()[order] >= 1
     return torch.from_numpy(np.sort(order[crossed]))

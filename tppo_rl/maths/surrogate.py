@@ -7,11 +7,11 @@ PPO (arXiv 1707.06347, eq. 7) has clip_low = clip_high; a larger clip_high ("cli
 (arXiv 2503.14476, eq. 10), used by VAPO (arXiv 2504.05118).
 
 The minimum leaves the loss without a bound where A < 0 and the ratio is large. Dual clip (arXiv 1912.09729, eq. 5)
-sets one, with a constant c > 1:
+sets a bound, with a constant c > 1:
 
     loss_t <- min(loss_t, -c * A_t)                                             where A_t < 0
 
-The gradient of V-trace (IMPALA, arXiv 1802.01561, section 4.2) is the other way: weights cut from above, no clipping.
+The gradient of V-trace (IMPALA, arXiv 1802.01561, section 4.2) cuts the weights from above instead of clipping:
 
     loss_t = -stop_gradient(min(pi(a_t | s_t) / mu(a_t | s_t), cap)) * A_t * log pi(a_t | s_t)
 """
@@ -40,7 +40,7 @@ class SurrogateTerms(NamedTuple):
     clipped_high: torch.Tensor
     """bool: ratio above 1 + clip_high where A > 0, so the token has no gradient."""
     dual_clipped: torch.Tensor
-    """bool: the bound c of the dual clip held the loss, so the token has no gradient. False everywhere without one."""
+    """bool: the bound c of the dual clip held the loss, so the token has no gradient. False everywhere without a bound."""
 
 
 def bounded_log_ratio(log_probs: torch.Tensor, old_log_probs: torch.Tensor) -> torch.Tensor:
@@ -103,8 +103,8 @@ def truncated_policy_gradient(
     """Returns the per-token loss of the module's last equation, in the shape of the arguments.
 
     Args:
-        log_probs: [...], log pi in nats under the policy that is trained; gradients flow through it, not through its
-            share of the weight.
+        log_probs: [...], log pi in nats under the policy that is trained; gradients flow through it, but not through the
+            weight.
         behavior_log_probs: Same shape, log mu in nats of the policy that sampled the token; taken as a constant.
         advantages: Same shape, A_t; taken as a constant. Padding, if any, is the caller's to mask.
         cap: Largest weight, above 0 (rho-bar of the paper, 1 there).

@@ -1,4 +1,4 @@
-"""The critic's losses and the share of the returns' variance that it explains."""
+"""The critic's losses, and the fraction of the returns' variance that it explains."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def explained_variance(error_variance: float, return_variance: float) -> float:
         return_variance: Variance of G_t over the same tokens, above 0.
 
     Raises:
-        ValueError: `return_variance` is not positive: with equal returns nothing is there to explain.
+        ValueError: `return_variance` is not positive: with equal returns there is nothing to explain.
     """
     if return_variance <= 0:
         raise ValueError(f"return_variance={return_variance} must be positive: equal returns leave nothing to explain")

@@ -1,1 +1,1 @@
-"""What a run shows of itself: metrics, alarms, totals, TensorBoard."""
+"""Records of a run: metrics, alarms, totals, TensorBoard."""

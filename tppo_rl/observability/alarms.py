@@ -1,8 +1,8 @@
 """Alarms: signs that a run goes wrong or wastes its machine, each with the setting to look at.
 
-The first four are the failure signs of T-PPO (arXiv 2506.15050): values from too few finished episodes, values that explain
-nothing any more, held boundary values that miss the return by more and more, slots that are not refilled. The others say
-that one side of the pipeline waits for the other. All look at averages over some updates: one bad update is no alarm.
+The first four are the failure signs of T-PPO (arXiv 2506.15050): values from too few finished episodes, values that stop
+explaining returns, held boundary values that miss the return more and more, and slots that are not refilled. The others
+say that one side of the pipeline waits for the other. All look at averages over some updates: one bad update is no alarm.
 """
 
 from __future__ import annotations
@@ -12,37 +12,37 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 DECAY = 0.8
-"""Of the running averages, an update: half of the weight lies on the last three."""
+"""Decay of the running averages per update: half of the weight lies on the last three updates."""
 FEW_EPISODES = 8.0
 """Finished episodes of a value batch below which Monte-Carlo targets are mostly noise."""
 COLLAPSE = 0.3
-"""Explained variance this far below its best."""
+"""Fall of the explained variance below its best that is a sign."""
 GROWTH = 1.5
-"""Boundary error by this factor above its least."""
+"""Ratio of the boundary error to its least that is a sign."""
 LEAST_ERROR = 0.05
-"""Boundary errors below it, in units of reward, are small whatever they grow from."""
+"""Boundary error, in units of reward, up to which no growth is a sign."""
 OCCUPANCY = 0.9
 IDLE = 0.3
-"""Share of an iteration in which one side waits for the other."""
+"""Fraction of an iteration for which one side waits for the other."""
 
 
 @dataclass(frozen=True)
 class Alarm:
-    """A sign that is seen now."""
+    """An alarm that is on."""
 
     name: str
     """`alarm/NAME` among the metrics."""
     message: str
-    """What is seen, and the settings to look at."""
+    """The sign, and the settings to look at."""
 
 
 class Alarms:
     """Watches the metrics of the updates of a run.
 
     Args:
-        patience: Updates before the first alarm; averages need some.
-        asynchronous: Whether env-runners and learners work at the same time; only then does neither have to wait.
-        refills: Whether a slot whose episode has ended begins another one.
+        patience: Updates before the first alarm, which the averages need.
+        asynchronous: Whether env-runners and learners work at the same time. If not, waiting is no sign.
+        refills: Whether a slot whose episode has ended begins another one. If not, empty slots are no sign.
     """
 
     def __init__(self, *, patience: int = 10, asynchronous: bool = True, refills: bool = True) -> None:
@@ -62,9 +62,9 @@ class Alarms:
         self._least_boundary_error = math.inf
 
     def watch(self, metrics: Mapping[str, float]) -> list[Alarm]:
-        """Takes the metrics of an update, by the names of `tppo_rl.observability.metrics`, and returns the alarms that it leaves on.
+        """Takes the metrics of an update by name (`tppo_rl.core.metric_table`), and returns the alarms that are on.
 
-        A metric that an update does not have leaves its average as it is.
+        A metric that is missing in an update leaves its average unchanged.
         """
         self._updates += 1
         for name, value in metrics.items():

@@ -1,11 +1,11 @@
 """Errors of the critic at window ends, known once episodes have ended: `boundary_errors.jsonl` in the folder of a run.
 
-A window of an unfinished response ends at state s_l, and what followed it has the return G_l. Of every boundary whose episode
-ended in an iteration three distances are taken:
+A window of an unfinished response ends at state s_l, and G_l is the return that followed. Every boundary whose episode ended
+in an iteration gives three distances:
 
-    held  V(s_(l-1)) - G_l         what EGAE's `hold` puts in the place of V(s_l)
-    bootstrap  V(s_l) - G_l             what `bootstrap` puts there
-    step  V(s_l) - V(s_(l-1))      what `hold` neglects
+    held  V(s_(l-1)) - G_l         error of the value that EGAE's `hold` uses
+    bootstrap  V(s_l) - G_l             error of the value that `bootstrap` uses
+    step  V(s_l) - V(s_(l-1))      difference that `hold` neglects
 
 One line of the file is one iteration: sums over its boundaries by window index and position. An iteration that is repeated
 after a resume is written again, and the last line counts.
@@ -30,12 +30,12 @@ POSITION_BINS = 32
 
 @dataclass(frozen=True)
 class BoundaryErrors:
-    """Sums over the boundaries of one iteration in one cell; values and returns are in units of reward."""
+    """Sums over the boundaries of one iteration in one cell, in units of reward."""
 
     window_index: int
-    """Of the window that ends there, from 0."""
+    """Index of the window that ends there, from 0."""
     position_bin: int
-    """Positions after the prompt, divided by the width of a bin."""
+    """Tokens between prompt and boundary, divided by the width of a bin and rounded down."""
     count: int
     held: float
     """Sum of |V(s_(l-1)) - G_l|."""
@@ -48,12 +48,12 @@ class BoundaryErrors:
 
 
 def position_bin_width(max_response_length: int) -> int:
-    """Tokens of a bin."""
+    """Returns the width of a bin of positions, in tokens."""
     return -(-max_response_length // POSITION_BINS)
 
 
 def sum_boundary_errors(boundaries: Iterable[ClosedBoundary], bin_width: int) -> list[BoundaryErrors]:
-    """Adds up the errors of boundaries by window index and bin of positions, in that order; empty cells are left out."""
+    """Returns the errors of boundaries added up by window index and bin of positions, in that order, without empty cells."""
     cells: dict[tuple[int, int], list[tuple[float, float, float]]] = {}
     for boundary in boundaries:
         held = boundary.values.held - boundary.return_after
@@ -84,7 +84,7 @@ def read_boundary_errors(folder: Path) -> tuple[int, dict[int, list[BoundaryErro
     """Reads the file of a run's folder.
 
     Returns:
-        Tokens of a bin, and cells by iteration; 0 and none where a run has written no such file.
+        Width of a bin in tokens, and cells by iteration; 0 and none if the run has written no such file.
     """
     if not (folder / FILE).is_file():
         return 0, {}

@@ -1,4 +1,4 @@
-"""Everything that one iteration brought, typed, and the metrics that follow from it."""
+"""The typed record of one iteration, and the metrics that follow from it."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ class Iteration:
     """One iteration: waiting for a batch, its update, new weights."""
 
     number: int
-    """From 1."""
+    """Number of the iteration, from 1."""
     update: UpdateReport
     closed: Sequence[ClosedBoundary]
     """Boundaries whose episodes the update has ended."""
     counts: TokenCounts
     """Tokens of the whole run, after the update."""
     rollouts: RolloutStatistics
-    """What env-runners did since the last iteration."""
+    """Work of the env-runners since the last iteration."""
     sampled_before: int
-    """Tokens of the whole run before the iteration."""
+    """Tokens that the run had sampled before the iteration."""
     seconds: Mapping[str, float] = field(default_factory=dict)
     """Wall-clock by part: `iteration`, `waiting_for_fragments`, `update`, `weights`, and `evaluation` where there was one."""
     probe_diff: float | None = None
-    """Mean difference on the probe, nats, where weights were proven since the last iteration."""
+    """Mean log-prob difference on the probe, nats; None if weights were not verified since the last iteration."""
     heldout_diff: LogProbDiff | None = None
-    """Engine against trainer on held-out episodes, where there was an evaluation since the last iteration."""
+    """Engine against trainer on held-out episodes; None if there was no evaluation since the last iteration."""
 
     def metrics(self) -> dict[str, float]:
-        """The metrics of the table (`tppo_rl.core.metric_table`) that this iteration has a value for, without alarms."""
+        """Returns the table's metrics (`tppo_rl.core.metric_table`) that have a value in this iteration, without alarms."""
         values = learner_metrics(self.update.metrics) | boundary_metrics(self.closed)
         values |= self._token_metrics() | episode_metrics(self.rollouts.fragments) | self._rollout_metrics()
         values |= {f"time/{part}": seconds for part, seconds in self.seconds.items()}

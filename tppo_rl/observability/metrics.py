@@ -17,16 +17,16 @@ from tppo_rl.rollout.groups import GroupSample
 def learner_metrics(learner_result: Mapping[str, Any]) -> dict[str, float]:
     """Picks the table's metrics out of what the learner logged.
 
-    RLlib reports NaN for what was logged in an earlier update and not in this one; that is left out.
+    RLlib reports NaN for a metric that was logged in an earlier update but not in this one; it is left out.
     """
     logged = {metric.name: learner_result.get(metric.learner_key or "") for metric in METRICS}
-    # What a policy loss measures has a name of its own.
+    # The metrics of a policy loss are logged under their final names.
     logged |= {name: value for name, value in learner_result.items() if name.startswith("policy/")}
     return {name: float(value) for name, value in logged.items() if value is not None and not math.isnan(value)}
 
 
 def episode_metrics(fragments: Iterable[Fragment]) -> dict[str, float]:
-    """Metrics of the episodes that ended among the given fragments; empty if none did."""
+    """Metrics of the episodes that ended among the given fragments; if none did, their number alone."""
     finished = [fragment for fragment in fragments if fragment.finished]
     if not finished:
         return {"rollout/finished_episodes": 0.0}
@@ -47,9 +47,9 @@ def episode_metrics(fragments: Iterable[Fragment]) -> dict[str, float]:
 
 
 def without_unknown(result: Mapping[str, Any]) -> dict[str, Any]:
-    """A result without those of the table's metrics that this iteration has no value for.
+    """Returns a result without the table's metrics that have no value in this iteration.
 
-    RLlib reports None for them, which Tune's schedulers would compare.
+    RLlib reports None for them, and Tune's schedulers would compare that.
     """
     groups = {metric.name.partition("/")[0] for metric in METRICS}
     return {
@@ -70,7 +70,7 @@ def group_metrics(sample: GroupSample) -> dict[str, float]:
 
 
 def boundary_metrics(boundaries: Sequence[ClosedBoundary]) -> dict[str, float]:
-    """Errors of the values at window ends whose episode has ended; empty if there are none."""
+    """Errors of the values at closed boundaries; empty if there are none."""
     if not boundaries:
         return {}
     held = np.array([boundary.values.held for boundary in boundaries])

@@ -42,8 +42,8 @@ class RunRecorder:
     """Turns what happens in a run into metrics, files and warnings.
 
     Args:
-        options: Of the run.
-        folder: For the files.
+        options: Options of the run.
+        folder: Folder for the files.
         to_text: Decodes tokens for a reader.
     """
 
@@ -72,13 +72,13 @@ class RunRecorder:
 
     @contextmanager
     def clock(self, part: str) -> Iterator[None]:
-        """Takes the time of a part of the run."""
+        """Measures the time of a part of the run."""
         started = time.perf_counter()
         yield
         self.add_seconds(part, time.perf_counter() - started)
 
     def add_seconds(self, part: str, seconds: float) -> None:
-        """Adds wall-clock to a part of the run and of the iteration."""
+        """Adds wall-clock to a part of the run; the iteration keeps the last one of each part."""
         self.totals.add_seconds(part, seconds)
         self._seconds[part] = seconds
 
@@ -97,11 +97,11 @@ class RunRecorder:
         """Records an iteration: writes its files, warns of alarms, adds it to the totals.
 
         Args:
-            update: What learners report.
+            update: Report of the learners.
             closed: Boundaries whose episodes have ended.
-            counts: Tokens of the run.
-            rollouts: What env-runners did.
-            probe_diff: Of the proof of weights; None where none was due.
+            counts: Tokens of the run, after the update.
+            rollouts: Work of the env-runners since the last iteration.
+            probe_diff: Mean log-prob difference of the weight verification, nats; None if none was due.
         """
         self.num_iterations += 1
         self._seconds["iteration"] = time.perf_counter() - self._iteration_started
@@ -127,11 +127,11 @@ class RunRecorder:
         return Recorded(iteration, metrics)
 
     def record_probe(self, difference: float) -> None:
-        """Records a proof of weights outside of an iteration."""
+        """Records the result of a weight verification outside of an iteration: a mean log-prob difference, nats."""
         self._probe_diff = difference
 
     def record_evaluation(self, evaluation: Evaluation, sampled_tokens: int) -> None:
-        """Records an evaluation that was made when the run had sampled so many tokens."""
+        """Records an evaluation that was made after `sampled_tokens` tokens of the run."""
         values = heldout_metrics(evaluation.statistics())
         difference = self._heldout_diff = evaluation.log_prob_diff
         if difference is not None:
@@ -141,12 +141,12 @@ class RunRecorder:
         self._log.scalars(sampled_tokens, values)
 
     def run_totals(self) -> dict[str, Any]:
-        """Sums over the whole run, for its summary."""
+        """Returns sums over the whole run, for its summary."""
         wall_s = self.totals.wall_s + time.perf_counter() - self._started
         return self.totals.state() | {"wall_s": wall_s, "slot_occupancy_lifetime": self.totals.slot_occupancy}
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint needs."""
+        """Returns the state for a checkpoint."""
         totals = self.totals.state() | {"wall_s": self.run_totals()["wall_s"]}
         return {"totals": totals, "num_iterations": self.num_iterations}
 
@@ -154,8 +154,8 @@ class RunRecorder:
         """Goes on from what `state` returned.
 
         Args:
-            state: Of a checkpoint.
-            sampled_tokens: Of the run up to it, as its ledger counts.
+            state: State from a checkpoint.
+            sampled_tokens: Tokens that the run had sampled by then, from its ledger.
         """
         self._sampled_before = sampled_tokens
         self.totals = RunTotals(**state["totals"])
@@ -173,7 +173,7 @@ class RunRecorder:
         self._log.rollouts(iteration.number, step, iteration.rollouts.fragments)
 
     def _watch_mismatch(self, metrics: Mapping[str, float]) -> dict[str, float]:
-        """Whether trainer and engine disagree on tokens that the trainer's own weights sampled; absent if there were none."""
+        """Compares trainer and engine on tokens of the trainer's own version; returns the alarm if anything was compared."""
         mean = metrics.get("mismatch/fresh_log_prob_diff_mean")
         if mean is not None:
             self._compare(LogProbDiff(mean, metrics["mismatch/fresh_log_prob_diff_max"]))
@@ -193,7 +193,7 @@ class RunRecorder:
             )
 
     def _watch_environment(self, rollouts: RolloutStatistics, metrics: Mapping[str, float]) -> None:
-        """Says once that nothing tells which responses are right, and whenever scorers fail."""
+        """Warns once if the environment does not say which responses are right, and whenever scorers fail."""
         if metrics["rollout/finished_episodes"] and "rollout/accuracy" not in metrics and not self._said_no_accuracy:
             self._said_no_accuracy = True
             logger.warning(
@@ -208,7 +208,7 @@ class RunRecorder:
             )
 
     def _watch_for_alarms(self, metrics: Mapping[str, float]) -> dict[str, float]:
-        """Warns of every alarm that goes on; returns which are on now."""
+        """Warns of every alarm that goes on; returns 1 for those that are on, 0 for the others."""
         alarms = {alarm.name: alarm.message for alarm in self._alarms.watch(metrics)}
         for name in alarms.keys() - self._alarms_on:
             logger.warning("%s: %s", name, alarms[name])

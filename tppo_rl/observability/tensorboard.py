@@ -1,4 +1,4 @@
-"""What a run leaves in its folder beside RLlib's results: TensorBoard events, boundary errors, a sample of rollouts."""
+"""Files of a run beside RLlib's results: TensorBoard events, boundary errors, a sample of rollouts."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class RunLog:
         folder: the run's folder; made if it does not exist.
         fragments_per_iteration: most fragments of an iteration that go into its Parquet file.
         to_text: decodes tokens for a reader.
-        seed: of the choice of fragments.
-        position_bin_width: tokens of a bin of positions in `boundary_errors.jsonl`.
+        seed: seed of the choice of fragments.
+        position_bin_width: width of a bin of positions in `boundary_errors.jsonl`, in tokens.
     """
 
     def __init__(
@@ -57,18 +57,18 @@ class RunLog:
         self._writer.flush()
 
     def histogram(self, step: int, name: str, counts: np.ndarray) -> None:
-        """Writes a histogram over 0, 1, 2, … given its counts."""
+        """Writes a histogram over 0, 1, 2, …, given the count of each."""
         if counts.sum() > 0:
             self._writer.add_histogram(name, np.repeat(np.arange(len(counts)), counts.astype(np.int64)), step)
 
     def boundary_errors(self, iteration: int, boundaries: Sequence[ClosedBoundary]) -> None:
-        """Writes the errors of the values at window ends whose episodes ended in the iteration, if there are any."""
+        """Writes the errors of the boundaries whose episodes ended in the iteration, if there are any."""
         if boundaries:
             width = self._position_bin_width
             append_boundary_errors(self._folder, iteration, width, sum_boundary_errors(boundaries, width))
 
     def rollouts(self, iteration: int, step: int, fragments: Sequence[Fragment]) -> None:
-        """Keeps a sample of fragments, finished ones included, and shows a few finished episodes as text."""
+        """Keeps a random sample of fragments, and shows some of its finished episodes as text."""
         if not fragments or not self._fragments_per_iteration:
             return
         chosen = self._random.sample(list(fragments), min(self._fragments_per_iteration, len(fragments)))

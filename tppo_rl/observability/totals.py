@@ -1,4 +1,4 @@
-"""Sums over a whole run that its summary shows; they survive a checkpoint."""
+"""Sums over a whole run for its summary; checkpoints hold them."""
 
 from __future__ import annotations
 
@@ -11,22 +11,23 @@ from tppo_rl.rollout.statistics import RolloutStatistics
 
 @dataclass
 class RunTotals:
-    """Seconds are wall-clock of the part named; env-runner seconds are summed over env-runners."""
+    """Sums and extremes. Seconds are wall-clock by part; those of env-runners are summed over env-runners."""
 
     slot_steps: int = 0
     productive_slot_steps: int = 0
     refills: int = 0
     wall_s: float = 0.0
-    """Of the processes before this one, where the run was resumed."""
+    """Wall-clock of the processes before this one; above 0 if the run was resumed."""
     seconds: dict[str, float] = field(default_factory=dict)
     largest_staleness: int = 0
     largest_ratio_deviation: float = 0.0
     """Largest |ratio - 1| before the first step of any update."""
     largest_fresh_log_prob_diff: float = 0.0
-    """Between engine and trainer, nats, over all tokens that were trained at the version that sampled them."""
+    """Largest log-prob difference of engine and trainer, nats, over trained tokens of the trainer's own version and over
+    held-out episodes."""
 
     def add_rollouts(self, statistics: RolloutStatistics) -> None:
-        """Adds what env-runners did."""
+        """Adds the work of env-runners."""
         self.slot_steps += statistics.slot_steps
         self.productive_slot_steps += statistics.productive_slot_steps
         self.refills += statistics.refills
@@ -37,7 +38,7 @@ class RunTotals:
     def add_update(self, update: UpdateReport) -> None:
         """Takes over the extremes of an update."""
         self.largest_staleness = max(self.largest_staleness, update.largest_staleness)
-        # Absent where the first minibatch is of windows in hindsight alone.
+        # It is absent if the first minibatch has nothing but windows in hindsight.
         deviation = update.metrics.get("first_ratio_max_deviation", 0.0)
         self.largest_ratio_deviation = max(self.largest_ratio_deviation, deviation)
 
@@ -47,9 +48,9 @@ class RunTotals:
 
     @property
     def slot_occupancy(self) -> float:
-        """Share of slot-steps that produced a token, 0 before the first."""
+        """Fraction of slot-steps that produced a token; 0 before the first."""
         return self.productive_slot_steps / self.slot_steps if self.slot_steps else 0.0
 
     def state(self) -> dict[str, Any]:
-        """For checkpoints and results."""
+        """Returns the sums by name, for checkpoints and results."""
         return asdict(self)

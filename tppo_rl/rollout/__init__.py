@@ -1,1 +1,1 @@
-"""Engines, slots and env-runners: everything that samples tokens."""
+"""Sampling of tokens: engines, slots, env-runners, and their controller."""

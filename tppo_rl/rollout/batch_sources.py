@@ -1,4 +1,4 @@
-"""Where the fragments of an update come from: what distinguishes asynchronous from synchronous training, and windows from groups."""
+"""Sources of an update's fragments: asynchronous windows, synchronous windows, or whole groups."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class BatchSource(Protocol):
 
 
 class AsyncWindows:
-    """Windows as they come, oldest first, while env-runners go on sampling."""
+    """Queued windows, oldest first, while env-runners go on sampling."""
 
     def __init__(self, rollouts: RolloutController) -> None:
         self._rollouts = rollouts
@@ -29,7 +29,7 @@ class AsyncWindows:
 
 
 class SyncWindows:
-    """One window of every slot, all of the newest weights: the paper."""
+    """One window of every slot, sampled by the newest weights, as in the paper."""
 
     def __init__(self, rollouts: RolloutController, weights: Weights) -> None:
         self._rollouts = rollouts
@@ -41,7 +41,7 @@ class SyncWindows:
 
 
 class WholeGroups:
-    """One whole response of every slot, in groups; those without variance are replaced where the options say so."""
+    """One whole response of every slot, in groups; with `dynamic_sampling` groups without variance are replaced."""
 
     def __init__(self, rollouts: RolloutController, weights: Weights, options: Options) -> None:
         self._rollouts = rollouts
@@ -66,7 +66,7 @@ class WholeGroups:
 
 
 def batch_source(options: Options, rollouts: RolloutController, weights: Weights) -> BatchSource:
-    """The source that the options ask for."""
+    """Returns the source that the options ask for."""
     if options.pipeline.mode == "async":
         return AsyncWindows(rollouts)
     return WholeGroups(rollouts, weights, options) if options.whole_responses else SyncWindows(rollouts, weights)

@@ -1,4 +1,4 @@
-"""RLlib's callbacks of an env-runner, called with what this project's env-runners hold."""
+"""RLlib's callbacks of an env-runner, called with fragments instead of RLlib's episodes."""
 
 from __future__ import annotations
 

@@ -11,18 +11,18 @@ _PLACEHOLDER = "\x00turn\x00"
 class Chat:
     """Formats prompts and turns for one tokenizer.
 
-    A prompt is one user message followed by the generation prompt. A further user turn is what the template puts
-    between the end of the model's turn and the next generation prompt.
+    A prompt is one user message followed by the generation prompt. A further user turn is the template's text from the
+    end of the model's turn to the end of the next generation prompt.
 
     The model ends a turn with the tokenizer's eos token, with a token that its generation config names, or with the special
     token by which the template closes a turn of the assistant.
 
     Args:
-        tokenizer: Of the model.
-        eos_token_ids: Those of the model's generation config.
+        tokenizer: The model's tokenizer.
+        eos_token_ids: End tokens of the model's generation config.
 
     Raises:
-        ValueError: the tokenizer has no chat template, or nothing says how a turn ends.
+        ValueError: the tokenizer has no chat template, or no token is known to end a turn.
     """
 
     def __init__(self, tokenizer: Any, eos_token_ids: Iterable[int] = ()) -> None:
@@ -63,26 +63,26 @@ class Chat:
 
     @property
     def vocabulary_size(self) -> int:
-        """Token ids are below it."""
+        """Number of token ids; all are below it."""
         return len(self._tokenizer)
 
     def prompt(self, text: str) -> list[int]:
-        """Token ids of a conversation that begins with this user message, generation prompt included."""
+        """Returns the token ids of a conversation that begins with this user message, generation prompt included."""
         return self._encode(self._render([{"role": "user", "content": text}]))
 
     def user_turn(self, text: str) -> list[int]:
-        """Token ids that follow the token that ended the model's turn, up to the next generation prompt."""
+        """Returns the token ids after the one that ended the model's turn, next generation prompt included."""
         rest = self._after_turn(text)
         if self._closing is not None:
             rest = rest.lstrip().removeprefix(self._tokenizer.convert_ids_to_tokens(self._closing))
         return self._encode(rest)
 
     def text(self, tokens: Sequence[int]) -> str:
-        """The text of sampled tokens, without special tokens."""
+        """Returns the text of sampled tokens, without special tokens."""
         return str(self._tokenizer.decode([token for token in tokens if token not in self._special]))
 
     def _after_turn(self, text: str) -> str:
-        """What the template puts after the assistant's text, given the user's next one."""
+        """Returns the template's text after the assistant's text, given the user's next message."""
         conversation = [
             {"role": "user", "content": "?"},
             {"role": "assistant", "content": _PLACEHOLDER},
@@ -91,7 +91,7 @@ class Chat:
         return self._render(conversation).partition(_PLACEHOLDER)[2]
 
     def _closing_token(self) -> int | None:
-        """The special token with which the template closes a turn of the assistant; None: it begins with something else."""
+        """Returns the special token with which the template closes a turn of the assistant; None if it uses none."""
         first = self._encode(self._after_turn("?").lstrip())[:1]
         return first[0] if first and first[0] in self._special else None
 

@@ -41,7 +41,7 @@ POLL_S = 0.02
 
 
 class Weights(Protocol):
-    """What the controller asks of the weight sync."""
+    """The weight sync, as far as the controller uses it."""
 
     @property
     def version(self) -> int:
@@ -54,7 +54,7 @@ class Weights(Protocol):
         """Sends weights to an env-runner that was found restarted."""
 
     def wait_until_delivered(self) -> None:
-        """Waits until what is asked of env-runners next uses the newest weights."""
+        """Waits until the next requests to env-runners will use the newest weights."""
 
 
 class RolloutController:
@@ -62,8 +62,8 @@ class RolloutController:
 
     Args:
         group: RLlib's EnvRunnerGroup.
-        options: Of the run.
-        weights: Sends weights; an env-runner that keeps old ones would hold up every update.
+        options: Options of the run.
+        weights: Sends weights; an env-runner with old weights would hold up every update.
         restore: Tries to bring lost env-runners back (RLlib's `restore_env_runners`).
         patience_s: Seconds without any healthy env-runner after which the run gives up.
     """
@@ -100,7 +100,7 @@ class RolloutController:
         self._weights.deliver()
         self._send_requests()
         if self.num_requests == 0:
-            # Nothing to wait for, and a loop without a pause would keep a learner in this process from its work.
+            # A loop without a pause would keep a learner in this process from its work.
             time.sleep(timeout_s)
             return
         for env_runner, result in fetch_ready(self._group, SAMPLE_TAG, timeout_s):
@@ -130,10 +130,10 @@ class RolloutController:
         )
 
     def whole_responses(self, num_episodes: int) -> list[Fragment]:
-        """Lets the env-runners generate whole episodes, as many each as the others, and returns them (sync).
+        """Lets the env-runners generate whole episodes, divided evenly among them, and returns them (sync).
 
         Args:
-            num_episodes: Of which those of an env-runner that is lost meanwhile do not come back.
+            num_episodes: Number of episodes; those of an env-runner that is lost meanwhile do not come back.
         """
 
         def tickets(env_runner: int, env_runners: list[int]) -> list[Ticket]:
@@ -146,14 +146,14 @@ class RolloutController:
         """Records one result.
 
         Raises:
-            Exception: whatever went wrong in the env-runner.
+            Exception: the error of the env-runner, if the result holds one.
         """
         tickets = self._requests.answer(env_runner)
         if result.error is not None:
             raise result.error
         record = self._requests[env_runner]
         if self._requests.is_lost(result.incarnation):
-            # What it holds went out again.
+            # Its prompts went out again, so what it holds must not count.
             logger.warning("env-runner %d answers after it was given up; what it sampled is left out", env_runner)
             self.ledger.return_tickets(env_runner, tickets)
             if self._requests.must_be_told(result.incarnation):
@@ -164,7 +164,7 @@ class RolloutController:
             record = self._requests[env_runner]
         record.incarnation = result.incarnation
         if result.version is None:
-            # It had no weights yet, and began nothing.
+            # It had no weights yet, and began no episode.
             self.ledger.return_tickets(env_runner, tickets)
             self._weights.revive(env_runner)
             return
@@ -181,7 +181,7 @@ class RolloutController:
         self._statistics.add(result, fragments)
 
     def abandon(self) -> None:
-        """Makes every env-runner drop its open episodes and discards what is under way; for a restored ledger."""
+        """Makes every env-runner drop its open episodes, and discards open requests; for a restored ledger."""
         if self._group.healthy_env_runner_ids():
             self._group.foreach_env_runner("abandon", local_env_runner=False, timeout_seconds=None)
             self._group.fetch_ready_async_reqs(tags=SAMPLE_TAG, timeout_seconds=1.0)
@@ -190,18 +190,18 @@ class RolloutController:
 
     @property
     def num_requests(self) -> int:
-        """Requests that env-runners have not answered."""
+        """Number of requests that env-runners have not answered."""
         return self._requests.num_requests
 
     def add_group_sample(self, sample: GroupSample) -> None:
-        """Records what became of the groups of an update: those without variance are dropped."""
+        """Records the groups of an update: tokens of dropped groups count as dropped (`no_variance`)."""
         for group in sample.dropped:
             self.ledger.record_dropped("no_variance", sum(map(len, group)))
         if self._group_size > 1:
             self._statistics.group_sample = sample
 
     def record_trained(self, num_tokens: int, largest_staleness: int) -> TokenCounts:
-        """Records tokens that learners have trained, as they report it, and returns what became of all.
+        """Records the tokens that learners report as trained, and returns the counts of the whole run.
 
         Raises:
             LedgerError: tokens were lost or counted twice.
@@ -213,7 +213,7 @@ class RolloutController:
         return self.ledger.check(queue_tokens=self.queue.num_tokens + self.groups.num_tokens)
 
     def restart(self, ledger: Ledger | None = None, queued: Iterable[Fragment] = ()) -> None:
-        """Abandons what is under way and goes on with another ledger (None: a new one) and queue."""
+        """Abandons open episodes and requests, and goes on with another ledger (None: a new one) and queue."""
         self.abandon()
         self.ledger = ledger or Ledger(seed=self.ledger.seed, group_size=self._group_size)
         self.queue = TrainQueue()
@@ -223,7 +223,7 @@ class RolloutController:
         self._statistics = RolloutStatistics()
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint needs: the ledger, and what waits for an update."""
+        """Returns the state for a checkpoint: the ledger, and the fragments that wait for an update."""
         waiting = table_from_fragments(self.queue.fragments() + self.groups.fragments())
         return {"ledger": self.ledger.state(), "queue": waiting}
 
@@ -235,11 +235,11 @@ class RolloutController:
         return statistics
 
     def _one_step(self, tickets: Callable[[int, list[int]], list[Ticket]], arguments: dict[str, Any]) -> list[Fragment]:
-        """Asks every env-runner once, waits for all of them, and returns what they sampled.
+        """Asks every env-runner once, waits for all of them, and returns their fragments.
 
         Args:
-            tickets: Of an env-runner, given its index and those of all that are asked.
-            arguments: Of `sample`.
+            tickets: Gives the tickets of an env-runner, from its index and the indices of all env-runners that are asked.
+            arguments: Further arguments of `sample`.
         """
         if self._group.num_remote_env_runners() == 0:
             given = tickets(0, [0])
@@ -273,7 +273,7 @@ class RolloutController:
         blocking = set(self._blocking(healthy))
         tokens_of_request = self._num_slots * self._engine_steps
         limit = self._max_staleness * self._batch_tokens
-        # Summed up once: a sum for each env-runner would make a poll quadratic in their number.
+        # One running sum: a sum for each env-runner would make a poll quadratic in their number.
         expected = self.queue.num_tokens + self.num_requests * tokens_of_request
         arguments = {"num_engine_steps": self._engine_steps}
         for env_runner in healthy:
@@ -284,7 +284,7 @@ class RolloutController:
                 expected += tokens_of_request
 
     def _request(self, env_runner: int, tickets: list[Ticket], arguments: dict[str, Any]) -> bool:
-        """Sends a request; gives the tickets back and returns false where RLlib takes no more for this env-runner."""
+        """Sends a request; if RLlib takes no more for this env-runner, returns the tickets to the ledger and gives False."""
         sent = self._group.foreach_env_runner_async(
             "sample",
             tag=SAMPLE_TAG,
@@ -298,17 +298,17 @@ class RolloutController:
         return bool(sent)
 
     def _tickets_for(self, env_runner: int, engine_steps: int) -> list[Ticket]:
-        """Enough for every slot to begin a new episode at every engine step, so that none is ever idle."""
+        """Leases enough tickets for every slot to begin a new episode at every engine step, so that none is ever idle."""
         missing = self._num_slots * (engine_steps + 1) - self._requests[env_runner].num_tickets
         return self.ledger.lease(env_runner, missing) if missing > 0 else []
 
     def _blocking(self, env_runners: Iterable[int]) -> list[int]:
-        """Those of the env-runners whose open windows must close before the next update."""
+        """Returns the env-runners whose open windows must close before the next update."""
         oldest = oldest_allowed_to_stay(self._weights.version, self._max_staleness)
         return [env_runner for env_runner in env_runners if self._requests[env_runner].oldest_version < oldest]
 
     def _may_update(self) -> bool:
-        """Whether there are tokens for an update and no open window would be too old after it."""
+        """Whether there are enough tokens for an update, and no open window would be too old after it."""
         if self.queue.num_tokens < self._batch_tokens:
             return False
         oldest = self._requests.oldest_versions(self._group.healthy_env_runner_ids())
@@ -318,19 +318,19 @@ class RolloutController:
         in_flight = requests_in_flight(self._group, SAMPLE_TAG)
         healthy = set(self._group.healthy_env_runner_ids())
         for env_runner in self._requests.known():
-            # One can be lost and back between two polls; its requests are then gone without an answer.
+            # An env-runner can be lost and back between two polls; its requests are then gone without an answer.
             lost_requests = in_flight is not None and in_flight[env_runner] < len(self._requests[env_runner].requests)
             if env_runner and (lost_requests or env_runner not in healthy):
                 self._lose(env_runner)
 
     def _lose(self, env_runner: int) -> None:
-        """Takes back everything that an env-runner was given."""
+        """Takes back all tickets of an env-runner and drops its open tokens."""
         if self._requests.lose(env_runner).incarnation is not None:
             logger.warning("env-runner %d was lost; its open tokens are dropped, its prompts go out again", env_runner)
         self.ledger.lose_env_runner(env_runner)
 
     def _replace_incarnation(self, env_runner: int, answered: Sequence[Ticket]) -> None:
-        """Takes back what the incarnation before held, but for the tickets that the new one has or will get."""
+        """Takes back the tickets of the earlier incarnation, except for those that the new one has or will get."""
         logger.warning("env-runner %d was restarted; its open tokens are dropped, its prompts go out again", env_runner)
         requests = self._requests.lose(env_runner).requests
         self._requests[env_runner].requests = requests

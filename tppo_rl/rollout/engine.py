@@ -1,6 +1,6 @@
-"""The engine protocol: the few things that the pipeline asks of whatever samples tokens.
+"""The engine protocol: the few methods that the pipeline needs of anything that samples tokens.
 
-An engine holds requests, and each `step()` samples at most a few tokens for each of them. It knows nothing of
+An engine holds requests, and each `step()` samples at most a few tokens for each of them. It does not know
 environments, windows or episodes. `VLLMEngine` runs a real model; `SimulatedEngine` draws lengths and charges time.
 
     submit(request) ──▶ step() ──▶ [Output, …]      every sampled token comes out of exactly one step()
@@ -17,13 +17,13 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 KV_ON_UPDATE = ("recompute", "keep")
-"""What becomes of the KV cache of running requests when weights change: computed anew under the new weights
-(default), or kept, so that new tokens attend to keys and values of older policies."""
+"""Handling of running requests' KV cache when weights change: it is computed anew by the new weights (default), or kept,
+so that new tokens attend to keys and values of older policies."""
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are sampled. Log-probs are those of the distribution after temperature."""
+    """Sampling of tokens. Log-probs are those of the distribution after temperature."""
 
     temperature: float = 1.0
     """0 means greedy."""
@@ -31,7 +31,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Request:
-    """One turn to be generated after `tokens`."""
+    """One turn to generate after `tokens`."""
 
     request_id: str
     tokens: Sequence[int]
@@ -39,11 +39,11 @@ class Request:
     max_new_tokens: int
     sampling: Sampling
     first_version: int = 0
-    """Policy version at which its episode began. Keys and values that requests have left are for those of one version."""
+    """Policy version at which its episode began. Cached keys and values are shared among requests of one version alone."""
 
 
 class Output(NamedTuple):
-    """What one step sampled for one request. A tuple, for one is made for every token."""
+    """Tokens that one step sampled for one request. It is a tuple, because one is made for every token."""
 
     request_id: str
     tokens: Sequence[int]
@@ -58,7 +58,7 @@ class Output(NamedTuple):
 
 
 class Engine(Protocol):
-    """What the pipeline needs of an engine. Not thread-safe: one caller."""
+    """An engine, as far as the pipeline uses it. It has one caller and need not be thread-safe."""
 
     version: int
     """Policy version of the weights that the next step samples with."""
@@ -70,15 +70,15 @@ class Engine(Protocol):
         """Samples the next token of every running request."""
 
     def cut(self, request_ids: Sequence[str]) -> None:
-        """Drops running requests. Tokens already given out by `step` stay valid; a request may be resubmitted
+        """Drops running requests. Tokens that `step` has given out stay valid; a request may be submitted again
         with its prefix as tokens."""
 
     def load_weights(self, weights: Mapping[str, Any], version: int) -> None:
         """Takes new policy weights (transformers names → arrays or CPU tensors), applied before the next step."""
 
     def score(self, tokens: Sequence[int]) -> np.ndarray:
-        """Log-prob of each token but the first given those before it, at temperature 1, float32 [len - 1].
-        Used as a probe of the engine's weights. Needs an engine without running requests."""
+        """Returns the log-prob of each token but the first, given those before it, at temperature 1, float32 [len - 1].
+        It is a probe of the engine's weights, and needs an engine without running requests."""
 
     def stop(self) -> None:
         """Releases the engine's memory and processes. The engine is not used afterwards."""

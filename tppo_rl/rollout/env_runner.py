@@ -1,7 +1,7 @@
-"""RLlib's host of the sampler: one engine, its slots, and the weights that come in between engine steps.
+"""RLlib's host of the sampler: one engine, its slots, and the weights that arrive between engine steps.
 
-Calls to an env-runner actor are executed one after another, so weights that arrive while it samples are applied
-before the next engine step of the next `sample()`; a `sample()` is some tens of engine steps long.
+An env-runner actor executes its calls one after another. So weights that arrive during a `sample()`, which is some tens
+of engine steps long, are applied before the first engine step of the next one.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ from tppo_rl.rollout.sample_result import SampleResult
 from tppo_rl.rollout.sampler import EpisodeLimits, Sampler, evaluate_prompts
 
 _EVALUATION = -1
-"""`env_runner` of fragments of evaluations, which no ledger counts."""
+"""Value of `env_runner` in fragments of evaluations, which no ledger counts."""
 
 
 class VLLMEnvRunner(EnvRunner):
-    """Env-runner that holds an engine and fixed slots.
+    """Env-runner with an engine and a fixed number of slots.
 
-    The local env-runner that RLlib creates beside remote ones only knows the spaces; it builds no engine.
+    RLlib creates a local env-runner beside remote ones. That one only knows the spaces and builds no engine.
     """
 
     def __init__(self, *, config: Any, **kwargs: Any) -> None:
@@ -80,7 +80,7 @@ class VLLMEnvRunner(EnvRunner):
         """Takes engine steps and returns the fragments that were closed meanwhile.
 
         Args:
-            num_engine_steps: engine steps to take; None: as many as it takes until every ticket's episode has ended.
+            num_engine_steps: engine steps to take; None: steps until every ticket's episode has ended.
             tickets: further episodes that may be started.
             cut_windows: close all windows at the end, whatever their length (sync mode).
             **kwargs: not used.
@@ -89,17 +89,17 @@ class VLLMEnvRunner(EnvRunner):
         try:
             return self._sample(num_engine_steps, tickets, cut_windows)
         except Exception as error:
-            # RLlib would restart the actor and try again; an error of ours must be seen.
+            # RLlib would restart the actor and try again; an error of ours must reach the user.
             return SampleResult(table_from_fragments([]), self._incarnation, self._policy_version, error=error)
         finally:
             self._last_call_ended = time.perf_counter()
 
     def evaluate(self, tickets: Sequence[Ticket], temperature: float) -> pa.Table:
-        """Generates a whole episode for each ticket on the held-out split, open training episodes untouched.
+        """Generates a whole episode for each ticket on the held-out split, and leaves open training episodes untouched.
 
         Args:
             tickets: prompts to answer.
-            temperature: of sampling; 0 is greedy.
+            temperature: sampling temperature; 0 is greedy.
 
         Returns:
             A table of finished fragments (`FRAGMENT_SCHEMA`), one for each ticket, in their order.
@@ -115,7 +115,7 @@ class VLLMEnvRunner(EnvRunner):
             self._last_call_ended = time.perf_counter()
 
     def score(self, tokens: Sequence[int]) -> np.ndarray:
-        """Log-probs that the engine's weights give to a probe, float32 [len - 1]; see `Engine.score`."""
+        """Returns the log-probs that the engine's weights give to a probe, float32 [len - 1]; see `Engine.score`."""
         assert self._engine is not None
         if self._sampler is not None:
             self._sampler.suspend()
@@ -126,7 +126,7 @@ class VLLMEnvRunner(EnvRunner):
                 self._sampler.resume()
 
     def abandon(self) -> None:
-        """Drops open episodes and tickets and counts anew, as after a restart; the engine keeps its weights."""
+        """Drops open episodes and tickets, and counts from 0 as after a restart; the engine keeps its weights."""
         if self._sampler is not None:
             self._sampler.abandon()
             self._sampler.num_tokens_sampled = 0
@@ -137,7 +137,7 @@ class VLLMEnvRunner(EnvRunner):
         return {INPUT_ENV_SPACES: self._spaces, DEFAULT_MODULE_ID: self._spaces}
 
     def get_state(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        # Weights live in learners, prompts and tokens in the ledger.
+        # Weights are in the learners' state, prompts and tokens in the ledger's.
         return {WEIGHTS_SEQ_NO: self._policy_version or 0}
 
     def set_state(self, state: dict[str, Any]) -> None:
@@ -179,7 +179,7 @@ class VLLMEnvRunner(EnvRunner):
         options = self._options
         self._chat = Chat.from_pretrained(resolve_model(str(options.models.policy_model)))
         self._engine = self._build_engine()
-        # An own evaluation env-runner has no training episodes.
+        # An env-runner for evaluations alone has no training episodes.
         if not self.config.in_evaluation:
             self._sampler = self._make_sampler(
                 "train",
@@ -235,7 +235,7 @@ class VLLMEnvRunner(EnvRunner):
     def _evaluation_sampler(self, temperature: float) -> Sampler:
         if temperature not in self._evaluation_samplers:
             name, rollout = f"evaluation-{temperature}", self._options.rollout
-            # Held-out prompts are all there at once: they take as many slots as the engine has.
+            # All held-out prompts are there at once, so they can fill all slots of the engine.
             num_slots = int(rollout.engine.arguments.get("max_num_seqs", rollout.num_envs_per_env_runner))
             self._evaluation_samplers[temperature] = self._make_sampler(
                 name, self._limits(None), Sampling(temperature), num_slots=num_slots
@@ -282,7 +282,7 @@ class VLLMEnvRunner(EnvRunner):
         )
 
     def _count_idle(self) -> None:
-        """Counts the time since the last call; before the first weights there is nothing to wait with."""
+        """Counts the time since the last call; time before the first weights is no idle time."""
         if self._policy_version is not None:
             self._idle_seconds += time.perf_counter() - self._last_call_ended
 

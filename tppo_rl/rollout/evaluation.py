@@ -20,28 +20,28 @@ _COMPARED_EPISODES = 32
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What held-out prompts were answered."""
+    """Statistics of the responses to held-out prompts."""
 
     sampled: dict[str, float]
     """`accuracy_statistics` at the training temperature."""
     greedy: dict[str, float]
-    """The same where the likeliest token is taken."""
+    """`accuracy_statistics` of greedy responses."""
     log_prob_diff: LogProbDiff | None = None
-    """Engine against trainer: every token of these episodes comes from the newest weights, so both must agree."""
+    """Engine against trainer. The newest weights sampled every token of these episodes, so both must agree."""
 
     def statistics(self) -> dict[str, dict[str, float]]:
-        """Both, by name, as results hold them."""
+        """Returns both by name, in the form of results."""
         return {"sampled": self.sampled, "greedy": self.greedy}
 
 
 class HeldoutEvaluator:
     """Answers the same held-out prompts at every evaluation.
 
-    Training env-runners' engines do it while their open episodes are suspended, or own env-runners where
-    `evaluation_num_env_runners` is above 0.
+    The training env-runners do it while their open episodes are suspended. With `evaluation_num_env_runners` above 0,
+    env-runners for evaluations alone do it.
 
     Args:
-        options: Of the run.
+        options: Options of the run.
         weights: Brings the newest weights to the engines.
         group: Returns the env-runners to ask, with the newest weights in them or on the way.
     """
@@ -50,7 +50,7 @@ class HeldoutEvaluator:
         self.before: dict[str, Any] = {}
         """Statistics of the first evaluation, before any update."""
         self.latest: dict[str, Any] = {}
-        """Statistics of the last one."""
+        """Statistics of the last evaluation."""
         self._interval = options.evaluation.evaluation_interval
         self._counts_tokens = options.evaluation.evaluation_interval_unit == "tokens"
         self._num_prompts = options.evaluation.evaluation_duration
@@ -60,20 +60,20 @@ class HeldoutEvaluator:
 
     @property
     def counts_tokens(self) -> bool:
-        """Whether evaluations are due by sampled tokens; RLlib counts iterations."""
+        """Whether evaluations are due by sampled tokens; those by iterations are left to RLlib."""
         return bool(self._interval) and self._counts_tokens
 
     @property
     def is_due_before_training(self) -> bool:
-        """Whether the run is to be evaluated before its first update, and was not."""
+        """Whether the evaluation before the first update is still to be made."""
         return bool(self._interval) and not self.before
 
     def is_due(self, sampled_before: int, sampled: int) -> bool:
-        """Whether an iteration that brought the run's sampled tokens from one number to another passed an interval."""
+        """Whether an iteration passed an interval, given the run's sampled tokens before and after it."""
         return self._interval is not None and sampled // self._interval > sampled_before // self._interval
 
     def run(self) -> Evaluation:
-        """Answers all held-out prompts twice.
+        """Answers all held-out prompts twice: sampled and greedy.
 
         Raises:
             RuntimeError: prompts were lost with an env-runner.
@@ -91,7 +91,7 @@ class HeldoutEvaluator:
         return evaluation
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint needs."""
+        """Returns the state for a checkpoint."""
         return {"before": self.before, "latest": self.latest}
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -104,8 +104,8 @@ def evaluate_heldout(group: Any, *, num_prompts: int, temperature: float) -> lis
 
     Args:
         group: RLlib's EnvRunnerGroup, training or evaluation.
-        num_prompts: prompts, the same for every run and seed.
-        temperature: of sampling; 0 is greedy.
+        num_prompts: number of prompts; they are the same for every run and seed.
+        temperature: sampling temperature; 0 is greedy.
 
     Returns:
         The episodes as finished fragments, by prompt index.
@@ -130,9 +130,9 @@ def evaluate_heldout(group: Any, *, num_prompts: int, temperature: float) -> lis
 
 
 def accuracy_statistics(episodes: Sequence[Fragment]) -> dict[str, float]:
-    """Statistics of episodes: return, response length, truncated fraction, their number `n`.
+    """Returns statistics of episodes: return, response length, truncated fraction, their number `n`.
 
-    Where the environment says which responses are right, also accuracy and its standard error.
+    If the environment says which responses are right, accuracy and its standard error are among them.
     """
     lengths = np.array([len(episode.tokens) for episode in episodes], np.float64)
     returns = np.array([episode.rewards.sum() for episode in episodes], np.float64)

@@ -1,10 +1,10 @@
-"""Groups: the responses to one prompt, compared with one another when all of them have ended.
+"""Groups of responses to one prompt, which are compared with one another when all of them have ended.
 
     tickets ─▶ env-runners ─▶ whole episodes ─▶ GroupBuffer ─▶ complete groups ─┬─ returns differ ─▶ update
        ▲                                                                        └─ all equal ──▶ dropped, counted
        └──────────────────── as many new prompts as were dropped ◀───────────────────┘
 
-Dynamic sampling (DAPO, arXiv 2503.14476, section 3.2) is the way back. Plain Python, tested without Ray.
+The way back is dynamic sampling (DAPO, arXiv 2503.14476, section 3.2). Plain Python, tested without Ray.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Group = list[Fragment]
 
 
 class GroupBuffer:
-    """Whole episodes that wait for the others of their group; more than a few wait only after a loss of env-runners."""
+    """Whole episodes that wait for the others of their group; many wait only after a loss of env-runners."""
 
     def __init__(self, group_size: int) -> None:
         self._group_size = group_size
@@ -27,7 +27,7 @@ class GroupBuffer:
 
     @property
     def num_tokens(self) -> int:
-        """Sampled tokens that wait."""
+        """Sampled tokens of the waiting episodes."""
         return sum(len(fragment) for fragment in self.fragments())
 
     def add(self, fragments: Iterable[Fragment]) -> list[Group]:
@@ -41,33 +41,33 @@ class GroupBuffer:
         return complete
 
     def fragments(self) -> list[Fragment]:
-        """What waits."""
+        """Returns the waiting episodes."""
         return [fragment for group in self._waiting.values() for fragment in group]
 
 
 @dataclass
 class GroupSample:
-    """Groups for one update, and what became of the others."""
+    """Groups for one update, and the groups that were dropped."""
 
     groups: list[Group] = field(default_factory=list)
     dropped: list[Group] = field(default_factory=list)
     """Groups without variance that others replace."""
     num_complete: int = 0
-    """Groups that were sampled."""
+    """Number of complete groups that were sampled."""
     num_without_variance: int = 0
-    """Of these, the ones whose returns (or verdicts) are all equal, whether dropped or not."""
+    """Number of complete groups whose returns (or correctness) are all equal, whether they were dropped or not."""
     rounds: int = 0
 
     @property
     def fragments(self) -> list[Fragment]:
-        """Those of the groups to train."""
+        """Fragments of the groups to train."""
         return [fragment for group in self.groups for fragment in group]
 
 
 def has_variance(group: Group, *, by_correctness: bool = False) -> bool:
     """Whether the returns of a group's responses differ.
 
-    With `by_correctness` whether some are right and some wrong, where the environment says which are.
+    With `by_correctness`: whether some are right and some are wrong, if the environment says which are right.
     """
     if by_correctness and all(fragment.correct is not None for fragment in group):
         return len({bool(fragment.correct) for fragment in group}) > 1
@@ -88,15 +88,15 @@ def sample_groups(
     """Samples groups for one update.
 
     Args:
-        sample: Generates that many whole episodes, the group's next ones first; it may return fewer.
+        sample: Generates a number of whole episodes, the next ones of open groups first; it may return fewer.
         buffer: Holds episodes of groups that are not complete, also from earlier calls.
-        num_groups: Groups to sample.
-        group_size: Responses to a prompt.
-        replace: Drop groups without variance and sample others in their place.
-        max_rounds: After so many rounds of replacing the update takes what there is; a last round in which no group had
-            variance is trained all the same, which changes nothing where advantages are relative.
-        by_correctness: What variance is of: verdicts, as in DAPO, where a penalty for length would make returns differ in
-            groups that are all right or all wrong; or returns.
+        num_groups: Number of groups to sample.
+        group_size: Number of responses to a prompt.
+        replace: Whether to drop groups without variance and sample others instead.
+        max_rounds: Most rounds of replacing; then the update takes the groups that there are. If no group has variance, it
+            takes those of the last round, which change nothing where advantages are relative.
+        by_correctness: Whether to look at the variance of correctness, as in DAPO, or of returns. A penalty for length makes
+            returns differ even in groups that are all right or all wrong.
 
     Returns:
         At least one group.

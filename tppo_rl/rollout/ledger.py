@@ -1,13 +1,13 @@
-"""The ledger: what became of every sampled token and every prompt.
+"""The ledger, which accounts for every sampled token and every prompt.
 
-Tokens are counted where they are, by the party that holds them, so the identity
+Each party counts the tokens that it holds, so the identity
 
     sampled = trained + queued + in flight + dropped
 
-is a check and not a definition: `sampled` and `in flight` are what env-runners say of themselves, `queued` is what
-the train queue holds, `trained` is what learners report, `dropped` is booked by reason at each place that drops.
+is a check and not a definition. Env-runners count `sampled` and `in flight`, the train queue `queued`, and learners
+`trained`. Each place that drops tokens counts them as `dropped`, by reason.
 
-Prompts are given out as tickets. A ticket is either unused, leased to an env-runner, or its episode has ended; the
+Prompts are given out as tickets. A ticket is either unused, leased to an env-runner, or its episode has ended. The
 tickets of a lost env-runner go out again first, so no prompt is ever skipped.
 """
 
@@ -24,7 +24,7 @@ from tppo_rl.core.prompts import Ticket, prompt_seed
 
 @dataclass(frozen=True)
 class TokenCounts:
-    """Tokens of the whole run, by what became of them."""
+    """Tokens of the whole run by their state."""
 
     sampled: int
     trained: int
@@ -54,7 +54,7 @@ class Ledger:
 
     Args:
         seed: seed of the run; with the prompt index it gives the seed of each environment reset.
-        group_size: episodes for each prompt.
+        group_size: number of episodes for each prompt.
     """
 
     def __init__(self, *, seed: int, group_size: int = 1) -> None:
@@ -88,13 +88,13 @@ class Ledger:
     def report(
         self, env_runner: int, fragments: Sequence[Fragment], *, num_tokens_sampled: int, num_open_tokens: int
     ) -> None:
-        """Records one answer of an env-runner: its fragments and what it says of itself at that moment.
+        """Records one answer of an env-runner: its fragments, and its counts at that moment.
 
         Args:
             env_runner: index of the env-runner.
-            fragments: what it emitted since its last report; they count as queued from now on.
+            fragments: fragments that it emitted since its last report; from here on they count as queued.
             num_tokens_sampled: all tokens that it sampled since it started.
-            num_open_tokens: of those, the ones that no emitted fragment holds.
+            num_open_tokens: sampled tokens that no emitted fragment holds.
         """
         account = self._account(env_runner)
         account.sampled = num_tokens_sampled
@@ -105,7 +105,7 @@ class Ledger:
                 account.leased.discard(fragment.episode_id)
 
     def record_trained(self, num_tokens: int) -> None:
-        """Records tokens that learners have trained, as they report it."""
+        """Records the tokens that learners report as trained."""
         self._trained += num_tokens
         self._queued -= num_tokens
 
@@ -118,8 +118,8 @@ class Ledger:
         """Records the open tokens of a lost env-runner as dropped and takes back its prompts.
 
         Args:
-            env_runner: Number of the env-runner.
-            reason: Why the tokens are dropped.
+            env_runner: Index of the env-runner.
+            reason: Reason under which the tokens are dropped.
             keep: Tickets that its next incarnation has or will get.
         """
         account = self._runners.pop(env_runner, _RunnerAccount())
@@ -145,7 +145,7 @@ class Ledger:
         """Checks the identity.
 
         Args:
-            queue_tokens: tokens that the train queue really holds, and those in an update that has not ended.
+            queue_tokens: tokens that wait for an update, counted by the train queue and the group buffer themselves.
 
         Raises:
             LedgerError: tokens were lost or counted twice.
@@ -158,9 +158,9 @@ class Ledger:
     # Checkpoints
 
     def state(self) -> dict[str, Any]:
-        """Everything that a checkpoint needs; the train queue is saved beside it.
+        """Returns the state for a checkpoint; the train queue is saved beside it.
 
-        Open windows live in env-runners and are not saved: on restore their tokens count as dropped ("resume") and
+        Open windows are in the env-runners and are not saved: on restore their tokens count as dropped ("resume"), and
         their prompts go out again first.
         """
         leased = [episode_id for account in self._runners.values() for episode_id in account.leased]
@@ -180,7 +180,7 @@ class Ledger:
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> Ledger:
-        """A ledger that goes on where `state` was taken, with no env-runner yet."""
+        """Returns a ledger that goes on from `state`, with no env-runner yet."""
         ledger = cls(seed=state["seed"], group_size=state["group_size"])
         ledger._next_episode = state["next_episode"]
         ledger._returned = deque(state["returned"])

@@ -1,7 +1,7 @@
-"""Weights on their way to env-runners: one contiguous buffer, and where in it each tensor stands.
+"""Weights on their way to env-runners: one contiguous buffer, and the place of each tensor in it.
 
-Ray stores every array of a dictionary as a buffer of its own, and an engine stands still while they are taken out one by
-one.
+Ray stores every array of a dictionary as a buffer of its own, and the engine would have to wait while they are taken out
+one by one.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 _ALIGNMENT = 64
-"""Bytes; what vector instructions like best."""
+"""Bytes, the width of the widest vector instructions."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class _Place:
     dtype: str
     shape: tuple[int, ...]
     offset: int
-    """Bytes."""
+    """Bytes from the beginning of the buffer."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,12 +28,12 @@ class PackedWeights:
     """Tensors by name in one buffer."""
 
     buffer: np.ndarray
-    """uint8."""
+    """uint8 [bytes]."""
     places: dict[str, _Place]
 
     @classmethod
     def pack(cls, weights: Mapping[str, np.ndarray]) -> PackedWeights:
-        """Copies arrays into one buffer; what is given under two names (tied weights) is copied once."""
+        """Copies arrays into one buffer; an array under two names (tied weights) is copied once."""
         places: dict[str, _Place] = {}
         offsets: dict[tuple[int, tuple[int, ...], str], int] = {}
         parts: list[tuple[int, np.ndarray]] = []
@@ -51,7 +51,7 @@ class PackedWeights:
         return cls(buffer, places)
 
     def unpack(self) -> dict[str, np.ndarray]:
-        """Returns views of the buffer."""
+        """Returns the tensors by name, as views of the buffer."""
         return {name: _view(self.buffer, place) for name, place in self.places.items()}
 
 

@@ -1,4 +1,4 @@
-"""What a training response is worth: a reward function, and a penalty for length.
+"""Rewards of training responses: a reward function, and a penalty for length.
 
 A reward function has TRL's contract: it is called with keyword arguments, each a list with one entry for each response, and
 returns a list of numbers.
@@ -9,14 +9,14 @@ returns a list of numbers.
 |---|---|
 | `prompts`, `completions` | text of the prompt; text of the response, turns joined by a line break |
 | `completion_ids` | list of sampled token ids |
-| `environment_reward` | sum of what the environment gave for its turns |
-| `correct` | whether the environment calls the response right; None where it does not say |
-| `truncated` | whether the response was ended by the cap |
-| whatever `info` holds that the environment's `reset` returned | its value |
+| `environment_reward` | sum of the environment's rewards for its turns |
+| `correct` | whether the environment calls the response right; None if it does not say |
+| `truncated` | whether the cap ended the response |
+| any key of the `info` that the environment's `reset` returned | its value |
 
-The functions of this file are registered by name (`tppo_rl.core.registry.REWARDS`); one of your own is named by its place,
-`rewards: my_module:my_reward`. With `environment` rewards stand where the environment gives them, at the ends of turns; all
-others at the end of the response.
+The functions of this file are registered by name (`tppo_rl.core.registry.REWARDS`). Name a function of your own by its
+place, `rewards: my_module:my_reward`. With `environment`, rewards stand where the environment gives them, at the ends of
+turns. All other rewards stand at the end of the response.
 
 Overlong shaping (DAPO, arXiv 2503.14476, eq. 13), for a response of n tokens under a cap L with a buffer of b tokens:
 
@@ -40,26 +40,26 @@ from tppo_rl.core.registry import REWARDS
 ENVIRONMENT = "environment"
 
 RewardFunction = Callable[..., Sequence[float]]
-"""See the head of this file."""
+"""A reward function by the contract at the head of this file."""
 
 
 def environment(*, environment_reward: Sequence[float], **columns: Any) -> list[float]:
-    """What the environment gave."""
+    """Returns the environment's rewards."""
     return list(environment_reward)
 
 
 def zero_one(*, correct: Sequence[bool | None], truncated: Sequence[bool], **columns: Any) -> list[float]:
-    """1 for a right response, else 0."""
+    """Returns 1 for a right response, else 0."""
     return [1.0 if right else 0.0 for right in _known("zero_one", correct, truncated)]
 
 
 def plus_minus_one(*, correct: Sequence[bool | None], truncated: Sequence[bool], **columns: Any) -> list[float]:
-    """1 for a right response, else -1."""
+    """Returns 1 for a right response, else -1."""
     return [1.0 if right else -1.0 for right in _known("plus_minus_one", correct, truncated)]
 
 
 def _known(name: str, correct: Sequence[bool | None], truncated: Sequence[bool]) -> list[bool]:
-    """Whether responses are right; one that did not end is not."""
+    """Whether responses are right; a truncated one of unknown correctness counts as wrong."""
     for right, cut in zip(correct, truncated, strict=True):
         if right is None and not cut:
             raise _unknown(f"rewards={name!r}", "set rewards to 'environment'")
@@ -92,7 +92,7 @@ class Response:
     completion: str
     completion_ids: Sequence[int]
     length: int
-    """Tokens after the prompt, those of the environment included."""
+    """Tokens after the prompt, environment text included."""
     environment_reward: float
     correct: bool | None
     truncated: bool
@@ -105,9 +105,9 @@ class Rewards:
 
     Args:
         function: The reward function.
-        name: How the option names it.
+        name: Its name in the option.
         max_response_length: Cap of the responses, tokens.
-        overlong_buffer: Last tokens under the cap over which the penalty grows; 0 is without one.
+        overlong_buffer: Number of last tokens under the cap over which the penalty grows; 0: no penalty.
         imitates_right: Whether right responses are imitated, so that every environment must say which are right.
     """
 
@@ -129,7 +129,7 @@ class Rewards:
 
     @classmethod
     def of(cls, options: Options) -> Rewards:
-        """The rewards that the options ask for.
+        """Returns the rewards that the options ask for.
 
         Raises:
             OptionError: no such reward function, or arguments that it does not take.
@@ -146,15 +146,15 @@ class Rewards:
         )
 
     def of_turn(self, reward: float) -> float:
-        """Reward of a turn, given the environment's."""
+        """Returns the reward of a turn, given the environment's reward."""
         return reward if self._per_turn else 0.0
 
     def of_episode(self, response: Response) -> float:
-        """What the end of the episode adds to its last turn's reward.
+        """Returns the reward that the end of the episode adds to that of its last turn.
 
         Raises:
-            ValueError: the reward function does not return one finite number, or right responses are imitated and nothing
-                says which are right.
+            ValueError: the reward function does not return one finite number, or right responses are imitated and the
+                environment does not say which are right.
         """
         if self._imitates_right and response.correct is None and not response.truncated:
             raise _unknown("positive_lm_coef", "set positive_lm_coef to 0")

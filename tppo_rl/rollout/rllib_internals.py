@@ -1,6 +1,6 @@
-"""RLlib's group of env-runners from inside: what we use of it beside its documented API.
+"""RLlib's group of env-runners from inside: the attributes that we use beside its documented API.
 
-See `tppo_rl.core.insides` for what `CONTRACT` is.
+`tppo_rl.core.insides` explains `CONTRACT`.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ CONTRACT: Contract = {
     ),
     "ray.rllib.utils.actor_manager:FaultTolerantActorManager": ("_filter_calls_by_tag", "fetch_ready_async_reqs"),
 }
-"""Beside these a group has `_worker_manager`, which is set when it is made, and which the tests of the pipeline read."""
+"""We also use `_worker_manager` of a group. It exists on instances alone, so the tests of the pipeline check it."""
 
 
 def fetch_ready(group: Any, tag: str, timeout_s: float) -> list[tuple[int, Any]]:
-    """Answers to requests with a tag, as (env-runner, answer): waits until there is one, for at most `timeout_s`.
+    """Waits at most `timeout_s` for an answer to requests with a tag; returns all answers as (env-runner, answer).
 
     RLlib's own `fetch_ready_async_reqs` waits until all requests are answered or the time is over.
 
     Args:
         group: RLlib's EnvRunnerGroup, or a stand-in, which waits itself.
-        tag: Of the requests.
-        timeout_s: Longest wait.
+        tag: Tag of the requests.
+        timeout_s: Longest wait, seconds.
     """
     manager = getattr(group, "_worker_manager", None)
     if manager is None:
@@ -50,7 +50,7 @@ def fetch_ready(group: Any, tag: str, timeout_s: float) -> list[tuple[int, Any]]
 
 
 def requests_in_flight(group: Any, tag: str) -> Counter[int] | None:
-    """Unanswered requests with a tag by env-runner; None where a stand-in cannot tell.
+    """Returns the number of open requests with a tag by env-runner; None if a stand-in cannot tell.
 
     RLlib forgets the requests of an env-runner that it takes out of service.
     """

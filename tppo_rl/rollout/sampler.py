@@ -1,13 +1,13 @@
-"""Slots on one engine: fragments of fixed windows out of episodes that come and go.
+"""Slots on one engine: they generate episodes and cut them into fragments of fixed windows.
 
     tickets ─▶ prompts ─▶ slot: submit ─▶ step ─▶ token ─▶ window ─┬─ full ────────▶ unfinished fragment
                             ▲                                      └─ episode over ▶ finished fragment ─┐
                             └───────────────────── next prompt, at the very next engine step ◀──────────┘
 
-Prompts are made for as many episodes as there are slots at a time: one at a time, between engine steps, each takes some
-five times as long, for the processor's caches then hold the engine.
+Prompts are made in batches of as many as there are slots. A prompt that is made alone, between engine steps, takes some
+five times as long, because the processor's caches then hold the engine.
 
-Plain Python, no Ray: an env-runner hosts one `Sampler` for training; evaluation runs a second one on the same engine
+Plain Python, no Ray: an env-runner hosts one `Sampler` for training; an evaluation runs a second one on the same engine
 while the first is suspended.
 """
 
@@ -35,20 +35,20 @@ class _Prompt:
     text: str
     tokens: list[int]
     info: Mapping[str, Any]
-    """What the environment's reset returned beside the text."""
+    """Info that the environment's reset returned with the text."""
 
 
 @dataclass
 class _Dialog:
-    """What environment and model have said to each other."""
+    """The exchange of environment and model so far."""
 
     env: Any
     prompt: str
     info: Mapping[str, Any]
     turns: list[str] = field(default_factory=list)
-    """Of the model."""
+    """Turns of the model."""
     reward: float = 0.0
-    """Sum of the environment's."""
+    """Sum of the environment's rewards."""
 
 
 @dataclass(frozen=True)
@@ -67,13 +67,12 @@ class Sampler:
 
     Args:
         engine: samples the tokens; shared with other samplers only while this one is suspended.
-        make_env: makes one environment; called less than twice for each slot, as often as episodes are in generation or about
-            to begin.
+        make_env: makes one environment, for each episode in generation or about to begin: less than two for each slot.
         chat: formats prompts and turns.
-        num_slots: episodes in generation at a time.
+        num_slots: number of episodes in generation at a time.
         limits: window and caps.
-        sampling: how tokens are sampled.
-        rewards: what responses are worth.
+        sampling: temperature of sampling.
+        rewards: rewards of responses; None: the environment's.
         env_runner: index of the env-runner, written into fragments.
         name: prefix of request ids; distinct for samplers that share an engine.
     """
@@ -114,12 +113,12 @@ class Sampler:
 
     @property
     def num_waiting_tickets(self) -> int:
-        """Tickets whose episodes have not begun."""
+        """Number of tickets whose episodes have not begun."""
         return len(self.tickets) + len(self._prompts)
 
     @property
     def episode_ids(self) -> list[int]:
-        """Episodes that are open or have not begun."""
+        """Ids of the episodes that are open or have not begun."""
         tickets = [episode.ticket for episode in self._open.values()]
         tickets += [prompt.ticket for prompt in self._prompts]
         return [ticket.episode_id for ticket in (*tickets, *self.tickets)]
@@ -131,7 +130,7 @@ class Sampler:
 
     @property
     def oldest_open_version(self) -> int | None:
-        """Oldest policy version among the open tokens, None where there are none."""
+        """Oldest policy version among the open tokens; None if there are none."""
         versions = (episode.oldest_open_version for episode in self._open.values())
         return min((version for version in versions if version is not None), default=None)
 
@@ -166,16 +165,16 @@ class Sampler:
         return self._hand_over()
 
     def pop_scorer_errors(self) -> list[str]:
-        """What went wrong in the environment's scorers since the last call (`info["scorer_error"]`)."""
+        """Returns the errors of the environment's scorers since the last call (`info["scorer_error"]`)."""
         errors, self._scorer_errors = self._scorer_errors, []
         return errors
 
     def suspend(self) -> None:
-        """Takes the open episodes off the engine and leaves them untouched."""
+        """Takes the open episodes off the engine; the episodes stay as they are."""
         self._engine.cut(list(self._open))
 
     def resume(self) -> None:
-        """Puts the open episodes back on the engine, each to go on where it was."""
+        """Puts the open episodes back on the engine; each goes on where it was."""
         for request_id in self._open:
             self._submit(request_id)
 
@@ -216,7 +215,7 @@ class Sampler:
                     f"max_prompt_length={self._limits.max_prompt_length}: the prompt with index {ticket.prompt_index} has "
                     f"{len(tokens)} tokens; raise max_prompt_length or make the environment's prompts shorter"
                 )
-            # Not before: after an error neither is lost.
+            # Ticket and environment are taken last, so that an error loses neither.
             self._prompts.append(_Prompt(self.tickets.popleft(), self._unused_envs.pop(), text, tokens, info))
 
     def _start_episode(self, prompt: _Prompt) -> None:
@@ -236,7 +235,7 @@ class Sampler:
     def _take(self, output: Output) -> None:
         request_id, tokens, log_probs, version, turn_ended, request_ended = output
         episode, window_length = self._open[request_id], self._limits.window_length
-        # The window of the last token of a request is closed with its reward.
+        # The window that holds the last token of a request is closed later, together with its reward.
         last = len(tokens) - 1 if request_ended else None
         for index, token in enumerate(tokens):
             if episode.add_sampled(token, log_probs[index], version) == window_length and index != last:
@@ -256,7 +255,7 @@ class Sampler:
             dialog.reward += float(reward)
             episode.add_reward(self._rewards.of_turn(float(reward)))
         if terminated or truncated or not turn_ended:
-            # A response stopped by the cap is scored like any other, but the policy did not end it.
+            # A response that the cap stopped is scored like any other, but it is not terminated: the policy did not end it.
             self._finish(request_id, terminated=bool(terminated and turn_ended), correct=info.get("correct"))
             return
         next_turn = self._chat.user_turn(text)
@@ -280,7 +279,7 @@ class Sampler:
             truncated=not terminated,
             columns=dialog.info,
         )
-        # The policy did not end a response that was cut: whatever the environment says of others, it is not right.
+        # A truncated response is wrong if the environment does not say; the policy did not end it.
         known = None if correct is None and terminated else bool(correct)
         if shaped := self._rewards.of_episode(response):
             episode.add_reward(shaped)

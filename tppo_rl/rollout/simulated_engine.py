@@ -1,7 +1,7 @@
 """An engine without a model: lengths from a distribution, time from a cost curve.
 
-For tests of the pipeline's bookkeeping and for planning beyond one machine. Tokens are a function of the request
-and the position, so that a test can tell whose token it sees and whether one was lost.
+It is for tests of the pipeline's bookkeeping and for planning beyond one machine. Tokens are a function of the
+position, so that a test can tell whether one was lost.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tppo_rl.rollout.engine import Output, Request
 
 @dataclass(frozen=True)
 class StepCost:
-    """Seconds of one engine step: `base + per_sequence * running`, and of a weight update."""
+    """Seconds of one engine step, `base + per_sequence * running`, and of a weight update."""
 
     base: float = 0.0
     per_sequence: float = 0.0
@@ -33,19 +33,19 @@ class _Running:
 
 
 def draw_lognormal_length(mean: float, sigma: float) -> Callable[[np.random.Generator], int]:
-    """Response lengths in tokens, lognormal with the given mean and shape (1 is a long tail)."""
+    """Returns a function that draws response lengths in tokens, lognormal with a mean and a shape (1 is a long tail)."""
     location = np.log(mean) - sigma**2 / 2
     return lambda generator: max(1, round(float(generator.lognormal(location, sigma))))
 
 
 class SimulatedEngine:
-    """Implements the engine protocol on drawn lengths.
+    """Implements the engine protocol with drawn lengths.
 
     Args:
         draw_length: gives the length in tokens of a new request's turn, end-of-turn token included.
         end_of_turn: the token that ends a turn.
         vocabulary_size: ordinary tokens are in [1, vocabulary_size); `end_of_turn` is never among them.
-        cost: seconds that steps and updates take; slept for real when `sleep` is true, else added to `seconds`.
+        cost: seconds of steps and updates; the engine adds them to `seconds`, and with `sleep` also sleeps them.
     """
 
     def __init__(

@@ -1,6 +1,6 @@
-"""Env-runners without Ray and without a model, in this process: for tests and benchmarks of the driver.
+"""Env-runners without Ray and without a model, in this process, for tests and benchmarks of the driver.
 
-`SimulatedGroup` answers to the calls that the rollout controller and the weight sync make to RLlib's EnvRunnerGroup. Its
+`SimulatedGroup` answers the calls that the rollout controller and the weight sync make to RLlib's EnvRunnerGroup. Its
 env-runners run the product's sampler on a `SimulatedEngine`. Each executes its calls one after another, some polls late, and
 can be lost and restarted.
 """
@@ -26,10 +26,10 @@ class SimulatedRunner:
     """An env-runner without Ray.
 
     Args:
-        incarnation: Changes with every restart.
-        engine: Shared with the sampler.
+        incarnation: Name that changes with every restart.
+        engine: The engine of the sampler.
         sampler: Holds the slots.
-        version: Of the weights that it has; None: none yet.
+        version: Policy version of its weights; None: it has none yet.
     """
 
     def __init__(self, incarnation: str, engine: Engine, sampler: Sampler, version: int | None = None) -> None:
@@ -46,11 +46,11 @@ class SimulatedRunner:
         self._engine.load_weights({}, version)
 
     def set_state(self, *, state: dict[str, Any]) -> None:
-        """The same by RLlib's state."""
+        """Takes the weights' version from RLlib's state."""
         self.take_weights(int(state[WEIGHTS_SEQ_NO]))
 
     def abandon(self) -> None:
-        """Drops open episodes and counts anew, as after a restart."""
+        """Drops open episodes and counts from 0, as after a restart."""
         self.sampler.abandon()
         self.sampler.num_tokens_sampled = 0
         self.incarnation += "'"
@@ -58,7 +58,7 @@ class SimulatedRunner:
     def sample(
         self, *, num_engine_steps: int | None, tickets: Sequence[Ticket], cut_windows: bool = False
     ) -> SampleResult:
-        """As `VLLMEnvRunner.sample`."""
+        """Samples like `VLLMEnvRunner.sample`."""
         if self.version is None:
             return SampleResult(table_from_fragments([]), self.incarnation, None)
         sampler = self.sampler
@@ -84,13 +84,13 @@ class _Call(NamedTuple):
 
 
 class SimulatedGroup:
-    """RLlib's EnvRunnerGroup as far as the driver calls it.
+    """RLlib's EnvRunnerGroup, as far as the driver calls it.
 
     Args:
-        count: Env-runners, numbered from 1.
-        make_runner: Makes one, given its number and how often it was restarted.
+        count: Number of env-runners; their indices begin at 1.
+        make_runner: Makes an env-runner, given its index and the number of its restarts.
         ready: Probability that an env-runner executes its next call by the next poll.
-        seed: Of the order of events.
+        seed: Seed of the order of events.
     """
 
     local_env_runner = None
@@ -122,7 +122,7 @@ class SimulatedGroup:
         return waiting + len(self._answers.get(tag, []))
 
     def requests_in_flight(self, tag: str) -> dict[int, int]:
-        """Unanswered requests by env-runner."""
+        """Returns the number of open requests by env-runner."""
         answered = Counter(index for index, _ in self._answers.get(tag, []))
         return {index: sum(call.tag == tag for call in calls) + answered[index] for index, calls in self._calls.items()}
 
@@ -140,7 +140,7 @@ class SimulatedGroup:
         return 1
 
     def fetch_ready_async_reqs(self, *, tags: str, timeout_seconds: float) -> list[tuple[int, Any]]:
-        """Lets some env-runners execute their next calls; without a timeout none has time to."""
+        """Returns answers; with a timeout it first lets some env-runners execute their next calls."""
         if timeout_seconds > 0:
             self.execute()
         return self._answers.pop(tags, [])
@@ -157,28 +157,28 @@ class SimulatedGroup:
                     break
 
     def disconnect(self, index: int) -> SimulatedRunner:
-        """Loses an env-runner that lives on, such as behind a broken line; `reconnect` brings it back."""
+        """Loses an env-runner that lives on, as behind a broken connection; `reconnect` brings it back."""
         runner = self.runners[index]
         assert runner is not None
         self.lose(index)
         return runner
 
     def reconnect(self, index: int, runner: SimulatedRunner) -> None:
-        """Brings back what `disconnect` returned, as it was."""
+        """Brings back an env-runner that `disconnect` returned, unchanged."""
         self.runners[index] = runner
 
     def lose(self, index: int) -> None:
-        """Kills an env-runner; what was asked of it is never answered."""
+        """Kills an env-runner; its open requests are never answered."""
         self.runners[index] = None
         self._calls[index].clear()
 
     def restart(self, index: int) -> None:
-        """Kills an env-runner and starts it again before anyone has noticed: what was asked of it is asked of the new one."""
+        """Kills an env-runner and starts it again before the driver notices; its open requests go to the new one."""
         self._restarts[index] += 1
         self.runners[index] = self._make_runner(index, self._restarts[index])
 
     def revive_all(self) -> None:
-        """Restarts env-runners that were killed; they have no weights."""
+        """Restarts the env-runners that were killed; they have no weights yet."""
         for index, runner in self.runners.items():
             if runner is None:
                 self._restarts[index] += 1

@@ -1,4 +1,4 @@
-"""What env-runners did since the last update, summed over them."""
+"""Statistics of the env-runners' work since the last update."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ class RolloutStatistics:
     queue_staleness: int | None = None
     """The trainer's version minus the oldest version in the train queue, after the update; None where the queue is empty."""
     group_sample: GroupSample | None = None
-    """What whole groups were sampled for the update; None where groups do not matter."""
+    """Whole groups that were sampled for the update; None without groups."""
     runner_metrics: list[dict[str, Any]] = field(default_factory=list)
-    """RLlib's, of each result."""
+    """RLlib's metrics of each result."""
 
     @property
     def seconds(self) -> float:
-        """Env-runners' time in all."""
+        """Time of all env-runners together."""
         return self.sampling_seconds + self.idle_seconds + self.weight_seconds
 
     def add(self, result: SampleResult, fragments: Sequence[Fragment]) -> None:

@@ -33,7 +33,7 @@ from itertools import count
 from tppo_rl.core.fragments import Fragment
 
 REQUESTS_IN_FLIGHT = 2
-"""Requests to an env-runner at a time: one that runs and one that waits, so that it is never idle between two."""
+"""Most open requests to an env-runner: one that runs and one that waits, so that it is never idle between two."""
 
 
 class TrainQueue:
@@ -53,13 +53,16 @@ class TrainQueue:
         return self._heap[0][0] if self._heap else None
 
     def push(self, fragments: Iterable[Fragment]) -> None:
-        """Adds fragments; among equally old ones the first to arrive is the first to leave."""
+        """Adds fragments; among equally old fragments the first to arrive is the first to leave."""
         for fragment in fragments:
             heapq.heappush(self._heap, (fragment.oldest_version, next(self._arrival), fragment))
             self.num_tokens += len(fragment)
 
     def pop(self, num_tokens: int, *, oldest_allowed_to_stay: int) -> list[Fragment]:
-        """Removes and returns at least `num_tokens` tokens, and every fragment with a token older than `oldest_allowed_to_stay`."""
+        """Removes and returns at least `num_tokens` tokens, and every fragment with a token older than the given version.
+
+        If the queue holds fewer tokens, it is emptied.
+        """
         taken: list[Fragment] = []
         taken_tokens = 0
         while self._heap and (taken_tokens < num_tokens or self._heap[0][0] < oldest_allowed_to_stay):
@@ -70,12 +73,12 @@ class TrainQueue:
         return taken
 
     def fragments(self) -> list[Fragment]:
-        """What waits, in the order in which it would be taken."""
+        """Returns the waiting fragments in the order in which they would be taken."""
         return [fragment for _, _, fragment in sorted(self._heap, key=lambda entry: entry[:2])]
 
 
 def oldest_allowed_to_stay(version: int, max_staleness: int) -> int:
-    """Oldest version that a token may have if it is not trained by the update at `version`."""
+    """Returns the oldest version that a token may have if the update at `version` does not train it."""
     return version + 1 - max_staleness
 
 
@@ -85,8 +88,8 @@ def may_update(version: int, max_staleness: int, oldest_open_versions: Iterable[
     Args:
         version: the trainer's policy version.
         max_staleness: bound in versions, at least 1.
-        oldest_open_versions: for each env-runner the oldest version among its open tokens, or the version that its
-            next token will have if it has none.
+        oldest_open_versions: for each env-runner the oldest version among its open tokens; without open tokens, the
+            version that its next token will have.
     """
     least = oldest_allowed_to_stay(version, max_staleness)
     return all(oldest >= least for oldest in oldest_open_versions)

@@ -1,13 +1,13 @@
 """vLLM as the engine: in this process on a CPU, in its own processes on GPUs.
 
-Three ways for weights:
+New weights arrive in one of three ways:
 
-- the model runs in this process, and its linear layers are left unpacked (the default on a CPU): copied into place;
-- in this process, packed: the tensors are handed to vLLM's `reload_weights`, which packs them again;
+- in this process, with unpacked linear layers (the default on a CPU): they are copied into place;
+- in this process, with packed layers: vLLM's `reload_weights` gets the tensors and packs them again;
 - in processes of vLLM: they are written to a safetensors file in shared memory, and every worker reloads from it.
 
-With `kv_on_update="recompute"` the requests that run during an update are preempted and their keys and values are
-computed anew, so a request's prefix is always that of the weights that sample its next token.
+With `kv_on_update="recompute"` the requests that run during an update are preempted, and their keys and values are
+computed anew. So the weights that sample a request's next token have also computed its prefix.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from tppo_rl.rollout.vllm_internals import VLLMCore, hide_llvmlite, unpacked_lin
 from tppo_rl.rollout.weight_copies import WeightCopies
 
 LINEAR = ("in_place", "packed")
-"""Weights of linear layers on a CPU: as the trainer has them, so that an update is a copy (default); or packed for
-oneDNN, which saves some microseconds a layer at each step, and takes tens of times as long to update."""
+"""Layout of linear layers' weights on a CPU. In place (default) it is the trainer's, so that an update is a copy. Packed for
+oneDNN, each layer saves some microseconds at each step, and an update takes tens of times as long."""
 _LARGEST_PREFILL = 8192
 """Default of `max_num_batched_tokens`: tokens that one step may process, prompts included."""
 
@@ -50,8 +50,8 @@ class VLLMEngine:
         seed: seed of the engine's sampler.
         num_threads: torch threads, on a CPU.
         device: "cpu" (in this process) or "cuda" (own processes).
-        engine_args: further keyword arguments of vLLM's `EngineArgs`; they win over the defaults here. Of ours are
-            `linear`, see `LINEAR`, `multiprocessing` and `kv_cache_gib`.
+        engine_args: further keyword arguments of vLLM's `EngineArgs`, which win over the defaults here, and our own
+            `linear` (see `LINEAR`), `multiprocessing` and `kv_cache_gib`.
     """
 
     def __init__(
@@ -93,8 +93,8 @@ class VLLMEngine:
             "skip_tokenizer_init": True,
             "logprobs_mode": "processed_logprobs",
             "disable_log_stats": True,
-            # One batch at a time: with the next one already scheduled, tokens sampled by old weights would come
-            # out after an update.
+            # One batch at a time: if the next batch were already scheduled, tokens of old weights would come out after
+            # an update.
             "async_scheduling": False,
             "enforce_eager": device == "cpu",
         }
@@ -111,8 +111,8 @@ class VLLMEngine:
         self._weights_folder = None if self._in_process else _folder_with_config(model)
 
     def submit(self, request: Request) -> None:
-        # vLLM keeps the prefixes of requests that have ended. Those of older weights are not for new episodes; one that was
-        # cut, or takes its next turn, finds its own again.
+        # vLLM keeps the prefixes of requests that have ended. The salt keeps prefixes of older weights from new episodes. An
+        # episode that was cut, or takes its next turn, finds its own prefix again.
         prompt = {"prompt_token_ids": list(request.tokens), "cache_salt": str(request.first_version)}
         params = self.sampling_params(request.sampling, request.max_new_tokens)
         self._engine.add_request(request.request_id, prompt, params)
@@ -140,7 +140,7 @@ class VLLMEngine:
             self._core.pause()
             self._reload_through_shared_memory(tensors)
         self._engine.set_weight_version(str(version))
-        # Back at an earlier version, prefixes under its number may be of other weights.
+        # If the version goes back, prefixes under its number may be of other weights.
         goes_back, self.version = version <= self.version, version
         if self._kv_on_update == "recompute" or goes_back:
             self.forget_kv()
@@ -148,7 +148,7 @@ class VLLMEngine:
             self._core.resume()
 
     def forget_kv(self) -> None:
-        """Preempts the requests under way; the next step computes their keys and values by the weights that it has."""
+        """Preempts running requests; the next step computes their keys and values anew, by its own weights."""
         self._engine.reset_prefix_cache(reset_running_requests=True)
 
     def score(self, tokens: Sequence[int]) -> np.ndarray:
@@ -171,11 +171,11 @@ class VLLMEngine:
 
     @property
     def llm_engine(self) -> Any:
-        """vLLM's own engine, for who measures it alone."""
+        """vLLM's own engine, for benchmarks that measure it alone."""
         return self._engine
 
     def sampling_params(self, sampling: Sampling, max_new_tokens: int) -> Any:
-        """vLLM's parameters of a request."""
+        """Returns vLLM's parameters of a request."""
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
@@ -190,7 +190,7 @@ class VLLMEngine:
                 flat_logprobs=True,
                 detokenize=False,
                 output_kind=RequestOutputKind.DELTA,
-                # Requests share what none of them changes.
+                # No request changes its parameters, so requests share them.
                 skip_clone=True,
             )
         return self._params[key]
@@ -199,7 +199,7 @@ class VLLMEngine:
         from safetensors.torch import save_file
 
         assert self._weights_folder is not None
-        # A file holds no tensor under two names, and tied weights are one.
+        # A safetensors file cannot hold one tensor under two names, so tied weights are copied.
         own = {tensor.data_ptr(): name for name, tensor in tensors.items()}
         apart = {
             name: tensor.contiguous()
@@ -212,7 +212,7 @@ class VLLMEngine:
 
 
 def _set_process_environment(device: str, multiprocessing: bool, num_threads: int, kv_cache_gib: int) -> None:
-    """vLLM reads these once, when it is imported and when an engine starts."""
+    """Sets the variables that vLLM reads once, when it is imported and when an engine starts."""
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "1" if multiprocessing else "0"
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
@@ -223,7 +223,7 @@ def _set_process_environment(device: str, multiprocessing: bool, num_threads: in
 
 
 def _allow_read_only_weights() -> None:
-    """Silences torch's warning of arrays that can't be written, as those of Ray's object store: they are only read."""
+    """Silences torch's warning of read-only arrays, such as those of Ray's object store: they are only read."""
     warnings.filterwarnings("ignore", "The given NumPy array is not writable", module=re.escape(__name__))
 
 

@@ -1,6 +1,6 @@
-"""vLLM's insides: everything that we use of vLLM beside its documented API, in one place.
+"""vLLM's insides: the attributes that we use beside its documented API, in one place.
 
-See `tppo_rl.core.insides` for what `CONTRACT` is.
+`tppo_rl.core.insides` explains `CONTRACT`.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ CONTRACT: Contract = {
         "enforce_eager",
     ),
 }
-"""Beside these the engine's objects have `engine_core`, `output_processor`, its `request_states` with their `external_req_id`, and
-unquantized linear layers `cpu_linear`: attributes that are set when they are made, and that the engine's tests read."""
+"""We also use `engine_core` and `output_processor` of an engine, `request_states` of the latter with their `external_req_id`,
+and `cpu_linear` of unquantized linear layers. These exist on instances alone, so the engine's tests check them."""
 
 
 class CoreOutput(NamedTuple):
@@ -74,7 +74,7 @@ class CoreOutput(NamedTuple):
     tokens: Sequence[int]
     log_probs: list[float]
     version: int
-    """Of the weights that sampled them."""
+    """Policy version of the weights that sampled the tokens."""
     finished: bool
 
 
@@ -92,18 +92,18 @@ class VLLMCore:
             self.processor = engine.output_processor
 
     def outputs(self) -> list[CoreOutput]:
-        """The tokens of one step, read past `LLMEngine.step` for two things.
+        """Returns the tokens of one step. It bypasses `LLMEngine.step` for two reasons.
 
-        The version of the weights that sampled a batch, which in own processes may be older than the newest and which vLLM
-        shows of finished requests alone; and time, for text, statistics and the objects around them take as long for each
-        request as scheduling it.
+        The engine tells the version of the weights that sampled a batch for finished requests alone, and in processes of its
+        own that version may be older than the newest. And text, statistics and their objects take as much time for each
+        request as its scheduling.
         """
         try:
             batch = self.core.get_output()
             found = []
             for result in batch.outputs:
                 tokens = result.new_token_ids
-                # What was cut meanwhile has no state any more.
+                # A request that was cut meanwhile has no state.
                 state = self.processor.request_states.get(result.request_id)
                 if not tokens or state is None:
                     continue
@@ -116,14 +116,14 @@ class VLLMCore:
                         result.finished,
                     )
                 )
-            # It forgets them.
+            # The processor forgets finished requests.
             self.processor.process_outputs([result for result in batch.outputs if result.finished])
         except AttributeError as error:
             raise VLLM.lacks("the outputs of its engine core", error) from error
         return found
 
     def pause(self) -> None:
-        """Lets a core in its own process take no further step; what runs stays where it is."""
+        """Keeps a core in its own process from further steps; running requests stay where they are."""
         self.core.call_utility("pause_scheduler", "keep", False)
 
     def resume(self) -> None:
@@ -131,7 +131,7 @@ class VLLMCore:
         self.core.call_utility("resume_scheduler")
 
     def loader(self) -> Callable[[Iterable[tuple[str, torch.Tensor]]], Any]:
-        """The model's own `load_weights`; of a model in this process."""
+        """Returns the `load_weights` of the model, which runs in this process."""
         with VLLM.insides("LLMEngine.apply_model"):
             (load_weights,) = self.engine.apply_model(attrgetter("load_weights"))
         return load_weights
@@ -151,10 +151,10 @@ class VLLMCore:
 
 @contextmanager
 def unpacked_linear_layers(linear: Callable[..., torch.Tensor]) -> Iterator[None]:
-    """Engines that start in this context keep their linear layers' weights as they were loaded.
+    """Makes engines that start in this context keep the weights of linear layers in the layout in which they were loaded.
 
-    On a CPU vLLM repacks them for oneDNN into memory that nothing can write to afterwards, so that an update has to pack
-    all of them again.
+    On a CPU vLLM repacks them for oneDNN into memory that nothing can write to afterwards, so an update has to pack all of
+    them again.
 
     Args:
         linear: (inputs, weight, bias) -> outputs of these layers.
@@ -177,8 +177,8 @@ def unpacked_linear_layers(linear: Callable[..., torch.Tensor]) -> Iterator[None
 def hide_llvmlite() -> None:
     """Lets an engine start in a process that has used numba.
 
-    On a CPU vLLM asks every object in every module for its `__dict__`, and llvmlite's library takes any attribute that it
-    is asked for as the name of a C function.
+    On a CPU vLLM asks every object in every module for its `__dict__`, and llvmlite's library takes every attribute for the
+    name of a C function.
     """
     ffi = sys.modules.get("llvmlite.binding.ffi")
     if ffi is None or getattr(ffi, "_answers_no_special_names", False):

@@ -1,8 +1,8 @@
-"""New weights into a vLLM model in this process, in place.
+"""Copies of new weights into a vLLM model in this process, in place.
 
-vLLM loads a checkpoint by code of its own for each architecture, which fuses and slices tensors and takes Python for every
-one of them: many times as long as the copies that it makes. What it copies where depends on names and shapes alone, so the
-copies are noted once and made again at each update.
+vLLM loads a checkpoint by its own code for each architecture. That code fuses and slices tensors in Python, which takes many
+times as long as the copies themselves. Sources and targets of the copies depend on names and shapes alone, so they are
+noted once and made again at each update.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 @dataclass(frozen=True)
 class _Copy:
-    """`into` takes a part of the tensor `source`."""
+    """A copy of a part of the tensor `source` to `into`."""
 
     into: torch.Tensor
     source: str
     offset: int
-    """Elements, from the first one of `source`."""
+    """Elements from the first one of `source`."""
     size: tuple[int, ...]
     stride: tuple[int, ...]
 
@@ -34,10 +34,10 @@ class _Copy:
 
 
 class WeightCopies:
-    """Loads weights into a model whose parameters stand where they were loaded to."""
+    """Loads weights into a model whose parameters stay in the memory that they were loaded to."""
 
     def __init__(self, load_weights: Callable[[Iterable[tuple[str, torch.Tensor]]], Any]) -> None:
-        """Takes the model's own loader, vLLM's `load_weights`."""
+        """Takes the model's own loader, its `load_weights` in vLLM."""
         self._load_weights = load_weights
         self._layout: dict[str, tuple[torch.Size, torch.dtype]] | None = None
         self._copies: list[_Copy] | None = None
@@ -55,7 +55,7 @@ class WeightCopies:
             torch._foreach_copy_([copy.into for copy in self._copies], [copy.part(weights) for copy in self._copies])
 
     def _load_and_note(self, weights: Mapping[str, torch.Tensor]) -> list[_Copy] | None:
-        """Returns the copies that the model's loader made, None where it computed more than copies of parts."""
+        """Returns the copies that the model's loader made; None if it did more than copy parts."""
         note = _NoteCopies(weights)
         with note:
             self._load_weights(weights.items())

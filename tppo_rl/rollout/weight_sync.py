@@ -1,8 +1,8 @@
-"""Weights from the learner group to the engines, and the proof that they arrived.
+"""Sends weights from the learner group to the engines, and proves that they arrived.
 
-A push never waits: env-runners take the weights between two requests. Proof: the log-probs that engine and trainer give
-to a fixed probe must agree. It is asked for after the first push, after the first push of changed weights, and after a
-restart of an env-runner. (A checksum would prove less: an engine may keep weights in the layout of its kernels.)
+A push never waits: env-runners take the weights between two requests. The proof: engine and trainer must give the same
+log-probs to a fixed probe. It is due after the first push, after the first push of changed weights, and after a restart
+of an env-runner. (A checksum would prove less: an engine may keep weights in the layout of its kernels.)
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ class LogProbDiff(NamedTuple):
 class WeightSync:
     """Sends weights to env-runners.
 
-    It is the one owner of the trainer's policy version: the number of updates behind the weights that were pushed last.
+    It alone owns the trainer's policy version: the number of updates that made the weights of the last push.
 
     Args:
         learner_group: RLlib's LearnerGroup, where the weights come from.
         group: RLlib's EnvRunnerGroup.
-        dtype: Of the models; decides how large a difference on the probe is a fault.
-        vocabulary_size: Probe tokens are below it.
-        first_change: Version whose weights are the first that differ from those of the start, after which the proof is due.
+        dtype: Dtype of the models; it decides how large a difference on the probe is a fault.
+        vocabulary_size: Upper bound of probe tokens, exclusive.
+        first_change: First version whose weights differ from those of the start; the proof is due after its push.
     """
 
     def __init__(
@@ -66,13 +66,13 @@ class WeightSync:
         self._state: dict[str, Any] = {}
 
     def push_and_verify(self) -> float | None:
-        """Sends the learners' weights, and proves that they arrived where that is due.
+        """Sends the learners' weights, and proves that they arrived if a proof is due.
 
-        It is due after the first push, after that of the first weights that differ from those of the start, and after an
+        It is due after the first push, after the first push of weights that differ from those of the start, and after an
         env-runner's restart.
 
         Returns:
-            The largest mean difference on the probe, nats; None where no proof was due.
+            The largest mean difference on the probe over all engines, nats; None if no proof was due.
 
         Raises:
             RuntimeError: as `verify`.
@@ -85,7 +85,7 @@ class WeightSync:
     def revive(self, env_runner: int) -> None:
         """Sends the newest weights to an env-runner that was restarted; the proof waits for the next push.
 
-        An update may be under way, which changes the trainer's weights.
+        It waits because an update may be under way, which changes the trainer's weights.
         """
         self.deliver(env_runner)
         self._proof_is_due = True
@@ -106,7 +106,7 @@ class WeightSync:
             self._group.local_env_runner.set_state(state)
 
     def deliver(self, env_runner: int | None = None) -> None:
-        """Sends the newest weights to env-runners that had no room for a further request, or to the one given."""
+        """Sends the newest weights to the env-runners that have not got them, and to `env_runner`, if it is given."""
         if env_runner is not None:
             self._undelivered.add(env_runner)
         self._group.fetch_ready_async_reqs(tags=WEIGHTS_TAG, timeout_seconds=0.0)
@@ -121,7 +121,7 @@ class WeightSync:
     def verify(self) -> float:
         """Compares the probe's log-probs of every engine with the trainer's and returns the largest mean difference, nats.
 
-        Call it after a push and before the next update begins: an update changes the trainer's weights under way.
+        Call it after a push and before the next update begins: an update changes the trainer's weights.
 
         Raises:
             RuntimeError: an engine does not hold the trainer's weights, or did not take them in time.
@@ -144,7 +144,7 @@ class WeightSync:
         return difference
 
     def wait_until_delivered(self) -> None:
-        """Waits until every healthy env-runner has been sent the newest weights; what is asked of it next uses them.
+        """Waits until every healthy env-runner has been sent the newest weights; its next requests then use them.
 
         Raises:
             RuntimeError: an env-runner took none for `DELIVERY_TIMEOUT_S`.
@@ -174,7 +174,7 @@ class WeightSync:
 
 
 def _log_probs_on_learner(learner: Any, *, sequences: Sequence[Sequence[int]], temperature: float) -> list[np.ndarray]:
-    """Log-prob of every token but the first of each sequence, by a plain forward pass: nothing that trains is used."""
+    """Returns log-probs of all tokens of each sequence but the first, by a plain forward pass without any training code."""
     policy = learner.module[DEFAULT_MODULE_ID].policy
     results = []
     for tokens in sequences:

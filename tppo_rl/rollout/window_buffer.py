@@ -1,4 +1,4 @@
-"""The open episode of a slot: its context so far and the window that is being filled."""
+"""The open episode of a slot: its context so far, and the window that is being filled."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from tppo_rl.core.prompts import Ticket
 
 @dataclass
 class Window:
-    """Tokens since the episode's last fragment; lists grow by one entry a token."""
+    """Tokens since the episode's last fragment; lists have one entry for each token."""
 
     tokens: list[int] = field(default_factory=list)
     log_probs: list[float] = field(default_factory=list)
     versions: list[int] = field(default_factory=list)
-    """`NO_VERSION` for text of the environment."""
+    """Policy version of each token; `NO_VERSION` for environment text."""
     rewards: dict[int, float] = field(default_factory=dict)
     """Rewards by index in `tokens`; nearly all tokens have none."""
     num_sampled: int = 0
@@ -29,7 +29,7 @@ class OpenEpisode:
 
     Args:
         ticket: identity and seed of the episode.
-        prompt: int token ids of the formatted prompt.
+        prompt: token ids of the formatted prompt.
         env_runner: index of the env-runner.
         first_version: policy version at which it begins.
     """
@@ -54,7 +54,7 @@ class OpenEpisode:
 
     @property
     def oldest_open_version(self) -> int | None:
-        """Oldest policy version among the open tokens, None where there are none."""
+        """Oldest policy version among the open tokens; None if there are none."""
         versions = self._window.versions
         # Versions never fall within a window, so the first sampled token is the oldest.
         return next((version for version in versions if version != NO_VERSION), None)
@@ -71,7 +71,7 @@ class OpenEpisode:
         return window.num_sampled
 
     def add_environment_text(self, tokens: Sequence[int]) -> None:
-        """Appends text that the environment returned between turns: context that is never trained."""
+        """Appends text that the environment returned between turns; it is context and never trained."""
         window = self._window
         window.tokens.extend(tokens)
         window.log_probs.extend([0.0] * len(tokens))
@@ -80,18 +80,18 @@ class OpenEpisode:
         self.turn_tokens = []
 
     def add_reward(self, reward: float) -> None:
-        """Gives a reward to the last token, which a policy sampled."""
+        """Adds a reward to the last token, which must be a sampled one."""
         last = len(self._window.tokens) - 1
         self._window.rewards[last] = self._window.rewards.get(last, 0.0) + reward
 
     def sampled_tokens(self) -> list[int]:
-        """Token ids of the response that the policy sampled."""
+        """Returns the response tokens that the policy sampled."""
         earlier = self._context[self._context_sampled.astype(bool)].tolist()
         versions = zip(self._window.tokens, self._window.versions, strict=True)
         return [*earlier, *(token for token, version in versions if version != NO_VERSION)]
 
     def all_tokens(self) -> list[int]:
-        """Prompt and everything after it: what an engine needs to go on."""
+        """Returns the prompt and all tokens after it, from which an engine can go on."""
         return [*self._context.tolist(), *self._window.tokens]
 
     def close_window(

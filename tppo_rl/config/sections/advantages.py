@@ -38,29 +38,29 @@ class AdvantageOptions(Section):
 
     advantage_estimator: Part = option(
         PartSpec("egae"),
-        "`egae` (T-PPO); `gae`: whole episodes only (PPO); `group_relative`: returns against those of the other responses to "
-        "the prompt (GRPO), without a critic; or `module:object` of an estimator of one's own.",
+        "`egae` (T-PPO); `gae`, for whole episodes only (PPO); `group_relative`, which compares a return with those of the "
+        "other responses to the prompt and needs no critic (GRPO); or `module:object` of your own estimator.",
     )
     gamma: float = option(1.0, "Discount for each token (T-PPO: 1).", gt=0, le=1, read_with=_BY_VALUES)
     lambda_: Annotated[float, Field(ge=0, le=1)] | Literal["length_adaptive"] = option(
         0.95,
-        "Decay of the policy's advantages; `length_adaptive`: 1 - 1 / (lambda_alpha * l) for a response of l tokens so far "
-        "(VAPO).",
+        "Decay lambda of the policy's advantages; `length_adaptive` is 1 - 1 / (lambda_alpha * l) for a response of l tokens "
+        "so far (VAPO).",
         read_with=_BY_VALUES,
         perturbable=True,
     )
     lambda_alpha: float = option(0.05, "alpha of the length-adaptive lambda (VAPO: 0.05).", gt=0)
     boundary_value: Literal["hold", "bootstrap", "tail_corrected"] = option(
         "hold",
-        "V(s_l) of an unfinished fragment: `hold` takes V(s_(l-1)) (T-PPO), `bootstrap` the critic's, `tail_corrected` the "
-        "critic's with renormalized weights (arXiv 2602.03386).",
+        "Value that EGAE uses as V(s_l) at the end of an unfinished fragment: `hold` is V(s_(l-1)) (T-PPO), `bootstrap` is the "
+        "critic's V(s_l), `tail_corrected` is the same with renormalized weights (arXiv 2602.03386).",
         read_with=_EGAE,
     )
     unfinished_advantage_scale: float = option(
         1.0,
-        "Factor of the advantages of windows that did not finish. Where rewards come at the end, these are differences of "
-        "the critic's values: noise, as far as it does not explain returns (`critic/explained_variance`). 1 is T-PPO; 0 "
-        "trains finished windows alone.",
+        "Factor on the advantages of unfinished windows. If rewards come at the end, these advantages are differences of the "
+        "critic's values, and noise while the critic explains little of the returns (`critic/explained_variance`). 1 is "
+        "T-PPO; 0 trains finished windows alone.",
         ge=0,
         le=1,
         read_with=_EGAE_OF_WINDOWS,
@@ -68,15 +68,15 @@ class AdvantageOptions(Section):
     )
     hindsight: bool = option(
         False,
-        "When an episode has ended, its earlier windows are trained once more on the return minus the boundary value that "
-        "was used, with truncated importance weights.",
+        "Train the earlier windows of an episode once more when it has ended: on the return minus the boundary value that was "
+        "used, with truncated importance weights.",
     )
     advantage_normalization: Literal["none", "whiten", "scale"] = option(
-        "none", "`whiten`: mean 0 and standard deviation 1; `scale`: the latter alone."
+        "none", "`whiten`: to mean 0 and standard deviation 1; `scale`: to standard deviation 1 alone."
     )
     advantage_normalization_scope: Literal["batch", "group"] = option(
         "batch",
-        "Normalize over the batch of all learners, or over the responses to each prompt in it.",
+        "Normalize over the whole batch of all learners, or over the responses to each prompt.",
         read_with=_NORMALIZED,
     )
     group_scale: bool = option(

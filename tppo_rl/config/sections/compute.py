@@ -1,4 +1,4 @@
-"""Options of forward passes: how much at a time, and what becomes of contexts."""
+"""Options of forward passes: their size, and the handling of contexts."""
 
 from __future__ import annotations
 
@@ -13,28 +13,29 @@ if TYPE_CHECKING:
 
 
 class ComputeOptions(Section):
-    """What a forward pass of a learner holds."""
+    """Size and content of a learner's forward passes."""
 
-    micro_batch_tokens: PositiveInt = option(2048, "Tokens of one forward pass, padding included.")
+    micro_batch_tokens: PositiveInt = option(2048, "Most tokens of one forward pass, padding included.")
     packing: bool = option(
         False,
-        "Sequences of a micro-batch stand in one row without padding. It needs kernels for variable lengths "
-        "(`flash_attention_2`); with `sdpa` the mask of a row is quadratic in its tokens: slow on long rows, for tests.",
+        "Put the sequences of a micro-batch into one row without padding. This needs kernels for variable lengths "
+        "(`flash_attention_2`). `sdpa` is for tests: its mask is quadratic in the tokens of a row, and slow on long rows.",
     )
     context_gradient: bool = option(
         True,
-        "Whether the policy's gradient goes through the states of prompt and earlier windows; without, their keys and values "
-        "are computed once per update, forward alone, for all passes, and the gradient is biased.",
+        "Whether the policy's gradient flows through the states of prompt and earlier windows. If false, their keys and values "
+        "are computed once per update, without a gradient, for all passes, and the policy's gradient is biased.",
     )
     context_cache_tokens: int = option(
         0,
-        "Tokens of open episodes, per learner, whose keys and values are kept from update to update, for policy and critic: "
-        "a context is computed once, and is as old as the window it was. 0 keeps none. `context_gradient` must be false.",
+        "Tokens of open episodes, per learner, whose keys and values policy and critic keep from update to update. Each context "
+        "is then computed once, by the weights of the update that trained it as a window. 0 keeps none. `context_gradient` "
+        "must be false.",
         ge=0,
     )
 
     def check(self, options: Options) -> None:
-        """Checks what goes together with contexts that have no gradient."""
+        """Checks the options that depend on whether contexts have a gradient."""
         loss = options.policy_loss
         if self.context_gradient:
             if self.context_cache_tokens:

@@ -20,7 +20,7 @@ _REGRESSES_LAMBDA_RETURNS = Condition(
 
 
 class CriticOptions(Section):
-    """What the critic regresses, and how it is trained."""
+    """The critic's regression targets and its training."""
 
     critic_lr: Schedule = option(
         2e-6,
@@ -30,25 +30,26 @@ class CriticOptions(Section):
     )
     critic_targets: Literal["monte_carlo", "lambda_returns", "include_unfinished"] = option(
         "monte_carlo",
-        "`monte_carlo` returns of finished episodes (T-PPO, VAPO); their `lambda_returns`; `include_unfinished`: A_t + V(s_t) "
-        "on unfinished windows as well (what T-PPO argues against).",
+        "`monte_carlo`: returns of finished episodes (T-PPO, VAPO); `lambda_returns`: lambda-returns of finished episodes; "
+        "`include_unfinished`: also A_t + V(s_t) on unfinished windows (T-PPO argues against it).",
         read_with=HAS_CRITIC,
     )
     critic_lambda: float = option(
         1.0,
-        "Decay of the critic's lambda-returns (VC-PPO: 1).",
+        "Decay lambda of the critic's lambda-returns (VC-PPO: 1).",
         ge=0,
         le=1,
         read_with=_REGRESSES_LAMBDA_RETURNS,
     )
     value_batch_tokens: PositiveInt | None = option(
         None,
-        "Finished episodes are held until they have that many response tokens per learner; None: trained at once.",
+        "Response tokens per learner for which finished episodes are held before the critic trains on them; None: it trains "
+        "at once.",
         read_with=HAS_CRITIC,
     )
     value_clip: float | None = option(
         None,
-        "Most that a value may move from the one before the update, in units of reward (PPO2: 0.2).",
+        "Distance from the value before the update beyond which a value is not moved further, in units of reward (PPO2: 0.2).",
         gt=0,
         read_with=HAS_CRITIC,
         perturbable=True,
@@ -60,23 +61,27 @@ class CriticOptions(Section):
         perturbable=True,
     )
     critic_minibatch_size: PositiveInt | None = option(
-        None, "Response tokens of a critic step, per learner; None: all of a batch's.", read_with=HAS_CRITIC
+        None, "Response tokens of a critic step, per learner; None: the whole batch.", read_with=HAS_CRITIC
     )
     critic_warmup_updates: int = option(
-        0, "First updates, in which the policy is frozen (VC-PPO).", ge=0, read_with=HAS_CRITIC
+        0, "Number of first updates in which the policy is frozen (VC-PPO).", ge=0, read_with=HAS_CRITIC
     )
     critic_grad_clip: float | None = option(
-        1.0, "Largest global gradient norm of the critic.", gt=0, read_with=HAS_CRITIC, perturbable=True
+        1.0,
+        "Largest global gradient norm of the critic; None: no clipping.",
+        gt=0,
+        read_with=HAS_CRITIC,
+        perturbable=True,
     )
     parallel_critic: bool = option(
         False,
-        "Train the critic in a thread of its own while the policy trains: for one learner on a CPU, beside a core that is not "
-        "always busy. The result is the same.",
+        "Train the critic in a thread of its own while the policy trains. It is for one learner on a CPU with a core that is "
+        "not always busy. The result is the same.",
         read_with=HAS_CRITIC,
     )
 
     def check(self, options: Options) -> None:
-        """Checks held episodes, and the critic's thread."""
+        """Checks the options against the critic's thread, and against held episodes."""
         learners = options.learners
         if self.parallel_critic and learners.num_learners > 1:
             refuse(

@@ -1,4 +1,4 @@
-"""Options of the environment, where prompts and rewards come from."""
+"""Options of the environment, the source of prompts and rewards."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from tppo_rl.config.section import Section, option
 
 
 class EnvironmentOptions(Section):
-    """Where prompts and rewards come from."""
+    """The source of prompts and rewards."""
 
     env: str | None = option(
-        None, "Gymnasium id of a text environment; `module:id` imports the module that registers it."
+        None, "Gymnasium id of a text environment; `module:id` or `file.py:id` first imports what registers it."
     )
     env_config: dict[str, Any] = option({}, "Keyword arguments of the environment; `split` is set by the pipeline.")

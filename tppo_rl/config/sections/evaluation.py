@@ -19,8 +19,8 @@ class EvaluationOptions(Section):
     )
     evaluation_interval_unit: Literal["iterations", "tokens"] = option(
         "iterations",
-        "What `evaluation_interval` counts; tokens make runs with unequal updates comparable.",
+        "Unit of `evaluation_interval`; tokens make runs with unequal updates comparable.",
         read_with=_EVALUATES,
     )
-    evaluation_duration: PositiveInt = option(512, "Held-out prompts of an evaluation.")
-    evaluation_num_env_runners: int = option(0, "Own env-runners for evaluation; 0 uses the training ones.", ge=0)
+    evaluation_duration: PositiveInt = option(512, "Number of held-out prompts of an evaluation.")
+    evaluation_num_env_runners: int = option(0, "Env-runners for evaluations alone; 0 uses the training ones.", ge=0)

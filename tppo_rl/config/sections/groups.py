@@ -20,15 +20,15 @@ class GroupOptions(Section):
     group_size: PositiveInt = option(1, "Responses to each prompt (GRPO 64, DAPO and VAPO 16); 1: no groups.")
     dynamic_sampling: bool = option(
         False,
-        "Groups whose returns are all equal teach nothing: they are dropped, counted, and replaced (DAPO). With `rewards` "
-        "other than `environment` those that are all right or all wrong, whatever `overlong_fraction` takes off.",
+        "Drop and replace groups whose returns are all equal, for they teach nothing (DAPO). With `rewards` other than "
+        "`environment`, drop groups that are all right or all wrong, whatever penalty `overlong_fraction` gives.",
     )
     dynamic_sampling_max_rounds: PositiveInt = option(
-        10, "Rounds of sampling after which an update takes the groups that there are.", read_with=_DYNAMIC
+        10, "Most rounds of sampling; then an update takes the groups that there are.", read_with=_DYNAMIC
     )
 
     def check(self, options: Options) -> None:
-        """Checks that groups come whole where they are compared."""
+        """Checks that groups are complete where they are compared."""
         num_slots = options.rollout.num_slots
         if options.whole_responses and num_slots % self.group_size:
             refuse(

@@ -1,4 +1,4 @@
-"""Options of learners: how many, with which resources, what each holds."""
+"""Options of learners: their number, resources and memory."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ if TYPE_CHECKING:
 
 
 class LearnerOptions(Section):
-    """Learner processes and what they hold."""
+    """Learner processes: their number, resources and memory."""
 
     num_learners: int = option(0, "Learner actors; 0 trains in the main process.", ge=0)
     num_cpus_per_learner: float | Literal["auto"] = option(
-        "auto", "CPUs of a learner, and so torch's threads; `auto`: 1 without a GPU."
+        "auto", "CPUs of a learner, and the number of torch's threads; `auto`: 1 without a GPU."
     )
     num_gpus_per_learner: float = option(0, "GPUs of a learner.", ge=0)
     distributed: Literal["ddp", "fsdp"] = option(
@@ -29,7 +29,7 @@ class LearnerOptions(Section):
 
     @property
     def num_threads(self) -> int:
-        """torch's threads in a learner's process."""
+        """Number of torch's threads in a learner's process."""
         return 1 if self.num_cpus_per_learner == "auto" else max(1, int(self.num_cpus_per_learner))
 
     def check(self, options: Options) -> None:

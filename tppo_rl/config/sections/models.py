@@ -1,4 +1,4 @@
-"""Options of the models: policy, critic, reference, and how the learners hold them."""
+"""Options of the models: policy, critic and reference, their adapters and number formats."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _targets(value: Any) -> Any:
 
 
 class LoraOptions(Section):
-    """Adapters in place of all weights (arXiv 2106.09685)."""
+    """Adapters that are trained instead of all weights (arXiv 2106.09685)."""
 
     rank: PositiveInt = option(..., "Rank of the adapters, for example 16.")
     alpha: PositiveFloat | None = option(None, "Scale of the adapters; None: 2 * rank.")
@@ -37,36 +37,38 @@ class LoraOptions(Section):
 
 
 class ModelOptions(Section):
-    """Which models are trained, and in which number formats."""
+    """Models and their number formats."""
 
     policy_model: str | None = option(
         None, "Folder or hub id of the policy: any transformers causal language model with a chat template."
     )
     critic: str | None = option(
         "separate",
-        "`separate`: own backbone started from the policy's folder; a folder or hub id: its backbone; None: no critic "
-        "(group-relative advantages).",
+        "`separate`: a backbone of its own that starts from `policy_model`; a folder or hub id: that model's backbone; None: "
+        "no critic (group-relative advantages).",
     )
     critic_layers: PositiveInt | None = option(
         None,
-        "First so many layers of its backbone that the critic has, a cheaper critic; None: all.",
+        "Number of its backbone's first layers that the critic keeps; fewer make it cheaper; None: all.",
         read_with=HAS_CRITIC,
     )
     reference_model: str = option(
         "initial",
-        "Model that `kl_coef` keeps the policy close to: `initial` is `policy_model`; else folder or hub id.",
+        "Model that `kl_coef` keeps the policy close to: `initial` is `policy_model`; else a folder or hub id.",
         read_with=HAS_REFERENCE,
     )
-    dtype: Literal["float32", "bfloat16"] = option("float32", "Of policy, critic and engine.")
+    dtype: Literal["float32", "bfloat16"] = option(
+        "float32", "Number format in which policy, critic and engine compute."
+    )
     weights_dtype: Literal["float32", "bfloat16"] = option(
         "float32",
-        "Of the trainer's weights, gradients and moments: `float32` master weights, or `bfloat16`: half the memory, small "
-        "steps are rounded away.",
+        "Number format of the trainer's weights, gradients and moments: `float32` master weights, or `bfloat16`, which halves "
+        "their memory and rounds small steps away.",
     )
     lora: LoraOptions | None = option(
         None,
-        "Trains adapters of policy and critic in place of their weights: `rank`, `alpha` (default 2 * rank) and "
-        "`target_modules` (names of linear layers, or `all-linear`, the default); None: trains all weights.",
+        "Adapters of policy and critic that are trained instead of their weights: `rank`, `alpha` (default 2 * rank) and "
+        "`target_modules` (names of linear layers, or `all-linear`, the default); None: all weights are trained.",
     )
     attention: Literal["sdpa", "flash_attention_2", "flex_attention"] = option(
         "sdpa", "Attention kernels of the learners; all but `sdpa` need a GPU."

@@ -37,14 +37,15 @@ def _rising(rate: Any) -> Any:
 Schedule = Annotated[
     float | list[list[float] | tuple[float, float]] | tuple[tuple[float, float], ...], AfterValidator(_rising)
 ]
-"""A number from 0 on, or RLlib's schedule: pairs of trained tokens and rate."""
+"""A number of at least 0, or RLlib's schedule: pairs of trained tokens and rate."""
 
 
 class OptimizerOptions(Section):
-    """AdamW, and how a batch is divided into its steps. The critic's own are in its section."""
+    """AdamW, and the division of a batch into optimizer steps. The critic's own options are in its section."""
 
     train_batch_size_per_learner: PositiveInt = option(
-        4096, "Sampled tokens of an update, per learner (async; in sync one step of all slots)."
+        4096,
+        "Least sampled tokens of an update, per learner (async); in sync mode an update trains one step of all slots.",
     )
     minibatch_size: PositiveInt | None = option(
         None, "Sampled tokens of an optimizer step, per learner; None: the whole batch."
@@ -52,17 +53,17 @@ class OptimizerOptions(Section):
     num_epochs: PositiveInt = option(1, "Passes of the policy over a batch.", perturbable=True)
     policy_token_fraction: float = option(
         1.0,
-        "Fraction of a batch's tokens that the policy trains: fragments are sampled by a bound on their gradient (their "
-        "advantages, and how uncertain their tokens were) and weighted with one over their probability, so that the expected "
-        "gradient is the same (arXiv 1803.00942); 1 trains all.",
+        "Fraction of a batch's tokens that the policy trains; 1 trains all. Fragments are drawn by a bound on their gradient "
+        "(from their advantages and the uncertainty of their tokens) and weighted with one over their probability, so the "
+        "expected gradient is the same (arXiv 1803.00942).",
         gt=0,
         le=1,
         perturbable=True,
     )
     lr: Schedule = option(
         1e-6,
-        "Learning rate of the policy: a number, or RLlib's schedule `[[tokens, rate], …]` over the tokens trained, with "
-        "straight lines between, such as `[[0, 2e-4], [100000, 2e-5]]`.",
+        "Learning rate of the policy: a number, or RLlib's schedule `[[tokens, rate], …]` over trained tokens with straight "
+        "lines between the points, such as `[[0, 2e-4], [100000, 2e-5]]`.",
         perturbable=True,
     )
     lr_warmup_updates: int = option(
@@ -71,13 +72,15 @@ class OptimizerOptions(Section):
         ge=0,
     )
     adam_betas: Annotated[Pair, BeforeValidator(_two), AfterValidator(_decay_rates)] = option(
-        (0.9, 0.99), "AdamW's betas, both models."
+        (0.9, 0.99), "AdamW's betas for both models."
     )
-    weight_decay: float = option(0.0, "AdamW's weight decay, both models.", ge=0)
-    grad_clip: float | None = option(1.0, "Largest global gradient norm of the policy.", gt=0, perturbable=True)
+    weight_decay: float = option(0.0, "AdamW's weight decay for both models.", ge=0)
+    grad_clip: float | None = option(
+        1.0, "Largest global gradient norm of the policy; None: no clipping.", gt=0, perturbable=True
+    )
 
     def check(self, options: Options) -> None:
-        """Checks what goes together with fragments that are sampled by their advantages."""
+        """Checks that fragments that are drawn by their advantages are trained on nothing else."""
         if self.policy_token_fraction < 1 and options.policy_loss.positive_lm_coef:
             refuse(
                 "policy_token_fraction",

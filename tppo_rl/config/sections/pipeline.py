@@ -1,4 +1,4 @@
-"""Options of the pipeline: how sampling and training are coupled."""
+"""Options of the pipeline: the coupling of sampling and training."""
 
 from __future__ import annotations
 
@@ -13,27 +13,30 @@ _LOG_PROB_DIFF_ALARM = {"float32": 1e-3, "bfloat16": 0.05}
 
 
 class PipelineOptions(Section):
-    """How sampling and training are coupled."""
+    """The coupling of sampling and training."""
 
     mode: Literal["async", "sync"] = option(
-        "async", "`sync`: one window, one update (the paper); `async`: env-runners never wait for updates."
+        "async",
+        "`sync`: every slot generates one window, then one update follows (the paper); `async`: sampling goes on during "
+        "updates, as far as `max_staleness` allows.",
     )
     max_staleness: int = option(2, "Most policy versions between a token's sampling and its training (async).", ge=0)
     kv_on_update: Literal["recompute", "keep"] = option(
-        "recompute", "Keys and values of running requests at a weight update: computed anew, or kept."
+        "recompute", "At a weight update, compute the keys and values of running requests anew, or keep them."
     )
     log_prob_diff_alarm: float | None = option(
         None,
-        "Mean difference of engine's and trainer's log-probs that raises an alarm, nats; None: by dtype.",
+        "Mean difference between the engine's and the trainer's log-probs, in nats, above which an alarm goes on; None: "
+        "depends on `dtype`.",
         gt=0,
     )
 
     def largest_log_prob_diff(self, dtype: str) -> float:
-        """Mean difference of log-probs, nats, above which the alarm goes on."""
+        """Returns the mean difference of log-probs, in nats, above which the alarm goes on."""
         return self.log_prob_diff_alarm or _LOG_PROB_DIFF_ALARM[dtype]
 
     def check(self, options: Options) -> None:
-        """Checks that an asynchronous run can go on, and is corrected for staleness."""
+        """Checks that an asynchronous run can proceed, and that it is corrected for staleness."""
         if self.mode == "sync":
             return
         if self.max_staleness == 0:

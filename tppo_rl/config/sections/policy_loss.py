@@ -36,12 +36,12 @@ def _rising(bounds: tuple[float, float]) -> tuple[float, float]:
 
 
 class PolicyLossOptions(Section):
-    """What the policy minimizes."""
+    """The loss that the policy minimizes."""
 
     policy_loss: Part = option(
         PartSpec("clipped"),
         "`clipped`: PPO's surrogate; `cispo` (arXiv 2506.13585); `gspo`: ratios of whole responses (arXiv 2507.18071); or "
-        "`module:object` of a loss of one's own.",
+        "`module:object` of your own loss.",
     )
     clip_low: float = option(
         0.2, "Ratios below 1 - clip_low are clipped.", ge=0, le=1, perturbable=True, read_with=_CLIPS
@@ -57,39 +57,41 @@ class PolicyLossOptions(Section):
         read_with=_CLIPS,
     )
     loss_aggregation: Literal["token", "response"] = option(
-        "token", "Over all tokens of a minibatch (DAPO), or over responses, each its tokens' mean (GRPO)."
+        "token",
+        "Mean of the loss: `token` over all tokens of a minibatch (DAPO); `response` over its responses, each with its token "
+        "mean (GRPO).",
     )
     entropy_coef: float = option(0.0, "Weight of the entropy bonus, per nat.", ge=0, perturbable=True)
     kl_coef: float = option(0.0, "Weight of KL(policy || reference), per nat (GRPO: 0.04); 0 loads no reference.", ge=0)
     kl_estimator: Literal["k1", "k2", "k3"] = option(
-        "k3", "Estimator of that divergence (GRPO: k3).", read_with=HAS_REFERENCE
+        "k3", "Estimator of KL(policy || reference) (GRPO: k3).", read_with=HAS_REFERENCE
     )
     kl_in: Literal["loss", "reward"] = option(
-        "loss", "KL as a term of the loss (GRPO), or off the rewards (PPO).", read_with=HAS_REFERENCE
+        "loss", "KL as a term of the loss (GRPO), or subtracted from the rewards (PPO).", read_with=HAS_REFERENCE
     )
     positive_lm_coef: float = option(
         0.0,
-        "Weight of -log pi on responses that were right, as far as they ended (VAPO: 0.1).",
+        "Weight of -log pi on the tokens of right responses that have ended (VAPO: 0.1).",
         ge=0,
         perturbable=True,
     )
     off_policy_correction: Literal["behavior", "none", "truncated_importance", "decoupled"] = option(
         "behavior",
-        "Denominator of the ratio: `behavior` log-probs of the engine, so that the clip also bounds staleness; else those of "
-        "the trainer before the update: `none` leaves staleness uncorrected, `decoupled` weighs tokens by trainer / engine "
-        "(arXiv 2505.24298), `truncated_importance` by at most `importance_cap` of it.",
+        "Denominator of the ratio. `behavior` takes the engine's log-probs, so the clip also bounds staleness. The others take "
+        "the trainer's log-probs before the update: `none` leaves staleness uncorrected, `decoupled` weights tokens by trainer "
+        "/ engine (arXiv 2505.24298), `truncated_importance` does so with at most `importance_cap`.",
     )
     importance_cap: float = option(
         2.0,
-        "Largest importance weight of a token (truncated importance sampling, hindsight).",
+        "Largest importance weight of a token (`truncated_importance`, `hindsight`).",
         gt=0,
         read_with=_TRUNCATES,
         perturbable=True,
     )
     sequence_mask: Annotated[Pair, BeforeValidator(_two), AfterValidator(_rising)] | None = option(
         None,
-        "Bounds on the geometric mean of a fragment's importance weights, outside of which its surrogate is left out, such as "
-        "[0.5, 2].",
+        "Bounds on the geometric mean of a fragment's importance weights, such as [0.5, 2]; outside of them the surrogate of "
+        "the fragment is left out.",
     )
 
     @property
@@ -99,11 +101,11 @@ class PolicyLossOptions(Section):
 
     @property
     def has_kl_in_rewards(self) -> bool:
-        """Whether KL is taken off the rewards, so that values and returns have it in them."""
+        """Whether KL is subtracted from the rewards; values and returns then include it."""
         return bool(self.kl_coef) and self.kl_in == "reward"
 
     def check(self, options: Options) -> None:
-        """Checks terms against estimators and windows."""
+        """Checks the loss against estimators and windows."""
         rollout = options.rollout
         if self.loss_aggregation == "response" and rollout.has_windows:
             refuse(

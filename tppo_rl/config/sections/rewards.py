@@ -1,4 +1,4 @@
-"""Options of rewards: what a response is worth."""
+"""Options of rewards."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from tppo_rl.core.registry import PartSpec
 
 
 class RewardOptions(Section):
-    """What a response is worth."""
+    """The reward of a response."""
 
     rewards: Part = option(
         PartSpec("environment"),
-        "`environment`: what it returns; `zero_one`, `plus_minus_one`: 1 or 0, or 1 or -1, as the environment calls the "
-        "answer right or wrong at the episode's end (DAPO); or `module:object` of a reward function of one's own.",
+        "`environment`: the environment's rewards; `zero_one`: 1 for a right response, else 0, at the episode's end; "
+        "`plus_minus_one`: 1 for a right response, else -1 (DAPO); or `module:object` of your own reward function.",
     )
     overlong_fraction: float | None = option(
         None,
-        "Last fraction of `max_response_length` over which a penalty grows linearly to -1, added to the reward (DAPO: 0.2); "
-        "None: no penalty.",
+        "Last fraction of `max_response_length` over which a penalty grows linearly to -1; the reward gets it at the "
+        "episode's end (DAPO: 0.2). None: no penalty.",
         gt=0,
         le=1,
     )

@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 
 class SamplingOptions(Section):
-    """How training responses are sampled."""
+    """Sampling of training responses."""
 
-    temperature: float = option(1.0, "Above 0; log-probs are taken after it.", gt=0)
+    temperature: float = option(1.0, "Temperature above 0; log-probs are taken after it.", gt=0)
 
     @model_validator(mode="before")
     @classmethod
@@ -31,16 +31,16 @@ class SamplingOptions(Section):
 
 
 class EngineOptions(Section):
-    """The engine: our own keys, and beside them those of the engine itself (vLLM's EngineArgs)."""
+    """The engine: our own keys, and the arguments of the engine itself (vLLM's EngineArgs)."""
 
     model_config = ConfigDict(extra="allow")
 
-    type: str = option("vllm", "`vllm`, or `module:object` of an engine of one's own (`tppo_rl.rollout.engine`).")
+    type: str = option("vllm", "`vllm`, or `module:object` of your own engine (`tppo_rl.rollout.engine`).")
     device: Literal["cpu", "cuda"] | None = option(None, "`cpu` or `cuda`; None: by `num_gpus_per_env_runner`.")
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """What goes to the engine itself."""
+        """Arguments that go to the engine itself."""
         return dict(self.model_extra or {})
 
 
@@ -48,23 +48,23 @@ class RolloutOptions(Section):
     """Env-runners, windows and caps."""
 
     num_env_runners: int = option(1, "Env-runner actors; 0 samples in the main process (sync only).", ge=0)
-    num_envs_per_env_runner: PositiveInt = option(32, "Slots of an env-runner.")
-    num_cpus_per_env_runner: float = option(1, "CPUs of an env-runner, and so its engine's threads.", ge=0)
-    num_gpus_per_env_runner: float = option(0, "GPUs of an env-runner; with any its engine runs on them.", ge=0)
+    num_envs_per_env_runner: PositiveInt = option(32, "Number of slots of an env-runner.")
+    num_cpus_per_env_runner: float = option(1, "CPUs of an env-runner, and the number of its engine's threads.", ge=0)
+    num_gpus_per_env_runner: float = option(0, "GPUs of an env-runner; above 0 its engine runs on them.", ge=0)
     window_length: PositiveInt | None = option(64, "Most sampled tokens of a fragment; None: the whole response (PPO).")
     max_response_length: PositiveInt = option(256, "Cap on all tokens after the prompt.")
     max_prompt_length: PositiveInt = option(256, "Longest prompt, in tokens; a longer one is an error.")
     sampling: SamplingOptions = option(
-        SamplingOptions(temperature=1.0), "`temperature` > 0 of training responses; log-probs are taken after it."
+        SamplingOptions(temperature=1.0), "`temperature` above 0 of training responses; log-probs are taken after it."
     )
     engine: EngineOptions = option(
         EngineOptions(),
-        "`type` (`vllm`, or an engine of one's own), `device` (`cpu`, `cuda`), `kv_cache_gib` (CPU), `linear` (CPU: "
-        "`in_place`, or `packed`: faster steps of wide models, slow updates), `multiprocessing`, and vLLM's EngineArgs. "
-        "Evaluations fill `max_num_seqs`, by default the number of slots.",
+        "`type` (`vllm`, or your own engine), `device` (`cpu`, `cuda`), `kv_cache_gib` (CPU), `linear` (CPU: `in_place`, or "
+        "`packed`, which makes steps of wide models faster and updates slow), `multiprocessing`, and vLLM's EngineArgs. "
+        "Evaluations use `max_num_seqs` slots, by default as many as training.",
     )
     engine_steps_per_sample: PositiveInt | None = option(
-        None, "Engine steps of one request to an env-runner in async mode; None is min(window_length, 32)."
+        None, "Engine steps of one request to an env-runner in async mode; None: min(window_length, 32)."
     )
 
     @property
