@@ -88,6 +88,7 @@ def test_recomputed_log_probs_are_of_what_was_drawn_alone(model_folder: str) -> 
     assert sum(rows_read) == 2 * len(Updated(model_folder, options).drawn.rows)
 
 
+@pytest.mark.integration
 def test_metrics_speak_for_the_whole_batch(model_folder: str) -> None:
     metrics = [Updated(model_folder, OPTIONS, version).metrics for version in range(40)]
     whole = Updated(model_folder, OPTIONS.replace(policy_token_fraction=1.0)).metrics
