@@ -20,6 +20,7 @@ from tppo_rl.algorithms.rllib_internals import report_restored, trial_folder
 from tppo_rl.algorithms.tppo import TrainingLoop
 from tppo_rl.base_models import resolve_model
 from tppo_rl.config.options import Options
+from tppo_rl.config.text_envs import num_problems
 from tppo_rl.core.algorithm_spec import AlgorithmSpec
 from tppo_rl.core.errors import OptionError
 from tppo_rl.core.fragments import fragments_from_table, table_from_fragments
@@ -204,12 +205,20 @@ def check_restorable(options: Options, ledger: dict[str, Any], whole_responses_w
         whole_responses_wait: Whether all that waits for an update are whole responses.
 
     Raises:
-        OptionError: groups of another size are open, or windows wait where whole responses are trained.
+        OptionError: groups of another size are open, windows wait where whole responses are trained, or the environment has
+            another number of problems.
     """
     if ledger["group_size"] != options.groups.group_size:
         raise OptionError(
             f"group_size={options.groups.group_size}: the checkpoint has open groups of group_size={ledger['group_size']}; go "
             "on with that, or begin anew"
+        )
+    problems = num_problems(options.environment, "train")
+    if ledger.get("num_problems") != problems:
+        raise OptionError(
+            f"env_config={options.environment.env_config!r}: the data have num_problems={problems} for training, and the checkpoint "
+            f"was made with num_problems={ledger.get('num_problems')}, so its place in them means nothing; give the same data, "
+            "or begin anew"
         )
     if options.whole_responses and not whole_responses_wait:
         raise OptionError(

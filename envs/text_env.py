@@ -38,11 +38,13 @@ _PROBLEM_STREAM = 0x7465_7874
 _SAMPLED_CHARACTERS = string.ascii_letters + string.digits + string.punctuation + " \n"
 
 
-def split_of(prompt: str, split_seed: int) -> Split:
-    """The split that ``prompt`` belongs to: the same on every machine and in every process."""
+def split_of(prompt: str, split_seed: int, fraction: float = HELDOUT_FRACTION) -> Split:
+    """The split that ``prompt`` belongs to, a ``fraction`` of all prompts being held out: the same on every machine and in
+    every process.
+    """
     key = split_seed.to_bytes(8, "little")
     digest = hashlib.blake2b(prompt.encode(), key=key, digest_size=8).digest()
-    return "heldout" if int.from_bytes(digest, "little") < HELDOUT_FRACTION * 2**64 else "train"
+    return "heldout" if int.from_bytes(digest, "little") < fraction * 2**64 else "train"
 
 
 def require(condition: bool, key: str, value: object, remedy: str) -> None:
@@ -100,11 +102,13 @@ class Reply:
         observation: The next user turn; on the last step a closing remark that the model never sees.
         score: None while the episode goes on. On the last step the quality of the answer, 0.0 (wrong) to
             1.0 (correct).
+        ends: Ends the episode without a score; whether the answer is correct is then not known.
         info: Further entries of `step`'s info.
     """
 
     observation: str = ""
     score: float | None = None
+    ends: bool = False
     info: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -130,6 +134,16 @@ class TextEnv(gymnasium.Env[str, str], ABC, Generic[ProblemT]):
     """
 
     metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012 (the type is Gymnasium's)
+
+    gives_correct: bool = True
+    """Whether last steps say what is correct."""
+
+    @property
+    def num_problems(self) -> int | None:
+        """Number of problems of this split, where there is an end to them: numbers k and k + `num_problems` are then of two
+        epochs, each of which has every problem once. None: problems are drawn without end.
+        """
+        return None
 
     def __init__(
         self,
@@ -238,7 +252,8 @@ class TextEnv(gymnasium.Env[str, str], ABC, Generic[ProblemT]):
         self._turns += 1
         info = dict(reply.info)
         if reply.score is None:
-            return reply.observation, 0.0, False, False, info
+            self._ended = reply.ends
+            return reply.observation, 0.0, reply.ends, False, info
         self._ended = True
         info |= {"correct": reply.score >= 1.0, "score": reply.score}
         return reply.observation, self._reward(reply.score), True, False, info

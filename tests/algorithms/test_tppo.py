@@ -10,12 +10,14 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import ray
+from data_sets import write_lines
 from ray.tune.registry import get_trainable_cls
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tppo_rl.algorithms import TPPO, TPPOConfig
 from tppo_rl.algorithms.rllib_classes import check_restorable
 from tppo_rl.config.options import Options
+from tppo_rl.config.text_envs import num_problems
 from tppo_rl.core.errors import OptionError
 from tppo_rl.core.fragments import FRAGMENT_SCHEMA
 from tppo_rl.core.metric_table import METRICS
@@ -267,6 +269,16 @@ def test_a_checkpoint_of_another_group_size_is_refused() -> None:
     ledger = Ledger(seed=0, group_size=4).state()
     with pytest.raises(OptionError, match=r"^group_size=8: .*group_size=4"):
         check_restorable(Options.of(group_size=8), ledger, whole_responses_wait=True)
+
+
+def test_a_checkpoint_of_other_data_is_refused(tmp_path: Path) -> None:
+    """Its place in the data would mean other questions, and epochs would no longer have every question once."""
+    source = write_lines(tmp_path / "rows.jsonl", ({"prompt": f"Double {k}.", "answer": 2 * k} for k in range(40)))
+    options = Options.of(env="tppo_rl/Dataset-v0", env_config={"source": source, "answer": "answer"})
+    problems = num_problems(options.environment, "train")
+    check_restorable(options, Ledger(seed=0, num_problems=problems).state(), whole_responses_wait=True)
+    with pytest.raises(OptionError, match=rf"num_problems={problems} for training, .*num_problems=39"):
+        check_restorable(options, Ledger(seed=0, num_problems=39).state(), whole_responses_wait=True)
 
 
 def test_a_checkpoint_with_windows_is_not_for_whole_responses() -> None:

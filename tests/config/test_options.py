@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from data_sets import write_lines
 
 from tppo_rl.algorithms.tppo import SPEC
 from tppo_rl.config.checks import (
@@ -222,6 +223,34 @@ def test_an_environment_that_will_not_do_is_refused(values: dict[str, Any], word
     with pytest.raises(OptionError) as error:
         check_environment(checked(values))
     assert all(word in str(error.value) for word in words), str(error.value)
+
+
+@pytest.fixture
+def data_without_answers(tmp_path: Path) -> dict[str, Any]:
+    source = write_lines(tmp_path / "rows.jsonl", ({"prompt": f"Double {k}."} for k in range(100)))
+    return {"env": "tppo_rl/Dataset-v0", "env_config": {"source": source}}
+
+
+def own_reward(folder: Path) -> str:
+    file = folder / "mine.py"
+    file.write_text("def length(*, completions, **columns):\n    return [float(len(text)) for text in completions]\n")
+    return f"{file}:length"
+
+
+@pytest.mark.parametrize("rewards", ["environment", "zero_one", "plus_minus_one"])
+def test_rewards_need_answers(data_without_answers: dict[str, Any], rewards: str, tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match=f"^rewards='{rewards}': the data set has no answers"):
+        check_environment(checked(data_without_answers | {"rewards": rewards}))
+    check_environment(Options.of(**data_without_answers, rewards=own_reward(tmp_path), evaluation_interval=None))
+
+
+def test_more_held_out_prompts_than_questions_are_warned_of(
+    data_without_answers: dict[str, Any], tmp_path: Path
+) -> None:
+    data_without_answers["env_config"]["heldout"] = {"fraction": 0.2}
+    values = data_without_answers | {"rewards": own_reward(tmp_path)}
+    with pytest.warns(UserWarning, match=r"^evaluation_duration=128: there are \d+ held-out questions"):
+        check_environment(Options.of(**values, evaluation_duration=128, evaluation_interval=1))
 
 
 def test_keys_read_from_sources_are_those_of_the_classes() -> None:

@@ -1,22 +1,39 @@
 """What every environment promises, checked on all registered ones."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import gymnasium
+import numpy as np
 import pytest
+from data_sets import write_lines
 from gymnasium.error import ResetNeeded
 from gymnasium.utils.env_checker import check_env
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tppo_rl.envs import ENTRY_POINTS, register_envs
-from tppo_rl.envs.text_env import HELDOUT_FRACTION, AnyText, TextEnv, split_of
+from tppo_rl.envs.text_env import HELDOUT_FRACTION, AnyText, Problem, Reply, TextEnv, split_of
 
 ENVS = sorted(ENTRY_POINTS)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def questions(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A data set has no questions of its own: it gets a file for the tests of this module."""
+    rows = ({"prompt": f"double {k}", "answer": 2 * k} for k in range(400))
+    source = write_lines(tmp_path_factory.mktemp("data") / "rows.jsonl", rows)
+    CONFIGS["tppo_rl/Dataset-v0"] = {"source": source, "answer": "answer"}
+    yield
+    CONFIGS.clear()
+
+
+CONFIGS: dict[str, dict[str, Any]] = {}
+"""Options that an environment needs."""
+
+
 def make(env_id: str, **config: Any) -> TextEnv[Any]:
-    env = gymnasium.make(env_id, **config).unwrapped
+    env = gymnasium.make(env_id, **CONFIGS.get(env_id, {}), **config).unwrapped
     assert isinstance(env, TextEnv)
     return env
 
@@ -34,7 +51,7 @@ def test_gymnasium_checker(env_id: str, split: str) -> None:
 
 @pytest.mark.parametrize("env_id", ENVS)
 def test_make_imports_the_package_by_itself(env_id: str) -> None:
-    assert isinstance(gymnasium.make(f"tppo_rl.envs:{env_id}").unwrapped, TextEnv)
+    assert isinstance(gymnasium.make(f"tppo_rl.envs:{env_id}", **CONFIGS.get(env_id, {})).unwrapped, TextEnv)
 
 
 @pytest.mark.filterwarnings("error")
@@ -124,6 +141,26 @@ def test_step_needs_a_reset(env_id: str) -> None:
     env.step(gold_answer(env, info))
     with pytest.raises(ResetNeeded, match="end"):
         env.step("")
+
+
+class Unscored(TextEnv[Problem]):
+    """Ends after the first turn and does not say what is right."""
+
+    def candidates(self, rng: np.random.Generator) -> Iterator[Problem]:
+        while True:
+            yield Problem(str(rng.integers(1000)))
+
+    def respond(self, problem: Problem, text: str, turn: int) -> Reply:
+        return Reply(ends=True)
+
+
+def test_an_episode_may_end_without_a_score() -> None:
+    env = Unscored(correct_reward=2.0, wrong_reward=-1.0)
+    env.reset(seed=0)
+    assert env.step("x") == ("", 0.0, True, False, {})
+    assert env.num_problems is None
+    with pytest.raises(ResetNeeded, match="end"):
+        env.step("x")
 
 
 def test_an_action_must_be_text() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from data_sets import SAMPLES
 
 from tppo_rl.cli import main
 from tppo_rl.config.run_files import load_run_file
@@ -36,6 +37,17 @@ def test_what_differs_from_the_defaults_is_listed_and_nothing_else() -> None:
     assert "0.5 (default 1.0)" in changed
     assert "epsilon_low" not in changed
     assert "max_staleness" not in changed
+
+
+def test_a_data_set_says_how_many_questions_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(SAMPLES)
+    data = "{source: gsm8k.jsonl, preset: gsm8k, heldout: {source: mawps.jsonl, preset: mawps}}"
+    config = f"{{policy_model: tppo_rl/arithmetic-chain, env_config: {data}, evaluation_duration: 13}}"
+    arguments = f"train --run TPPO --env tppo_rl/Dataset-v0 --config '{config}' --stop '{{training_iteration: 3}}'"
+    run = CliRunner().invoke(main, shlex.split(f"{arguments} --dry-run"))
+    assert run.exit_code == 0, run.output
+    assert "13 to train, 12 held out" in run.output
+    assert str(SAMPLES / "mawps.jsonl") in "".join(run.output.replace("│", "").split())
 
 
 def test_a_mistake_ends_a_dry_run_as_it_would_the_run() -> None:

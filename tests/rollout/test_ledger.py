@@ -71,6 +71,36 @@ def test_prompts_do_not_depend_on_how_they_are_shared_out(seed: int, group_size:
         assert ticket.seed == prompt_seed(seed, ticket.prompt_index)
 
 
+@given(st.integers(0, 2**31), st.integers(1, 5), st.integers(1, 9), st.lists(st.integers(1, 7), max_size=8))
+def test_prompts_go_through_a_data_set_epoch_by_epoch(
+    seed: int, group_size: int, num_problems: int, leases: list[int]
+) -> None:
+    ledger = Ledger(seed=seed, group_size=group_size, num_problems=num_problems)
+    first = prompt_seed(seed, 0, num_problems)
+    assert first % num_problems == 0
+    for runner, count in enumerate(leases):
+        for ticket in ledger.lease(runner, count):
+            assert ticket.seed == first + ticket.prompt_index
+        ledger = Ledger.from_state(ledger.state())
+        ledger.lease(runner, len(ledger.state()["returned"]))
+
+
+def test_epochs_count_ended_episodes_and_survive_a_restart() -> None:
+    assert Ledger(seed=0).epochs is None
+    ledger = Ledger(seed=0, group_size=2, num_problems=4)
+    ledger.lease(1, 6)
+    assert ledger.epochs == 0.0
+    ended = [make_fragment(tokens=[1], episode_id=number, terminated=True) for number in (0, 3, 4)]
+    ledger.report(1, ended, num_tokens_sampled=3, num_open_tokens=0)
+    assert ledger.epochs == 3 / 8
+    restored = Ledger.from_state(ledger.state())
+    assert restored.epochs == 3 / 8
+    assert [ticket.episode_id for ticket in restored.lease(1, 4)] == [1, 2, 5, 6]
+    restored.lose_env_runner(1)
+    assert restored.epochs == 3 / 8
+
+
 def test_runs_with_different_seeds_see_different_prompts() -> None:
     assert [prompt_seed(0, index) for index in range(20)] != [prompt_seed(1, index) for index in range(20)]
+    assert prompt_seed(0, 0, 10) != prompt_seed(1, 0, 10)
     assert list(heldout_tickets(3)) == list(heldout_tickets(5))[:3]

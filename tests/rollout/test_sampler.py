@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from tppo_rl.config.options import Options
 from tppo_rl.core.fragments import NO_VERSION, Fragment
-from tppo_rl.core.prompts import Ticket
+from tppo_rl.core.prompts import Ticket, prompt_seed
 from tppo_rl.rollout.engine import Sampling
+from tppo_rl.rollout.ledger import Ledger
 from tppo_rl.rollout.rewards import Response, Rewards
 from tppo_rl.rollout.sampler import EpisodeLimits, Sampler, evaluate_prompts
 from tppo_rl.rollout.simulated_engine import SimulatedEngine, StepCost, draw_lognormal_length
@@ -126,6 +127,48 @@ def test_scorers_that_fail_are_counted() -> None:
     sampler.run_until_empty()
     assert sampler.pop_scorer_errors() == ["ValueError('half a fraction')"] * 3
     assert sampler.pop_scorer_errors() == []
+
+
+class RowsEnv(CountingEnv):
+    """A data set of ten rows; keeps the numbers of the problems that it was asked for."""
+
+    num_problems = 10
+    asked: list[int] = []  # noqa: RUF012 (shared by all slots on purpose)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[str, dict[str, Any]]:
+        assert seed is not None
+        self.asked.append(seed)
+        return super().reset(seed=seed % self.num_problems)
+
+
+def test_slots_go_through_a_data_set_epoch_by_epoch_and_on_after_a_restart() -> None:
+    RowsEnv.asked.clear()
+    ledger = Ledger(seed=7, num_problems=10)
+    ended: list[int] = []
+    for round_number in range(4):
+        samplers = {
+            runner: Sampler(
+                SimulatedEngine(draw_lognormal_length(9.0, 1.0), seed=runner + 10 * round_number),
+                RowsEnv,
+                IntegerChat(),  # type: ignore[arg-type]
+                num_slots=3,
+                limits=EpisodeLimits(8, 64, None),
+                sampling=Sampling(1.0),
+            )
+            for runner in (1, 2)
+        }
+        for runner, sampler in samplers.items():
+            sampler.tickets.extend(ledger.lease(runner, 9))
+            fragments = sampler.run(20)
+            ledger.report(runner, fragments, num_tokens_sampled=sampler.num_tokens_sampled, num_open_tokens=0)
+            ended += [fragment.prompt_index for fragment in fragments if fragment.finished]
+        assert ledger.epochs == len(ended) / 10
+        ledger = Ledger.from_state(ledger.state())
+    assert len(ended) == len(set(ended)) > 10
+    first = prompt_seed(7, 0, 10)
+    begun = {seed - first for seed in RowsEnv.asked}
+    assert begun == set(range(len(begun)))
+    assert {first % 10, (first + 10) % 10} == {0}
 
 
 def tickets(count: int, first: int = 0) -> list[Ticket]:

@@ -69,7 +69,8 @@ class Reward:
 
     def prompts(self, run_seed: int, count: int) -> list[dict[str, Any]]:
         """The first prompts of a run, the same as T-PPO's with that seed; `problem` is what `reset` is to be given."""
-        seeds = [prompt_seed(run_seed, index) for index in range(count)]
+        end = getattr(self._env.unwrapped, "num_problems", None)
+        seeds = [prompt_seed(run_seed, index, end) for index in range(count)]
         return [
             {"prompt": [{"role": "user", "content": self._env.reset(seed=seed)[0]}], "problem": seed} for seed in seeds
         ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -18,6 +19,7 @@ from tppo_rl.core.registry import ADVANTAGES, ENGINES, POLICY_LOSSES, REWARDS, P
 
 VLLM_OWN_KEYS = frozenset({"kv_cache_gib", "linear", "multiprocessing"})
 """Keys of `engine` that our vLLM engine reads itself."""
+_REWARDS_BY_CORRECTNESS = frozenset({"environment", "zero_one", "plus_minus_one"})
 
 
 def check_options(values: Mapping[str, Any], spec: AlgorithmSpec, *, other_keys: Iterable[str] = ()) -> Options:
@@ -167,9 +169,32 @@ def check_environment(options: Options) -> None:
         )
     env_spec(environment.env)
     try:
-        make_text_env(environment, "heldout").close()
+        env = make_text_env(environment, "heldout")
     except (TypeError, ValueError) as error:
         raise OptionError(f"env_config={environment.env_config!r}: {error}; correct or remove that key") from None
+    _check_correctness_is_known(options, env.unwrapped)
+    _warn_of_repeated_prompts(options, getattr(env.unwrapped, "num_problems", None))
+    env.close()
+
+
+def _check_correctness_is_known(options: Options, env: Any) -> None:
+    """Refuses rewards that ask whether a response is right, where the environment says beforehand that it does not know."""
+    name = options.rewards.rewards.name
+    if name in _REWARDS_BY_CORRECTNESS and not getattr(env, "gives_correct", True):
+        raise OptionError(
+            f"rewards={name!r}: the data set has no answers, so it rewards nothing; name their column in env_config.answer, or "
+            "give a reward function of your own"
+        )
+
+
+def _warn_of_repeated_prompts(options: Options, num_problems: int | None) -> None:
+    asked = options.evaluation.evaluation_duration
+    if options.evaluation.evaluation_interval is not None and num_problems is not None and num_problems < asked:
+        warnings.warn(
+            f"evaluation_duration={asked}: there are {num_problems} held-out questions, so some are asked more than once, and the "
+            f"standard error is larger than it says; set it to {num_problems} or less",
+            stacklevel=3,
+        )
 
 
 def _check_engine(engine: EngineOptions) -> None:

@@ -21,6 +21,8 @@ def absolute_place(key: str, value: Any) -> Any:
     """Makes the value of one option absolute, or each of the values that it takes in a sweep."""
     if key in _MODELS:
         return _each(value, _absolute_folder)
+    if key == "env_config":
+        return _with_absolute_data(value)
     return _each(value, absolute_object) if key in _OBJECTS else value
 
 
@@ -33,6 +35,28 @@ def absolute_object(place: str) -> str:
 
 def _absolute_folder(model: str) -> str:
     return str(Path(model).resolve()) if Path(model).is_dir() else model
+
+
+def _with_absolute_data(value: Any) -> Any:
+    """Makes the places in an environment's options absolute: `source` of data, also of held-out ones, and `verifier`.
+
+    What is no file or folder here stays as it is, since it may be an id of a hub, or mean something else to an environment
+    of the user's.
+    """
+    if isinstance(value, list):
+        return [_with_absolute_data(one) for one in value]
+    if not isinstance(value, Mapping):
+        return value
+    changes = {"source": _absolute_data, "verifier": absolute_object}
+    return {
+        key: _each(inner, changes[key]) if key in changes else _with_absolute_data(inner)
+        for key, inner in value.items()
+    }
+
+
+def _absolute_data(place: str) -> str:
+    path = Path(place).expanduser()
+    return str(path.resolve()) if place and path.exists() else place
 
 
 def _each(value: Any, change: Any) -> Any:

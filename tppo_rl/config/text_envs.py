@@ -44,3 +44,13 @@ def make_text_env(environment: EnvironmentOptions, split: str) -> gymnasium.Env:
     """
     assert environment.env is not None
     return gymnasium.make(env_spec(environment.env), disable_env_checker=True, split=split, **environment.env_config)
+
+
+def num_problems(environment: EnvironmentOptions, split: str) -> int | None:
+    """Returns the number of problems of a split, and None where the environment draws them without end or is not given."""
+    if environment.env is None:
+        return None
+    env = make_text_env(environment, split)
+    found = getattr(env.unwrapped, "num_problems", None)
+    env.close()
+    return found

@@ -58,6 +58,11 @@ METRICS = (
     Metric("rollout/slot_occupancy", "fraction", "fraction of the iteration's slot-steps that produced a token"),
     Metric("rollout/refills", "episodes", "episodes begun in the iteration"),
     Metric(
+        "rollout/epoch",
+        "epochs",
+        "passes over the problems of a data set since the run began: episodes that ended, divided by those of an epoch; absent where the environment draws problems without end",
+    ),
+    Metric(
         "rollout/scorer_errors",
         "responses",
         "responses on which the environment's scorer failed in the iteration (`info['scorer_error']`)",

@@ -15,12 +15,27 @@ class Ticket:
     episode_id: int
     prompt_index: int
     seed: int
-    """Seed of the environment's reset; a pure function of the run's seed and the prompt index."""
+    """Seed of the environment's reset; a pure function of the run's seed, the prompt index and the number of problems."""
 
 
-def prompt_seed(run_seed: int, prompt_index: int) -> int:
-    """Seed of the environment reset for a prompt index: the same for every layout of env-runners."""
-    return int(np.random.SeedSequence([run_seed, prompt_index]).generate_state(1, np.uint32)[0] >> 1)
+def prompt_seed(run_seed: int, prompt_index: int, num_problems: int | None = None) -> int:
+    """Seed of the environment reset for a prompt index: the same for every layout of env-runners.
+
+    Args:
+        run_seed: Seed of the run.
+        prompt_index: Position in the run's prompt stream.
+        num_problems: Number of problems of the environment. The stream then goes through them epoch by epoch, beginning with
+            an epoch that follows from the run's seed, so that runs see the problems in orders of their own. None: the
+            environment draws problems without end, and every prompt has a random one.
+    """
+    if num_problems is None:
+        return _hash(run_seed, prompt_index)
+    return _hash(run_seed) * num_problems + prompt_index
+
+
+def _hash(*numbers: int) -> int:
+    """A number below 2^31 that follows from the numbers given."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint32)[0] >> 1)
 
 
 def heldout_tickets(count: int) -> Iterable[Ticket]:

@@ -12,6 +12,7 @@ from tppo_rl.config.checks import check_options
 from tppo_rl.config.options import OPTIONS, Options
 from tppo_rl.config.run_files import Experiment
 from tppo_rl.config.search_space import axes
+from tppo_rl.config.text_envs import num_problems
 from tppo_rl.core.algorithm_spec import AlgorithmSpec
 from tppo_rl.experiment.display import sizes_table
 
@@ -44,6 +45,9 @@ def run_table(experiment: Experiment, options: Options, folder: Path) -> Table:
             table.add_row(f"  {axis.key}", f"{axis.word} {axis.argument}")
     table.add_row("algorithm", f"{spec.title} ({spec.name}), {spec.paper}")
     table.add_row("environment", f"{options.environment.env} {options.environment.env_config or ''}")
+    if (problems := num_problems(options.environment, "train")) is not None:
+        heldout = num_problems(options.environment, "heldout")
+        table.add_row("problems", f"{problems:,} to train, {heldout:,} held out")
     table.add_row("policy", f"{models.policy_model}, {models.dtype}")
     table.add_row("critic", _critic(options))
     table.add_row("advantages", str(options.advantages.advantage_estimator.flat()))

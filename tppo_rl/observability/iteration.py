@@ -70,6 +70,8 @@ class Iteration:
         }
         if rollouts.queue_staleness is not None:
             values["staleness/in_queue"] = float(rollouts.queue_staleness)
+        if rollouts.epochs is not None:
+            values["rollout/epoch"] = rollouts.epochs
         if rollouts.slot_steps:
             values["rollout/slot_occupancy"] = rollouts.productive_slot_steps / rollouts.slot_steps
         return values | (group_metrics(rollouts.group_sample) if rollouts.group_sample is not None else {})

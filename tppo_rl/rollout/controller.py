@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 from tppo_rl.config.options import Options
+from tppo_rl.config.text_envs import num_problems
 from tppo_rl.core.fragments import Fragment, fragments_from_table, table_from_fragments
 from tppo_rl.core.prompts import Ticket
 from tppo_rl.rollout.groups import GroupBuffer, GroupSample
@@ -77,7 +78,11 @@ class RolloutController:
         restore: Callable[[], None],
         patience_s: float = 300.0,
     ) -> None:
-        self.ledger = Ledger(seed=options.run.seed, group_size=options.groups.group_size)
+        self.ledger = Ledger(
+            seed=options.run.seed,
+            group_size=options.groups.group_size,
+            num_problems=num_problems(options.environment, "train"),
+        )
         self.queue = TrainQueue()
         self.groups = GroupBuffer(options.groups.group_size)
         self._group = group
@@ -215,7 +220,9 @@ class RolloutController:
     def restart(self, ledger: Ledger | None = None, queued: Iterable[Fragment] = ()) -> None:
         """Abandons open episodes and requests, and goes on with another ledger (None: a new one) and queue."""
         self.abandon()
-        self.ledger = ledger or Ledger(seed=self.ledger.seed, group_size=self._group_size)
+        self.ledger = ledger or Ledger(
+            seed=self.ledger.seed, group_size=self._group_size, num_problems=self.ledger.num_problems
+        )
         self.queue = TrainQueue()
         self.queue.push(queued)
         self.groups = GroupBuffer(self._group_size)
@@ -228,10 +235,11 @@ class RolloutController:
         return {"ledger": self.ledger.state(), "queue": waiting}
 
     def drain_statistics(self) -> RolloutStatistics:
-        """Returns the sums since the last call, and how old the train queue is now."""
+        """Returns the sums since the last call, how old the train queue is now, and where in the data the run is."""
         statistics, self._statistics = self._statistics, RolloutStatistics()
         if self.queue.oldest_version is not None:
             statistics.queue_staleness = self._weights.version - self.queue.oldest_version
+        statistics.epochs = self.ledger.epochs
         return statistics
 
     def _one_step(self, tickets: Callable[[int, list[int]], list[Ticket]], arguments: dict[str, Any]) -> list[Fragment]:

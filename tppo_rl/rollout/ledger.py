@@ -55,10 +55,12 @@ class Ledger:
     Args:
         seed: seed of the run; with the prompt index it gives the seed of each environment reset.
         group_size: number of episodes for each prompt.
+        num_problems: number of problems of the environment, through which the prompts go epoch by epoch; None: no end.
     """
 
-    def __init__(self, *, seed: int, group_size: int = 1) -> None:
+    def __init__(self, *, seed: int, group_size: int = 1, num_problems: int | None = None) -> None:
         self.seed = seed
+        self.num_problems = num_problems
         self._group_size = group_size
         self._next_episode = 0
         self._returned: deque[int] = deque()
@@ -75,6 +77,14 @@ class Ledger:
         tickets = [self._ticket(self._take_episode_id()) for _ in range(count)]
         self._account(env_runner).leased.update(ticket.episode_id for ticket in tickets)
         return tickets
+
+    @property
+    def epochs(self) -> float | None:
+        """Passes over the environment's problems so far, by episodes that ended; None where problems have no end."""
+        if self.num_problems is None:
+            return None
+        open_episodes = len(self._returned) + sum(len(account.leased) for account in self._runners.values())
+        return (self._next_episode - open_episodes) / (self._group_size * self.num_problems)
 
     def return_tickets(self, env_runner: int, tickets: Iterable[Ticket]) -> None:
         """Takes back tickets that did not reach the env-runner; they go out again first."""
@@ -170,6 +180,7 @@ class Ledger:
         return {
             "seed": self.seed,
             "group_size": self._group_size,
+            "num_problems": self.num_problems,
             "next_episode": self._next_episode,
             "returned": [*self._returned, *sorted(leased)],
             "sampled": counts.sampled,
@@ -181,7 +192,7 @@ class Ledger:
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> Ledger:
         """Returns a ledger that goes on from `state`, with no env-runner yet."""
-        ledger = cls(seed=state["seed"], group_size=state["group_size"])
+        ledger = cls(seed=state["seed"], group_size=state["group_size"], num_problems=state.get("num_problems"))
         ledger._next_episode = state["next_episode"]
         ledger._returned = deque(state["returned"])
         ledger._sampled_by_lost_runners = state["sampled"]
@@ -198,7 +209,7 @@ class Ledger:
 
     def _ticket(self, episode_id: int) -> Ticket:
         prompt_index = episode_id // self._group_size
-        return Ticket(episode_id, prompt_index, prompt_seed(self.seed, prompt_index))
+        return Ticket(episode_id, prompt_index, prompt_seed(self.seed, prompt_index, self.num_problems))
 
     def _account(self, env_runner: int) -> _RunnerAccount:
         return self._runners.setdefault(env_runner, _RunnerAccount())

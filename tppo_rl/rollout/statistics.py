@@ -25,6 +25,8 @@ class RolloutStatistics:
     fragments: list[Fragment] = field(default_factory=list)
     queue_staleness: int | None = None
     """The trainer's version minus the oldest version in the train queue, after the update; None where the queue is empty."""
+    epochs: float | None = None
+    """Passes over the environment's problems since the run began; None where problems have no end."""
     group_sample: GroupSample | None = None
     """Whole groups that were sampled for the update; None without groups."""
     runner_metrics: list[dict[str, Any]] = field(default_factory=list)
