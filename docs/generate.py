@@ -29,6 +29,7 @@ from tppo_rl.config.sections.optimizer import Schedule  # noqa: E402
 from tppo_rl.core.algorithm_spec import AlgorithmSpec  # noqa: E402
 from tppo_rl.core.metric_table import METRICS  # noqa: E402
 from tppo_rl.core.registry import ALGORITHMS, PartSpec  # noqa: E402
+from tppo_rl.core.reward_parts import RewardParts  # noqa: E402
 from tppo_rl.observability import alarms  # noqa: E402
 
 BUILDER = ROOT / "algorithms" / "builder.py"
@@ -78,6 +79,10 @@ def _words(kind: Any, bounds: Sequence[Any]) -> Words:
         str: Words("text", "str"),
         Schedule: Words("number or schedule", "float | Sequence[Sequence[float]]"),
         PartSpec: Words("a name, a place, or a mapping of `type` and arguments", "str | Mapping[str, Any]"),
+        RewardParts: Words(
+            "a name, a place, a mapping of `type` and arguments, or a list of these",
+            "str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]]",
+        ),
         _PAIR: Words("two numbers", "Sequence[float]"),
     }
     if kind in simple:

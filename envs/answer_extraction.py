@@ -55,7 +55,9 @@ class Extraction:
                 if where == "pattern":
                     _compiled(argument)
                 return cls(where, argument)
-        raise ValueError(f"must be {', '.join(_WHERE)}, a mapping {{after: marker}}, or a mapping {{pattern: expression}}")
+        raise ValueError(
+            f"must be {', '.join(_WHERE)}, a mapping {{after: marker}}, or a mapping {{pattern: expression}}"
+        )
 
     def __call__(self, response: str) -> str | None:
         """Returns the answer of a response; None where it gives none.

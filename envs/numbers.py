@@ -97,7 +97,9 @@ def _ascii(character: str) -> str:
         return str(digit)
     if unicodedata.decomposition(character).startswith("<fraction>"):
         return " " + unicodedata.normalize("NFKC", character).replace("⁄", "/")
-    return {"−": "-", "–": "-", "⁄": "/", "∕": "/", "\u00a0": " ", "\u202f": " ", "\u2009": " "}.get(character, character)
+    return {"−": "-", "–": "-", "⁄": "/", "∕": "/", "\u00a0": " ", "\u202f": " ", "\u2009": " "}.get(
+        character, character
+    )
 
 
 def _value(term: re.Match[str]) -> Number | None:

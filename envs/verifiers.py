@@ -265,7 +265,9 @@ def _choice(response: str, letters: str) -> str | None:
 
 def _leading_letter(text: str, letters: str) -> str | None:
     """The letter of `B`, `(b)`, `**B**`, `B) text`, `B. text`, `B: text`."""
-    match = re.match(rf"[\s*\"']*(?:\(([{letters}{letters.lower()}])\)|([{letters}{letters.lower()}])\s*(?:[).:*\"']|$))", text)
+    match = re.match(
+        rf"[\s*\"']*(?:\(([{letters}{letters.lower()}])\)|([{letters}{letters.lower()}])\s*(?:[).:*\"']|$))", text
+    )
     return (match[1] or match[2]).upper() if match else None
 
 

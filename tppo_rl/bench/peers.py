@@ -271,7 +271,7 @@ def _options(config: Path, overrides: Sequence[str]) -> tuple[dict[str, Any], in
         raise ValueError(f"{experiment.name}.stop={experiment.stop!r}: give {_STOP}, the tokens of a side")
     options = check_options(point, experiment.spec, other_keys=point)
     rewards = options.rewards
-    if rewards.rewards.name != "environment" or rewards.overlong_fraction is not None:
+    if not rewards.rewards.is_environment or rewards.overlong_fraction is not None:
         raise ValueError(
             f"rewards={rewards.rewards.flat()!r}, overlong_fraction={rewards.overlong_fraction!r}: TRL's side is given the environment's "
             "rewards; leave both at their defaults"

@@ -58,9 +58,14 @@ METRICS = (
     Metric("rollout/slot_occupancy", "fraction", "fraction of the iteration's slot-steps that produced a token"),
     Metric("rollout/refills", "episodes", "episodes begun in the iteration"),
     Metric(
-        "rollout/scorer_errors",
+        "rollout/left_out_episodes",
+        "episodes",
+        "episodes that ended in the iteration and whose last window is not trained: not scored, or cut off and masked",
+    ),
+    Metric(
+        "reward_failures/all",
         "responses",
-        "responses on which the environment's scorer failed in the iteration (`info['scorer_error']`)",
+        "responses that could not be scored in the iteration; `reward_failures/<name>` counts by what failed, see [Rewards](rewards.md)",
     ),
     Metric("rollout/env_runner_idle_fraction", "fraction", "fraction of env-runners' time without a request"),
     Metric(

@@ -18,12 +18,13 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from tppo_rl.config.options import Options
 from tppo_rl.core.fragments import Fragment, fragments_from_table, table_from_fragments
 from tppo_rl.core.prompts import Ticket
+from tppo_rl.rollout.failure_watch import FailureWatch
 from tppo_rl.rollout.groups import GroupBuffer, GroupSample
 from tppo_rl.rollout.ledger import Ledger, TokenCounts
 from tppo_rl.rollout.open_requests import OpenRequests
@@ -90,6 +91,9 @@ class RolloutController:
         self._num_slots = options.rollout.num_envs_per_env_runner
         self._engine_steps = options.rollout.engine_steps
         self._window = options.rollout.window
+        self._whole_responses = options.whole_responses
+        self._max_failed_fraction = options.rewards.max_failed_fraction
+        self._watch = self._new_watch()
         self._group_size = options.groups.group_size
         self._requests = OpenRequests()
         self._statistics = RolloutStatistics()
@@ -147,6 +151,7 @@ class RolloutController:
 
         Raises:
             Exception: the error of the env-runner, if the result holds one.
+            RewardsFailed: too many responses could not be scored.
         """
         tickets = self._requests.answer(env_runner)
         if result.error is not None:
@@ -175,10 +180,27 @@ class RolloutController:
             num_tokens_sampled=result.num_tokens_sampled,
             num_open_tokens=result.num_open_tokens,
         )
-        self.queue.push(fragments)
+        kept = self._without_left_out(fragments, result.scores.left_out)
+        self._watch.add(sum(fragment.finished for fragment in fragments), len(kept), result.scores)
+        self.queue.push(kept)
         record.waiting_tickets = result.num_waiting_tickets
         record.oldest_version = result.version if result.oldest_open_version is None else result.oldest_open_version
         self._statistics.add(result, fragments)
+
+    def _without_left_out(self, fragments: Sequence[Fragment], left_out: Mapping[int, str]) -> list[Fragment]:
+        """Counts the last windows of episodes that are left out as dropped, and returns the others.
+
+        Earlier windows of these episodes stay what they are: they are in the queue or were trained.
+        """
+        kept = []
+        for fragment in fragments:
+            if not (fragment.finished and fragment.episode_id in left_out):
+                kept.append(fragment)
+                continue
+            self.ledger.record_dropped(left_out[fragment.episode_id], len(fragment))
+            if self._whole_responses:
+                self.groups.leave_out(fragment.prompt_index)
+        return kept
 
     def abandon(self) -> None:
         """Makes every env-runner drop its open episodes, and discards open requests; for a restored ledger."""
@@ -212,20 +234,28 @@ class RolloutController:
         self.ledger.record_trained(num_tokens)
         return self.ledger.check(queue_tokens=self.queue.num_tokens + self.groups.num_tokens)
 
-    def restart(self, ledger: Ledger | None = None, queued: Iterable[Fragment] = ()) -> None:
-        """Abandons open episodes and requests, and goes on with another ledger (None: a new one) and queue."""
+    def restart(
+        self,
+        ledger: Ledger | None = None,
+        queued: Iterable[Fragment] = (),
+        left_out: Mapping[int, int] | None = None,
+    ) -> None:
+        """Abandons open episodes and requests, and goes on with another ledger (None: a new one), queue and open groups."""
         self.abandon()
         self.ledger = ledger or Ledger(seed=self.ledger.seed, group_size=self._group_size)
         self.queue = TrainQueue()
         self.queue.push(queued)
         self.groups = GroupBuffer(self._group_size)
+        for prompt_index, count in (left_out or {}).items():
+            self.groups.leave_out(prompt_index, count)
+        self._watch = self._new_watch()
         self._requests.clear()
         self._statistics = RolloutStatistics()
 
     def state(self) -> dict[str, Any]:
         """Returns the state for a checkpoint: the ledger, and the fragments that wait for an update."""
         waiting = table_from_fragments(self.queue.fragments() + self.groups.fragments())
-        return {"ledger": self.ledger.state(), "queue": waiting}
+        return {"ledger": self.ledger.state(), "queue": waiting, "left_out": self.groups.left_out}
 
     def drain_statistics(self) -> RolloutStatistics:
         """Returns the sums since the last call, and how old the train queue is now."""
@@ -233,6 +263,9 @@ class RolloutController:
         if self.queue.oldest_version is not None:
             statistics.queue_staleness = self._weights.version - self.queue.oldest_version
         return statistics
+
+    def _new_watch(self) -> FailureWatch:
+        return FailureWatch(self._max_failed_fraction, patience=8 * self._num_slots)
 
     def _one_step(self, tickets: Callable[[int, list[int]], list[Ticket]], arguments: dict[str, Any]) -> list[Fragment]:
         """Asks every env-runner once, waits for all of them, and returns their fragments.
