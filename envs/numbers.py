@@ -19,6 +19,16 @@ _MAX_POWER = 64
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+")
 _SUPERSCRIPT_RUN = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺]+")
 _SEPARATED = re.compile(r"(?<=[0-9])[\u00a0\u2009\u202f'\u2019_](?=[0-9]{3}(?![0-9]))")
+_PLAIN = {
+    "\u2212": "-",  # minus sign
+    "\u2013": "-",  # en dash
+    "\u2044": "/",  # fraction slash
+    "\u2215": "/",  # division slash
+    "\u00a0": " ",
+    "\u2009": " ",
+    "\u202f": " ",
+    "\u00d7": "\\times",
+}
 _LATEX = (("{,}", ","), ("\\,", ""), ("\\!", ""), ("\\;", " "), ("\\$", "$"), ("\\%", "%"))
 
 # Quantifiers on digits are possessive: no text makes the search go back over them.
@@ -34,7 +44,7 @@ _TERM = re.compile(
       | (?P<mixed_whole>[0-9]{{1,9}})[ ] (?P<mixed_top>[0-9]{{1,9}})/(?P<mixed_bottom>[0-9]{{1,9}}) (?![0-9/])
       | (?P<number>{_DIGITS}) (?: [eE](?P<exponent>[-+]?[0-9]++) )?
         (?:
-            [ ]?(?:×|\*|x|\\times|\\cdot)[ ]?10[ ]?(?:\^|\*\*)[ ]?[{{(]?(?P<ten>[-+]?[0-9]++)[)}}]?
+            [ ]?(?:\*|x|\\times|\\cdot)[ ]?10[ ]?(?:\^|\*\*)[ ]?[{{(]?(?P<ten>[-+]?[0-9]++)[)}}]?
           | [ ]?/[ ]? (?P<bottom>{_DIGITS})
         )?
     )
@@ -63,7 +73,7 @@ class Number:
             tolerance: Largest difference.
             relative_tolerance: Largest difference as a fraction of the reference; it is added to `tolerance`.
         """
-        scales = (Fraction(1),)
+        scales: tuple[Fraction, ...] = (Fraction(1),)
         if self.percent != other.percent:
             scales = (Fraction(1), Fraction(1, 100) if self.percent else Fraction(100))
         allowed = Fraction(tolerance) + Fraction(relative_tolerance) * abs(other.value)
@@ -96,10 +106,8 @@ def _ascii(character: str) -> str:
     if digit is not None:
         return str(digit)
     if unicodedata.decomposition(character).startswith("<fraction>"):
-        return " " + unicodedata.normalize("NFKC", character).replace("⁄", "/")
-    return {"−": "-", "–": "-", "⁄": "/", "∕": "/", "\u00a0": " ", "\u202f": " ", "\u2009": " "}.get(
-        character, character
-    )
+        return " " + unicodedata.normalize("NFKC", character).replace("\u2044", "/")
+    return _PLAIN.get(character, character)
 
 
 def _value(term: re.Match[str]) -> Number | None:

@@ -62,7 +62,7 @@ class RewardFunction:
         """
         if self._signature.is_compute_score:
             calls = [_start(partial(self._function, **self._row(response))) for response in responses]
-            return lambda: [self._guarded(lambda call=call: self._of_result(call(), scores)) for call in calls]
+            return lambda: [self._collect_one(call, scores) for call in calls]
         call = _start(partial(self._function, **self._columns(responses, version, scores)))
         return lambda: self._collect(call, responses, version, scores)
 
@@ -86,9 +86,9 @@ class RewardFunction:
             return [self._failure("wrong_length", reason)] * len(responses)
         return [self._number(value) for value in given]
 
-    def _guarded(self, outcome: Callable[[], Outcome]) -> Outcome:
+    def _collect_one(self, call: Callable[[], Any], scores: Scores) -> Outcome:
         try:
-            return outcome()
+            return self._of_result(call(), scores)
         except OptionError:
             raise
         except (Exception, SystemExit) as error:
@@ -111,15 +111,12 @@ class RewardFunction:
         if isinstance(value, Exception):
             return Failure.of(self.part.name, value)
         try:
-            number = math.nan if isinstance(value, str | bytes) else float(value)
+            number = None if isinstance(value, str | bytes) else float(value)
         except (TypeError, ValueError, RuntimeError, OverflowError):
-            number = math.nan
-        if math.isfinite(number):
-            return number
-        # Whatever is not even a float is no number; NaN and the infinities are floats.
-        if isinstance(value, float) or (hasattr(value, "__float__") and number == number):
-            return self._failure("not_finite", f"must be finite, got {value!r}")
-        return self._failure("no_number", f"must be a number or None, got {value!r}")
+            number = None
+        if number is None:
+            return self._failure("no_number", f"must be a number or None, got {value!r}")
+        return number if math.isfinite(number) else self._failure("not_finite", f"must be finite, got {value!r}")
 
     def _failure(self, kind: str, message: str) -> Failure:
         return Failure(self.part.name, kind, message[:500])
