@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 from tppo_rl.config.options import Options
 from tppo_rl.core.errors import OptionError
-from tppo_rl.core.registry import REWARDS
+from tppo_rl.core.registry import REWARDS, PartSpec
 from tppo_rl.core.reward_signature import COMPUTE_SCORE_ARGUMENTS, RESPONSE_ARGUMENTS, RUN_ARGUMENTS, RewardSignature
 
 _WITHOUT_ARGUMENTS = frozenset({"environment", "zero_one", "plus_minus_one"})
@@ -24,10 +25,8 @@ def check_reward_parts(options: Options) -> None:
         if part.spec.name in _WITHOUT_ARGUMENTS and not part.spec.arguments:
             continue
         try:
-            signature = RewardSignature.of(REWARDS.resolve(part.spec))
-            given = COMPUTE_SCORE_ARGUMENTS if signature.is_compute_score else RESPONSE_ARGUMENTS | RUN_ARGUMENTS
-            for key in sorted(given & signature.bound):
-                raise OptionError(f"rewards.{key}={part.spec.arguments[key]!r}: the run gives this argument; remove it")
+            _check_names(part.spec, REWARDS.find(part.spec.name))
+            REWARDS.resolve(part.spec)
         except OptionError as error:
             raise parts.message(index, error) from None
 
@@ -60,3 +59,13 @@ def check_reward_columns(options: Options, env: Any) -> None:
                 "of these, or let reset's info have the column"
             )
             raise parts.message(index, error)
+
+
+def _check_names(spec: PartSpec, found: Any) -> None:
+    """Refuses arguments that the run itself gives; a class takes its arguments before, so they cannot be mixed up."""
+    if inspect.isclass(found) or not callable(found):
+        return
+    scores_one = RewardSignature.of(found).is_compute_score
+    given = COMPUTE_SCORE_ARGUMENTS if scores_one else RESPONSE_ARGUMENTS | RUN_ARGUMENTS
+    for key in sorted(given & spec.arguments.keys()):
+        raise OptionError(f"rewards.{key}={spec.arguments[key]!r}: the run gives this argument; remove it")

@@ -117,7 +117,8 @@ class Endings:
         if failures:
             self._scores.failures += failures
             self._scores.failed_responses += 1
-        if failures and self._rewards.on_failure != WRONG:
+        masked = ending.cut and self._rewards.truncated == MASK
+        if failures and (masked or self._rewards.on_failure != WRONG):
             self._leave_out(ending, REWARD_FAILED)
             correct = None
         elif failures or self._skips(ending):
@@ -128,7 +129,7 @@ class Endings:
             if ending.last is not None and ending.last.reward:
                 ending.episode.add_reward(self._rewards.of_turn(ending.last.reward))
             self._reward(ending, verdict.reward)
-            if ending.cut and self._rewards.truncated == MASK:
+            if masked:
                 self._leave_out(ending, TRUNCATED)
         return ending.episode.close_window(
             terminated=ending.terminated, truncated=not ending.terminated, correct=correct
