@@ -49,7 +49,7 @@ class FailureWatch:
         if len(self._failed) >= _LEAST and failed > self._limit * len(self._failed):
             raise RewardsFailed(
                 f"max_failed_fraction={self._limit!r}: {failed} of the last {len(self._failed)} responses could not be scored; "
-                f"the last failure: {self._described()}; correct what scores them, or raise max_failed_fraction"
+                f"the last failure: {self._described()}; correct what scores them; if they are wrong answers, set on_reward_failure to 'wrong' and max_failed_fraction to 1"
             )
         self._left_out_in_a_row = 0 if num_trainable else self._left_out_in_a_row + len(scores.left_out)
         if self._left_out_in_a_row >= self._patience:

@@ -15,6 +15,7 @@ from pydantic import Field, PrivateAttr, field_validator
 
 from tppo_rl.base_models import resolve_model
 from tppo_rl.config.model_files import load_model_config
+from tppo_rl.core.errors import OptionError
 from tppo_rl.rollout.reward_terms import Term
 
 
@@ -34,7 +35,12 @@ class RewardModel(Term):
     @field_validator("model")
     @classmethod
     def _is_a_reward_model(cls, model: str) -> str:
-        config = load_model_config("model", model)
+        try:
+            config = load_model_config("model", model)
+        except OptionError:
+            raise ValueError(
+                "no such folder with a config.json, and no hub id that can be reached; give a reward model"
+            ) from None
         architectures = config.get("architectures") or ["unknown"]
         if not any(name.endswith("ForSequenceClassification") for name in architectures):
             raise ValueError(
