@@ -310,6 +310,8 @@ _GROUPS = {
     "tokens": "What became of every token. `sampled = trained + queued + in_flight + dropped` holds in every iteration.",
     "rollout": "Episodes and slots. An asynchronous run begins with new episodes only, and short ones finish first: the first "
     "iterations show short responses, and too high an accuracy where short means easy.",
+    "reward_failures": "Responses that could not be scored. Every part of the reward adds `rewards/<name>`, the mean of what it gave, and "
+    "`reward_failures/<name>`; see [Rewards](rewards.md#what-is-logged).",
     "staleness": "How old tokens are when they are trained.",
     "policy": "The policy's update. A policy loss of your own adds `policy/<name>` for every metric that it returns.",
     "hindsight": "Windows that are trained once more when their episode has ended (`hindsight`).",

@@ -65,7 +65,7 @@ METRICS = (
     Metric(
         "reward_failures/all",
         "responses",
-        "responses that could not be scored in the iteration; `reward_failures/<name>` counts by what failed, see [Rewards](rewards.md)",
+        "responses that could not be scored in the iteration, whatever became of them (`on_reward_failure`)",
     ),
     Metric("rollout/env_runner_idle_fraction", "fraction", "fraction of env-runners' time without a request"),
     Metric(
