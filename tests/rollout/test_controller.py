@@ -426,7 +426,8 @@ def test_a_run_whose_responses_are_all_masked_ends_with_one_message() -> None:
 
 def test_open_groups_are_in_the_checkpoint() -> None:
     controller, _ = make_controller(make_group(1, seed=4), group_size=3)
-    controller.groups.leave_out(5, 2)
+    controller.groups.leave_out(5)
+    controller.groups.leave_out(5)
     state = controller.state()
     assert state["left_out"] == {5: 2}
     other, _ = make_controller(make_group(1, seed=4), group_size=3)

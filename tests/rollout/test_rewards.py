@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from tppo_rl.config.checks import check_options
 from tppo_rl.config.options import Options
+from tppo_rl.config.places import absolute_place
 from tppo_rl.config.reward_checks import check_reward_columns
 from tppo_rl.core.algorithm_spec import AlgorithmSpec
 from tppo_rl.core.errors import OptionError
@@ -167,6 +168,8 @@ def test_names_are_distinct() -> None:
         (example("compute_score", solution_str="x"), ["rewards.solution_str='x'", "remove it"]),
         (example("compute_score_dict", scale=1), ["rewards.scale=1"]),
         (example("nothing"), ["reward_examples has no 'nothing'"]),
+        (example("late.__dict__"), ["is a dict, which cannot be called"]),
+        ("builtins:max", ["max", "cannot be read"]),
     ],
 )
 def test_a_reward_that_will_not_do_is_refused_before_anything_starts(value: Any, words: list[str]) -> None:
@@ -233,6 +236,18 @@ def test_conversations_are_lists_of_messages() -> None:
         {"role": "assistant", "content": "second"},
     ]
     assert values({"type": "format", "pattern": "first.second"}, two) == [1.0], "our own terms read the model's turns"
+
+
+def test_rewards_that_trl_ships_run_as_they_are() -> None:
+    pytest.importorskip("trl")
+    said = [chat("<think>a</think>b"), chat("b")]
+    assert values("trl.rewards:think_format_reward", *said) == [1.0, 0.0]
+    pytest.importorskip("math_verify")
+    scores = Scores()
+    solved = [chat("\\boxed{\\frac{1}{2}}", solution="$0.5$"), chat("\\boxed{3}", solution="$0.5$")]
+    found = verdicts("trl.rewards:accuracy_reward", *solved, scores=scores)
+    assert [verdict.reward for verdict in found] == [1.0, 0.0]
+    assert not any(verdict.failures for verdict in found)
 
 
 def test_none_does_not_apply_and_the_others_are_summed() -> None:
@@ -414,6 +429,22 @@ def test_length_by_hand(tokens: int, penalty: float) -> None:
 
 
 # Reward models
+
+
+def test_the_folder_of_a_reward_model_is_found_from_everywhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "judge").mkdir()
+    (tmp_path / "own.py").touch()
+    written = [
+        "./own.py:f",
+        {"type": "model", "model": "judge"},
+        {"type": "verifier", "verifier": {"type": "./own.py:v"}},
+    ]
+    assert absolute_place("rewards", written) == [
+        f"{tmp_path}/own.py:f",
+        {"type": "model", "model": f"{tmp_path}/judge"},
+        {"type": "verifier", "verifier": {"type": f"{tmp_path}/own.py:v"}},
+    ]
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from tppo_rl.core.errors import OptionError
+
 RESPONSE_ARGUMENTS = frozenset(
     {"prompts", "completions", "completion_ids", "environment_reward", "correct", "truncated"}
 )
@@ -39,7 +41,12 @@ class RewardSignature:
     @classmethod
     def of(cls, function: Callable[..., Any]) -> RewardSignature:
         """Reads the parameters of a function, of a callable object, or of one with bound arguments."""
-        parameters = inspect.signature(function).parameters
+        try:
+            parameters = inspect.signature(function).parameters
+        except ValueError:
+            raise OptionError(
+                f"rewards={function!r}: its parameters cannot be read; write a function of your own that calls it"
+            ) from None
         bound = frozenset(function.keywords) if isinstance(function, partial) else frozenset()
         kinds = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
         named = frozenset(name for name, parameter in parameters.items() if parameter.kind in kinds) - bound

@@ -27,6 +27,7 @@ from tppo_rl.core.prompts import Ticket
 from tppo_rl.rollout.failure_watch import FailureWatch
 from tppo_rl.rollout.groups import GroupBuffer, GroupSample
 from tppo_rl.rollout.ledger import Ledger, TokenCounts
+from tppo_rl.rollout.left_out import without_left_out
 from tppo_rl.rollout.open_requests import OpenRequests
 from tppo_rl.rollout.rllib_internals import fetch_ready, requests_in_flight
 from tppo_rl.rollout.sample_result import SampleResult
@@ -92,8 +93,7 @@ class RolloutController:
         self._engine_steps = options.rollout.engine_steps
         self._window = options.rollout.window
         self._whole_responses = options.whole_responses
-        self._max_failed_fraction = options.rewards.max_failed_fraction
-        self._watch = self._new_watch()
+        self._watch = FailureWatch(options.rewards.max_failed_fraction, patience=8 * self._num_slots)
         self._group_size = options.groups.group_size
         self._requests = OpenRequests()
         self._statistics = RolloutStatistics()
@@ -180,27 +180,14 @@ class RolloutController:
             num_tokens_sampled=result.num_tokens_sampled,
             num_open_tokens=result.num_open_tokens,
         )
-        kept = self._without_left_out(fragments, result.scores.left_out)
+        kept = without_left_out(
+            fragments, result.scores.left_out, self.ledger, self.groups if self._whole_responses else None
+        )
         self._watch.add(sum(fragment.finished for fragment in fragments), len(kept), result.scores)
         self.queue.push(kept)
         record.waiting_tickets = result.num_waiting_tickets
         record.oldest_version = result.version if result.oldest_open_version is None else result.oldest_open_version
         self._statistics.add(result, fragments)
-
-    def _without_left_out(self, fragments: Sequence[Fragment], left_out: Mapping[int, str]) -> list[Fragment]:
-        """Counts the last windows of episodes that are left out as dropped, and returns the others.
-
-        Earlier windows of these episodes stay what they are: they are in the queue or were trained.
-        """
-        kept = []
-        for fragment in fragments:
-            if not (fragment.finished and fragment.episode_id in left_out):
-                kept.append(fragment)
-                continue
-            self.ledger.record_dropped(left_out[fragment.episode_id], len(fragment))
-            if self._whole_responses:
-                self.groups.leave_out(fragment.prompt_index)
-        return kept
 
     def abandon(self) -> None:
         """Makes every env-runner drop its open episodes, and discards open requests; for a restored ledger."""
@@ -245,10 +232,8 @@ class RolloutController:
         self.ledger = ledger or Ledger(seed=self.ledger.seed, group_size=self._group_size)
         self.queue = TrainQueue()
         self.queue.push(queued)
-        self.groups = GroupBuffer(self._group_size)
-        for prompt_index, count in (left_out or {}).items():
-            self.groups.leave_out(prompt_index, count)
-        self._watch = self._new_watch()
+        self.groups = GroupBuffer(self._group_size, left_out)
+        self._watch.clear()
         self._requests.clear()
         self._statistics = RolloutStatistics()
 
@@ -263,9 +248,6 @@ class RolloutController:
         if self.queue.oldest_version is not None:
             statistics.queue_staleness = self._weights.version - self.queue.oldest_version
         return statistics
-
-    def _new_watch(self) -> FailureWatch:
-        return FailureWatch(self._max_failed_fraction, patience=8 * self._num_slots)
 
     def _one_step(self, tickets: Callable[[int, list[int]], list[Ticket]], arguments: dict[str, Any]) -> list[Fragment]:
         """Asks every env-runner once, waits for all of them, and returns their fragments.

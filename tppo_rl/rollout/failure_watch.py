@@ -32,6 +32,11 @@ class FailureWatch:
         self._left_out_in_a_row = 0
         self._last: Failure | None = None
 
+    def clear(self) -> None:
+        """Forgets what it saw."""
+        self._failed.clear()
+        self._left_out_in_a_row = 0
+
     def add(self, num_ended: int, num_trainable: int, scores: Scores) -> None:
         """Adds the responses that one result reports.
 

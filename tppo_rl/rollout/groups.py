@@ -13,7 +13,7 @@ The way back is dynamic sampling (DAPO, arXiv 2503.14476, section 3.2). Plain Py
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from tppo_rl.core.fragments import Fragment
@@ -24,10 +24,16 @@ Group = list[Fragment]
 class GroupBuffer:
     """Whole episodes that wait for the others of their group; many wait only after a loss of env-runners."""
 
-    def __init__(self, group_size: int) -> None:
+    def __init__(self, group_size: int, left_out: Mapping[int, int] | None = None) -> None:
+        """Begins without episodes.
+
+        Args:
+            group_size: Number of responses to a prompt.
+            left_out: `left_out` of a buffer that was saved.
+        """
         self._group_size = group_size
         self._waiting: defaultdict[int, Group] = defaultdict(list)
-        self._left_out: Counter[int] = Counter()
+        self._left_out: Counter[int] = Counter(left_out or {})
 
     @property
     def num_tokens(self) -> int:
@@ -45,9 +51,9 @@ class GroupBuffer:
         complete += [self._pop(prompt) for prompt in list(self._left_out) if self._is_complete(prompt)]
         return [group for group in complete if group]
 
-    def leave_out(self, prompt_index: int, count: int = 1) -> None:
-        """Makes the group of a prompt complete without some of its responses."""
-        self._left_out[prompt_index] += count
+    def leave_out(self, prompt_index: int) -> None:
+        """Makes the group of a prompt complete without one of its responses."""
+        self._left_out[prompt_index] += 1
 
     @property
     def left_out(self) -> dict[int, int]:
