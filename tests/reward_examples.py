@@ -130,6 +130,11 @@ class Judge:
         return [self.scale * len(text) for text in completions]
 
 
+def weighs(completions: list[str], *, weight: float = 0.5, **columns: Any) -> list[float]:
+    """Has an argument whose name belongs to the list of parts."""
+    return [weight] * len(completions)
+
+
 def strict_columns(completions: list[str], answer: list[str]) -> list[float]:
     """Names what it takes and nothing else."""
     return [float(text == right) for text, right in zip(completions, answer, strict=True)]

@@ -169,6 +169,7 @@ def test_names_are_distinct() -> None:
         (example("compute_score_dict", scale=1), ["rewards.scale=1"]),
         (example("nothing"), ["reward_examples has no 'nothing'"]),
         (example("late.__dict__"), ["is a dict, which cannot be called"]),
+        (example("weighs", weight=2.0), ["rewards.weight=2.0", "has an argument of that name", "another name"]),
         ("builtins:max", ["max", "cannot be read"]),
     ],
 )

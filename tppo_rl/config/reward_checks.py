@@ -7,7 +7,8 @@ from typing import Any
 
 from tppo_rl.config.options import Options
 from tppo_rl.core.errors import OptionError
-from tppo_rl.core.registry import REWARDS, PartSpec
+from tppo_rl.core.registry import REWARDS
+from tppo_rl.core.reward_parts import RewardPart
 from tppo_rl.core.reward_signature import COMPUTE_SCORE_ARGUMENTS, RESPONSE_ARGUMENTS, RUN_ARGUMENTS, RewardSignature
 
 _WITHOUT_ARGUMENTS = frozenset({"environment", "zero_one", "plus_minus_one"})
@@ -25,7 +26,7 @@ def check_reward_parts(options: Options) -> None:
         if part.spec.name in _WITHOUT_ARGUMENTS and not part.spec.arguments:
             continue
         try:
-            _check_names(part.spec, REWARDS.find(part.spec.name))
+            _check_names(part, REWARDS.find(part.spec.name))
             REWARDS.resolve(part.spec)
         except OptionError as error:
             raise parts.message(index, error) from None
@@ -61,11 +62,19 @@ def check_reward_columns(options: Options, env: Any) -> None:
             raise parts.message(index, error)
 
 
-def _check_names(spec: PartSpec, found: Any) -> None:
-    """Refuses arguments that the run itself gives; a class takes its arguments before, so they cannot be mixed up."""
-    if inspect.isclass(found) or not callable(found):
+def _check_names(part: RewardPart, found: Any) -> None:
+    """Refuses arguments that the run itself gives, and keys that could mean the part or its function."""
+    if not callable(found):
         return
-    scores_one = RewardSignature.of(found).is_compute_score
-    given = COMPUTE_SCORE_ARGUMENTS if scores_one else RESPONSE_ARGUMENTS | RUN_ARGUMENTS
-    for key in sorted(given & spec.arguments.keys()):
-        raise OptionError(f"rewards.{key}={spec.arguments[key]!r}: the run gives this argument; remove it")
+    signature = RewardSignature.of(found)
+    for key in sorted(part.given & (signature.named - signature.required)):
+        raise OptionError(
+            f"rewards.{key}={getattr(part, key)!r}: is the {key} of the part, and {part.spec.name} has an argument of that name; "
+            "give that argument another name"
+        )
+    if inspect.isclass(found):
+        # A class takes its arguments before it is called, so they cannot be mixed up with those of the call.
+        return
+    given = COMPUTE_SCORE_ARGUMENTS if signature.is_compute_score else RESPONSE_ARGUMENTS | RUN_ARGUMENTS
+    for key in sorted(given & part.spec.arguments.keys()):
+        raise OptionError(f"rewards.{key}={part.spec.arguments[key]!r}: the run gives this argument; remove it")

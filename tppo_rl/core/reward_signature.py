@@ -50,7 +50,7 @@ class RewardSignature:
         bound = frozenset(function.keywords) if isinstance(function, partial) else frozenset()
         kinds = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
         named = frozenset(name for name, parameter in parameters.items() if parameter.kind in kinds) - bound
-        needed = getattr(function, "needs", ())
+        needed = () if inspect.isclass(function) else getattr(function, "needs", ())
         return cls(
             named,
             frozenset(name for name in named if parameters[name].default is inspect.Parameter.empty)
