@@ -46,8 +46,14 @@ _TOO_COSTLY = re.compile(
     r"[0-9]{401}"  # a number beyond all use
     r"|(?:\^|\*\*)[^-+=,;$\n]{0,200}(?:\^|\*\*)[^-+=,;$\n]{0,200}[0-9]"  # a tower of powers
     r"|(?:\^|\*\*)\s*[{(]*\s*-?[0-9]{4}"  # a large exponent
+    r"|[)\]}]\s*(?:\^|\*\*)\s*[{(]*\s*(?:[3-9][0-9]|[0-9]{3})"  # a large power of a sum, which is multiplied out
     r"|[0-9]{4}[)}\s]*!"  # a large factorial
+    r"|![)\]}\s]*!"  # a factorial of a factorial
+    r"|(?:\^|\*\*)[^-+=,;$\n!]{0,40}!"  # a factorial of a power
+    r"|binom[^0-9\n]{0,3}(?:[0-9]{4}|[2-9][0-9]{2})"  # a large binomial coefficient
 )
+_MAX_DEPTH = 50
+"""Most brackets within one another."""
 
 
 @dataclass(frozen=True)
@@ -184,7 +190,7 @@ def math(response: str, answer: str, *, extract: Extract = _ALL) -> float:
     """Right where response and answer are mathematically equal, by the package math-verify.
 
     No alarm signals are used, on any thread: the caller brings the deadline. What would fill time or memory by itself (towers
-    of powers, exponents and factorials of four digits) is refused before it is evaluated.
+    of powers, large exponents, factorials and binomial coefficients, deep brackets) is refused before it is evaluated.
 
     Args:
         response: Text of the response.
@@ -229,8 +235,17 @@ def _parsed(library: Any, answer: str) -> list[Any]:
 def _refuse_costly(text: str) -> None:
     if len(text) > _MAX_MATH_CHARACTERS:
         raise VerifierError(f"an answer of {len(text)} characters is too long")
-    if _TOO_COSTLY.search(text):
+    if _TOO_COSTLY.search(text) or _depth(text) > _MAX_DEPTH:
         raise VerifierError(f"{text[:100]!r} is too costly to evaluate")
+
+
+def _depth(text: str) -> int:
+    """Most brackets within one another; those that are not closed count, too."""
+    depth = deepest = 0
+    for character in text:
+        depth += (character in "([{") - (character in ")]}")
+        deepest = max(deepest, depth)
+    return deepest
 
 
 def _extracted(response: str, extract: Any) -> str | None:

@@ -315,13 +315,30 @@ class TestMath:
 
     @pytest.mark.parametrize(
         "response",
-        ["\\boxed{10^{10^{10}}}", "9**9**9**9", "\\boxed{2^{9999999}}", "99999999!", "\\boxed{" + "9" * 500 + "}"],
+        [
+            "\\boxed{10^{10^{10}}}",
+            "9**9**9**9",
+            "\\boxed{2^{9999999}}",
+            "99999999!",
+            "\\boxed{" + "9" * 500 + "}",
+            "\\boxed{\\binom{1000000}{500000}}",
+            "\\boxed{((9!)!)!}",
+            "\\boxed{9!!!}",
+            "\\boxed{10^{99}!}",
+            "\\boxed{(x+y+z)^{99}}",
+            "\\boxed{" + "(" * 400 + "1" + "+1)" * 400 + "}",
+        ],
     )
     def test_what_would_never_end_is_a_failure(self, response: str) -> None:
         started = time.perf_counter()
         with pytest.raises(VerifierError, match="too costly"):
             find_verifier("math")(response, "3")
         assert time.perf_counter() - started < 1.0
+
+    @pytest.mark.parametrize("answer", ["(1+x)^{12}", "2^{100}", "\\binom{20}{3}", "10!", "n!", "x^{99}", "\\sqrt{2}"])
+    def test_what_is_not_too_costly_is_evaluated(self, answer: str) -> None:
+        assert find_verifier("math")(f"\\boxed{{{answer}}}", answer) == 1.0
+        assert find_verifier("math")("\\boxed{7}", answer) == 0.0
 
     def test_an_exception_inside_is_a_failure(self, monkeypatch: pytest.MonkeyPatch) -> None:
         import math_verify

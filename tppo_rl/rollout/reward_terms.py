@@ -48,6 +48,9 @@ class Term(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
+    def load(self) -> None:
+        """Gets what it needs in the process that calls it; checks alone do not need it."""
+
 
 class Format(Term):
     """1 for a response that has the format, else 0. Give `pattern` or `tags`.

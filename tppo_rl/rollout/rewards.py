@@ -36,7 +36,7 @@ from tppo_rl.core.registry import REWARDS
 from tppo_rl.core.reward_parts import ENVIRONMENT, NOTHING_APPLIES, RewardPart, RewardParts
 from tppo_rl.rollout.responses import Failure, Response, Scores, Verdict
 from tppo_rl.rollout.reward_functions import Outcome, RewardFunction
-from tppo_rl.rollout.reward_terms import unknown_correctness
+from tppo_rl.rollout.reward_terms import Term, unknown_correctness
 
 DROP, RETRY, WRONG = "drop", "retry", "wrong"
 """Values of `on_reward_failure`; WRONG is one of `truncated_responses`, too."""
@@ -202,6 +202,6 @@ def _function(parts: RewardParts, index: int, part: RewardPart) -> RewardFunctio
         function: Any = REWARDS.resolve(part.spec)
     except OptionError as error:
         raise parts.message(index, error) from None
-    if hasattr(function, "load"):
+    if isinstance(function, Term):
         function.load()
     return RewardFunction(part, function)
