@@ -14,6 +14,7 @@ from tppo_rl.config.checks import check_options
 from tppo_rl.config.options import Options
 from tppo_rl.config.places import absolute_place
 from tppo_rl.config.reward_checks import check_reward_columns
+from tppo_rl.config.run_files import load_run_file
 from tppo_rl.core.algorithm_spec import AlgorithmSpec
 from tppo_rl.core.errors import OptionError
 from tppo_rl.core.registry import ALGORITHMS
@@ -196,6 +197,7 @@ class Rows:
         (example("accuracy"), {"answer": "3"}, "ground_truth"),
         (example("accuracy"), {"ground_truth": "3"}, None),
         (example("strict_columns"), {}, "answer"),
+        (example("strict_columns"), {"answer": None}, None),
         (example("compute_score"), {"task": "x"}, "answer"),
         (example("compute_score"), {"reward_model": {"ground_truth": "3"}}, None),
         (example("compute_score"), {"answer": "3"}, None),
@@ -353,8 +355,9 @@ def test_a_time_out_is_not_repeated_for_each_response() -> None:
 
 def test_a_failure_of_verl_is_of_one_response() -> None:
     said = [response(text, answer="7") for text in ("7", "boom", "8")]
-    kinds = failure_kinds(example("compute_score_async"), *said)
-    assert kinds == [[], [("compute_score_async", "exception")], []]
+    kinds = failure_kinds(example("compute_score_async"), *said, response("None", answer=None))
+    failed = [("compute_score_async", "exception")]
+    assert kinds == [[], failed, [], failed], "a row without a known answer makes no response wrong"
 
 
 def test_a_verifier_that_fails_is_a_failure() -> None:
@@ -496,3 +499,41 @@ def test_what_is_no_reward_model_is_refused(reward_model: Path, tmp_path: Path) 
         (tmp_path / name).write_text(text)
     with pytest.raises(OptionError, match="has 2 labels"):
         check_options({"rewards": {"type": "model", "model": str(tmp_path)}}, SPEC)
+
+
+# Run files
+
+RUN_FILE = """
+several:
+  run: TPPO
+  env: tppo_rl/ReasoningGym-v0
+  stop: {training_iteration: 1}
+  config:
+    policy_model: tppo_rl/arithmetic-chain
+    env_config: {task: chain_sum}
+    rewards:
+      - {type: ./own.py:mine, weight: 0.5, scale: 2.0}
+      - {type: verifier, verifier: {type: numeric, extract: boxed}}
+      - environment
+    on_reward_failure: retry
+    truncated_responses: mask
+"""
+
+
+def test_a_run_file_has_several_rewards(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.py").write_text(
+        "def mine(completions, answer, *, scale: float = 1.0, **columns):\n    return [scale] * len(completions)\n"
+    )
+    (tmp_path / "run.yaml").write_text(RUN_FILE)
+    (experiment,) = load_run_file(tmp_path / "run.yaml")
+    (point,) = experiment.points()
+    options = check_options(point, experiment.spec)
+    assert [part.name for part in options.rewards.rewards] == ["mine", "verifier", "environment"]
+    said = response("\\boxed{7}", answer="7")
+    (verdict,) = Rewards.of(options).verdicts([said], Scores())
+    assert verdict.reward == 2.0
+    assert verdict.parts == {"mine": 2.0, "verifier": 1.0, "environment": 0.3}
+    (tmp_path / "run.yaml").write_text(RUN_FILE.replace("task: chain_sum", "task: graph_color"))
+    with pytest.raises(OptionError, match=r"rewards\[0\]=.*own.py:mine'.*needs answer"):
+        load_run_file(tmp_path / "run.yaml")

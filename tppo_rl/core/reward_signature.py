@@ -64,8 +64,8 @@ class RewardSignature:
         """Returns what the function needs and an environment whose `reset` gives this info does not have."""
         if self.is_compute_score:
             lacking = sorted(self.required - COMPUTE_SCORE_ARGUMENTS - info.keys())
-            return lacking if has_ground_truth(info) else ["answer", *lacking]
-        return sorted(name for name in self.required - RESPONSE_ARGUMENTS - RUN_ARGUMENTS if column(info, name) is None)
+            return lacking if any(has_column(info, name) for name in _GROUND_TRUTHS) else ["answer", *lacking]
+        return sorted(name for name in self.required - RESPONSE_ARGUMENTS - RUN_ARGUMENTS if not has_column(info, name))
 
 
 def is_compute_score(parameters: Mapping[str, inspect.Parameter]) -> bool:
@@ -80,22 +80,30 @@ def has_open_keywords(parameters: Mapping[str, inspect.Parameter]) -> bool:
 
 def column(info: Mapping[str, Any], name: str) -> Any:
     """Returns a column of a row; `a.b` is key `b` of the mapping in column `a`; None where it has none."""
+    return _lookup(info, name, None)
+
+
+def has_column(info: Mapping[str, Any], name: str) -> bool:
+    """Whether a row has a column, be its value None."""
+    return _lookup(info, name, _NOTHING) is not _NOTHING
+
+
+def ground_truth(info: Mapping[str, Any]) -> Any:
+    """The known answer of a row of verl's: `reward_model.ground_truth`, else `ground_truth`, else `answer`; None without any."""
+    found = (column(info, name) for name in _GROUND_TRUTHS)
+    return next((value for value in found if value is not None), None)
+
+
+_GROUND_TRUTHS = ("reward_model.ground_truth", "ground_truth", "answer")
+_NOTHING = object()
+
+
+def _lookup(info: Mapping[str, Any], name: str, otherwise: Any) -> Any:
     if name in info:
         return info[name]
     value: Any = info
     for key in name.split("."):
         if not isinstance(value, Mapping) or key not in value:
-            return None
+            return otherwise
         value = value[key]
     return value
-
-
-def ground_truth(info: Mapping[str, Any]) -> Any:
-    """The known answer of a row of verl's: `reward_model.ground_truth`, else `ground_truth`, else `answer`."""
-    found = (column(info, name) for name in ("reward_model.ground_truth", "ground_truth", "answer"))
-    return next((value for value in found if value is not None), None)
-
-
-def has_ground_truth(info: Mapping[str, Any]) -> bool:
-    """Whether a row has a known answer."""
-    return ground_truth(info) is not None

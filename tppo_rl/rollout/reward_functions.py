@@ -61,7 +61,7 @@ class RewardFunction:
             OptionError: the function cannot work with this environment; also by the collector.
         """
         if self._signature.is_compute_score:
-            calls = [_start(partial(self._function, **self._row(response))) for response in responses]
+            calls = [_start(partial(self._score_one, response)) for response in responses]
             return lambda: [self._collect_one(call, scores) for call in calls]
         call = _start(partial(self._function, **self._columns(responses, version, scores)))
         return lambda: self._collect(call, responses, version, scores)
@@ -144,6 +144,12 @@ class RewardFunction:
         if "log_metric" in self._signature.named:
             columns["log_metric"] = lambda name, value: self._log(scores, name, [value])
         return columns
+
+    def _score_one(self, response: Response) -> Any:
+        if ground_truth(response.columns) is None:
+            # Compared with None, any response would be wrong.
+            raise LookupError("the row has no ground truth")
+        return self._function(**self._row(response))
 
     def _row(self, response: Response) -> dict[str, Any]:
         """Arguments of verl's contract for one response."""
