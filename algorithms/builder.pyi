@@ -41,7 +41,11 @@ class OptionBuilder(AlgorithmConfig):
         group_size: int = ...,
         dynamic_sampling: bool = ...,
         dynamic_sampling_max_rounds: int = ...,
-        rewards: str | Mapping[str, Any] = ...,
+        rewards: str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]] = ...,
+        on_reward_failure: Literal["drop", "retry", "wrong"] = ...,
+        truncated_responses: Literal["score", "mask", "wrong"] = ...,
+        wrong_reward: float | None = ...,
+        max_failed_fraction: float = ...,
         overlong_fraction: float | None = ...,
         **kwargs: Any,
     ) -> Self:

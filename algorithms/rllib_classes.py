@@ -185,7 +185,7 @@ class LanguageModelAlgorithm(Algorithm):
         ledger = Ledger.from_state(saved["ledger"])
         self.loop.recorder.restore(saved["recorder"], ledger.counts().sampled)
         self.evaluator.restore(saved["evaluations"])
-        self.loop.rollouts.restart(ledger, queued)
+        self.loop.rollouts.restart(ledger, queued, saved.get("left_out"))
         self.loop.boundaries = BoundaryTracker(self.options, fragments_from_table(saved["hindsight"]))
         self.loop.learners.hold_episodes(saved["held"])
 

@@ -75,7 +75,9 @@ class TrainingLoop:
         closed = self.boundaries.after_update(batch, update.fragments, self.weights.version)
         with self.recorder.clock("weights"):
             probe_diff = self.weights.push_and_verify()
-        return self.recorder.record(update, closed, counts, self.rollouts.drain_statistics(), probe_diff)
+        rollouts = self.rollouts.drain_statistics()
+        self.boundaries.forget(rollouts.scores.left_out)
+        return self.recorder.record(update, closed, counts, rollouts, probe_diff)
 
 
 __getattr__ = lazy_classes(SPEC)  # TPPO and TPPOConfig

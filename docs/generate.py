@@ -29,6 +29,7 @@ from tppo_rl.config.sections.optimizer import Schedule  # noqa: E402
 from tppo_rl.core.algorithm_spec import AlgorithmSpec  # noqa: E402
 from tppo_rl.core.metric_table import METRICS  # noqa: E402
 from tppo_rl.core.registry import ALGORITHMS, PartSpec  # noqa: E402
+from tppo_rl.core.reward_parts import RewardParts  # noqa: E402
 from tppo_rl.observability import alarms  # noqa: E402
 
 BUILDER = ROOT / "algorithms" / "builder.py"
@@ -78,6 +79,10 @@ def _words(kind: Any, bounds: Sequence[Any]) -> Words:
         str: Words("text", "str"),
         Schedule: Words("number or schedule", "float | Sequence[Sequence[float]]"),
         PartSpec: Words("a name, a place, or a mapping of `type` and arguments", "str | Mapping[str, Any]"),
+        RewardParts: Words(
+            "a name, a place, a mapping of `type` and arguments, or a list of these",
+            "str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]]",
+        ),
         _PAIR: Words("two numbers", "Sequence[float]"),
     }
     if kind in simple:
@@ -305,6 +310,8 @@ _GROUPS = {
     "tokens": "What became of every token. `sampled = trained + queued + in_flight + dropped` holds in every iteration.",
     "rollout": "Episodes and slots. An asynchronous run begins with new episodes only, and short ones finish first: the first "
     "iterations show short responses, and too high an accuracy where short means easy.",
+    "reward_failures": "Responses that could not be scored. Every part of the reward adds `rewards/<name>`, the mean of what it gave, and "
+    "`reward_failures/<name>`; see [Rewards](rewards.md#what-is-logged).",
     "staleness": "How old tokens are when they are trained.",
     "policy": "The policy's update. A policy loss of your own adds `policy/<name>` for every metric that it returns.",
     "hindsight": "Windows that are trained once more when their episode has ended (`hindsight`).",

@@ -33,8 +33,8 @@ class ReasoningGym(TextEnv[Item]):
 
     The answer is what stands in the last ``<answer>…</answer>`` of the response, without white space around
     it, or the whole response where there is no such tag. Its score comes from the task's ``score_answer``,
-    0.0 to 1.0, and some tasks give partial credit; it counts as ``correct`` from 1.0 on. A response that the
-    scorer fails on scores 0, and the last step's info then holds ``scorer_error`` (str).
+    0.0 to 1.0, and some tasks give partial credit; it counts as ``correct`` from 1.0 on. Where the
+    scorer fails, the last step's info holds ``scorer_error`` (str), and the score means nothing.
 
     Scorers of some tasks evaluate the answer as an expression: with a model that is not trusted, run the
     environment where it can do no harm.

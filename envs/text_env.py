@@ -237,7 +237,9 @@ class TextEnv(gymnasium.Env[str, str], ABC, Generic[ProblemT]):
 
         Returns:
             Observation (the next user turn: context, never trained), reward, terminated, truncated (always
-            False) and info. On the last step info holds ``correct`` (bool) and ``score`` (0.0 to 1.0).
+            False) and info. On the last step info holds ``correct`` (bool) and ``score`` (0.0 to 1.0). With
+            ``scorer_error`` (str) in it the scorer failed: reward, ``correct`` and ``score`` mean nothing, and
+            the step may be taken once more.
 
         Raises:
             gymnasium.error.ResetNeeded: Before the first `reset` and after the episode's end.
@@ -249,12 +251,14 @@ class TextEnv(gymnasium.Env[str, str], ABC, Generic[ProblemT]):
         if not isinstance(action, str):
             raise TypeError(f"action must be a str, the text of the turn, not {type(action).__name__}")
         reply = self.respond(problem, action, self._turns)
-        self._turns += 1
         info = dict(reply.info)
+        # After a failure of the scorer the same turn may be taken again.
+        failed = "scorer_error" in info
+        self._turns += not failed
         if reply.score is None:
             self._ended = reply.ends
             return reply.observation, 0.0, reply.ends, False, info
-        self._ended = True
+        self._ended = not failed
         info |= {"correct": reply.score >= 1.0, "score": reply.score}
         return reply.observation, self._reward(reply.score), True, False, info
 

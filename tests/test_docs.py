@@ -173,6 +173,8 @@ def test_keys_of_yaml_are_options_or_known_keys(page: Path) -> None:
                 "scheduler",
                 "search_alg",
                 "stop",
+                "verifier",
+                "extract",
             }:
                 continue  # arguments of something else
             assert key in OPTIONS or key in OF_EXPERIMENTS or key in OF_SECTIONS, f"{key} in\n{block}"

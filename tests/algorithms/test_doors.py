@@ -30,8 +30,8 @@ FILES = {
             return torch.where(batch.window.mask, of_fragment, 0.0)
         """,
     "rewards.py": """
-        def short(completions, number, *, weight: float = 0.01, **columns):
-            return [float(n in text) - weight * len(text) for text, n in zip(completions, number)]
+        def short(completions, number, *, per_character: float = 0.01, **columns):
+            return [float(n in text) - per_character * len(text) for text, n in zip(completions, number)]
         """,
     "algorithm.py": """
         from tppo_rl.core.algorithm_spec import AlgorithmSpec
@@ -75,7 +75,7 @@ FILES = {
           checkpoint_config: {checkpoint_at_end: false}
           config:
             policy_model: tppo_rl/arithmetic-chain
-            rewards: {type: ./rewards.py:short, weight: 0.5}
+            rewards: {type: ./rewards.py:short, per_character: 0.5}
             num_envs_per_env_runner: 8
             max_response_length: 24
             max_prompt_length: 120

@@ -32,7 +32,8 @@ OPTION_NAMES = {
     "entropy_coef", "kl_coef", "kl_estimator", "kl_in", "positive_lm_coef", "importance_cap", "sequence_mask",
     "lora", "attention", "packing", "context_gradient", "context_cache_tokens", "critic_layers", "parallel_critic",
     "policy_token_fraction", "unfinished_advantage_scale", "policy_loss", "num_cpus_per_env_runner", "num_gpus_per_env_runner",
-    "num_cpus_per_learner", "num_gpus_per_learner",
+    "num_cpus_per_learner", "num_gpus_per_learner", "on_reward_failure", "truncated_responses", "wrong_reward",
+    "max_failed_fraction",
 }  # fmt: skip
 
 MODEL = {"policy_model": "tppo_rl/arithmetic-chain"}

@@ -116,6 +116,7 @@ UNREAD = {
     "importance_cap": 3.0,
     "dynamic_sampling_max_rounds": 4,
     "evaluation_interval_unit": "tokens",
+    "wrong_reward": -1.0,
 }
 
 

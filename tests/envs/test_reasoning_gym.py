@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+from gymnasium.error import ResetNeeded
 
 from tppo_rl.envs.reasoning_gym import HASH_ORDERED_TASKS, ReasoningGym
 
@@ -49,12 +50,18 @@ def test_partial_credit_scales_the_rewards() -> None:
     assert info["correct"] is False
 
 
-def test_a_scorer_that_fails_counts_as_wrong_and_is_reported() -> None:
+def test_a_scorer_that_fails_is_reported_and_may_be_asked_again() -> None:
     env = ReasoningGym(task="prime_factorization", wrong_reward=-1.0)
     env.reset(seed=0)
     _, reward, terminated, _, info = env.step("two times x")
     assert (reward, terminated, info["correct"]) == (-1.0, True, False)
     assert "ValueError" in info["scorer_error"]
+    assert "ValueError" in env.step("two times x")[4]["scorer_error"]
+    _, info = env.reset(seed=0)
+    assert env.step("two times x")[4].keys() >= {"scorer_error"}
+    assert env.step(info["worked_solution"])[4]["correct"]
+    with pytest.raises(ResetNeeded):
+        env.step(info["worked_solution"])
 
 
 def test_a_task_without_gold_answer_has_no_worked_solution() -> None:

@@ -138,3 +138,14 @@ def test_values_with_kl_are_not_compared_with_returns_without_it(kl_in: str, kno
         window_index=1,
     )
     assert bool(tracker.after_update([last], report((last, 0.0, 0.0, 0.0)), 1)) == known
+
+
+def test_an_episode_that_is_left_out_leaves_nothing_behind() -> None:
+    tracker = BoundaryTracker(Options.of(hindsight=True))
+    tracker.after_update([FIRST], report((FIRST, 0.25, 0.5, 0.1)), 0)
+    tracker.forget([4])
+    # A window that still waited in the queue when the episode ended.
+    assert tracker.after_update([SECOND], report((SECOND, 0.75, 1.0, 0.2)), 1) == []
+    assert tracker.due() == []
+    assert not tracker._open
+    assert not tracker._hindsight._trained

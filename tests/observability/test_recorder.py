@@ -19,6 +19,7 @@ from tppo_rl.observability.boundary_errors import read_boundary_errors
 from tppo_rl.observability.recorder import RunRecorder
 from tppo_rl.rollout.evaluation import Evaluation, accuracy_statistics
 from tppo_rl.rollout.ledger import TokenCounts
+from tppo_rl.rollout.responses import REWARD_FAILED, Failure, Scores
 from tppo_rl.rollout.statistics import RolloutStatistics
 from tppo_rl.rollout.weight_sync import LogProbDiff
 
@@ -152,6 +153,22 @@ def test_without_a_word_on_what_is_right_there_is_no_accuracy(tmp_path: Path, ca
 
 
 def test_scorers_that_fail_are_a_metric_and_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    metrics = record(recorder(tmp_path), rollouts=RolloutStatistics(scorer_errors=["ValueError('1/')", "KeyError()"]))
-    assert metrics["rollout/scorer_errors"] == 2
-    assert "failed on 2 responses of this iteration; the first time with ValueError('1/')" in caplog.text
+    failures = [Failure("environment", "scorer_error", "ValueError('1/')"), Failure("judge", "timeout", "KeyError()")]
+    scores = Scores(failures=failures, failed_responses=2, left_out={7: REWARD_FAILED})
+    scored, failed = (make_fragment(episode_id=number, terminated=True, correct=None) for number in (6, 7))
+    metrics = record(recorder(tmp_path), rollouts=RolloutStatistics(scores=scores, fragments=[scored, failed]))
+    assert metrics["reward_failures/all"] == 2
+    assert metrics["reward_failures/environment"] == metrics["reward_failures/judge"] == 1
+    assert metrics["rollout/left_out_episodes"] == 1
+    assert metrics["rollout/finished_episodes"] == 1, "what was not scored has no return"
+    assert "2 responses of this iteration could not be scored" in caplog.text
+    assert "the first time by environment (scorer_error): ValueError('1/')" in caplog.text
+
+
+def test_parts_of_the_reward_are_logged_by_name(tmp_path: Path) -> None:
+    rollouts = RolloutStatistics()
+    for values in ([1.0, 0.0], [1.0, 1.0, 1.0]):
+        scores = Scores()
+        scores.add_values("accuracy", values)
+        rollouts.scores.add(scores)
+    assert record(recorder(tmp_path), rollouts=rollouts)["rewards/accuracy"] == pytest.approx(0.8)

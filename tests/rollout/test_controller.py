@@ -18,7 +18,9 @@ from tppo_rl.core.fragments import fragments_from_table, table_from_fragments
 from tppo_rl.rollout.batch_sources import SyncWindows, WholeGroups
 from tppo_rl.rollout.controller import SAMPLE_TAG, RolloutController
 from tppo_rl.rollout.engine import Sampling
+from tppo_rl.rollout.failure_watch import RewardsFailed
 from tppo_rl.rollout.ledger import Ledger
+from tppo_rl.rollout.rewards import Rewards
 from tppo_rl.rollout.sample_result import SampleResult
 from tppo_rl.rollout.sampler import EpisodeLimits, Sampler
 from tppo_rl.rollout.simulated_engine import SimulatedEngine, draw_lognormal_length
@@ -312,3 +314,122 @@ def test_groups_are_trained_once_whatever_is_lost(runners: int, seed: int, repla
     }
     open_prompts = waiting | {k // size for k in controller.ledger._returned}
     assert set(range(max(seen) + 1)) <= set(seen) | open_prompts
+
+
+class SometimesFailing(CountingEnv):
+    """Its step raises on some problems."""
+
+    def __init__(self, one_in: int) -> None:
+        super().__init__()
+        self._one_in = one_in
+        self._seed = 0
+
+    def reset(self, *, seed: int) -> tuple[str, dict[str, Any]]:
+        self._seed = seed
+        return super().reset(seed=seed)
+
+    def step(self, text: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        if (self._seed + len(text)) % self._one_in == 0:
+            raise ValueError(f"problem {self._seed}")
+        return super().step(text)
+
+
+def failing_group(
+    count: int,
+    one_in: int,
+    *,
+    cap: int = 48,
+    window: int | None = WINDOW,
+    length: Any = draw_lognormal_length(12.0, 1.0),  # noqa: B008
+    **options: Any,
+) -> SimulatedGroup:
+    def make(index: int, restarts: int) -> SimulatedRunner:
+        engine = SimulatedEngine(length, seed=100 * index + restarts)
+        sampler = Sampler(
+            engine,
+            partial(SometimesFailing, one_in),
+            IntegerChat(),  # type: ignore[arg-type]
+            num_slots=SLOTS,
+            limits=EpisodeLimits(8, cap, window),
+            sampling=Sampling(),
+            rewards=Rewards.of(Options.of(max_response_length=cap, **options)),
+            env_runner=index,
+        )
+        return SimulatedRunner(f"{index}-{restarts}", engine, sampler, version=None if restarts else 0)
+
+    return SimulatedGroup(count, make, seed=3)
+
+
+@pytest.mark.parametrize(
+    ("options", "reasons"),
+    [
+        ({}, {"reward_failed"}),
+        ({"on_reward_failure": "retry", "truncated_responses": "mask"}, {"reward_failed", "truncated"}),
+        ({"on_reward_failure": "wrong"}, set()),
+    ],
+)
+def test_a_run_goes_on_where_an_environment_fails_now_and_then(options: dict[str, Any], reasons: set[str]) -> None:
+    controller, weights = make_controller(failing_group(2, 5, cap=20, **options), batch=60, max_staleness=2)
+    ended = Counter[int]()
+    failures = 0
+    for _ in range(25):
+        fragments = controller.next_batch()
+        ended.update(fragment.episode_id for fragment in fragments if fragment.finished)
+        assert controller.record_trained(sum(map(len, fragments)), 0).unaccounted == 0
+        weights.version += 1
+        statistics = controller.drain_statistics()
+        failures += statistics.scores.failed_responses
+        ended.update(list(statistics.scores.left_out))
+    ended.update(fragment.episode_id for fragment in controller.queue.fragments() if fragment.finished)
+    assert failures > 5
+    counts = controller.ledger.counts()
+    assert set(counts.dropped) == reasons
+    assert set(ended.values()) == {1}
+    leased = {episode for runner in controller.ledger._runners.values() for episode in runner.leased}
+    assert not leased & set(ended), "a dropped episode has ended: its prompt is not out any more"
+
+
+def test_groups_are_smaller_by_what_could_not_be_scored_and_none_waits() -> None:
+    group = failing_group(2, 4, window=None)
+    controller, weights = make_controller(group, window_length=None, mode="sync", group_size=4, num_env_runners=2)
+    source = WholeGroups(
+        controller, weights, Options.of(group_size=4, num_envs_per_env_runner=SLOTS, num_env_runners=2)
+    )
+    sizes = Counter[int]()
+    for _ in range(12):
+        fragments = source.next()
+        sizes.update(Counter(fragment.prompt_index for fragment in fragments).values())
+        controller.record_trained(sum(map(len, fragments)), 0)
+        weights.version += 1
+        assert controller.groups.num_tokens == 0, "no response waits for one that will not come"
+        assert controller.groups.left_out == {}
+    assert sizes.keys() - {4}, "some groups are smaller"
+    assert max(sizes) == 4
+    assert controller.ledger.counts().dropped["reward_failed"] > 0
+
+
+def test_a_run_whose_rewards_all_fail_ends_with_one_message() -> None:
+    controller, _ = make_controller(failing_group(1, 1), batch=10_000)
+    with pytest.raises(
+        RewardsFailed, match=r"max_failed_fraction=0.5: .*environment \(exception\): ValueError: problem"
+    ):
+        controller.next_batch()
+
+
+def test_a_run_whose_responses_are_all_masked_ends_with_one_message() -> None:
+    group = failing_group(1, 10**9, cap=4, window=None, length=lambda _: 9, truncated_responses="mask")
+    controller, weights = make_controller(group, window_length=None, mode="sync", group_size=2, max_response_length=4)
+    source = WholeGroups(controller, weights, Options.of(group_size=2, num_envs_per_env_runner=SLOTS))
+    with pytest.raises(RewardsFailed, match="truncated_responses='mask'"):
+        source.next()
+
+
+def test_open_groups_are_in_the_checkpoint() -> None:
+    controller, _ = make_controller(make_group(1, seed=4), group_size=3)
+    controller.groups.leave_out(5)
+    controller.groups.leave_out(5)
+    state = controller.state()
+    assert state["left_out"] == {5: 2}
+    other, _ = make_controller(make_group(1, seed=4), group_size=3)
+    other.restart(Ledger.from_state(state["ledger"]), [], state["left_out"])
+    assert other.groups.left_out == {5: 2}

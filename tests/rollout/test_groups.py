@@ -114,3 +114,29 @@ def test_a_penalty_for_length_makes_no_variance_of_verdicts() -> None:
 @pytest.mark.parametrize("count", [1, 2])
 def test_groups_of_one_are_complete_at_once(count: int) -> None:
     assert len(GroupBuffer(1).add([response(index, 1.0) for index in range(count)])) == count
+
+
+def test_a_group_is_complete_without_what_was_left_out() -> None:
+    buffer = GroupBuffer(3)
+    buffer.leave_out(0)
+    assert buffer.add([response(0, 1.0)]) == []
+    assert buffer.left_out == {0: 1}
+    (group,) = buffer.add([response(0, 0.0)])
+    assert len(group) == 2
+    assert (buffer.left_out, buffer.fragments()) == ({}, [])
+
+
+def test_a_group_whose_last_response_is_left_out_waits_no_longer() -> None:
+    buffer = GroupBuffer(3)
+    assert buffer.add([response(0, 1.0), response(0, 0.0), response(1, 1.0)]) == []
+    buffer.leave_out(0)
+    assert [len(group) for group in buffer.add([response(2, 1.0)])] == [2]
+    assert sorted(fragment.prompt_index for fragment in buffer.fragments()) == [1, 2]
+
+
+def test_a_group_without_any_response_leaves_nothing_behind() -> None:
+    buffer = GroupBuffer(2)
+    buffer.leave_out(0)
+    buffer.leave_out(0)
+    assert buffer.add([]) == []
+    assert (buffer.left_out, buffer.num_tokens) == ({}, 0)

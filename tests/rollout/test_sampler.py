@@ -1,5 +1,4 @@
 from collections import defaultdict
-from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -14,7 +13,7 @@ from tppo_rl.core.fragments import NO_VERSION, Fragment
 from tppo_rl.core.prompts import Ticket, prompt_seed
 from tppo_rl.rollout.engine import Sampling
 from tppo_rl.rollout.ledger import Ledger
-from tppo_rl.rollout.rewards import Response, Rewards
+from tppo_rl.rollout.rewards import Rewards
 from tppo_rl.rollout.sampler import EpisodeLimits, Sampler, evaluate_prompts
 from tppo_rl.rollout.simulated_engine import SimulatedEngine, StepCost, draw_lognormal_length
 
@@ -97,36 +96,6 @@ def test_a_response_that_was_cut_is_not_right() -> None:
     sampler.tickets.extend(tickets(1))
     (episode,) = sampler.run_until_empty()
     assert (episode.truncated, episode.correct) == (True, False)
-
-
-def test_imitation_of_right_responses_needs_an_environment_that_says_which_are() -> None:
-    rewards = Rewards.of(Options.of(positive_lm_coef=0.1))
-    unknown = Response("p", "c", [1], 1, environment_reward=1.0, correct=None, truncated=False)
-    with pytest.raises(ValueError, match=r"^positive_lm_coef: .*info\['correct'\]"):
-        rewards.of_episode(unknown)
-    assert rewards.of_episode(replace(unknown, correct=False)) == 0
-
-
-class FailingScorerEnv(CountingEnv):
-    """An environment whose scorer fails on every answer."""
-
-    def step(self, text: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
-        return (*super().step(text)[:4], {"correct": False, "scorer_error": "ValueError('half a fraction')"})
-
-
-def test_scorers_that_fail_are_counted() -> None:
-    sampler = Sampler(
-        SimulatedEngine(draw_lognormal_length(5.0, 0.1), seed=0),
-        FailingScorerEnv,
-        IntegerChat(),  # type: ignore[arg-type]
-        num_slots=2,
-        limits=EpisodeLimits(8, 64, None),
-        sampling=Sampling(1.0),
-    )
-    sampler.tickets.extend(tickets(3))
-    sampler.run_until_empty()
-    assert sampler.pop_scorer_errors() == ["ValueError('half a fraction')"] * 3
-    assert sampler.pop_scorer_errors() == []
 
 
 class RowsEnv(CountingEnv):

@@ -271,10 +271,15 @@ def _options(config: Path, overrides: Sequence[str]) -> tuple[dict[str, Any], in
         raise ValueError(f"{experiment.name}.stop={experiment.stop!r}: give {_STOP}, the tokens of a side")
     options = check_options(point, experiment.spec, other_keys=point)
     rewards = options.rewards
-    if rewards.rewards.name != "environment" or rewards.overlong_fraction is not None:
+    if (
+        not rewards.rewards.is_environment
+        or rewards.overlong_fraction is not None
+        or rewards.truncated_responses != "score"
+    ):
         raise ValueError(
-            f"rewards={rewards.rewards.flat()!r}, overlong_fraction={rewards.overlong_fraction!r}: TRL's side is given the environment's "
-            "rewards; leave both at their defaults"
+            f"rewards={rewards.rewards.flat()!r}, overlong_fraction={rewards.overlong_fraction!r}, "
+            f"truncated_responses={rewards.truncated_responses!r}: TRL's side is given the environment's rewards; leave them at "
+            "their defaults"
         )
     unset = {"evaluation_interval": None, "evaluation_interval_unit": OPTIONS["evaluation_interval_unit"].default}
     return point | options.flat() | unset, int(experiment.stop[_STOP])

@@ -11,11 +11,13 @@ from typing import Any
 from tppo_rl.config.foreign_sources import vllm_engine_args
 from tppo_rl.config.model_files import load_model_config
 from tppo_rl.config.options import OPTIONS, SECTIONS, Options, with_new_names
+from tppo_rl.config.reward_checks import check_reward_columns, check_reward_parts
 from tppo_rl.config.section import refuse
 from tppo_rl.config.sections.rollout import EngineOptions
 from tppo_rl.core.algorithm_spec import AlgorithmSpec
 from tppo_rl.core.errors import OptionError, unknown_key
-from tppo_rl.core.registry import ADVANTAGES, ENGINES, POLICY_LOSSES, REWARDS, PartSpec, Registry
+from tppo_rl.core.registry import ADVANTAGES, ENGINES, POLICY_LOSSES, PartSpec, Registry
+from tppo_rl.core.reward_parts import RewardParts
 
 VLLM_OWN_KEYS = frozenset({"kv_cache_gib", "linear", "multiprocessing"})
 """Keys of `engine` that our vLLM engine reads itself."""
@@ -61,6 +63,7 @@ def check_rules(options: Options, spec: AlgorithmSpec) -> None:
         if part.name in registry and not part.arguments:
             continue
         registry.resolve(part)
+    check_reward_parts(options)
     check_that_all_is_read(options, spec)
 
 
@@ -83,14 +86,13 @@ def _comparable(options: Options, key: str) -> Any:
 
 
 def _written(value: Any) -> Any:
-    return value.flat() if isinstance(value, PartSpec) else value
+    return value.flat() if isinstance(value, PartSpec | RewardParts) else value
 
 
 def _parts(options: Options) -> list[tuple[Registry, PartSpec]]:
     return [
         (ADVANTAGES, options.advantages.advantage_estimator),
         (POLICY_LOSSES, options.policy_loss.policy_loss),
-        (REWARDS, options.rewards.rewards),
     ]
 
 
@@ -172,15 +174,19 @@ def check_environment(options: Options) -> None:
         env = make_text_env(environment, "heldout")
     except (TypeError, ValueError) as error:
         raise OptionError(f"env_config={environment.env_config!r}: {error}; correct or remove that key") from None
-    _check_correctness_is_known(options, env.unwrapped)
-    _warn_of_repeated_prompts(options, getattr(env.unwrapped, "num_problems", None))
-    env.close()
+    try:
+        _check_correctness_is_known(options, env.unwrapped)
+        _warn_of_repeated_prompts(options, getattr(env.unwrapped, "num_problems", None))
+        check_reward_columns(options, env)
+    finally:
+        env.close()
 
 
 def _check_correctness_is_known(options: Options, env: Any) -> None:
     """Refuses rewards that ask whether a response is right, where the environment says beforehand that it does not know."""
-    name = options.rewards.rewards.name
-    if name in _REWARDS_BY_CORRECTNESS and not getattr(env, "gives_correct", True):
+    if getattr(env, "gives_correct", True):
+        return
+    for name in {part.spec.name for part in options.rewards.rewards} & _REWARDS_BY_CORRECTNESS:
         raise OptionError(
             f"rewards={name!r}: the data set has no answers, so it rewards nothing; name their column in env_config.answer, or "
             "give a reward function of your own"

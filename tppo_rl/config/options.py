@@ -34,6 +34,7 @@ from tppo_rl.config.sections.run import RunOptions
 from tppo_rl.core.algorithm_spec import AlgorithmSpec
 from tppo_rl.core.errors import OptionError
 from tppo_rl.core.registry import ALGORITHMS, PartSpec
+from tppo_rl.core.reward_parts import RewardParts
 
 _logger = logging.getLogger(__name__)
 
@@ -162,7 +163,7 @@ class OptionField(NamedTuple):
 
 def takes_a_part(key: str) -> bool:
     """Whether the option names an object: a registered name, or a place."""
-    return isinstance(OPTIONS[key].info.default, PartSpec)
+    return isinstance(OPTIONS[key].info.default, PartSpec | RewardParts)
 
 
 def _sections() -> dict[str, type[Section]]:
@@ -221,7 +222,7 @@ def _written(value: Any) -> Any:
     if isinstance(value, Section):
         given = {*value.model_fields_set, *(value.model_extra or {})}
         return {key: _written(getattr(value, key)) for key in sorted(given) if getattr(value, key) is not None}
-    return value.flat() if isinstance(value, PartSpec) else value
+    return value.flat() if isinstance(value, PartSpec | RewardParts) else value
 
 
 def _explain(values: Mapping[str, Any], problems: Sequence[Any]) -> str:

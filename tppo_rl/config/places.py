@@ -23,6 +23,8 @@ def absolute_place(key: str, value: Any) -> Any:
         return _each(value, _absolute_folder)
     if key == "env_config":
         return _with_absolute_data(value)
+    if key == "rewards":
+        return _with_absolute_models(_each(value, absolute_object))
     return _each(value, absolute_object) if key in _OBJECTS else value
 
 
@@ -31,6 +33,15 @@ def absolute_object(place: str) -> str:
     file, separator, name = place.rpartition(":")
     is_file = separator and file.endswith(".py") and Path(file).is_file()
     return f"{Path(file).resolve()}:{name}" if is_file else place
+
+
+def _with_absolute_models(value: Any) -> Any:
+    """Returns rewards with the whole paths of reward models' folders."""
+    if isinstance(value, list):
+        return [_with_absolute_models(one) for one in value]
+    if isinstance(value, Mapping) and value.get("type") == "model" and isinstance(value.get("model"), str):
+        return {**value, "model": _absolute_folder(value["model"])}
+    return value
 
 
 def _absolute_folder(model: str) -> str:

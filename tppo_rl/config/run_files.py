@@ -261,7 +261,16 @@ def check_experiment(experiment: Experiment) -> None:
             check_environment(checked)
 
 
-_WORLD = ("env", "env_config", "policy_model", "critic", "reference_model", "max_prompt_length", "max_response_length")
+_WORLD = (
+    "env",
+    "env_config",
+    "policy_model",
+    "critic",
+    "reference_model",
+    "max_prompt_length",
+    "max_response_length",
+    "rewards",
+)
 """Options that `check_model` and `check_environment` read."""
 
 

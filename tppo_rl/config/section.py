@@ -14,6 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSeriali
 
 from tppo_rl.core.errors import OptionError
 from tppo_rl.core.registry import PartSpec
+from tppo_rl.core.reward_parts import RewardParts
 
 if TYPE_CHECKING:
     from tppo_rl.config.options import Options
@@ -75,3 +76,6 @@ Pair = Annotated[tuple[float, float], BeforeValidator(_as_tuple)]
 
 Part = Annotated[PartSpec, BeforeValidator(PartSpec.parse), PlainSerializer(PartSpec.flat, return_type=Any)]
 """A registered name, `module:object`, or a mapping of `type` and arguments (see `tppo_rl.core.registry`)."""
+
+Parts = Annotated[RewardParts, BeforeValidator(RewardParts.parse), PlainSerializer(RewardParts.flat, return_type=Any)]
+"""One part or a list of weighted ones (see `tppo_rl.core.reward_parts`)."""

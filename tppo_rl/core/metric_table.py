@@ -63,9 +63,14 @@ METRICS = (
         "passes over the problems of a data set since the run began: episodes that ended, divided by those of an epoch; absent where the environment draws problems without end",
     ),
     Metric(
-        "rollout/scorer_errors",
+        "rollout/left_out_episodes",
+        "episodes",
+        "episodes that ended in the iteration and whose last window is not trained: not scored, or cut off and masked",
+    ),
+    Metric(
+        "reward_failures/all",
         "responses",
-        "responses on which the environment's scorer failed in the iteration (`info['scorer_error']`)",
+        "responses that could not be scored in the iteration, whatever became of them (`on_reward_failure`)",
     ),
     Metric("rollout/env_runner_idle_fraction", "fraction", "fraction of env-runners' time without a request"),
     Metric(

@@ -27,6 +27,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from tppo_rl.core.errors import OptionError, unknown_key, unknown_value
+from tppo_rl.core.reward_signature import has_open_keywords, is_compute_score
 
 
 @dataclass(frozen=True)
@@ -69,11 +70,20 @@ class Registry(Mapping[str, str]):
         option: The option that takes such a part, for messages.
         places: Place by name. An object is imported when it is asked for.
         by_keyword: Whether callers pass keyword arguments. Then every named parameter may be set, and none must be.
+        open_keywords: Whether a function with these parameters takes arguments of any name through its `**kwargs`.
     """
 
-    def __init__(self, option: str, places: Mapping[str, str], *, by_keyword: bool = False) -> None:
+    def __init__(
+        self,
+        option: str,
+        places: Mapping[str, str],
+        *,
+        by_keyword: bool = False,
+        open_keywords: Callable[[Mapping[str, inspect.Parameter]], bool] = lambda parameters: False,
+    ) -> None:
         self._option = option
         self._by_keyword = by_keyword
+        self._open_keywords = open_keywords
         self._places = dict(places)
 
     def __getitem__(self, name: str) -> str:
@@ -135,7 +145,7 @@ class Registry(Mapping[str, str]):
         except ValidationError as error:
             problem = error.errors()[0]
             key = ".".join([self._option, *map(str, problem["loc"])])
-            raise OptionError(f"{key}={problem['input']!r}: {problem['msg']}") from None
+            raise OptionError(f"{key}={problem['input']!r}: {problem['msg'].removeprefix('Value error, ')}") from None
         except (TypeError, ValueError) as error:
             raise OptionError(f"{self._option}={spec.flat()!r}: {error}") from None
 
@@ -155,12 +165,13 @@ class Registry(Mapping[str, str]):
         annotations = _annotations(found)
         checked = {}
         for key, value in spec.arguments.items():
-            if key not in own:
+            if key not in own and not self._open_keywords(parameters):
                 raise self._unknown_argument(spec, key, list(own))
             try:
                 checked[key] = TypeAdapter(annotations.get(key, Any)).validate_python(value)
             except ValidationError as error:
-                raise OptionError(f"{self._option}.{key}={value!r}: {error.errors()[0]['msg']}") from None
+                reason = error.errors()[0]["msg"].removeprefix("Value error, ")
+                raise OptionError(f"{self._option}.{key}={value!r}: {reason}") from None
         missing = [name for name, p in own.items() if p.default is p.empty and name not in checked]
         if missing and not self._by_keyword:
             raise OptionError(f"{self._option}={spec.flat()!r}: {spec.name} needs {', '.join(missing)}; give them")
@@ -263,12 +274,17 @@ POLICY_LOSSES = Registry(
 REWARDS = Registry(
     "rewards",
     {
-        "environment": "tppo_rl.rollout.rewards:environment",
-        "zero_one": "tppo_rl.rollout.rewards:zero_one",
-        "plus_minus_one": "tppo_rl.rollout.rewards:plus_minus_one",
+        "environment": "tppo_rl.rollout.reward_terms:environment",
+        "zero_one": "tppo_rl.rollout.reward_terms:zero_one",
+        "plus_minus_one": "tppo_rl.rollout.reward_terms:plus_minus_one",
+        "format": "tppo_rl.rollout.reward_terms:Format",
+        "length": "tppo_rl.rollout.reward_terms:Length",
+        "verifier": "tppo_rl.rollout.reward_terms:AnswerVerifier",
+        "model": "tppo_rl.rollout.reward_model:RewardModel",
     },
     by_keyword=True,
+    open_keywords=lambda parameters: is_compute_score(parameters) and has_open_keywords(parameters),
 )
-"""Places of rewards, see `tppo_rl.rollout.rewards`."""
+"""Places of rewards, see `tppo_rl.rollout.reward_terms`."""
 ENGINES = Registry("engine.type", {"vllm": "tppo_rl.rollout.vllm_engine:VLLMEngine"})
 """Places of engines, see `tppo_rl.rollout.engine`."""

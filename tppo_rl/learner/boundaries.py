@@ -45,6 +45,7 @@ class BoundaryTracker:
         self._measures = not options.policy_loss.has_kl_in_rewards
         self._hindsight = HindsightBuffer(self._gamma, due)
         self._open: defaultdict[int, dict[int, _OpenBoundary]] = defaultdict(dict)
+        self._forgotten: set[int] = set()
 
     @property
     def waiting(self) -> Sequence[Fragment]:
@@ -70,12 +71,22 @@ class BoundaryTracker:
             if times[fragment.episode_id, fragment.window_index] > 1:
                 # It was sampled again after the loss of an env-runner, so rows of the report cannot be told apart.
                 continue
+            if fragment.episode_id in self._forgotten:
+                continue
             if fragment.finished:
                 closed += self._close(fragment)
                 self._hindsight.close(fragment)
             else:
                 self._note(fragment, rows[fragment.episode_id, fragment.window_index], version)
         return closed if self._measures else []
+
+    def forget(self, episode_ids: Iterable[int]) -> None:
+        """Gives up episodes that have ended and whose last window is not trained, so that their returns do not count."""
+        for episode_id in episode_ids:
+            self._open.pop(episode_id, None)
+            self._hindsight.forget(episode_id)
+            # Earlier windows may still wait for an update. One number for each such episode is kept.
+            self._forgotten.add(episode_id)
 
     def _note(self, fragment: Fragment, row: Mapping[str, Any], version: int) -> None:
         values = Boundary(row["held_value"], row["boundary_value"], row["mean_value"])

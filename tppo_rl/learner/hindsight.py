@@ -51,6 +51,10 @@ class HindsightBuffer:
                 residual = return_after(finished, end, self._gamma) - boundary_value
                 self.due.append(replace(fragment, hindsight_residual=residual))
 
+    def forget(self, episode_id: int) -> None:
+        """Drops the windows of an episode whose return is not known."""
+        self._trained.pop(episode_id, None)
+
     def drain(self) -> list[Fragment]:
         """Returns the windows that are due, and forgets them."""
         due, self.due = self.due, []

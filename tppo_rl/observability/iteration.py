@@ -7,7 +7,13 @@ from dataclasses import dataclass, field
 
 from tppo_rl.core.boundaries import ClosedBoundary
 from tppo_rl.core.update_report import UpdateReport
-from tppo_rl.observability.metrics import boundary_metrics, episode_metrics, group_metrics, learner_metrics
+from tppo_rl.observability.metrics import (
+    boundary_metrics,
+    episode_metrics,
+    group_metrics,
+    learner_metrics,
+    reward_metrics,
+)
 from tppo_rl.rollout.ledger import TokenCounts
 from tppo_rl.rollout.statistics import RolloutStatistics
 from tppo_rl.rollout.weight_sync import LogProbDiff
@@ -38,7 +44,7 @@ class Iteration:
     def metrics(self) -> dict[str, float]:
         """Returns the table's metrics (`tppo_rl.core.metric_table`) that have a value in this iteration, without alarms."""
         values = learner_metrics(self.update.metrics) | boundary_metrics(self.closed)
-        values |= self._token_metrics() | episode_metrics(self.rollouts.fragments) | self._rollout_metrics()
+        values |= self._token_metrics() | episode_metrics(self.rollouts.scored_fragments) | self._rollout_metrics()
         values |= {f"time/{part}": seconds for part, seconds in self.seconds.items()}
         if self.probe_diff is not None:
             values["mismatch/probe_log_prob_diff"] = self.probe_diff
@@ -64,7 +70,7 @@ class Iteration:
         busy = max(rollouts.seconds, 1e-9)
         values = {
             "rollout/refills": float(rollouts.refills),
-            "rollout/scorer_errors": float(len(rollouts.scorer_errors)),
+            "rollout/left_out_episodes": float(len(rollouts.scores.left_out)),
             "rollout/env_runner_idle_fraction": rollouts.idle_seconds / busy,
             "rollout/weight_load_fraction": rollouts.weight_seconds / busy,
         }
@@ -74,4 +80,5 @@ class Iteration:
             values["rollout/epoch"] = rollouts.epochs
         if rollouts.slot_steps:
             values["rollout/slot_occupancy"] = rollouts.productive_slot_steps / rollouts.slot_steps
+        values |= reward_metrics(rollouts.scores)
         return values | (group_metrics(rollouts.group_sample) if rollouts.group_sample is not None else {})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -11,7 +12,9 @@ import numpy as np
 from tppo_rl.core.boundaries import ClosedBoundary
 from tppo_rl.core.fragments import Fragment, accuracy
 from tppo_rl.core.metric_table import METRICS
+from tppo_rl.core.reward_parts import ALL_FAILURES
 from tppo_rl.rollout.groups import GroupSample
+from tppo_rl.rollout.responses import Scores
 
 
 def learner_metrics(learner_result: Mapping[str, Any]) -> dict[str, float]:
@@ -46,12 +49,24 @@ def episode_metrics(fragments: Iterable[Fragment]) -> dict[str, float]:
     }
 
 
+def reward_metrics(scores: Scores) -> dict[str, float]:
+    """Mean of each part of the reward and of what it logs, and the number of failures by what failed."""
+    means = {f"rewards/{name}": total / count for name, (total, count) in scores.sums.items() if count}
+    failures = Counter(failure.name for failure in scores.failures)
+    return (
+        means
+        | {f"reward_failures/{name}": float(count) for name, count in failures.items()}
+        | {f"reward_failures/{ALL_FAILURES}": float(scores.failed_responses)}
+    )
+
+
 def without_unknown(result: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a result without the table's metrics that have no value in this iteration.
 
     RLlib reports None for them, and Tune's schedulers would compare that.
     """
-    groups = {metric.name.partition("/")[0] for metric in METRICS}
+    # The parts of the reward have no rows: their names are the user's.
+    groups = {metric.name.partition("/")[0] for metric in METRICS} | {"rewards"}
     return {
         key: {name: inner for name, inner in value.items() if inner is not None}
         if key in groups and isinstance(value, Mapping)

@@ -193,18 +193,22 @@ class RunRecorder:
             )
 
     def _watch_environment(self, rollouts: RolloutStatistics, metrics: Mapping[str, float]) -> None:
-        """Warns once if the environment does not say which responses are right, and whenever scorers fail."""
+        """Warns once if the environment does not say which responses are right, and whenever scoring fails."""
         if metrics["rollout/finished_episodes"] and "rollout/accuracy" not in metrics and not self._said_no_accuracy:
             self._said_no_accuracy = True
             logger.warning(
                 "the environment ends episodes without info['correct']: there is no accuracy, only the return; let its last step "
                 "say whether the response is right"
             )
-        if rollouts.scorer_errors:
+        if rollouts.scores.failures:
+            first = rollouts.scores.failures[0]
             logger.warning(
-                "the environment's scorer failed on %d responses of this iteration; the first time with %s",
-                len(rollouts.scorer_errors),
-                rollouts.scorer_errors[0],
+                "%d responses of this iteration could not be scored (on_reward_failure says what becomes of them); the first "
+                "time by %s (%s): %s",
+                rollouts.scores.failed_responses,
+                first.name,
+                first.kind,
+                first.message,
             )
 
     def _watch_for_alarms(self, metrics: Mapping[str, float]) -> dict[str, float]:

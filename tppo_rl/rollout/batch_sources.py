@@ -8,7 +8,6 @@ from tppo_rl.config.options import Options
 from tppo_rl.core.fragments import Fragment
 from tppo_rl.rollout.controller import RolloutController, Weights
 from tppo_rl.rollout.groups import sample_groups
-from tppo_rl.rollout.rewards import ENVIRONMENT
 
 
 class BatchSource(Protocol):
@@ -48,7 +47,7 @@ class WholeGroups:
         self._weights = weights
         self._options = options.groups
         self._num_groups = options.rollout.num_slots // options.groups.group_size
-        self._by_correctness = options.rewards.rewards.name != ENVIRONMENT
+        self._by_correctness = not options.rewards.rewards.is_environment
 
     def next(self) -> list[Fragment]:
         self._weights.wait_until_delivered()

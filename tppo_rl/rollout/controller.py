@@ -18,15 +18,17 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from tppo_rl.config.options import Options
 from tppo_rl.config.text_envs import num_problems
 from tppo_rl.core.fragments import Fragment, fragments_from_table, table_from_fragments
 from tppo_rl.core.prompts import Ticket
+from tppo_rl.rollout.failure_watch import FailureWatch
 from tppo_rl.rollout.groups import GroupBuffer, GroupSample
 from tppo_rl.rollout.ledger import Ledger, TokenCounts
+from tppo_rl.rollout.left_out import without_left_out
 from tppo_rl.rollout.open_requests import OpenRequests
 from tppo_rl.rollout.rllib_internals import fetch_ready, requests_in_flight
 from tppo_rl.rollout.sample_result import SampleResult
@@ -95,6 +97,8 @@ class RolloutController:
         self._num_slots = options.rollout.num_envs_per_env_runner
         self._engine_steps = options.rollout.engine_steps
         self._window = options.rollout.window
+        self._whole_responses = options.whole_responses
+        self._watch = FailureWatch(options.rewards.max_failed_fraction, patience=8 * self._num_slots)
         self._group_size = options.groups.group_size
         self._requests = OpenRequests()
         self._statistics = RolloutStatistics()
@@ -152,6 +156,7 @@ class RolloutController:
 
         Raises:
             Exception: the error of the env-runner, if the result holds one.
+            RewardsFailed: too many responses could not be scored.
         """
         tickets = self._requests.answer(env_runner)
         if result.error is not None:
@@ -180,7 +185,11 @@ class RolloutController:
             num_tokens_sampled=result.num_tokens_sampled,
             num_open_tokens=result.num_open_tokens,
         )
-        self.queue.push(fragments)
+        kept = without_left_out(
+            fragments, result.scores.left_out, self.ledger, self.groups if self._whole_responses else None
+        )
+        self._watch.add(sum(fragment.finished for fragment in fragments), len(kept), result.scores)
+        self.queue.push(kept)
         record.waiting_tickets = result.num_waiting_tickets
         record.oldest_version = result.version if result.oldest_open_version is None else result.oldest_open_version
         self._statistics.add(result, fragments)
@@ -217,22 +226,28 @@ class RolloutController:
         self.ledger.record_trained(num_tokens)
         return self.ledger.check(queue_tokens=self.queue.num_tokens + self.groups.num_tokens)
 
-    def restart(self, ledger: Ledger | None = None, queued: Iterable[Fragment] = ()) -> None:
-        """Abandons open episodes and requests, and goes on with another ledger (None: a new one) and queue."""
+    def restart(
+        self,
+        ledger: Ledger | None = None,
+        queued: Iterable[Fragment] = (),
+        left_out: Mapping[int, int] | None = None,
+    ) -> None:
+        """Abandons open episodes and requests, and goes on with another ledger (None: a new one), queue and open groups."""
         self.abandon()
         self.ledger = ledger or Ledger(
             seed=self.ledger.seed, group_size=self._group_size, num_problems=self.ledger.num_problems
         )
         self.queue = TrainQueue()
         self.queue.push(queued)
-        self.groups = GroupBuffer(self._group_size)
+        self.groups = GroupBuffer(self._group_size, left_out)
+        self._watch.clear()
         self._requests.clear()
         self._statistics = RolloutStatistics()
 
     def state(self) -> dict[str, Any]:
         """Returns the state for a checkpoint: the ledger, and the fragments that wait for an update."""
         waiting = table_from_fragments(self.queue.fragments() + self.groups.fragments())
-        return {"ledger": self.ledger.state(), "queue": waiting}
+        return {"ledger": self.ledger.state(), "queue": waiting, "left_out": self.groups.left_out}
 
     def drain_statistics(self) -> RolloutStatistics:
         """Returns the sums since the last call, how old the train queue is now, and where in the data the run is."""

@@ -6,6 +6,7 @@ of engine steps long, are applied before the first engine step of the next one.
 
 from __future__ import annotations
 
+import logging
 import time
 import uuid
 from collections.abc import Callable, Sequence
@@ -38,9 +39,12 @@ from tppo_rl.rollout.callbacks import EnvRunnerCallbacks
 from tppo_rl.rollout.chat import Chat
 from tppo_rl.rollout.engine import Engine, Sampling
 from tppo_rl.rollout.packed_weights import PackedWeights
+from tppo_rl.rollout.responses import REWARD_FAILED, Scores
 from tppo_rl.rollout.rewards import Rewards
 from tppo_rl.rollout.sample_result import SampleResult
 from tppo_rl.rollout.sampler import EpisodeLimits, Sampler, evaluate_prompts
+
+logger = logging.getLogger(__name__)
 
 _EVALUATION = -1
 """Value of `env_runner` in fragments of evaluations, which no ledger counts."""
@@ -108,11 +112,21 @@ class VLLMEnvRunner(EnvRunner):
         if self._sampler is not None:
             self._sampler.suspend()
         try:
-            return table_from_fragments(evaluate_prompts(sampler, tickets))
+            table = table_from_fragments(evaluate_prompts(sampler, tickets))
+            self._warn_of_failures(sampler.pop_scores())
+            return table
         finally:
             if self._sampler is not None:
                 self._sampler.resume()
             self._last_call_ended = time.perf_counter()
+
+    def _warn_of_failures(self, scores: Scores) -> None:
+        if scores.failures:
+            logger.warning(
+                "the environment could not score %d held-out responses, which count as wrong; the first time: %s",
+                len(scores.failures),
+                scores.failures[0].message,
+            )
 
     def score(self, tokens: Sequence[int]) -> np.ndarray:
         """Returns the log-probs that the engine's weights give to a probe, float32 [len - 1]; see `Engine.score`."""
@@ -214,7 +228,7 @@ class VLLMEnvRunner(EnvRunner):
         name: str,
         limits: EpisodeLimits,
         sampling: Sampling,
-        rewards: Rewards | None = None,
+        rewards: Rewards,
         *,
         num_slots: int,
     ) -> Sampler:
@@ -238,7 +252,7 @@ class VLLMEnvRunner(EnvRunner):
             # All held-out prompts are there at once, so they can fill all slots of the engine.
             num_slots = int(rollout.engine.arguments.get("max_num_seqs", rollout.num_envs_per_env_runner))
             self._evaluation_samplers[temperature] = self._make_sampler(
-                name, self._limits(None), Sampling(temperature), num_slots=num_slots
+                name, self._limits(None), Sampling(temperature), Rewards.of_evaluation(), num_slots=num_slots
             )
         return self._evaluation_samplers[temperature]
 
@@ -259,8 +273,11 @@ class VLLMEnvRunner(EnvRunner):
         fragments = sampler.run_until_empty() if num_engine_steps is None else sampler.run(num_engine_steps)
         if cut_windows:
             fragments += sampler.cut_windows()
-        self._log(fragments)
-        self._callbacks.sampled(fragments)
+        scores = sampler.pop_scores()
+        # A response that could not be scored has no return that one could log.
+        scored = [one for one in fragments if not one.finished or scores.left_out.get(one.episode_id) != REWARD_FAILED]
+        self._log(scored)
+        self._callbacks.sampled(scored)
         weight_seconds, self._weight_seconds = self._weight_seconds, 0.0
         idle_seconds, self._idle_seconds = self._idle_seconds, 0.0
         return SampleResult(
@@ -274,7 +291,7 @@ class VLLMEnvRunner(EnvRunner):
             slot_steps=self._since_last("slot_steps", sampler.num_slot_steps),
             productive_slot_steps=self._since_last("productive_slot_steps", sampler.num_productive_slot_steps),
             refills=self._since_last("refills", sampler.num_refills),
-            scorer_errors=tuple(sampler.pop_scorer_errors()),
+            scores=scores,
             seconds=time.perf_counter() - started,
             idle_seconds=idle_seconds,
             weight_seconds=weight_seconds,

@@ -4,13 +4,16 @@
        ▲                                                                        └─ all equal ──▶ dropped, counted
        └──────────────────── as many new prompts as were dropped ◀───────────────────┘
 
+A response that is left out of training, because it could not be scored or was cut off, is missed by its group: the group is
+complete without it, and smaller. To sample another one instead would let the others wait for it, until they are stale.
+
 The way back is dynamic sampling (DAPO, arXiv 2503.14476, section 3.2). Plain Python, tested without Ray.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from tppo_rl.core.fragments import Fragment
@@ -21,9 +24,16 @@ Group = list[Fragment]
 class GroupBuffer:
     """Whole episodes that wait for the others of their group; many wait only after a loss of env-runners."""
 
-    def __init__(self, group_size: int) -> None:
+    def __init__(self, group_size: int, left_out: Mapping[int, int] | None = None) -> None:
+        """Begins without episodes.
+
+        Args:
+            group_size: Number of responses to a prompt.
+            left_out: `left_out` of a buffer that was saved.
+        """
         self._group_size = group_size
         self._waiting: defaultdict[int, Group] = defaultdict(list)
+        self._left_out: Counter[int] = Counter(left_out or {})
 
     @property
     def num_tokens(self) -> int:
@@ -34,11 +44,28 @@ class GroupBuffer:
         """Adds finished episodes and returns the groups that they complete."""
         complete = []
         for fragment in fragments:
-            group = self._waiting[fragment.prompt_index]
-            group.append(fragment)
-            if len(group) == self._group_size:
-                complete.append(self._waiting.pop(fragment.prompt_index))
-        return complete
+            self._waiting[fragment.prompt_index].append(fragment)
+            if self._is_complete(fragment.prompt_index):
+                complete.append(self._pop(fragment.prompt_index))
+        # Groups whose last response was left out.
+        complete += [self._pop(prompt) for prompt in list(self._left_out) if self._is_complete(prompt)]
+        return [group for group in complete if group]
+
+    def leave_out(self, prompt_index: int) -> None:
+        """Makes the group of a prompt complete without one of its responses."""
+        self._left_out[prompt_index] += 1
+
+    @property
+    def left_out(self) -> dict[int, int]:
+        """Number of responses that open groups miss, by prompt."""
+        return dict(self._left_out)
+
+    def _is_complete(self, prompt_index: int) -> bool:
+        return len(self._waiting.get(prompt_index, ())) + self._left_out[prompt_index] >= self._group_size
+
+    def _pop(self, prompt_index: int) -> Group:
+        del self._left_out[prompt_index]
+        return self._waiting.pop(prompt_index, [])
 
     def fragments(self) -> list[Fragment]:
         """Returns the waiting episodes."""

@@ -1,22 +1,20 @@
-"""Rewards of training responses: a reward function, and a penalty for length.
+"""Rewards of training responses: the parts of the option `rewards`, and a penalty for length.
 
-A reward function has TRL's contract: it is called with keyword arguments, each a list with one entry for each response, and
-returns a list of numbers.
+A part is a reward function by one of two contracts. TRL's is called with keyword arguments, each a list with one entry for each
+response, and returns a list of numbers; None is "does not apply":
 
-    def reward(*, completions: list[str], **columns: list) -> list[float]: ...
+    def reward(*, prompts, completions, completion_ids, **columns) -> list[float | None]: ...
 
-| argument | an entry is |
-|---|---|
-| `prompts`, `completions` | text of the prompt; text of the response, turns joined by a line break |
-| `completion_ids` | list of sampled token ids |
-| `environment_reward` | sum of the environment's rewards for its turns |
-| `correct` | whether the environment calls the response right; None if it does not say |
-| `truncated` | whether the cap ended the response |
-| any key of the `info` that the environment's `reset` returned | its value |
+verl's is called for one response, and returns a number or a mapping with `score`:
 
-The functions of this file are registered by name (`tppo_rl.core.registry.REWARDS`). Name a function of your own by its
-place, `rewards: my_module:my_reward`. With `environment`, rewards stand where the environment gives them, at the ends of
-turns. All other rewards stand at the end of the response.
+    def compute_score(data_source, solution_str, ground_truth, extra_info=None, **reward_kwargs) -> float | dict: ...
+
+Both may be async. The environment's rewards stand at the ends of turns, where the environment gives them; all other parts stand
+at the end of the response. They are called for all responses together that ended within one request to the env-runner, never between engine
+steps.
+
+A part that raises, gives no finite number or a list of another length has failed: `on_reward_failure` says what becomes of the
+response, and it is counted. No failure is a reward of 0. Not scored either are responses on which the environment failed.
 
 Overlong shaping (DAPO, arXiv 2503.14476, eq. 13), for a response of n tokens under a cap L with a buffer of b tokens:
 
@@ -24,53 +22,25 @@ Overlong shaping (DAPO, arXiv 2503.14476, eq. 13), for a response of n tokens un
     (L - b - n) / b    L - b < n <= L
     -1                 n > L
 
-Evaluation scores responses without any of this.
+Evaluation scores responses by the environment alone.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import Any
 
 from tppo_rl.config.options import Options
+from tppo_rl.core.errors import OptionError
 from tppo_rl.core.registry import REWARDS
+from tppo_rl.core.reward_parts import ENVIRONMENT, NOTHING_APPLIES, RewardPart, RewardParts
+from tppo_rl.rollout.responses import Failure, Response, Scores, Verdict
+from tppo_rl.rollout.reward_functions import Outcome, RewardFunction
+from tppo_rl.rollout.reward_terms import Term, unknown_correctness
 
-ENVIRONMENT = "environment"
-
-RewardFunction = Callable[..., Sequence[float]]
-"""A reward function by the contract at the head of this file."""
-
-
-def environment(*, environment_reward: Sequence[float], **columns: Any) -> list[float]:
-    """Returns the environment's rewards."""
-    return list(environment_reward)
-
-
-def zero_one(*, correct: Sequence[bool | None], truncated: Sequence[bool], **columns: Any) -> list[float]:
-    """Returns 1 for a right response, else 0."""
-    return [1.0 if right else 0.0 for right in _known("zero_one", correct, truncated)]
-
-
-def plus_minus_one(*, correct: Sequence[bool | None], truncated: Sequence[bool], **columns: Any) -> list[float]:
-    """Returns 1 for a right response, else -1."""
-    return [1.0 if right else -1.0 for right in _known("plus_minus_one", correct, truncated)]
-
-
-def _known(name: str, correct: Sequence[bool | None], truncated: Sequence[bool]) -> list[bool]:
-    """Whether responses are right; a truncated one of unknown correctness counts as wrong."""
-    for right, cut in zip(correct, truncated, strict=True):
-        if right is None and not cut:
-            raise _unknown(f"rewards={name!r}", "set rewards to 'environment'")
-    return [bool(right) for right in correct]
-
-
-def _unknown(key: str, otherwise: str) -> ValueError:
-    return ValueError(
-        f"{key}: the environment ended an episode and did not say whether it was right; let its last step give "
-        f"info['correct'], or {otherwise}"
-    )
+DROP, RETRY, WRONG = "drop", "retry", "wrong"
+"""Values of `on_reward_failure`; WRONG is one of `truncated_responses`, too."""
+MASK = "mask"
 
 
 def overlong_penalty(length: int, *, cap: int, buffer: int) -> float:
@@ -84,48 +54,47 @@ def overlong_penalty(length: int, *, cap: int, buffer: int) -> float:
     return max(-1.0, min(0.0, (cap - buffer - length) / buffer))
 
 
-@dataclass(frozen=True)
-class Response:
-    """A response that has ended, as a reward function sees it."""
-
-    prompt: str
-    completion: str
-    completion_ids: Sequence[int]
-    length: int
-    """Tokens after the prompt, environment text included."""
-    environment_reward: float
-    correct: bool | None
-    truncated: bool
-    columns: Mapping[str, Any] = field(default_factory=dict)
-    """Further arguments of reward functions, from the environment's `reset`."""
-
-
 class Rewards:
     """Rewards of the training split.
 
     Args:
-        function: The reward function.
-        name: Its name in the option.
+        parts: What the reward adds up.
         max_response_length: Cap of the responses, tokens.
         overlong_buffer: Number of last tokens under the cap over which the penalty grows; 0: no penalty.
         imitates_right: Whether right responses are imitated, so that every environment must say which are right.
+        on_failure: What becomes of a response that could not be scored.
+        truncated: What becomes of a response that the cap cut off.
+        wrong_reward: Reward of what counts as wrong unscored; None: the sum of the parts.
+
+    Raises:
+        OptionError: no such reward function, or arguments that it does not take.
     """
 
     def __init__(
         self,
-        function: RewardFunction = environment,
-        name: str = ENVIRONMENT,
+        parts: RewardParts | None = None,
         *,
         max_response_length: int = 0,
         overlong_buffer: int = 0,
         imitates_right: bool = False,
+        on_failure: str = DROP,
+        truncated: str = "score",
+        wrong_reward: float | None = None,
     ) -> None:
-        self._function = function
-        self._name = name
-        self._per_turn = name == ENVIRONMENT
+        self.on_failure = on_failure
+        self.truncated = truncated
+        self._parts = parts or RewardParts.parse(ENVIRONMENT)
+        self._per_turn = sum(part.weight for part in self._parts if part.spec.name == ENVIRONMENT)
+        self._gives_turns = any(part.spec.name == ENVIRONMENT for part in self._parts)
+        self._functions = [
+            _function(self._parts, index, part)
+            for index, part in enumerate(self._parts)
+            if part.spec.name != ENVIRONMENT
+        ]
         self._cap = max_response_length
         self._overlong_buffer = overlong_buffer
         self._imitates_right = imitates_right
+        self._wrong_reward = wrong_reward
 
     @classmethod
     def of(cls, options: Options) -> Rewards:
@@ -134,49 +103,105 @@ class Rewards:
         Raises:
             OptionError: no such reward function, or arguments that it does not take.
         """
-        cap, fraction = options.rollout.max_response_length, options.rewards.overlong_fraction
-        buffer = 0 if fraction is None else max(1, round(fraction * cap))
-        part = options.rewards.rewards
+        own = options.rewards
+        cap = options.rollout.max_response_length
         return cls(
-            REWARDS.resolve(part),
-            part.name,
+            own.rewards,
             max_response_length=cap,
-            overlong_buffer=buffer,
+            overlong_buffer=0 if own.overlong_fraction is None else max(1, round(own.overlong_fraction * cap)),
             imitates_right=options.policy_loss.positive_lm_coef > 0,
+            on_failure=own.on_reward_failure,
+            truncated=own.truncated_responses,
+            wrong_reward=own.wrong_reward,
         )
+
+    @classmethod
+    def of_evaluation(cls) -> Rewards:
+        """Returns the rewards of held-out responses: the environment's; what it cannot score counts as wrong."""
+        return cls(on_failure=WRONG)
+
+    @property
+    def calls_functions(self) -> bool:
+        """Whether anything but the environment scores responses."""
+        return bool(self._functions)
 
     def of_turn(self, reward: float) -> float:
         """Returns the reward of a turn, given the environment's reward."""
-        return reward if self._per_turn else 0.0
+        return reward * self._per_turn if self._gives_turns else 0.0
 
-    def of_episode(self, response: Response) -> float:
-        """Returns the reward that the end of the episode adds to that of its last turn.
+    def penalty(self, length: int) -> float:
+        """Returns the penalty for the length of a response, tokens."""
+        if not self._overlong_buffer:
+            return 0.0
+        return overlong_penalty(length, cap=self._cap, buffer=self._overlong_buffer)
+
+    def of_wrong(self, environment_wrong: float) -> float:
+        """Returns the reward of a response that counts as wrong without having been scored.
+
+        Args:
+            environment_wrong: What the environment gives a wrong response.
+        """
+        if self._wrong_reward is not None:
+            return self._wrong_reward
+        by_name = {ENVIRONMENT: environment_wrong, "plus_minus_one": -1.0}
+        return sum(part.weight * by_name.get(part.spec.name, 0.0) for part in self._parts)
+
+    def verdicts(self, responses: Sequence[Response], scores: Scores, *, version: int = 0) -> list[Verdict]:
+        """Lets all parts score responses; the rewards are those that the ends of episodes add, without the penalty.
+
+        Args:
+            responses: Responses that have ended.
+            scores: Gets what the parts gave, and what they log beside.
+            version: Policy version, for functions that ask for it.
 
         Raises:
-            ValueError: the reward function does not return one finite number, or right responses are imitated and the
-                environment does not say which are right.
+            OptionError: an option cannot work with the environment, for example because it does not say what is right.
         """
-        if self._imitates_right and response.correct is None and not response.truncated:
-            raise _unknown("positive_lm_coef", "set positive_lm_coef to 0")
-        penalty = 0.0
-        if self._overlong_buffer:
-            penalty = overlong_penalty(response.length, cap=self._cap, buffer=self._overlong_buffer)
-        return penalty if self._per_turn else self._score(response) + penalty
+        if not responses:
+            return []
+        if self._imitates_right and any(one.correct is None and not one.truncated for one in responses):
+            raise unknown_correctness("positive_lm_coef", "set positive_lm_coef to 0")
+        outcomes = self._outcomes(responses, version, scores)
+        for part in self._parts:
+            if part.spec.name == ENVIRONMENT:
+                outcomes[part.name] = [response.environment_reward for response in responses]
+        verdicts = [
+            self._verdict({name: given[index] for name, given in outcomes.items()}) for index in range(len(responses))
+        ]
+        for verdict in verdicts:
+            for name, value in verdict.parts.items():
+                scores.add_values(name, [value])
+        return verdicts
 
-    def _score(self, response: Response) -> float:
-        columns = {
-            **response.columns,
-            "prompts": response.prompt,
-            "completions": response.completion,
-            "completion_ids": list(response.completion_ids),
-            "environment_reward": response.environment_reward,
-            "correct": response.correct,
-            "truncated": response.truncated,
-        }
-        scores = self._function(**{name: [value] for name, value in columns.items()})
-        score = scores[0] if isinstance(scores, Sequence) and len(scores) == 1 else None
-        if isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score):
-            raise ValueError(
-                f"rewards={self._name!r}: must return one finite number for each response, in a list; got {scores!r} for one"
-            )
-        return float(score)
+    def _outcomes(self, responses: Sequence[Response], version: int, scores: Scores) -> dict[str, list[Outcome]]:
+        # All are begun before the first one is waited for: async parts run at the same time.
+        begun = [(function, function.begin(responses, version, scores)) for function in self._functions]
+        outcomes = {function.part.name: collect() for function, collect in begun}
+        if self.on_failure == RETRY:
+            for function in self._functions:
+                given = outcomes[function.part.name]
+                failed = [index for index, outcome in enumerate(given) if isinstance(outcome, Failure)]
+                if failed:
+                    again = function.begin([responses[index] for index in failed], version, scores)()
+                    for index, outcome in zip(failed, again, strict=True):
+                        given[index] = outcome
+        return outcomes
+
+    def _verdict(self, outcomes: dict[str, Outcome]) -> Verdict:
+        failures = tuple(outcome for outcome in outcomes.values() if isinstance(outcome, Failure))
+        values = {name: outcome for name, outcome in outcomes.items() if isinstance(outcome, float)}
+        if not failures and not values:
+            failures = (Failure(NOTHING_APPLIES, NOTHING_APPLIES, "no part of rewards applies: all returned None"),)
+        weights = {function.part.name: function.part.weight for function in self._functions}
+        reward = sum(weight * values[name] for name, weight in weights.items() if name in values)
+        return Verdict(reward, values, failures)
+
+
+def _function(parts: RewardParts, index: int, part: RewardPart) -> RewardFunction:
+    try:
+        function: Any = REWARDS.resolve(part.spec)
+    except OptionError as error:
+        raise parts.message(index, error) from None
+    if isinstance(function, Term):
+        function.load()
+    return RewardFunction(part, function)

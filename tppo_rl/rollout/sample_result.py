@@ -7,6 +7,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from tppo_rl.rollout.responses import Scores
+
 
 @dataclass(frozen=True)
 class SampleResult:
@@ -30,8 +32,8 @@ class SampleResult:
     """Slot-steps of this call that produced a token."""
     refills: int = 0
     """Episodes that began in this call."""
-    scorer_errors: tuple[str, ...] = ()
-    """Errors of the environment's scorers in this call; the environment chose the score of these responses."""
+    scores: Scores = field(default_factory=Scores)
+    """What scoring gave in this call; it says which of the fragments are not trained."""
     seconds: float = 0.0
     """Duration of this call."""
     idle_seconds: float = 0.0

@@ -4,6 +4,9 @@
                             ▲                                      └─ episode over ▶ finished fragment ─┐
                             └───────────────────── next prompt, at the very next engine step ◀──────────┘
 
+An episode that is over gives up its slot at once. Where functions score responses, all that ended in one `run` wait for its end
+and are scored together, so that no engine step waits for a function.
+
 Prompts are made in batches of as many as there are slots. A prompt that is made alone, between engine steps, takes some
 five times as long, because the processor's caches then hold the engine.
 
@@ -15,14 +18,17 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from tppo_rl.core.fragments import Fragment
 from tppo_rl.core.prompts import Ticket
 from tppo_rl.rollout.chat import Chat
+from tppo_rl.rollout.dialogs import Dialog, Step
+from tppo_rl.rollout.endings import Ending, Endings
 from tppo_rl.rollout.engine import Engine, Output, Request, Sampling
-from tppo_rl.rollout.rewards import Response, Rewards
+from tppo_rl.rollout.responses import Failure, Scores
+from tppo_rl.rollout.rewards import RETRY, WRONG, Rewards
 from tppo_rl.rollout.window_buffer import OpenEpisode
 
 
@@ -36,19 +42,6 @@ class _Prompt:
     tokens: list[int]
     info: Mapping[str, Any]
     """Info that the environment's reset returned with the text."""
-
-
-@dataclass
-class _Dialog:
-    """The exchange of environment and model so far."""
-
-    env: Any
-    prompt: str
-    info: Mapping[str, Any]
-    turns: list[str] = field(default_factory=list)
-    """Turns of the model."""
-    reward: float = 0.0
-    """Sum of the environment's rewards."""
 
 
 @dataclass(frozen=True)
@@ -95,19 +88,19 @@ class Sampler:
         self.num_slot_steps = 0
         self.num_productive_slot_steps = 0
         self.num_refills = 0
-        self._scorer_errors: list[str] = []
         self._engine = engine
         self._chat = chat
         self._limits = limits
         self._sampling = sampling
         self._rewards = rewards or Rewards()
+        self._endings = Endings(self._rewards)
         self._env_runner = env_runner
         self._name = name
         self._make_env = make_env
         self._unused_envs = [make_env() for _ in range(num_slots)]
         self._prompts: deque[_Prompt] = deque()
         self._open: dict[str, OpenEpisode] = {}
-        self._dialogs: dict[str, _Dialog] = {}
+        self._dialogs: dict[str, Dialog] = {}
         self._closed: list[Fragment] = []
         self.num_slots = num_slots
 
@@ -126,7 +119,7 @@ class Sampler:
     @property
     def num_open_tokens(self) -> int:
         """Sampled tokens that no fragment holds yet."""
-        return sum(episode.open_tokens for episode in self._open.values())
+        return sum(episode.open_tokens for episode in self._open.values()) + self._endings.num_tokens
 
     @property
     def oldest_open_version(self) -> int | None:
@@ -148,6 +141,7 @@ class Sampler:
             self.num_productive_slot_steps += len(outputs)
             for output in outputs:
                 self._take(output)
+        self._closed += self._endings.settle(self._engine.version)
         return self._hand_over()
 
     def run_until_empty(self) -> list[Fragment]:
@@ -164,10 +158,9 @@ class Sampler:
                 self._closed.append(episode.close_window())
         return self._hand_over()
 
-    def pop_scorer_errors(self) -> list[str]:
-        """Returns the errors of the environment's scorers since the last call (`info["scorer_error"]`)."""
-        errors, self._scorer_errors = self._scorer_errors, []
-        return errors
+    def pop_scores(self) -> Scores:
+        """Returns what scoring gave since the last call; it says which of the returned fragments are not to be trained."""
+        return self._endings.pop_scores()
 
     def suspend(self) -> None:
         """Takes the open episodes off the engine; the episodes stay as they are."""
@@ -186,6 +179,7 @@ class Sampler:
         self._dialogs.clear()
         self._prompts.clear()
         self._closed.clear()
+        self._endings.clear()
         self.tickets.clear()
 
     def close(self) -> None:
@@ -222,7 +216,7 @@ class Sampler:
         request_id = f"{self._name}-{prompt.ticket.episode_id}"
         assert request_id not in self._open, f"two tickets for episode {prompt.ticket.episode_id}"
         self._open[request_id] = OpenEpisode(prompt.ticket, prompt.tokens, self._env_runner, self._engine.version)
-        self._dialogs[request_id] = _Dialog(prompt.env, prompt.text, prompt.info)
+        self._dialogs[request_id] = Dialog(prompt.env, prompt.text, prompt.info)
         self.num_refills += 1
         self._submit(request_id)
 
@@ -247,45 +241,39 @@ class Sampler:
     def _end_turn(self, request_id: str, episode: OpenEpisode, turn_ended: bool) -> None:
         dialog = self._dialogs[request_id]
         said = self._chat.text(episode.turn_tokens)
-        text, reward, terminated, truncated, info = dialog.env.step(said)
-        if "scorer_error" in info:
-            self._scorer_errors.append(str(info["scorer_error"]))
-        dialog.turns.append(said)
-        if reward:
-            dialog.reward += float(reward)
-            episode.add_reward(self._rewards.of_turn(float(reward)))
-        if terminated or truncated or not turn_ended:
+        if not turn_ended and self._rewards.truncated == WRONG:
+            dialog.turns.append(said)
+            self._finish(request_id, terminated=False, cut=True)
+            return
+        step = dialog.say(said, attempts=2 if self._rewards.on_failure == RETRY else 1)
+        if isinstance(step, Failure):
+            self._finish(request_id, terminated=turn_ended, cut=not turn_ended, failure=step)
+            return
+        if step.ended or not turn_ended:
             # A response that the cap stopped is scored like any other, but it is not terminated: the policy did not end it.
-            self._finish(request_id, terminated=bool(terminated and turn_ended), correct=info.get("correct"))
+            self._finish(request_id, terminated=step.terminated and turn_ended, cut=not turn_ended, last=step)
             return
-        next_turn = self._chat.user_turn(text)
+        next_turn = self._chat.user_turn(step.text)
         if episode.response_length + len(next_turn) >= self._limits.max_response_length:
-            self._finish(request_id, terminated=False, correct=info.get("correct"))
+            self._finish(request_id, terminated=False, cut=True, last=step)
             return
+        if step.reward:
+            episode.add_reward(self._rewards.of_turn(step.reward))
+        dialog.observations.append(step.text)
         if episode.open_tokens == self._limits.window_length:
             self._closed.append(episode.close_window())
         episode.add_environment_text(next_turn)
         self._submit(request_id)
 
-    def _finish(self, request_id: str, *, terminated: bool, correct: bool | None) -> None:
-        episode, dialog = self._open.pop(request_id), self._dialogs.pop(request_id)
-        response = Response(
-            prompt=dialog.prompt,
-            completion="\n".join(dialog.turns),
-            completion_ids=episode.sampled_tokens(),
-            length=episode.response_length,
-            environment_reward=dialog.reward,
-            correct=correct,
-            truncated=not terminated,
-            columns=dialog.info,
-        )
-        # A truncated response is wrong if the environment does not say; the policy did not end it.
-        known = None if correct is None and terminated else bool(correct)
-        if shaped := self._rewards.of_episode(response):
-            episode.add_reward(shaped)
-        fragment = episode.close_window(terminated=terminated, truncated=not terminated, correct=known)
-        self._closed.append(fragment)
-        self._unused_envs.append(dialog.env)
+    def _finish(
+        self, request_id: str, *, terminated: bool, cut: bool, last: Step | None = None, failure: Failure | None = None
+    ) -> None:
+        """Frees the slot; the window that holds the last token stays open until the episode is scored."""
+        dialog = self._dialogs.pop(request_id)
+        self._endings.add(Ending(self._open.pop(request_id), dialog, terminated, cut, last, failure))
+        self._unused_envs += dialog.give_back(failure)
+        if not self._rewards.calls_functions:
+            self._closed += self._endings.settle(self._engine.version)
 
     def _hand_over(self) -> list[Fragment]:
         closed, self._closed = self._closed, []

@@ -74,6 +74,7 @@ class SimulatedRunner:
             num_open_tokens=sampler.num_open_tokens,
             oldest_open_version=sampler.oldest_open_version,
             num_waiting_tickets=sampler.num_waiting_tickets,
+            scores=sampler.pop_scores(),
         )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from tppo_rl.core.fragments import Fragment
 from tppo_rl.rollout.groups import GroupSample
+from tppo_rl.rollout.responses import REWARD_FAILED, Scores
 from tppo_rl.rollout.sample_result import SampleResult
 
 
@@ -18,7 +19,8 @@ class RolloutStatistics:
     slot_steps: int = 0
     productive_slot_steps: int = 0
     refills: int = 0
-    scorer_errors: list[str] = field(default_factory=list)
+    scores: Scores = field(default_factory=Scores)
+    """What scoring gave."""
     sampling_seconds: float = 0.0
     idle_seconds: float = 0.0
     weight_seconds: float = 0.0
@@ -33,6 +35,12 @@ class RolloutStatistics:
     """RLlib's metrics of each result."""
 
     @property
+    def scored_fragments(self) -> list[Fragment]:
+        """Fragments without the last windows of responses that could not be scored, whose returns mean nothing."""
+        left_out = self.scores.left_out
+        return [one for one in self.fragments if not one.finished or left_out.get(one.episode_id) != REWARD_FAILED]
+
+    @property
     def seconds(self) -> float:
         """Time of all env-runners together."""
         return self.sampling_seconds + self.idle_seconds + self.weight_seconds
@@ -42,7 +50,7 @@ class RolloutStatistics:
         self.slot_steps += result.slot_steps
         self.productive_slot_steps += result.productive_slot_steps
         self.refills += result.refills
-        self.scorer_errors += result.scorer_errors
+        self.scores.add(result.scores)
         self.sampling_seconds += result.seconds
         self.idle_seconds += result.idle_seconds
         self.weight_seconds += result.weight_seconds
