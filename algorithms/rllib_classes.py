@@ -18,7 +18,6 @@ from tppo_rl.algorithms.resources import check_resources
 from tppo_rl.algorithms.rllib_config import LanguageModelConfig
 from tppo_rl.algorithms.rllib_internals import report_restored, trial_folder
 from tppo_rl.algorithms.tppo import TrainingLoop
-from tppo_rl.base_models import resolve_model
 from tppo_rl.config.options import Options
 from tppo_rl.core.algorithm_spec import AlgorithmSpec
 from tppo_rl.core.errors import OptionError
@@ -50,7 +49,7 @@ class LanguageModelAlgorithm(Algorithm):
         check_resources(config)
         super().setup(config)
         self.options = options = self.config.options
-        chat = Chat.from_pretrained(resolve_model(str(options.models.policy_model)))
+        chat = Chat.of(options)
         recorder = RunRecorder(options, self._results_folder(), chat.text)
         weights = WeightSync(
             self.learner_group,

@@ -125,22 +125,34 @@ class WeightSync:
 
         Raises:
             RuntimeError: an engine does not hold the trainer's weights, or did not take them in time.
+            Exception: the error of an engine that could not start or could not take the weights.
         """
         self.wait_until_delivered()
         (expected,) = self._log_probs_of_trainer([self._probe], temperature=1.0)
-        if self._group.healthy_env_runner_ids():
+        if env_runners := self._group.healthy_env_runner_ids():
             scores = self._group.foreach_env_runner(
-                "score", kwargs={"tokens": self._probe}, local_env_runner=False, timeout_seconds=None
+                "score",
+                kwargs={"tokens": self._probe},
+                remote_worker_ids=env_runners,
+                local_env_runner=False,
+                timeout_seconds=None,
             )
         else:
+            env_runners = [0]
             scores = [self._group.local_env_runner.score(self._probe)]
-        difference = max((float(np.abs(score - expected).mean()) for score in scores), default=0.0)
+        for score in scores:
+            if isinstance(score, Exception):
+                raise score
+        if not scores:
+            raise RuntimeError(f"weight sync failed: none of the env-runners {env_runners} answered; all were lost meanwhile")
+        difference = max((float(np.abs(score - expected).mean()) for score in scores))
         if not difference <= self._largest_diff:
             raise RuntimeError(
                 f"weight sync failed: engine and trainer differ by {difference:.2e} nats on average over a probe of {PROBE_LENGTH} "
                 f"tokens (largest allowed: {self._largest_diff:.0e}); the engine samples from other weights than are trained"
             )
-        self._proof_is_due = False
+        # One that was lost meanwhile gets the weights again when it is back, and has to prove them then.
+        self._proof_is_due = len(scores) < len(env_runners)
         return difference
 
     def wait_until_delivered(self) -> None:
