@@ -32,7 +32,7 @@ from tppo_rl.rollout.chat import Chat
 from tppo_rl.rollout.controller import RolloutController
 from tppo_rl.rollout.evaluation import HeldoutEvaluator
 from tppo_rl.rollout.ledger import Ledger
-from tppo_rl.rollout.weight_sync import WeightSync
+from tppo_rl.rollout.weight_sync import WeightSync, probe_tokens
 
 _STATE = "tppo"
 """Of the loop, in RLlib's state of an algorithm."""
@@ -55,7 +55,7 @@ class LanguageModelAlgorithm(Algorithm):
             self.learner_group,
             self.env_runner_group,
             dtype=options.models.dtype,
-            vocabulary_size=chat.vocabulary_size,
+            probe=probe_tokens(chat, options.rollout.max_prompt_length),
             first_change=options.critic.critic_warmup_updates + 1,
         )
         rollouts = RolloutController(

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 from tokenizers import AddedToken
-from transformers import AutoModelForCausalLM, AutoTokenizer, CONFIG_MAPPING
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoTokenizer
 
 from tppo_rl.base_models import resolve_model
 
@@ -28,9 +28,7 @@ class Family(NamedTuple):
 _CHATML = "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n"
 _EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "decoder_sparse_step": 1}
 _GEMMA = "<start_of_turn>{{ 'model' if m.role == 'assistant' else m.role }}\n{{ m.content }}<end_of_turn>\n"
-_THINKING = (
-    "<|im_start|>{{ m.role }}\n{{ m.content.split('</think>')[-1] if m.role == 'assistant' else m.content }}<|im_end|>\n"
-)
+_THINKING = "<|im_start|>{{ m.role }}\n{{ m.content.split('</think>')[-1] if m.role == 'assistant' else m.content }}<|im_end|>\n"
 
 FAMILIES: dict[str, Family] = {
     "qwen2": Family("qwen2", "<|im_end|>", _CHATML, "<|im_start|>assistant\n"),

@@ -36,7 +36,10 @@ def config_of(name: str, folder: Path, results: Path) -> TPPOConfig:
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=pytest.mark.integration if name in IN_EVERY_RUN else pytest.mark.slow) for name in FAMILIES],
+    [
+        pytest.param(name, marks=pytest.mark.integration if name in IN_EVERY_RUN else pytest.mark.slow)
+        for name in FAMILIES
+    ],
 )
 def test_a_family_trains(name: str, tmp_path: Path) -> None:
     algorithm: Any = config_of(name, make_family(name, tmp_path / "model"), tmp_path / "run").build_algo()
@@ -44,7 +47,9 @@ def test_a_family_trains(name: str, tmp_path: Path) -> None:
         for _ in range(3):
             result = algorithm.train()
         mean = result["run"]["largest_fresh_log_prob_diff"]
-        print(f"{name}: largest difference of log-probs {mean:.1e}, probe {result['mismatch']['probe_log_prob_diff']:.1e}")
+        print(
+            f"{name}: largest difference of log-probs {mean:.1e}, probe {result['mismatch']['probe_log_prob_diff']:.1e}"
+        )
         assert mean <= 1e-5
         assert result["mismatch"]["probe_log_prob_diff"] <= 1e-5
         assert result["heldout_latest"]["sampled"]["truncated"] < 1

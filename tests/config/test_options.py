@@ -32,6 +32,7 @@ OPTION_NAMES = {
     "lora", "attention", "packing", "context_gradient", "context_cache_tokens", "critic_layers", "parallel_critic",
     "policy_token_fraction", "unfinished_advantage_scale", "policy_loss", "num_cpus_per_env_runner", "num_gpus_per_env_runner",
     "num_cpus_per_learner", "num_gpus_per_learner",
+    "system_prompt", "prompt_template", "chat_template_args", "end_of_turn", "stop",
 }  # fmt: skip
 
 MODEL = {"policy_model": "tppo_rl/arithmetic-chain"}
