@@ -92,8 +92,8 @@ FAMILIES: dict[str, Family] = {
 }
 
 
-def make_family(name: str, folder: Path, *, seed: int = 0) -> Path:
-    """Saves a random model of a family with a tokenizer in its clothes, and returns the folder.
+def make_family(name: str, folder: Path, *, seed: int = 0, wide: bool = False) -> Path:
+    """Saves a random model of a family with a tokenizer in its clothes, and returns the folder; it is 32 or 256 wide.
 
     The tokenizer's own eos is another token than the one that ends a turn, as in Gemma, Phi-3 and Llama 3.
     """
@@ -124,6 +124,8 @@ def make_family(name: str, folder: Path, *, seed: int = 0) -> Path:
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
     }
+    if wide:
+        sizes |= {"hidden_size": 256, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 1024}
     values = {key: value for key, value in (sizes | family.config).items() if value is not None}
     if family.model_type == "gpt2":
         values = {key: value for key, value in values.items() if key not in _NOT_OF_GPT2}
