@@ -37,10 +37,10 @@ FAMILIES: dict[str, Family] = {
         "<|im_end|>",
         _THINKING,
         "<|im_start|>assistant\n{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}",
-        config={"head_dim": 16},
+        config={"head_dim": 32},
     ),
     "qwen3_moe": Family(
-        "qwen3_moe", "<|im_end|>", _CHATML, "<|im_start|>assistant\n", config=_EXPERTS | {"head_dim": 16}
+        "qwen3_moe", "<|im_end|>", _CHATML, "<|im_start|>assistant\n", config=_EXPERTS | {"head_dim": 32}
     ),
     "llama3": Family(
         "llama",
@@ -55,7 +55,7 @@ FAMILIES: dict[str, Family] = {
         _GEMMA,
         "<start_of_turn>model\n",
         begin="<bos>",
-        config={"head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 32, "tie_word_embeddings": True},
+        config={"head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window": 32, "tie_word_embeddings": True},
     ),
     "gemma3": Family(
         "gemma3_text",
@@ -63,7 +63,7 @@ FAMILIES: dict[str, Family] = {
         _GEMMA,
         "<start_of_turn>model\n",
         begin="<bos>",
-        config={"head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 32, "tie_word_embeddings": True},
+        config={"head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window": 32, "tie_word_embeddings": True},
     ),
     "mistral": Family(
         "mistral",
@@ -87,13 +87,13 @@ FAMILIES: dict[str, Family] = {
         "gpt2",
         "<|endoftext|>",
         None,
-        config={"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 512, "tie_word_embeddings": True},
+        config={"n_embd": 64, "n_layer": 2, "n_head": 2, "n_positions": 512, "tie_word_embeddings": True},
     ),
 }
 
 
 def make_family(name: str, folder: Path, *, seed: int = 0, wide: bool = False) -> Path:
-    """Saves a random model of a family with a tokenizer in its clothes, and returns the folder; it is 32 or 256 wide.
+    """Saves a random model of a family with a tokenizer in its clothes, and returns the folder; it is 64 or 256 wide.
 
     The tokenizer's own eos is another token than the one that ends a turn, as in Gemma, Phi-3 and Llama 3.
     """
@@ -114,7 +114,7 @@ def make_family(name: str, folder: Path, *, seed: int = 0, wide: bool = False) -
         tokenizer.eos_token = family.end_of_turn
     sizes = {
         "vocab_size": len(tokenizer),
-        "hidden_size": 32,
+        "hidden_size": 64,
         "num_hidden_layers": 2,
         "num_attention_heads": 2,
         "num_key_value_heads": 1,
