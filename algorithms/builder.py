@@ -15,7 +15,10 @@ from tppo_rl.config.options import OPTIONS, SECTIONS, with_new_names
 from tppo_rl.core.errors import OptionError, unknown_key
 
 METHODS: dict[str, tuple[tuple[str, ...], str]] = {
-    "language_model": (("models",), "Sets the models, their number formats, and where critic and reference come from."),
+    "language_model": (
+        ("models", "chat"),
+        "Sets the models, their number formats, where critic and reference come from, and the text around prompts.",
+    ),
     "env_runners": (("rollout", "groups", "rewards"), "Sets windows, caps, sampling, groups, rewards and engine."),
     "learners": (("learners",), "Sets what learners hold, share and compute at a time."),
     "training": (

@@ -21,9 +21,14 @@ class OptionBuilder(AlgorithmConfig):
         weights_dtype: Literal["float32", "bfloat16"] = ...,
         lora: Mapping[str, Any] | None = ...,
         attention: Literal["sdpa", "flash_attention_2", "flex_attention"] = ...,
+        system_prompt: str | None = ...,
+        prompt_template: str | None = ...,
+        chat_template_args: Mapping[str, Any] = ...,
+        end_of_turn: int | str | Sequence[int | str] = ...,
+        stop: str | Sequence[str] = ...,
         **kwargs: Any,
     ) -> Self:
-        """Sets the models, their number formats, and where critic and reference come from."""
+        """Sets the models, their number formats, where critic and reference come from, and the text around prompts."""
 
     def env_runners(
         self,

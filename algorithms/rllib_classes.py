@@ -18,7 +18,6 @@ from tppo_rl.algorithms.resources import check_resources
 from tppo_rl.algorithms.rllib_config import LanguageModelConfig
 from tppo_rl.algorithms.rllib_internals import report_restored, trial_folder
 from tppo_rl.algorithms.tppo import TrainingLoop
-from tppo_rl.base_models import resolve_model
 from tppo_rl.config.options import Options
 from tppo_rl.config.text_envs import num_problems
 from tppo_rl.core.algorithm_spec import AlgorithmSpec
@@ -34,7 +33,7 @@ from tppo_rl.rollout.chat import Chat
 from tppo_rl.rollout.controller import RolloutController
 from tppo_rl.rollout.evaluation import HeldoutEvaluator
 from tppo_rl.rollout.ledger import Ledger
-from tppo_rl.rollout.weight_sync import WeightSync
+from tppo_rl.rollout.weight_sync import WeightSync, probe_tokens
 
 _STATE = "tppo"
 """Of the loop, in RLlib's state of an algorithm."""
@@ -51,13 +50,13 @@ class LanguageModelAlgorithm(Algorithm):
         check_resources(config)
         super().setup(config)
         self.options = options = self.config.options
-        chat = Chat.from_pretrained(resolve_model(str(options.models.policy_model)))
+        chat = Chat.of(options)
         recorder = RunRecorder(options, self._results_folder(), chat.text)
         weights = WeightSync(
             self.learner_group,
             self.env_runner_group,
             dtype=options.models.dtype,
-            vocabulary_size=chat.vocabulary_size,
+            probe=probe_tokens(chat, options.rollout.max_prompt_length),
             first_change=options.critic.critic_warmup_updates + 1,
         )
         rollouts = RolloutController(

@@ -22,6 +22,7 @@ from tppo_rl.core.errors import OptionError, unknown_key
 from tppo_rl.learner.learner import TPPOLearner
 from tppo_rl.learner.learner_group import TPPOLearnerGroup
 from tppo_rl.learner.module import LanguageModelModule
+from tppo_rl.rollout.chat import check_chat
 from tppo_rl.rollout.env_runner import VLLMEnvRunner
 from tppo_rl.rollout.train_queue import REQUESTS_IN_FLIGHT
 
@@ -106,6 +107,7 @@ class LanguageModelConfig(OptionBuilder):
             check_model(options)
             check_environment(options)
             check_attention(options)
+            check_chat(options)
         if self.evaluation_parallel_to_training:
             raise OptionError(
                 "evaluation_parallel_to_training=True: evaluation shares engines with training; set it to False"

@@ -84,6 +84,8 @@ def _words(kind: Any, bounds: Sequence[Any]) -> Words:
             "str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]]",
         ),
         _PAIR: Words("two numbers", "Sequence[float]"),
+        tuple[str, ...]: Words("text, or a list of them", "str | Sequence[str]"),
+        tuple[int | str, ...]: Words("text, integer, or a list of them", "int | str | Sequence[int | str]"),
     }
     if kind in simple:
         return simple[kind]

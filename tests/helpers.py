@@ -69,12 +69,13 @@ class IntegerChat:
 
     vocabulary_size = 64
     end_of_turn = (0,)
+    has_stops = False
 
-    def prompt(self, text: str) -> list[int]:
+    def prompt(self, text: str, earlier: Sequence[Any] = ()) -> list[int]:
         return [60, int(text.split()[1]) % 50 + 1, 61]
 
-    def user_turn(self, text: str) -> list[int]:
-        return [62, 63]
+    def user_turn(self, text: str, *, is_closed: bool = True) -> list[int]:
+        return [62, 63] if is_closed else [0, 62, 63]
 
     def text(self, tokens: Sequence[int]) -> str:
         return "x" * len(tokens)

@@ -185,6 +185,18 @@ def warmstart(env: str, out: Path, env_config_text: str, seed: int, threads: int
     click.echo(f"{report['seconds']:.0f} s; model in {out}")
 
 
+@main.command("import-model")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@one_clear_error
+def import_model(file: Path, folder: Path) -> None:
+    """Make a model folder out of a GGUF file, for `policy_model`."""
+    from tppo_rl.pretrain.gguf_import import import_gguf
+
+    import_gguf(file, folder)
+    click.echo(f"model in {folder}")
+
+
 main.add_command(bench)
 main.add_command(plan)
 

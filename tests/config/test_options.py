@@ -34,6 +34,7 @@ OPTION_NAMES = {
     "policy_token_fraction", "unfinished_advantage_scale", "policy_loss", "num_cpus_per_env_runner", "num_gpus_per_env_runner",
     "num_cpus_per_learner", "num_gpus_per_learner", "on_reward_failure", "truncated_responses", "wrong_reward",
     "max_failed_fraction",
+    "system_prompt", "prompt_template", "chat_template_args", "end_of_turn", "stop",
 }  # fmt: skip
 
 MODEL = {"policy_model": "tppo_rl/arithmetic-chain"}

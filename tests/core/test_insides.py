@@ -19,6 +19,7 @@ ADAPTERS = (
     "tppo_rl.rollout.vllm_internals",
     "tppo_rl.rollout.rllib_internals",
     "tppo_rl.learner.rllib_internals",
+    "tppo_rl.learner.transformers_internals",
     "tppo_rl.algorithms.rllib_internals",
     "tppo_rl.tune.tune_internals",
 )

@@ -1,4 +1,5 @@
 from collections import defaultdict
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -259,6 +260,45 @@ def test_environment_text_between_turns_is_never_sampled() -> None:
         assert tokens[~sampled].tolist() == [*tokens[:3], 62, 63, 62, 63]
         for fragment in windows:
             np.testing.assert_array_equal(fragment.versions == NO_VERSION, fragment.sampled == 0)
+
+
+def test_a_stop_text_ends_a_turn_like_a_token() -> None:
+    class StoppingChat(IntegerChat):
+        has_stops = True
+
+        def is_stopped(self, earlier: Sequence[int], tokens: Sequence[int]) -> bool:
+            assert 7 not in earlier
+            return 7 in tokens
+
+    engine = SimulatedEngine(draw_lognormal_length(15.0, 1.0), vocabulary_size=16, seed=4)
+    sampler = Sampler(
+        engine,
+        lambda: CountingEnv(turns=2),
+        StoppingChat(),
+        num_slots=4,
+        limits=EpisodeLimits(8, 400, 8),
+        sampling=Sampling(),
+    )
+    sampler.tickets.extend(Ticket(index, index, index) for index in range(40))
+    fragments = sampler.run_until_empty()
+    assert sum(map(len, fragments)) == sampler.num_tokens_sampled
+    stopped = 0
+    for fragment in fragments:
+        if not fragment.finished:
+            continue
+        assert fragment.terminated
+        tokens = np.concatenate([fragment.context[fragment.prompt_length :], fragment.tokens])
+        (break_,) = np.flatnonzero((tokens[:-1] == 62) & (tokens[1:] == 63))
+        turns = tokens[:break_], tokens[break_ + 2 :]
+        # A turn that its text ended is closed by a token that the model did not sample.
+        closed = 7 in turns[0]
+        assert turns[0][-1] == 0
+        stopped += closed
+        for turn in (turns[0][: -1 if closed else None], turns[1]):
+            assert turn[-1] in (0, 7)
+            assert 7 not in turn[:-1]
+            assert 0 not in turn[:-1]
+    assert 0 < stopped < 40
 
 
 def test_cut_windows_closes_what_is_open_and_episodes_go_on() -> None:

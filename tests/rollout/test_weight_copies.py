@@ -9,12 +9,13 @@ from tppo_rl.rollout.weight_copies import WeightCopies
 
 
 class Fused:
-    """Fuses two tensors, takes a half of a third and a transposed fourth, as loaders of vLLM do."""
+    """Fuses two tensors, takes a half of a third, and transposes two, as loaders of vLLM do."""
 
     def __init__(self, dtype: torch.dtype = torch.float32) -> None:
         self.fused = torch.zeros(6, 4, dtype=dtype)
         self.half = torch.zeros(2, dtype=dtype)
         self.transposed = torch.zeros(3, 5, dtype=dtype)
+        self.square = torch.zeros(3, 3, dtype=dtype)
         self.calls = 0
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
@@ -26,6 +27,8 @@ class Fused:
                 self.half.copy_(tensor[2:])
             elif name == "wide":
                 self.transposed.copy_(tensor.t())
+            elif name == "square":
+                self.square.copy_(tensor.t())
 
 
 class Scaling(Fused):
@@ -37,7 +40,7 @@ class Scaling(Fused):
 
 def weights(seed: int, width: int = 4) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    shapes = {"up": (2, width), "down": (4, width), "long": (4,), "wide": (5, 3), "unused": (3,)}
+    shapes = {"up": (2, width), "down": (4, width), "long": (4,), "wide": (5, 3), "square": (3, 3), "unused": (3,)}
     return {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
 
 
@@ -46,6 +49,7 @@ def expect(model: Fused, given: dict[str, torch.Tensor], factor: float = 1.0) ->
     assert torch.equal(model.fused, torch.cat([given["up"], given["down"]]).mul(factor).to(dtype))
     assert torch.equal(model.half, given["long"][2:].mul(factor).to(dtype))
     assert torch.equal(model.transposed, given["wide"].t().mul(factor).to(dtype))
+    assert torch.equal(model.square, given["square"].t().mul(factor).to(dtype))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

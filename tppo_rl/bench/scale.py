@@ -332,7 +332,7 @@ class Driver:
     def __init__(self, group: Any, options: Options, folder: Path, *, polls: Callable[[], Iterator[Any]]) -> None:
         self._group = group
         learner_group = _LearnerGroup()
-        weights = _WeightSync(learner_group, group, dtype="float32", vocabulary_size=2)
+        weights = _WeightSync(learner_group, group, dtype="float32", probe=[0, 1])
         self.rollouts = _Controller(group, options, weights, restore=lambda: None)
         self.rollouts.results = deque(maxlen=_KEPT_RESULTS)
         self.learners = _Pause(learner_group, polls)

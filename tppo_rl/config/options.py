@@ -18,6 +18,7 @@ from pydantic.fields import FieldInfo
 
 from tppo_rl.config.section import Condition, Section
 from tppo_rl.config.sections.advantages import AdvantageOptions
+from tppo_rl.config.sections.chat import ChatOptions
 from tppo_rl.config.sections.compute import ComputeOptions
 from tppo_rl.config.sections.critic import CriticOptions
 from tppo_rl.config.sections.environment import EnvironmentOptions
@@ -59,6 +60,7 @@ class Options(Section):
 
     environment: EnvironmentOptions = EnvironmentOptions()
     models: ModelOptions = ModelOptions()
+    chat: ChatOptions = ChatOptions()
     rollout: RolloutOptions = RolloutOptions()
     groups: GroupOptions = GroupOptions()
     rewards: RewardOptions = RewardOptions()

@@ -3,12 +3,32 @@
 from __future__ import annotations
 
 import difflib
+import pickle
+import traceback
 from collections.abc import Iterable
 from typing import Any
 
 
 class OptionError(ValueError):
     """A bad option. The message names key, value and remedy."""
+
+
+def portable(error: Exception, where: str) -> Exception:
+    """Returns an error that another process can raise, with its traceback as a note.
+
+    Args:
+        error: The error; one that cannot be pickled becomes a RuntimeError with its type and words.
+        where: What it happened in, such as "env-runner 1".
+    """
+    note = f"In {where}:\n{''.join(traceback.format_exception(error))}"
+    try:
+        copy = pickle.loads(pickle.dumps(error))
+    except Exception:
+        copy = None
+    if type(copy) is not type(error) or str(copy) != str(error):
+        error = RuntimeError(f"{where}: {type(error).__name__}: {error}")
+    error.add_note(note)
+    return error
 
 
 def unknown_key(key: str, value: Any, known: Iterable[str]) -> str:

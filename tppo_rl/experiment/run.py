@@ -21,9 +21,10 @@ from tppo_rl.config.checks import check_options
 from tppo_rl.config.run_files import Experiment
 from tppo_rl.core.errors import OptionError
 from tppo_rl.core.result_keys import check_limits, lookup
-from tppo_rl.experiment.display import RunDisplay, sizes_table
+from tppo_rl.experiment.display import RunDisplay, memory_table, sizes_table
 from tppo_rl.experiment.result_log import ResultLog
 from tppo_rl.experiment.summary import summarize, summary_table, write_summary
+from tppo_rl.plan.memory import check_memory, machine_memory, memory_of
 
 CHECKPOINTS = "checkpoints"
 FIGURE = "accuracy.png"
@@ -50,8 +51,12 @@ def run_experiment(
         _set_aside(folder, console)
     folder.mkdir(parents=True, exist_ok=True)
     (options,) = experiment.points()
-    console.print(sizes_table(check_options(options, experiment.spec, other_keys=options)))
+    checked = check_options(options, experiment.spec, other_keys=options)
     quiet_libraries()
+    console.print(sizes_table(checked))
+    memory, available = memory_of(checked), machine_memory()
+    console.print(memory_table(memory, available))
+    check_memory(memory, checked, available)
     algorithm = build_algorithm(experiment, options, folder)
     try:
         if checkpoint is not None:

@@ -233,7 +233,8 @@ class Policy(_EvaluationMode):
 
     def logits(self, input_ids: torch.Tensor) -> torch.Tensor:
         """Returns the model's own logits, [b, n, V], for int64 token ids [b, n], without any training code."""
-        return self.model(input_ids=input_ids, use_cache=False).logits
+        with self.autocast():
+            return self.model(input_ids=input_ids, use_cache=False).logits
 
     def _head(
         self, hidden: torch.Tensor, tokens: torch.Tensor, temperature: float, entropy_gradient: bool

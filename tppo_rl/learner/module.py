@@ -13,6 +13,7 @@ from ray.rllib.core.rl_module.torch import TorchRLModule
 
 from tppo_rl.kernels.onednn_linear import use_fastest_linear
 from tppo_rl.learner.context_cache import ContextCache
+from tppo_rl.learner.hub_weights import HubLayout
 from tppo_rl.learner.lora import add_adapters, check_trained, has_adapters, merged_weights, trained_weights
 from tppo_rl.learner.models import Critic, Policy, load_causal_lm, parse_dtype, recompute_activations
 from tppo_rl.learner.sharding import WeightViews, gather_weights, is_sharded, load_weights
@@ -84,6 +85,7 @@ class LanguageModelModule(TorchRLModule, ValueFunctionAPI, InferenceOnlyAPI):
             self.reference.requires_grad_(False)
         self._gathered: dict[str, dict[str, np.ndarray] | None] = {}
         self._policy_views = WeightViews(self.policy.model)
+        self._hub_layout = HubLayout(self.policy.model)
 
     def compute_values(
         self,
@@ -124,8 +126,8 @@ class LanguageModelModule(TorchRLModule, ValueFunctionAPI, InferenceOnlyAPI):
     ) -> dict[str, Any]:
         """Returns the weights as numpy arrays.
 
-        With `inference_only` these are the policy's weights under their transformers names, for an engine. They may change
-        with the next update. Adapters are merged into them.
+        With `inference_only` these are the policy's weights as its files on a hub have them (see `hub_weights`), for an
+        engine. They may change with the next update. Adapters are merged into them.
 
         Otherwise these are copies, {"policy": {...}, "critic": {...}}, the second only with a critic. Models with adapters
         give the adapters and the value head alone. Weights of sharded models are those that the last `gather` has kept.
@@ -134,10 +136,10 @@ class LanguageModelModule(TorchRLModule, ValueFunctionAPI, InferenceOnlyAPI):
             RuntimeError: the models are sharded, and their weights were not gathered since they changed, or not here.
         """
         if inference_only and not is_sharded(self.policy) and not has_adapters(self.policy.model):
-            return self._policy_views.of_now()
+            return self._hub_layout.of(self._policy_views.of_now())
         policy = self._weights("policy", self.policy.model)
         if inference_only:
-            return merged_weights(self.policy.model, policy)
+            return self._hub_layout.of(merged_weights(self.policy.model, policy))
         state = {"policy": trained_weights(self.policy.model, policy)}
         if self.critic is not None:
             state["critic"] = trained_weights(self.critic, self._weights("critic", self.critic))
@@ -165,7 +167,7 @@ class LanguageModelModule(TorchRLModule, ValueFunctionAPI, InferenceOnlyAPI):
 
         Raises:
             RuntimeError: names or shapes of the weights are not those of the models. Models with adapters refuse merged
-                weights, which cannot be taken apart again.
+                weights, which cannot be taken apart again. So do models whose files have another layout.
         """
         whole = "policy" in state
         self.forget_gathered()
@@ -202,4 +204,7 @@ def _load(source: str, dtype: torch.dtype, config: dict[str, Any], *, num_layers
 def _load_trained(model: torch.nn.Module, weights: dict[str, Any]) -> None:
     if has_adapters(model):
         check_trained(model, weights)
+    else:
+        tied = getattr(model, "all_tied_weights_keys", {})
+        weights = weights | {name: weights[own] for name, own in tied.items() if own in weights}
     load_weights(model, weights, strict=not has_adapters(model))

@@ -9,7 +9,8 @@ from __future__ import annotations
 import logging
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -32,6 +33,7 @@ from ray.rllib.utils.metrics import (
 from tppo_rl.base_models import resolve_model
 from tppo_rl.config.options import Options
 from tppo_rl.config.text_envs import make_text_env
+from tppo_rl.core.errors import portable
 from tppo_rl.core.fragments import Fragment, table_from_fragments
 from tppo_rl.core.prompts import Ticket
 from tppo_rl.core.registry import ENGINES
@@ -59,6 +61,7 @@ class VLLMEnvRunner(EnvRunner):
     def __init__(self, *, config: Any, **kwargs: Any) -> None:
         super().__init__(config=config, **kwargs)
         self._incarnation = uuid.uuid4().hex
+        self._failure: Exception | None = None
         self._policy_version: int | None = None
         self._sampler: Sampler | None = None
         self._evaluation_samplers: dict[float, Sampler] = {}
@@ -74,7 +77,8 @@ class VLLMEnvRunner(EnvRunner):
         env.close()
         samples_here = self.worker_index or (config.num_env_runners == 0 and not config.in_evaluation)
         if samples_here:
-            self._build()
+            with self._keeping_failures():
+                self._build()
 
     # RLlib's contract
 
@@ -93,12 +97,12 @@ class VLLMEnvRunner(EnvRunner):
         try:
             return self._sample(num_engine_steps, tickets, cut_windows)
         except Exception as error:
-            # RLlib would restart the actor and try again; an error of ours must reach the user.
-            return SampleResult(table_from_fragments([]), self._incarnation, self._policy_version, error=error)
+            failure = portable(error, self._where())
+            return SampleResult(table_from_fragments([]), self._incarnation, self._policy_version, error=failure)
         finally:
             self._last_call_ended = time.perf_counter()
 
-    def evaluate(self, tickets: Sequence[Ticket], temperature: float) -> pa.Table:
+    def evaluate(self, tickets: Sequence[Ticket], temperature: float) -> pa.Table | Exception:
         """Generates a whole episode for each ticket on the held-out split, and leaves open training episodes untouched.
 
         Args:
@@ -106,18 +110,13 @@ class VLLMEnvRunner(EnvRunner):
             temperature: sampling temperature; 0 is greedy.
 
         Returns:
-            A table of finished fragments (`FRAGMENT_SCHEMA`), one for each ticket, in their order.
+            A table of finished fragments (`FRAGMENT_SCHEMA`), one for each ticket, in their order; or what went wrong.
         """
-        sampler = self._evaluation_sampler(temperature)
-        if self._sampler is not None:
-            self._sampler.suspend()
         try:
-            table = table_from_fragments(evaluate_prompts(sampler, tickets))
-            self._warn_of_failures(sampler.pop_scores())
-            return table
+            return table_from_fragments(self._evaluate(tickets, temperature))
+        except Exception as error:
+            return portable(error, self._where())
         finally:
-            if self._sampler is not None:
-                self._sampler.resume()
             self._last_call_ended = time.perf_counter()
 
     def _warn_of_failures(self, scores: Scores) -> None:
@@ -128,16 +127,15 @@ class VLLMEnvRunner(EnvRunner):
                 scores.failures[0].message,
             )
 
-    def score(self, tokens: Sequence[int]) -> np.ndarray:
-        """Returns the log-probs that the engine's weights give to a probe, float32 [len - 1]; see `Engine.score`."""
-        assert self._engine is not None
-        if self._sampler is not None:
-            self._sampler.suspend()
+    def score(self, tokens: Sequence[int]) -> np.ndarray | Exception:
+        """Returns the log-probs that the engine's weights give to a probe, float32 [len - 1]; see `Engine.score`.
+
+        An engine that could not start, could not take the weights or cannot score gives its error.
+        """
         try:
-            return self._engine.score(tokens)
-        finally:
-            if self._sampler is not None:
-                self._sampler.resume()
+            return self._score(tokens)
+        except Exception as error:
+            return portable(error, self._where())
 
     def abandon(self) -> None:
         """Drops open episodes and tickets, and counts from 0 as after a restart; the engine keeps its weights."""
@@ -165,7 +163,8 @@ class VLLMEnvRunner(EnvRunner):
             module_state = ray.get(module_state)
         version = int(state[WEIGHTS_SEQ_NO])
         packed = isinstance(module_state, PackedWeights)
-        self._engine.load_weights(module_state.unpack() if packed else module_state[DEFAULT_MODULE_ID], version)
+        with self._keeping_failures():
+            self._engine.load_weights(module_state.unpack() if packed else module_state[DEFAULT_MODULE_ID], version)
         self._policy_version = version
         self._weight_seconds += time.perf_counter() - started
         self._last_call_ended = time.perf_counter()
@@ -174,7 +173,8 @@ class VLLMEnvRunner(EnvRunner):
         return dict(self.metrics.reduce())
 
     def assert_healthy(self) -> None:
-        assert self._engine is not None or not self.worker_index, "the engine was not built"
+        built = self._engine is not None or self._failure is not None or not self.worker_index
+        assert built, "the engine was not built"
 
     def ping(self) -> str:
         """Answers RLlib's health check."""
@@ -189,9 +189,20 @@ class VLLMEnvRunner(EnvRunner):
 
     # Construction
 
+    @contextmanager
+    def _keeping_failures(self) -> Iterator[None]:
+        """Keeps an error for the next call that can report it: RLlib would restart the actor, which fails again, for ever."""
+        try:
+            yield
+        except Exception as error:
+            self._failure = portable(error, self._where())
+
+    def _where(self) -> str:
+        return f"env-runner {self.worker_index}"
+
     def _build(self) -> None:
         options = self._options
-        self._chat = Chat.from_pretrained(resolve_model(str(options.models.policy_model)))
+        self._chat = Chat.of(options)
         self._engine = self._build_engine()
         # An env-runner for evaluations alone has no training episodes.
         if not self.config.in_evaluation:
@@ -263,7 +274,35 @@ class VLLMEnvRunner(EnvRunner):
 
     # Sampling
 
+    def _score(self, tokens: Sequence[int]) -> np.ndarray:
+        if self._failure is not None:
+            raise self._failure
+        assert self._engine is not None
+        if self._sampler is not None:
+            self._sampler.suspend()
+        try:
+            return self._engine.score(tokens)
+        finally:
+            if self._sampler is not None:
+                self._sampler.resume()
+
+    def _evaluate(self, tickets: Sequence[Ticket], temperature: float) -> list[Fragment]:
+        if self._failure is not None:
+            raise self._failure
+        sampler = self._evaluation_sampler(temperature)
+        if self._sampler is not None:
+            self._sampler.suspend()
+        try:
+            episodes = evaluate_prompts(sampler, tickets)
+            self._warn_of_failures(sampler.pop_scores())
+            return episodes
+        finally:
+            if self._sampler is not None:
+                self._sampler.resume()
+
     def _sample(self, num_engine_steps: int | None, tickets: Sequence[Ticket], cut_windows: bool) -> SampleResult:
+        if self._failure is not None:
+            raise self._failure
         assert self._sampler is not None, "this env-runner does not sample for training"
         if self._policy_version is None:
             return SampleResult(table_from_fragments([]), self._incarnation, None)

@@ -109,12 +109,16 @@ def evaluate_heldout(group: Any, *, num_prompts: int, temperature: float) -> lis
 
     Returns:
         The episodes as finished fragments, by prompt index.
+
+    Raises:
+        RuntimeError: an env-runner was lost meanwhile.
+        Exception: the error of an env-runner.
     """
     tickets = list(heldout_tickets(num_prompts))
     env_runners = group.healthy_env_runner_ids()
     if env_runners:
         shares = [tickets[start :: len(env_runners)] for start in range(len(env_runners))]
-        tables: list[pa.Table] = group.foreach_env_runner(
+        tables: list[pa.Table | Exception] = group.foreach_env_runner(
             ["evaluate"] * len(env_runners),
             kwargs=[{"tickets": share, "temperature": temperature} for share in shares],
             remote_worker_ids=env_runners,
@@ -123,6 +127,9 @@ def evaluate_heldout(group: Any, *, num_prompts: int, temperature: float) -> lis
         )
     else:
         tables = [group.local_env_runner.evaluate(tickets, temperature)]
+    for table in tables:
+        if isinstance(table, Exception):
+            raise table
     episodes = sorted(fragments_from_table(concatenate_tables(tables)), key=lambda episode: episode.prompt_index)
     if len(episodes) != num_prompts:
         raise RuntimeError(f"evaluation lost prompts: {len(episodes)} of {num_prompts} came back; an env-runner failed")

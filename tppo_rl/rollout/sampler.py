@@ -203,7 +203,7 @@ class Sampler:
             if not self._unused_envs:
                 self._unused_envs.append(self._make_env())
             text, info = self._unused_envs[-1].reset(seed=ticket.seed)
-            tokens = self._chat.prompt(text)
+            tokens = self._chat.prompt(text, info.get("messages", ()))
             if len(tokens) > self._limits.max_prompt_length:
                 raise ValueError(
                     f"max_prompt_length={self._limits.max_prompt_length}: the prompt with index {ticket.prompt_index} has "
@@ -229,6 +229,10 @@ class Sampler:
     def _take(self, output: Output) -> None:
         request_id, tokens, log_probs, version, turn_ended, request_ended = output
         episode, window_length = self._open[request_id], self._limits.window_length
+        if self._chat.has_stops and not turn_ended and self._chat.is_stopped(episode.turn_tokens, tokens):
+            if not request_ended:
+                self._engine.cut([request_id])
+            turn_ended = request_ended = True
         # The window that holds the last token of a request is closed later, together with its reward.
         last = len(tokens) - 1 if request_ended else None
         for index, token in enumerate(tokens):
@@ -253,7 +257,8 @@ class Sampler:
             # A response that the cap stopped is scored like any other, but it is not terminated: the policy did not end it.
             self._finish(request_id, terminated=step.terminated and turn_ended, cut=not turn_ended, last=step)
             return
-        next_turn = self._chat.user_turn(step.text)
+        is_closed = episode.turn_tokens[-1] in self._chat.end_of_turn
+        next_turn = self._chat.user_turn(step.text, is_closed=is_closed)
         if episode.response_length + len(next_turn) >= self._limits.max_response_length:
             self._finish(request_id, terminated=False, cut=True, last=step)
             return

@@ -28,6 +28,7 @@ CONTRACT: Contract = {
         "set_weight_version",
         "reset_prefix_cache",
     ),
+    "vllm.config": ("set_current_vllm_config",),
     "vllm.v1.engine.core_client:EngineCoreClient": ("get_output", "shutdown"),
     "vllm.v1.engine.core_client:SyncMPClient": ("call_utility",),
     "vllm.v1.engine.core:EngineCoreProc": ("pause_scheduler", "resume_scheduler"),
@@ -63,7 +64,7 @@ CONTRACT: Contract = {
         "enforce_eager",
     ),
 }
-"""We also use `engine_core` and `output_processor` of an engine, `request_states` of the latter with their `external_req_id`,
+"""We also use `engine_core`, `output_processor` and `vllm_config` of an engine, `request_states` of the latter with their `external_req_id`,
 and `cpu_linear` of unquantized linear layers. These exist on instances alone, so the engine's tests check them."""
 
 
@@ -132,9 +133,18 @@ class VLLMCore:
 
     def loader(self) -> Callable[[Iterable[tuple[str, torch.Tensor]]], Any]:
         """Returns the `load_weights` of the model, which runs in this process."""
-        with VLLM.insides("LLMEngine.apply_model"):
+        with VLLM.insides("LLMEngine.apply_model, LLMEngine.vllm_config, vllm.config.set_current_vllm_config"):
+            from vllm.config import set_current_vllm_config
+
             (load_weights,) = self.engine.apply_model(attrgetter("load_weights"))
-        return load_weights
+            config = self.engine.vllm_config
+
+        def load(weights: Iterable[tuple[str, torch.Tensor]]) -> Any:
+            # Some models ask for the config while they load.
+            with set_current_vllm_config(config):
+                return load_weights(weights)
+
+        return load
 
     def reload(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Lets vLLM load and pack weights again, in this process."""

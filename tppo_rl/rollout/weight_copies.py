@@ -28,7 +28,8 @@ class _Copy:
 
     def part(self, weights: Mapping[str, torch.Tensor]) -> torch.Tensor:
         whole = weights[self.source]
-        if self.size == whole.shape:
+        # A square matrix that was transposed has the shape of the whole, but not its strides.
+        if self.size == whole.shape and self.stride == whole.stride():
             return whole
         return whole.as_strided(self.size, self.stride, whole.storage_offset() + self.offset)
 

@@ -1,7 +1,7 @@
 """Sends weights from the learner group to the engines, and proves that they arrived.
 
 A push never waits: env-runners take the weights between two requests. The proof: engine and trainer must give the same
-log-probs to a fixed probe. It is due after the first push, after the first push of changed weights, and after a restart
+log-probs to a fixed probe. It is a text, for log-probs of random tokens are the ones that half precision gets most wrong. It is due after the first push, after the first push of changed weights, and after a restart
 of an env-runner. (A checksum would prove less: an engine may keep weights in the layout of its kernels.)
 """
 
@@ -20,13 +20,20 @@ from ray.rllib.core import COMPONENT_LEARNER, COMPONENT_RL_MODULE, DEFAULT_MODUL
 from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
 
 from tppo_rl.core.fragments import Fragment
+from tppo_rl.rollout.chat import Chat
 from tppo_rl.rollout.packed_weights import PackedWeights
 
 logger = logging.getLogger(__name__)
 
 WEIGHTS_TAG = "tppo_weights"
-PROBE_LENGTH = 32
+LONGEST_PROBE = 96
+SHORTEST_PROBE = 16
+"""Tokens of a probe; the mean over fewer says little."""
 DELIVERY_TIMEOUT_S = 300.0
+_PROBE = (
+    "A train leaves the station at 9:40 and covers 126 km at 84 km/h. How many minutes does it need, and when does it arrive? "
+    "Think step by step: 126 / 84 = 1.5 hours, which is 90 minutes, so it arrives at 11:10."
+)
 LARGEST_PROBE_DIFF = {"float32": 1e-4, "bfloat16": 0.05}
 """Mean absolute difference of log-probs on the probe, nats, above which the engine does not hold the trainer's weights."""
 
@@ -38,6 +45,19 @@ class LogProbDiff(NamedTuple):
     largest: float
 
 
+def probe_tokens(chat: Chat, longest: int) -> list[int]:
+    """Returns a text in the form of a prompt, or random tokens if the vocabulary has no words for it.
+
+    Args:
+        chat: Formats the text.
+        longest: Most tokens that an engine can score.
+    """
+    text = chat.prompt(_PROBE)[: min(LONGEST_PROBE, longest)]
+    if len(text) >= SHORTEST_PROBE and len(set(text)) > SHORTEST_PROBE / 2:
+        return text
+    return [int(token) for token in np.random.default_rng(0).integers(0, chat.vocabulary_size, 2 * SHORTEST_PROBE)]
+
+
 class WeightSync:
     """Sends weights to env-runners.
 
@@ -47,12 +67,12 @@ class WeightSync:
         learner_group: RLlib's LearnerGroup, where the weights come from.
         group: RLlib's EnvRunnerGroup.
         dtype: Dtype of the models; it decides how large a difference on the probe is a fault.
-        vocabulary_size: Upper bound of probe tokens, exclusive.
+        probe: Tokens on which trainer and engines are compared, see `probe_tokens`.
         first_change: First version whose weights differ from those of the start; the proof is due after its push.
     """
 
     def __init__(
-        self, learner_group: Any, group: Any, *, dtype: str, vocabulary_size: int, first_change: int = 1
+        self, learner_group: Any, group: Any, *, dtype: str, probe: Sequence[int], first_change: int = 1
     ) -> None:
         self.version = 0
         self._first_change = first_change
@@ -60,8 +80,7 @@ class WeightSync:
         self._learner_group = learner_group
         self._group = group
         self._largest_diff = LARGEST_PROBE_DIFF[dtype]
-        generator = np.random.default_rng(0)
-        self._probe = generator.integers(0, vocabulary_size, PROBE_LENGTH).tolist()
+        self._probe = list(probe)
         self._undelivered: set[int] = set()
         self._state: dict[str, Any] = {}
 
@@ -125,22 +144,36 @@ class WeightSync:
 
         Raises:
             RuntimeError: an engine does not hold the trainer's weights, or did not take them in time.
+            Exception: the error of an engine that could not start or could not take the weights.
         """
         self.wait_until_delivered()
         (expected,) = self._log_probs_of_trainer([self._probe], temperature=1.0)
-        if self._group.healthy_env_runner_ids():
+        if env_runners := self._group.healthy_env_runner_ids():
             scores = self._group.foreach_env_runner(
-                "score", kwargs={"tokens": self._probe}, local_env_runner=False, timeout_seconds=None
+                "score",
+                kwargs={"tokens": self._probe},
+                remote_worker_ids=env_runners,
+                local_env_runner=False,
+                timeout_seconds=None,
             )
         else:
+            env_runners = [0]
             scores = [self._group.local_env_runner.score(self._probe)]
-        difference = max((float(np.abs(score - expected).mean()) for score in scores), default=0.0)
+        for score in scores:
+            if isinstance(score, Exception):
+                raise score
+        if not scores:
+            raise RuntimeError(
+                f"weight sync failed: none of the env-runners {env_runners} answered; all were lost meanwhile"
+            )
+        difference = max(float(np.abs(score - expected).mean()) for score in scores)
         if not difference <= self._largest_diff:
             raise RuntimeError(
-                f"weight sync failed: engine and trainer differ by {difference:.2e} nats on average over a probe of {PROBE_LENGTH} "
-                f"tokens (largest allowed: {self._largest_diff:.0e}); the engine samples from other weights than are trained"
+                f"weight sync failed: engine and trainer differ by {difference:.2e} nats on average over a probe of "
+                f"{len(self._probe)} tokens (largest allowed: {self._largest_diff:.0e}); the engine samples from other weights than are trained"
             )
-        self._proof_is_due = False
+        # One that was lost meanwhile gets the weights again when it is back, and has to prove them then.
+        self._proof_is_due = len(scores) < len(env_runners)
         return difference
 
     def wait_until_delivered(self) -> None:

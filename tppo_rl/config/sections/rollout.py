@@ -60,8 +60,8 @@ class RolloutOptions(Section):
     engine: EngineOptions = option(
         EngineOptions(),
         "`type` (`vllm`, or your own engine), `device` (`cpu`, `cuda`), `kv_cache_gib` (CPU), `linear` (CPU: `in_place`, or "
-        "`packed`, which makes steps of wide models faster and updates slow), `multiprocessing`, and vLLM's EngineArgs. "
-        "Evaluations use `max_num_seqs` slots, by default as many as training.",
+        "`packed`, which makes steps of wide models faster and updates slow; by default from a hidden size of 512 on), "
+        "`multiprocessing`, and vLLM's EngineArgs. Evaluations use `max_num_seqs` slots, by default as many as training.",
     )
     engine_steps_per_sample: PositiveInt | None = option(
         None, "Engine steps of one request to an env-runner in async mode; None: min(window_length, 32)."
