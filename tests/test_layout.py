@@ -35,7 +35,7 @@ ALLOWED = {
     "learner": {"core", "config", "maths", "kernels", "base_models"},
     "pretrain": {"core", "envs"},
     "observability": {"core", "config", "rollout", "learner"},
-    "plan": {"core", "config", "rollout"},
+    "plan": {"core", "config", "rollout", "base_models"},
 }
 # The command line and the package itself may know all rooms; nothing imports them.
 TOP = {"tppo_rl", "tppo_rl.__main__", "tppo_rl.cli"}

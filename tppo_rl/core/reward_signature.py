@@ -89,12 +89,12 @@ def has_column(info: Mapping[str, Any], name: str) -> bool:
 
 
 def ground_truth(info: Mapping[str, Any]) -> Any:
-    """The known answer of a row of verl's: `reward_model.ground_truth`, else `ground_truth`, else `answer`; None without any."""
+    """The known answer of a row of verl's: `reward_model.ground_truth`, `ground_truth`, `gold_answer` or `answer`; None without any."""
     found = (column(info, name) for name in _GROUND_TRUTHS)
     return next((value for value in found if value is not None), None)
 
 
-_GROUND_TRUTHS = ("reward_model.ground_truth", "ground_truth", "answer")
+_GROUND_TRUTHS = ("reward_model.ground_truth", "ground_truth", "gold_answer", "answer")
 _NOTHING = object()
 
 

@@ -27,7 +27,12 @@ import torch
 
 from tppo_rl.kernels.onednn_linear import fastest_linear
 from tppo_rl.rollout.engine import KV_ON_UPDATE, Output, Request, Sampling
-from tppo_rl.rollout.vllm_internals import VLLMCore, hide_llvmlite, unpacked_linear_layers
+from tppo_rl.rollout.vllm_internals import (
+    VLLMCore,
+    hide_llvmlite,
+    pack_experts_at_updates,
+    unpacked_linear_layers,
+)
 from tppo_rl.rollout.weight_copies import WeightCopies
 
 LINEAR = ("in_place", "packed")
@@ -36,6 +41,8 @@ steps of wide models are faster, and an update takes tens of times as long."""
 _WIDE = 512
 """Hidden size from which layers are packed by default: steps of a model 576 wide then take 0.7 of the time, those of one 128
 wide no less."""
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
+"""Keys of configs of mixtures of experts. vLLM packs the experts' weights when it has loaded them, whatever `linear` says."""
 _LARGEST_PREFILL = 8192
 """Default of `max_num_batched_tokens`: tokens that one step may process, prompts included."""
 
@@ -77,8 +84,8 @@ class VLLMEngine:
         self._end_of_turn = frozenset(end_of_turn)
         engine_args = dict(engine_args or {})
         multiprocessing = bool(engine_args.pop("multiprocessing", device != "cpu"))
-        linear_layout = engine_args.pop("linear", None) or _default_layout(model)
-        in_place = linear_layout == "in_place" and device == "cpu" and not multiprocessing
+        layout = _layout(model, engine_args.pop("linear", None))
+        in_place = layout == "in_place" and device == "cpu" and not multiprocessing
         _set_process_environment(device, multiprocessing, num_threads, engine_args.pop("kv_cache_gib", 1))
         _allow_read_only_weights()
 
@@ -87,6 +94,7 @@ class VLLMEngine:
         if device == "cpu":
             torch.set_num_threads(num_threads)
             hide_llvmlite()
+            pack_experts_at_updates()
         defaults: dict[str, Any] = {
             "model": model,
             "dtype": dtype,
@@ -215,10 +223,13 @@ class VLLMEngine:
         self._core.reload_from(self._weights_folder)
 
 
-def _default_layout(model: str) -> str:
+def _layout(model: str, asked: str | None) -> str:
     from transformers import AutoConfig
 
-    return "packed" if AutoConfig.from_pretrained(model).get_text_config().hidden_size >= _WIDE else "in_place"
+    config = AutoConfig.from_pretrained(model).get_text_config()
+    if any(getattr(config, name, None) for name in _EXPERTS):
+        return "packed"
+    return asked or ("packed" if config.hidden_size >= _WIDE else "in_place")
 
 
 def _set_process_environment(device: str, multiprocessing: bool, num_threads: int, kv_cache_gib: int) -> None:

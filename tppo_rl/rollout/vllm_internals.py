@@ -34,6 +34,7 @@ CONTRACT: Contract = {
     "vllm.v1.engine.core:EngineCoreProc": ("pause_scheduler", "resume_scheduler"),
     "vllm.v1.engine.output_processor:OutputProcessor": ("process_outputs", "add_request"),
     "vllm.model_executor.layers.utils": ("dispatch_cpu_unquantized_gemm",),
+    "vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method:UnquantizedFusedMoEMethod": ("_setup_kernel",),
     "vllm.v1.engine:EngineCoreOutput": ("request_id", "new_token_ids", "new_logprobs", "finished"),
     "vllm.v1.engine:EngineCoreOutputs": ("outputs", "weight_version"),
     "vllm.v1.outputs:LogprobsLists": ("logprobs",),
@@ -182,6 +183,28 @@ def unpacked_linear_layers(linear: Callable[..., torch.Tensor]) -> Iterator[None
         yield
     finally:
         utils.dispatch_cpu_unquantized_gemm = dispatch
+
+
+def pack_experts_at_updates() -> None:
+    """Makes engines that run in this process, on a CPU, pack the experts' weights at every update.
+
+    vLLM packs them for its kernel when an engine starts, and leaves new weights as they come.
+    """
+    with VLLM.insides("vllm…unquantized_fused_moe_method.UnquantizedFusedMoEMethod._setup_kernel"):
+        from vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method import UnquantizedFusedMoEMethod
+
+        setup = UnquantizedFusedMoEMethod._setup_kernel
+    if getattr(setup, "_packs_at_updates", False):
+        return
+
+    def setup_and_pack(self: Any, layer: Any, w13: torch.Tensor, w2: torch.Tensor) -> None:
+        is_update = self.moe_kernel is not None
+        setup(self, layer, w13, w2)
+        if is_update:
+            self.moe_kernel.fused_experts.process_weights_after_loading(layer)
+
+    setup_and_pack._packs_at_updates = True  # type: ignore[attr-defined]
+    UnquantizedFusedMoEMethod._setup_kernel = setup_and_pack
 
 
 def hide_llvmlite() -> None:
