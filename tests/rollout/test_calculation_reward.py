@@ -14,7 +14,7 @@ QUESTION = "Linda has 7 caps and 1,200 pins. She buys 7 more caps for $2.50 each
     [
         "7 + 7 = 14",
         "She has 7+7=14 caps.",
-        "7 × $2.50 = $17.50",
+        "7 \N{MULTIPLICATION SIGN} $2.50 = $17.50",
         "7 x 2.5 = 17.5",
         "1,200 / 7 = 171.43",
         "1200 - 7 = 1193",

@@ -18,17 +18,20 @@ from tppo_rl.rollout.reward_terms import Term, text_of
 _LONGEST = 4096
 """Characters of a response that are read."""
 _NUMBER = r"\d{1,12}(?:,\d{3})*(?:\.\d{1,12})?"
-_CALCULATION = regex.compile(rf"(?<![\d.])({_NUMBER})\s*([-+*/x×÷−])\s*[$]?({_NUMBER})\s*=\s*[$]?({_NUMBER})(?![\d])")
+_PRINTED = "\N{MINUS SIGN}\N{MULTIPLICATION SIGN}\N{DIVISION SIGN}"
+_CALCULATION = regex.compile(
+    rf"(?<![\d.])({_NUMBER})\s*([-+*/x{_PRINTED}])\s*[$]?({_NUMBER})\s*=\s*[$]?({_NUMBER})(?![\d])"
+)
 _NUMBERS = regex.compile(rf"(?<![\d.]){_NUMBER}")
 _OPERATIONS: Mapping[str, Callable[[float, float], float]] = {
     "+": lambda a, b: a + b,
     "-": lambda a, b: a - b,
-    "−": lambda a, b: a - b,
+    "\N{MINUS SIGN}": lambda a, b: a - b,
     "*": lambda a, b: a * b,
     "x": lambda a, b: a * b,
-    "×": lambda a, b: a * b,
+    "\N{MULTIPLICATION SIGN}": lambda a, b: a * b,
     "/": lambda a, b: a / b if b else math.inf,
-    "÷": lambda a, b: a / b if b else math.inf,
+    "\N{DIVISION SIGN}": lambda a, b: a / b if b else math.inf,
 }
 
 
