@@ -1,0 +1,50 @@
+"""An engine that fails ends the run with its own error, in the driver."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from families import make_family
+
+from tppo_rl.algorithms import TPPOConfig
+from tppo_rl.core.errors import OptionError
+
+pytestmark = pytest.mark.integration
+
+
+def test_an_engine_that_cannot_start_is_the_error_of_the_run(small_config: TPPOConfig) -> None:
+    small_config.env_runners(engine={"max_model_len": 10**7})
+    with pytest.raises(Exception, match="max_model_len") as caught:
+        small_config.build_algo()
+    assert any("In env-runner 1:" in note for note in caught.value.__notes__)
+
+
+def test_an_engine_that_cannot_take_weights_is_the_error_of_the_run(
+    small_config: TPPOConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    algorithm: Any = small_config.build_algo()
+    try:
+        algorithm.train()
+
+        def lose_a_weight(runner: Any) -> None:
+            load = runner._engine.load_weights
+            runner._engine.load_weights = lambda weights, version: load(
+                {"no.such.weight": next(iter(weights.values()))}, version
+            )
+
+        algorithm.env_runner_group.foreach_env_runner(lose_a_weight, local_env_runner=False)
+        with pytest.raises(Exception, match=r"no\.such"):
+            for _ in range(5):
+                algorithm.train()
+    finally:
+        algorithm.stop()
+
+
+def test_a_base_model_without_a_template_is_refused_before_ray_starts_anything(
+    small_config: TPPOConfig, tmp_path: Path
+) -> None:
+    folder = make_family("gpt2", tmp_path / "model")
+    with pytest.raises(OptionError, match=r"policy_model=.*no chat template.*prompt_template"):
+        small_config.language_model(str(folder)).build_algo()
