@@ -1,8 +1,11 @@
-"""The examples are short, their run files are sound, and they compute what they say. Nothing is started."""
+"""The examples are short, their run files are sound, and they compute what they say. Only the slow tests start anything."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import gymnasium
@@ -95,3 +98,16 @@ def test_the_metric_leaves_the_loss_as_it_is() -> None:
     assert torch.equal(terms.per_token, plain.per_token)
     assert terms.metrics["certain_fraction"].tolist() == [True, False]
     assert set(terms.metrics) == {*plain.metrics, "certain_fraction"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_it_trains(name: str, tmp_path: Path) -> None:
+    """The command at the head of each example, with the real engine."""
+    command = [sys.executable, "-m", "tppo_rl", "train", "file", f"examples/{name}.yaml", "--results", str(tmp_path)]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500, check=False)
+    assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-4000:]
+    (summary,) = tmp_path.glob("*/summary.json")
+    found = json.loads(summary.read_text(encoding="utf-8"))
+    assert found["updates"] >= 3
+    assert found["tokens"]["trained"] > 0
