@@ -20,6 +20,9 @@ def portable(error: Exception, where: str) -> Exception:
         error: The error; one that cannot be pickled becomes a RuntimeError with its type and words.
         where: What it happened in, such as "env-runner 1".
     """
+    begins = f"In {where}:\n"
+    if any(note.startswith(begins) for note in getattr(error, "__notes__", ())):
+        return error
     note = f"In {where}:\n{''.join(traceback.format_exception(error))}"
     try:
         copy = pickle.loads(pickle.dumps(error))

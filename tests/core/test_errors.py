@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+import pickle
+
+from tppo_rl.core.errors import OptionError, portable
+
+
+class Unpicklable(Exception):
+    """Its constructor takes two arguments and passes one on, so that a copy cannot be made."""
+
+    def __init__(self, first: str, second: str) -> None:
+        super().__init__(first + second)
+
+
+def raised(error: Exception) -> Exception:
+    try:
+        raise error
+    except Exception as caught:
+        return caught
+
+
+def test_an_error_stays_what_it_is_and_tells_where_it_was() -> None:
+    error = portable(raised(OptionError("lr=-1: must be positive")), "env-runner 3")
+    copy = pickle.loads(pickle.dumps(error))
+    assert isinstance(copy, OptionError)
+    assert str(copy) == "lr=-1: must be positive"
+    (note,) = copy.__notes__
+    assert note.startswith("In env-runner 3:\nTraceback")
+    assert "in raised" in note
+
+
+def test_the_place_is_told_once() -> None:
+    error = portable(raised(ValueError("x")), "env-runner 3")
+    assert portable(raised(error), "env-runner 3") is error
+    assert len(error.__notes__) == 1
+
+
+def test_what_cannot_travel_is_told_in_words() -> None:
+    error = portable(raised(Unpicklable("no room ", "for keys")), "env-runner 1")
+    copy = pickle.loads(pickle.dumps(error))
+    assert type(copy) is RuntimeError
+    assert str(copy) == "env-runner 1: Unpicklable: no room for keys"
+    assert "in raised" in copy.__notes__[0]
