@@ -26,7 +26,7 @@ from tppo_rl.envs.verifiers import find_verifier
 
 RESERVED = frozenset(
     {
-        *("problem_seed", "split", "worked_solution", "messages", "gold_answer"),
+        *("problem_seed", "split", "worked_solution", "messages", "conversational", "gold_answer"),
         *("prompts", "completions", "completion_ids", "environment_reward", "correct", "truncated"),
     }
 )
@@ -236,7 +236,7 @@ def _problems(
             tally.counts.too_long += 1
             continue
         details = {_free_name(name, question.columns): value for name, value in question.columns.items()}
-        details["messages"] = messages
+        details |= {"messages": messages, "conversational": question.is_conversation}
         if question.answer is not None:
             details["gold_answer"] = question.answer
             # Reward functions look for a column of this name.

@@ -161,6 +161,7 @@ class Question:
         answer: Gold answer; None where there is none.
         example_answer: The answer that an example shows.
         columns: All columns of the row.
+        is_conversation: Whether the row's prompt is a list of messages.
     """
 
     place: str
@@ -169,6 +170,7 @@ class Question:
     answer: str | None
     example_answer: str | None
     columns: Mapping[str, Any]
+    is_conversation: bool = False
 
     @property
     def identity(self) -> str:
@@ -208,7 +210,7 @@ class RowReader:
         Raises:
             BadRow: The row has no prompt or no answer where they should stand.
         """
-        before, text = self._prompt(columns)
+        before, text, is_conversation = self._prompt(columns)
         answer = example = None
         if self._columns.answer:
             example = self._text(columns, self._first(columns, self._columns.answer), "answer")
@@ -217,7 +219,7 @@ class RowReader:
             example = self._text(columns, self._columns.example_answer, "example_answer")
         for part in (text, answer, example, *(turn["content"] for turn in before)):
             _check_characters(part)
-        return Question(place, text, before, answer, example, columns)
+        return Question(place, text, before, answer, example, columns, is_conversation)
 
     def _first(self, columns: Mapping[str, Any], names: Sequence[str]) -> str:
         """The first name that the row has, or the first of all."""
@@ -232,19 +234,20 @@ class RowReader:
             return self._templates[name].fill(columns)
         return text_of(columns, name, f"{self._key}{option}={name!r}")
 
-    def _prompt(self, columns: Mapping[str, Any]) -> tuple[tuple[Message, ...], str]:
+    def _prompt(self, columns: Mapping[str, Any]) -> tuple[tuple[Message, ...], str, bool]:
         name = self._first(columns, self._columns.prompt)
         option = f"{self._key}prompt={name!r}"
         before: list[Message] = []
         value = None if name in self._templates else _value_of(columns, name, option)
-        if isinstance(value, list | tuple):
+        is_conversation = isinstance(value, list | tuple)
+        if is_conversation:
             *before, last = _messages(value, option)
             text = last["content"]
         else:
             text = self._text(columns, name, "prompt")
         if not text.strip():
             raise BadRow(f"{option}: the prompt is empty")
-        return tuple(before), text
+        return tuple(before), text, is_conversation
 
     def _extracted(self, text: str) -> str:
         marker = self._columns.answer_after

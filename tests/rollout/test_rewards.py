@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -48,9 +49,9 @@ def response(
 
 
 def chat(*turns: str, answers: tuple[str, ...] = (), **columns: Any) -> Response:
-    messages = [{"role": "user", "content": "what?"}]
     said = "\n".join(turns)
-    return Response("what?", said, [1, 2], 9, 0.0, True, False, columns | {"messages": messages}, turns, answers)
+    of_row = {"messages": [], "conversational": True}
+    return Response("what?", said, [1, 2], 9, 0.0, True, False, of_row | columns, turns, answers)
 
 
 def rewards(spec: Any, **options: Any) -> Rewards:
@@ -239,6 +240,19 @@ def test_conversations_are_lists_of_messages() -> None:
         {"role": "assistant", "content": "second"},
     ]
     assert values({"type": "format", "pattern": "first.second"}, two) == [1.0], "our own terms read the model's turns"
+
+
+def test_the_prompt_is_a_conversation_where_the_row_has_one() -> None:
+    system, last = {"role": "system", "content": "Be short."}, {"role": "user", "content": "what?"}
+    assert chat("a").prompt_messages == [last]
+    assert chat("a", messages=[system]).prompt_messages == [system, last]
+    assert response(messages=[system]).prompt_messages == [system, last]
+    assert response(messages=[system], conversational=False).prompt_messages is None
+    assert response(messages=[]).prompt_messages is None
+    assert response().prompt_messages is None
+    for one in (chat("7 + 7 = 14"), response("7 + 7 = 14")):
+        prompted = dataclasses.replace(one, prompt="7 and 7?")
+        assert values({"type": "calculation"}, prompted) == [1.0]
 
 
 def test_rewards_that_trl_ships_run_as_they_are() -> None:

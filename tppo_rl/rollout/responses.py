@@ -35,9 +35,14 @@ class Response:
 
     @property
     def prompt_messages(self) -> list[Any] | None:
-        """The prompt as messages; None where the environment gives a text."""
-        messages = self.columns.get("messages")
-        return list(messages) if isinstance(messages, list | tuple) else None
+        """The whole prompt as messages; None where it is a text.
+
+        It is a conversation where the environment's info says so (`conversational`), or else where `messages` stand before it.
+        """
+        earlier = list(self.columns.get("messages") or ())
+        if not self.columns.get("conversational", bool(earlier)):
+            return None
+        return [*earlier, {"role": "user", "content": self.prompt}]
 
     @property
     def completion_messages(self) -> list[dict[str, str]]:
