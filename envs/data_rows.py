@@ -239,8 +239,9 @@ class RowReader:
         option = f"{self._key}prompt={name!r}"
         before: list[Message] = []
         value = None if name in self._templates else _value_of(columns, name, option)
-        is_conversation = isinstance(value, list | tuple)
-        if is_conversation:
+        is_conversation = False
+        if isinstance(value, list | tuple):
+            is_conversation = True
             *before, last = _messages(value, option)
             text = last["content"]
         else:
