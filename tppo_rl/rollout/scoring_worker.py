@@ -78,6 +78,7 @@ class WorkerEnvironments:
             if not isinstance(text, str) or not isinstance(info, Mapping):
                 failure = Failure(ENVIRONMENT, "no_text", f"reset must give a text and a mapping, got {text!r}"[:500])
             else:
+                _check(text)
                 self._open[problem.episode] = _Open(env, problem.split)
                 return PromptText(str(text), dict(info), wrong_reward_of(env))
         except (Exception, SystemExit) as error:
@@ -98,8 +99,14 @@ class WorkerEnvironments:
         found.num_turns += 1
         if answer.ended:
             self._drop(job.problem.episode, serves_on=True)
-        # The text of the last step goes nowhere, and may be anything.
-        return answer._replace(text="" if answer.ended else str(answer.text))
+            # The text of the last step goes nowhere, and may be anything.
+            return answer._replace(text="")
+        try:
+            _check(answer.text)
+        except UnicodeEncodeError as error:
+            self._drop(job.problem.episode, serves_on=True)
+            return Failure.of(ENVIRONMENT, error)
+        return answer._replace(text=str(answer.text))
 
     def _go_to(self, job: StepJob) -> Failure | None:
         """Brings the episode to the turn before this one."""
@@ -211,6 +218,11 @@ def _answer(parent: WaitingSocket, answer: Any) -> None:
             ENVIRONMENT, "exception", f"what it gave cannot be sent between processes: {error}; {REMEDY}"[:500]
         )
     parent.send(answer)
+
+
+def _check(text: str) -> None:
+    """Raises on a text that no tokenizer takes, such as a lone surrogate."""
+    text.encode()
 
 
 def _close(env: Any) -> None:
