@@ -208,8 +208,12 @@ class PooledSampler(Sampler):
 
     def _take_prompt(self, ticket: Ticket, problem: Problem, may_retry: bool, result: PromptText | Failure) -> None:
         if isinstance(result, PromptText):
-            tokens = self._prompt_tokens(ticket, result.text, result.info)
             del self._resets[ticket]
+            try:
+                tokens = self._prompt_tokens(ticket, result.text, result.info)
+            except Exception:
+                self.tickets.appendleft(ticket)
+                raise
             self._prompts.append(Prompt(ticket, problem, result.text, tokens, result.info, result.wrong_reward))
             return
         self._pool.forget(problem.episode)
@@ -244,18 +248,15 @@ class PooledSampler(Sampler):
 
     def _take_arrived(self) -> None:
         while self._arrived:
-            place, job, result = self._arrived[0]
+            place, job, result = self._arrived.popleft()
             if isinstance(place, Ticket):
                 self._take_prompt(place, *job, result)
             elif isinstance(result, Failure) and result.kind in _KILLED and job.attempts > 1:
                 self._send(place, StepJob(job.problem, job.prompt, job.turns, job.said, attempts=1))
             else:
-                assert isinstance(result, Step | Failure)
                 del self._pending[place.request_id]
                 place.dialog.add(result)
                 self._take_answer(place, result)
-            # Taken last, so that an error loses nothing.
-            self._arrived.popleft()
         scored, scores = self._batches.collect()
         self._endings.add_scores(scores)
         self._closed += [self._endings.close(ending, verdict) for ending, verdict in scored]
