@@ -14,6 +14,7 @@ from tppo_rl.core.fragments import Fragment
 
 logger = logging.getLogger(__name__)
 
+
 class EnvRunnerCallbacks:
     """The user's callbacks in the process of one env-runner.
 

@@ -270,9 +270,14 @@ class RolloutController:
             arguments: Further arguments of `sample`.
         """
         if self._group.num_remote_env_runners() == 0:
-            given = tickets(0, [0])
-            self._requests[0].requests.append(given)
-            self.ingest(0, self._group.local_env_runner.sample(tickets=given, **arguments))
+            left_out = True
+            while self.queue.num_tokens == 0 and left_out:
+                given = tickets(0, [0])
+                self._requests[0].requests.append(given)
+                result = self._group.local_env_runner.sample(tickets=given, **arguments)
+                self.ingest(0, result)
+                # Where all was left out or failed, there is nothing to train, as there is with remote env-runners.
+                left_out = bool(result.scores.left_out or result.scores.failed_prompts)
         else:
             self._one_remote_step(tickets, arguments)
         return self.queue.pop(self.queue.num_tokens, oldest_allowed_to_stay=0)

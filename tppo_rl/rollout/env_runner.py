@@ -330,7 +330,10 @@ class VLLMEnvRunner(EnvRunner):
         started = time.perf_counter()
         sampler = self._sampler
         sampler.tickets.extend(tickets)
-        fragments = sampler.run_until_empty() if num_engine_steps is None else sampler.run(num_engine_steps)
+        if num_engine_steps is None:
+            fragments = sampler.run_until_empty()
+        else:
+            fragments = sampler.run(num_engine_steps, patient=cut_windows)
         if cut_windows:
             fragments += sampler.cut_windows()
         scores = sampler.pop_scores()

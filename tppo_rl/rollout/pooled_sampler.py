@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -84,7 +84,7 @@ class PooledSampler(Sampler):
         self._resets: dict[Ticket, Task] = {}
         self._pending: dict[str, tuple[Turn, Task]] = {}
         self._answered: dict[str, Turn] = {}
-        self._arrived: deque[tuple[Ticket | Turn, Any, Any]] = deque()
+        self._arrived: deque[Callable[[], None]] = deque()
         self._batches = ScoringBatches(pool, retries=self._retries)
 
     @property
@@ -111,10 +111,11 @@ class PooledSampler(Sampler):
         """Number of episodes that wait for an answer or for rewards."""
         return len(self._pending) + len(self._batches)
 
-    def run(self, num_engine_steps: int) -> list[Fragment]:
+    def run(self, num_engine_steps: int, *, patient: bool = False) -> list[Fragment]:
         """Takes engine steps and returns the fragments that were closed meanwhile.
 
-        Stops early if there is nothing to generate; where answers or prompts are on the way, it waits for them for `IDLE_S`.
+        Stops early if there is nothing to generate; where answers or prompts are on the way, it waits for them for `IDLE_S`, or,
+        if it is patient, until they are there.
         """
         steps, waited = 0, 0.0
         self._pool.poll()
@@ -125,9 +126,9 @@ class PooledSampler(Sampler):
                 self._step()
                 steps += 1
                 self._pool.poll()
-            elif waited < IDLE_S and (self._pending or self._resets):
+            elif (patient or waited < IDLE_S) and (self._pending or self._resets):
                 started = time.monotonic()
-                self._pool.wait(IDLE_S - waited)
+                self._pool.wait(IDLE_S if patient else IDLE_S - waited)
                 waited += time.monotonic() - started
             else:
                 break
@@ -203,7 +204,7 @@ class PooledSampler(Sampler):
 
     def _reset(self, ticket: Ticket, *, may_retry: bool) -> None:
         problem = Problem(self._pool.new_episode(), self._split, ticket.seed)
-        take = partial(self._arrive, ticket, (problem, may_retry))
+        take = partial(self._arrive, self._take_prompt, ticket, problem, may_retry)
         self._resets[ticket] = self._pool.submit(ResetJob(problem), take)
 
     def _take_prompt(self, ticket: Ticket, problem: Problem, may_retry: bool, result: PromptText | Failure) -> None:
@@ -239,24 +240,24 @@ class PooledSampler(Sampler):
         self._send(turn, StepJob(turn.dialog.env, turn.dialog.prompt, earlier, said, attempts))
 
     def _send(self, turn: Turn, job: StepJob) -> None:
-        task = self._pool.submit(job, partial(self._arrive, turn, job))
+        task = self._pool.submit(job, partial(self._arrive, self._take_step, turn, job))
         self._pending[turn.request_id] = turn, task
 
-    def _arrive(self, place: Ticket | Turn, job: Any, result: Any) -> None:
+    def _arrive(self, take: Callable[..., None], *arguments: Any) -> None:
         """Keeps a result for later: another sampler may be polling."""
-        self._arrived.append((place, job, result))
+        self._arrived.append(partial(take, *arguments))
+
+    def _take_step(self, turn: Turn, job: StepJob, result: Step | Failure) -> None:
+        if isinstance(result, Failure) and result.kind in _KILLED and job.attempts > 1:
+            self._send(turn, StepJob(job.problem, job.prompt, job.turns, job.said, attempts=1))
+            return
+        del self._pending[turn.request_id]
+        turn.dialog.add(result)
+        self._take_answer(turn, result)
 
     def _take_arrived(self) -> None:
         while self._arrived:
-            place, job, result = self._arrived.popleft()
-            if isinstance(place, Ticket):
-                self._take_prompt(place, *job, result)
-            elif isinstance(result, Failure) and result.kind in _KILLED and job.attempts > 1:
-                self._send(place, StepJob(job.problem, job.prompt, job.turns, job.said, attempts=1))
-            else:
-                del self._pending[place.request_id]
-                place.dialog.add(result)
-                self._take_answer(place, result)
+            self._arrived.popleft()()
         scored, scores = self._batches.collect()
         self._endings.add_scores(scores)
         self._closed += [self._endings.close(ending, verdict) for ending, verdict in scored]

@@ -103,9 +103,7 @@ class Rewards:
         self._wrong_reward = wrong_reward
 
     @classmethod
-    def of(
-        cls, options: Options, *, calls: bool = True, on_call: Callable[[str], None] = lambda name: None
-    ) -> Rewards:
+    def of(cls, options: Options, *, calls: bool = True, on_call: Callable[[str], None] = lambda name: None) -> Rewards:
         """Returns the rewards that the options ask for.
 
         Args:
@@ -205,9 +203,7 @@ class Rewards:
                         given[index] = outcome
         return outcomes
 
-    def _begin(
-        self, function: RewardFunction, responses: Sequence[Response], version: int, scores: Scores
-    ) -> Collect:
+    def _begin(self, function: RewardFunction, responses: Sequence[Response], version: int, scores: Scores) -> Collect:
         self._on_call(function.part.name)
         return function.begin(responses, version, scores)
 

@@ -141,10 +141,14 @@ class Sampler:
         versions = (episode.oldest_open_version for episode in self._open.values())
         return min((version for version in versions if version is not None), default=None)
 
-    def run(self, num_engine_steps: int) -> list[Fragment]:
+    def run(self, num_engine_steps: int, *, patient: bool = False) -> list[Fragment]:
         """Takes engine steps and returns the fragments that were closed meanwhile.
 
         Stops early only if there is nothing to generate: no open episode and no ticket.
+
+        Args:
+            num_engine_steps: Number of engine steps.
+            patient: Whether to wait for prompts and answers that come from elsewhere; here they never do.
         """
         for _ in range(num_engine_steps):
             self._fill_free_slots()

@@ -26,6 +26,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -112,7 +113,7 @@ class ScoringPool:
     @property
     def pids(self) -> list[int]:
         """Process ids of the workers."""
-        return [worker.process._process.pid for worker in self._workers]
+        return [worker.process.pid for worker in self._workers]
 
     def new_episode(self) -> int:
         """Returns a number for `Problem.episode`."""
@@ -179,11 +180,9 @@ class ScoringPool:
             raise self._error
 
     def _wake(self) -> None:
-        try:
+        # A full pipe wakes the thread up anyhow.
+        with suppress(BlockingIOError):
             os.write(self._wake_write, b"\0")
-        except BlockingIOError:
-            # The pipe is full, so the thread will wake up anyhow.
-            pass
 
     # The thread's side
 
@@ -217,10 +216,8 @@ class ScoringPool:
             more = select.POLLOUT if worker.process.has_more_to_send else 0
             waiter.register(worker.process.fileno(), select.POLLIN | more)
         waiter.poll(1000 * timeout if busy else None)
-        try:
+        with suppress(BlockingIOError):
             os.read(self._wake_read, 1 << 16)
-        except BlockingIOError:
-            pass
 
     def _take(self, worker: _Worker, message: Any) -> None:
         """Takes a message of a worker."""
@@ -269,15 +266,16 @@ class ScoringPool:
             return (TIMEOUT, f"it was not ready after {START_S:g} s") if late else None
         if worker.task is not None and now > worker.deadline:
             return TIMEOUT, f"took more than scoring_deadline_s={self._deadline_s:g}"
-        if self._memory is None:
-            return None
+        return None if self._memory is None else self._over_memory(worker, self._memory)
+
+    def _over_memory(self, worker: _Worker, limit: int) -> tuple[str, str] | None:
         resident = worker.process.resident_bytes()
-        if worker.task is not None:
-            if resident <= self._memory:
-                return None
-            return MEMORY, f"took {resident / GIB:.2f} GiB, more than scoring_memory_gib={self._memory / GIB:g}"
-        kept = resident - worker.baseline
-        return (MEMORY, "") if kept > _MEMORY_TO_KEEP * max(0, self._memory - worker.baseline) else None
+        if worker.task is None:
+            kept = resident - worker.baseline
+            return (MEMORY, "it kept memory") if kept > _MEMORY_TO_KEEP * max(0, limit - worker.baseline) else None
+        if resident <= limit:
+            return None
+        return MEMORY, f"took {resident / GIB:.2f} GiB, more than scoring_memory_gib={limit / GIB:g}"
 
     def _finish(self, worker: _Worker, result: Any) -> None:
         task, worker.task = worker.task, None

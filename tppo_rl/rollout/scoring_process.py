@@ -61,6 +61,11 @@ class WorkerProcess:
         self._socket.send(setup)
 
     @property
+    def pid(self) -> int:
+        """Process id."""
+        return self._process.pid
+
+    @property
     def ended(self) -> bool:
         """Whether the process is gone, or sends what nobody can read."""
         return self._socket.ended
