@@ -91,3 +91,10 @@ class CannotBeMade:
 
     def __call__(self, completions, **columns):
         return [0.0] * len(completions)
+
+
+def simulated_engine(model, *, end_of_turn, **arguments):
+    """An engine for `engine.type`, whose turns have 5 tokens."""
+    from tppo_rl.rollout.simulated_engine import SimulatedEngine
+
+    return SimulatedEngine(lambda _: 5, end_of_turn=end_of_turn[0] if end_of_turn else 0, vocabulary_size=20)

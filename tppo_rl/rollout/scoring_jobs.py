@@ -23,6 +23,8 @@ class Setup:
     options: Options
     splits: Sequence[str]
     """Splits of the environment that are built at once, so that an error shows at the start."""
+    registered: tuple[str, str] | None = None
+    """Id and place of an environment that the parent has registered."""
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tppo_rl.config.options import Options
+from tppo_rl.config.text_envs import registration
 from tppo_rl.core.errors import OptionError
 from tppo_rl.core.reward_parts import ENVIRONMENT
 from tppo_rl.rollout.responses import DIED, MEMORY, TIMEOUT, Failure
@@ -86,7 +87,8 @@ class ScoringPool:
         """Workers that were killed or died at a job, by kind of failure."""
         self._deadline_s = own.scoring_deadline_s
         self._memory = None if own.scoring_memory_gib is None else int(own.scoring_memory_gib * GIB)
-        self._setup = frame_of(Setup(options, tuple(splits)))
+        env = options.environment.env
+        self._setup = frame_of(Setup(options, tuple(splits), None if env is None else registration(env)))
         self._numbers = itertools.count()
         self._changed = threading.Condition()
         self._urgent: deque[Task] = deque()

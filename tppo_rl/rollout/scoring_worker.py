@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import gymnasium
+
 from tppo_rl.config.text_envs import make_text_env
 from tppo_rl.core.errors import OptionError, portable
 from tppo_rl.core.reward_parts import ENVIRONMENT
@@ -154,6 +156,8 @@ class Desk:
     """
 
     def __init__(self, setup: Setup, on_call: Callable[[str], None]) -> None:
+        if setup.registered is not None and setup.registered[0] not in gymnasium.registry:
+            gymnasium.register(setup.registered[0], entry_point=setup.registered[1])
         self._environments = WorkerEnvironments(partial(make_text_env, setup.options.environment), setup.splits)
         self._rewards = Rewards.of(setup.options, on_call=on_call)
 

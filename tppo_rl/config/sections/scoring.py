@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import NonNegativeInt
 
 from tppo_rl.config.section import Condition, Section, option
+from tppo_rl.envs.data_presets import PRESETS
 
 if TYPE_CHECKING:
     from tppo_rl.config.options import Options
@@ -57,13 +58,18 @@ def _is_cheap(options: Options) -> bool:
     """Whether nothing that scores can hang or take long."""
     env, settings = options.environment.env, options.environment.env_config
     cheap_env = env in (None, "tppo_rl/ArithmeticChain-v0", "tppo_rl/GuessNumber-v0") or (
-        env == "tppo_rl/Dataset-v0" and _is_cheap_verifier(settings.get("verifier", "numeric"))
+        env == "tppo_rl/Dataset-v0" and _is_cheap_verifier(settings.get("verifier", _verifier_of(settings.get("preset"))))
     )
     return cheap_env and all(
         part.spec.name in _CHEAP_REWARDS
         or (part.spec.name == "verifier" and _is_cheap_verifier(part.spec.arguments.get("verifier", "math")))
         for part in options.rewards.rewards
     )
+
+
+def _verifier_of(preset: Any) -> str:
+    """The verifier of questions that name none."""
+    return PRESETS[preset].verifier if isinstance(preset, str) and preset in PRESETS else "numeric"
 
 
 def _is_cheap_verifier(verifier: Any) -> bool:
