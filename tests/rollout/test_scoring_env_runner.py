@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import scoring_examples
+from ray.rllib.callbacks.callbacks import RLlibCallback
 from ray.rllib.core import COMPONENT_RL_MODULE, DEFAULT_MODULE_ID
 from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
 
@@ -22,6 +23,7 @@ from tppo_rl.rollout.pooled_sampler import PooledSampler
 def env_runner(folder: Path, **values: Any) -> VLLMEnvRunner:
     file = shutil.copy(Path(scoring_examples.__file__), folder / "my_scoring.py")
     reward = values.pop("reward", None)
+    callbacks = values.pop("callbacks", RLlibCallback)
     config = (
         TPPOConfig()
         .environment(f"{file}:Faulty-v0", env_config=values.pop("env_config", {}))
@@ -37,6 +39,7 @@ def env_runner(folder: Path, **values: Any) -> VLLMEnvRunner:
         )
         .pipeline(mode="sync")
         .evaluation(evaluation_interval=1)
+        .callbacks(callbacks)
     )
     runner = VLLMEnvRunner(config=config, worker_index=0)
     runner.set_state({COMPONENT_RL_MODULE: {DEFAULT_MODULE_ID: {}}, WEIGHTS_SEQ_NO: 3})
@@ -85,13 +88,14 @@ def test_the_driver_gets_the_error_of_a_worker_that_cannot_start(tmp_path: Path)
     assert "no key for the judge's server" in str(result.error)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_the_callback_of_environments_is_called_here_alone(
-    tmp_path: Path, workers: int, caplog: pytest.LogCaptureFixture
-) -> None:
-    runner = env_runner(tmp_path, scoring_workers=workers)
-    try:
-        assert (runner._pool is None) == (workers == 0)
-        assert not caplog.records
-    finally:
+def test_callbacks_that_workers_never_call_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    class Watching(RLlibCallback):
+        def on_environment_created(self, **arguments: Any) -> None:
+            """Watches."""
+
+    for workers in (0, 1):
+        caplog.clear()
+        runner = env_runner(tmp_path, callbacks=Watching, scoring_workers=workers)
         runner.stop()
+        warned = any("on_environment_created" in record.message for record in caplog.records)
+        assert warned == (workers > 0)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 import scoring_examples
@@ -434,3 +435,18 @@ def test_a_step_of_sync_mode_waits_for_its_prompts(make_pool: MakePool) -> None:
     assert engine.num_steps == 0
     sampler.run(8, patient=True)
     assert engine.num_steps == 8
+
+
+def test_an_environment_that_the_parent_registered_is_found_by_its_class(make_pool: MakePool) -> None:
+    gymnasium.register("Mine-v0", entry_point=scoring_examples.FaultyEnv)
+    try:
+        pool, options = make_pool(1, env="Mine-v0")
+        sampler = sampler_of(pool, options, SimulatedEngine(lambda _: 4))
+        sampler.tickets.extend(tickets(3))
+        assert len(sampler.run_until_empty()) == 3
+        gymnasium.register("Nowhere-v0", entry_point=lambda **arguments: scoring_examples.FaultyEnv(**arguments))
+        with pytest.raises(OptionError, match=r"^env='Nowhere-v0': .*set scoring_workers to 0$"):
+            make_pool(1, env="Nowhere-v0")
+    finally:
+        gymnasium.registry.pop("Mine-v0", None)
+        gymnasium.registry.pop("Nowhere-v0", None)

@@ -6,7 +6,7 @@ from typing import Any
 
 import gymnasium
 
-import tppo_rl.envs  # noqa: F401  (registers ours in every process)
+import tppo_rl.envs  # registers ours in every process
 from tppo_rl.config.sections.environment import EnvironmentOptions
 from tppo_rl.core.errors import OptionError, unknown_value
 from tppo_rl.core.registry import load_module

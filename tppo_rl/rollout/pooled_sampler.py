@@ -34,7 +34,7 @@ from tppo_rl.core.prompts import Ticket
 from tppo_rl.rollout.chat import Chat
 from tppo_rl.rollout.dialogs import Step
 from tppo_rl.rollout.engine import Engine, Sampling
-from tppo_rl.rollout.responses import DIED, MEMORY, TIMEOUT, Failure, Scores
+from tppo_rl.rollout.responses import KILLED, Failure, Scores
 from tppo_rl.rollout.rewards import RETRY, Rewards
 from tppo_rl.rollout.sampler import EpisodeLimits, Prompt, Sampler, Turn
 from tppo_rl.rollout.scoring_batches import ScoringBatches
@@ -44,7 +44,6 @@ from tppo_rl.rollout.window_buffer import OpenEpisode
 
 IDLE_S = 0.2
 """Longest time that `run` waits for answers with nothing to generate; weights that have arrived are then taken."""
-_KILLED = frozenset({TIMEOUT, MEMORY, DIED})
 
 
 class PooledSampler(Sampler):
@@ -248,7 +247,7 @@ class PooledSampler(Sampler):
         self._arrived.append(partial(take, *arguments))
 
     def _take_step(self, turn: Turn, job: StepJob, result: Step | Failure) -> None:
-        if isinstance(result, Failure) and result.kind in _KILLED and job.attempts > 1:
+        if isinstance(result, Failure) and result.kind in KILLED and job.attempts > 1:
             self._send(turn, StepJob(job.problem, job.prompt, job.turns, job.said, attempts=1))
             return
         del self._pending[turn.request_id]

@@ -9,6 +9,7 @@ from typing import Any
 
 TIMEOUT, MEMORY, DIED = "timeout", "memory", "died"
 """Kinds of failures for which a worker process is killed, or after which it is gone."""
+KILLED = frozenset({TIMEOUT, MEMORY, DIED})
 REWARD_FAILED = "reward_failed"
 """Ledger reason of tokens whose response could not be scored."""
 TRUNCATED = "truncated"

@@ -58,7 +58,8 @@ def _is_cheap(options: Options) -> bool:
     """Whether nothing that scores can hang or take long."""
     env, settings = options.environment.env, options.environment.env_config
     cheap_env = env in (None, "tppo_rl/ArithmeticChain-v0", "tppo_rl/GuessNumber-v0") or (
-        env == "tppo_rl/Dataset-v0" and _is_cheap_verifier(settings.get("verifier", _verifier_of(settings.get("preset"))))
+        env == "tppo_rl/Dataset-v0"
+        and _is_cheap_verifier(settings.get("verifier", _verifier_of(settings.get("preset"))))
     )
     return cheap_env and all(
         part.spec.name in _CHEAP_REWARDS
