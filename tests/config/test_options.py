@@ -293,5 +293,5 @@ def test_scoring_has_bounds(values: dict[str, Any]) -> None:
 
 
 def test_a_deadline_without_workers_is_refused() -> None:
-    with pytest.raises(OptionError, match="scoring_deadline_s.*scoring_workers above 0"):
+    with pytest.raises(OptionError, match=r"scoring_deadline_s.*scoring_workers above 0"):
         checked({"scoring_deadline_s": 3.0, "env": "tppo_rl/ArithmeticChain-v0"} | MODEL)

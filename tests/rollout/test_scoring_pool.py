@@ -9,6 +9,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -444,7 +445,7 @@ def test_an_environment_that_the_parent_registered_is_found_by_its_class(make_po
         sampler = sampler_of(pool, options, SimulatedEngine(lambda _: 4))
         sampler.tickets.extend(tickets(3))
         assert len(sampler.run_until_empty()) == 3
-        gymnasium.register("Nowhere-v0", entry_point=lambda **arguments: scoring_examples.FaultyEnv(**arguments))
+        gymnasium.register("Nowhere-v0", entry_point=partial(scoring_examples.FaultyEnv))
         with pytest.raises(OptionError, match=r"^env='Nowhere-v0': .*set scoring_workers to 0$"):
             make_pool(1, env="Nowhere-v0")
     finally:

@@ -46,7 +46,8 @@ def registration(env: str) -> tuple[str, str] | None:
     place = spec.entry_point
     if not isinstance(place, str):
         place = f"{getattr(place, '__module__', '')}:{getattr(place, '__qualname__', '')}"
-    if place.startswith((":", "__main__:", "tppo_rl_user_")) or "<" in place or spec.kwargs:
+    nowhere = place.startswith((":", "__main__:", "tppo_rl_user_")) or place.endswith(":") or "<" in place
+    if nowhere or spec.kwargs:
         raise OptionError(
             f"env={env!r}: scoring workers are processes of their own and cannot find what registers it; write `module:id` or "
             "`file.py:id`, or set scoring_workers to 0"
