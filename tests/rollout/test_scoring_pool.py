@@ -451,3 +451,35 @@ def test_an_environment_that_the_parent_registered_is_found_by_its_class(make_po
     finally:
         gymnasium.registry.pop("Mine-v0", None)
         gymnasium.registry.pop("Nowhere-v0", None)
+
+
+def test_an_answered_episode_goes_before_new_prompts_and_waits_without_an_open_window(make_pool: MakePool) -> None:
+    pool, options = make_pool(1, env_config={"turns": 2})
+    lengths = iter([4, 12, 4, 4, 4, 4])
+    engine = SimulatedEngine(lambda _: next(lengths))
+    sampler = sampler_of(pool, options, engine, slots=1, window=16)
+    sampler.tickets.extend(tickets(3))
+    while sampler.num_tokens_sampled < 4:
+        assert sampler.run(1) == []
+        # The next prompt is made meanwhile.
+        time.sleep(0.05)
+    engine.load_weights({}, 1)
+    fragments: list[Fragment] = []
+    while sampler.num_tokens_sampled < 8:
+        fragments += sampler.run(1)
+        time.sleep(0.05)
+    # Episode 0 has its answer, but the slot is taken.
+    assert list(sampler._open) == ["train-1"]
+    while not fragments:
+        assert sampler.num_tokens_sampled < 15
+        time.sleep(0.05)
+        fragments += sampler.run(1)
+    assert [(f.episode_id, len(f), f.finished) for f in fragments] == [(0, 4, False)]
+    assert sampler.oldest_open_version == 1, "the bound on staleness no longer waits for episode 0"
+    while "train-1" in sampler._open:
+        fragments += sampler.run(1)
+    assert list(sampler._open) == ["train-0"]
+    assert sampler.num_waiting_tickets == 1
+    fragments += sampler.run_until_empty()
+    check_ledger(sampler, fragments, sampler.pop_scores(), 3)
+    assert sorted(f.episode_id for f in fragments if f.finished) == [0, 1, 2]
