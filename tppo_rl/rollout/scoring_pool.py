@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import os
 import select
 import threading
@@ -65,6 +66,8 @@ class _Worker:
     is_ready: bool = False
     task: Task | None = None
     deadline: float = 0.0
+    next_look: float = math.inf
+    """When its memory is read next."""
     doing: str = ENVIRONMENT
     baseline: int = 0
     """Resident bytes when it was ready."""
@@ -191,10 +194,11 @@ class ScoringPool:
     def _serve(self) -> None:
         try:
             while not self._closed and self._error is None:
-                self._sleep()
+                ready = self._sleep()
                 for worker in self._workers:
-                    for message in worker.process.poll():
-                        self._take(worker, message)
+                    if worker.process.fileno() in ready:
+                        for message in worker.process.poll():
+                            self._take(worker, message)
                 for index, worker in enumerate(self._workers):
                     self._workers[index] = self._checked(worker)
                 self._dispatch()
@@ -207,7 +211,8 @@ class ScoringPool:
             for worker in self._workers:
                 worker.process.close()
 
-    def _sleep(self) -> None:
+    def _sleep(self) -> set[int]:
+        """Waits until there is something to do, and returns the descriptors of workers that have something to say or to read."""
         now = time.monotonic()
         busy = [worker for worker in self._workers if worker.task is not None or not worker.is_ready]
         timeout = min([WATCH_S, *(max(0.0, worker.deadline - now) for worker in busy if worker.is_ready)])
@@ -217,9 +222,11 @@ class ScoringPool:
         for worker in self._workers:
             more = select.POLLOUT if worker.process.has_more_to_send else 0
             waiter.register(worker.process.fileno(), select.POLLIN | more)
-        waiter.poll(1000 * timeout if busy else None)
-        with suppress(BlockingIOError):
-            os.read(self._wake_read, 1 << 16)
+        ready = {descriptor for descriptor, _ in waiter.poll(1000 * timeout if busy else None)}
+        if self._wake_read in ready:
+            with suppress(BlockingIOError):
+                os.read(self._wake_read, 1 << 16)
+        return ready
 
     def _take(self, worker: _Worker, message: Any) -> None:
         """Takes a message of a worker."""
@@ -268,7 +275,11 @@ class ScoringPool:
             return (TIMEOUT, f"it was not ready after {START_S:g} s") if late else None
         if worker.task is not None and now > worker.deadline:
             return TIMEOUT, f"took more than scoring_deadline_s={self._deadline_s:g}"
-        return None if self._memory is None else self._over_memory(worker, self._memory)
+        # Reading the memory of all workers at every message would take longer than everything else here.
+        if self._memory is None or now < worker.next_look:
+            return None
+        worker.next_look = now + WATCH_S if worker.task is not None else math.inf
+        return self._over_memory(worker, self._memory)
 
     def _over_memory(self, worker: _Worker, limit: int) -> tuple[str, str] | None:
         resident = worker.process.resident_bytes()
@@ -283,6 +294,7 @@ class ScoringPool:
         task, worker.task = worker.task, None
         if task is None:
             return
+        worker.next_look = 0.0
         with self._changed:
             self._finished.append((task, result))
             self._changed.notify_all()
@@ -331,7 +343,8 @@ class ScoringPool:
         except Exception as error:
             self._finish(worker, Failure(ENVIRONMENT, "exception", f"cannot be sent to a worker: {error}"[:500]))
             return
-        worker.deadline = time.monotonic() + self._deadline_s
+        now = time.monotonic()
+        worker.deadline, worker.next_look = now + self._deadline_s, now + WATCH_S
         worker.process.send(frame)
 
     def _fail(self, error: Exception) -> None:
