@@ -19,7 +19,10 @@ METHODS: dict[str, tuple[tuple[str, ...], str]] = {
         ("models", "chat"),
         "Sets the models, their number formats, where critic and reference come from, and the text around prompts.",
     ),
-    "env_runners": (("rollout", "groups", "rewards"), "Sets windows, caps, sampling, groups, rewards and engine."),
+    "env_runners": (
+        ("rollout", "groups", "rewards", "scoring"),
+        "Sets windows, caps, sampling, groups, rewards, scoring workers and engine.",
+    ),
     "learners": (("learners",), "Sets what learners hold, share and compute at a time."),
     "training": (
         ("optimizer", "compute", "advantages", "policy_loss", "critic"),

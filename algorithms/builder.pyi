@@ -52,9 +52,12 @@ class OptionBuilder(AlgorithmConfig):
         wrong_reward: float | None = ...,
         max_failed_fraction: float = ...,
         overlong_fraction: float | None = ...,
+        scoring_workers: Literal["auto"] | int = ...,
+        scoring_deadline_s: float = ...,
+        scoring_memory_gib: float | None = ...,
         **kwargs: Any,
     ) -> Self:
-        """Sets windows, caps, sampling, groups, rewards and engine."""
+        """Sets windows, caps, sampling, groups, rewards, scoring workers and engine."""
 
     def learners(
         self,

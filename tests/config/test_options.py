@@ -33,7 +33,7 @@ OPTION_NAMES = {
     "lora", "attention", "packing", "context_gradient", "context_cache_tokens", "critic_layers", "parallel_critic",
     "policy_token_fraction", "unfinished_advantage_scale", "policy_loss", "num_cpus_per_env_runner", "num_gpus_per_env_runner",
     "num_cpus_per_learner", "num_gpus_per_learner", "on_reward_failure", "truncated_responses", "wrong_reward",
-    "max_failed_fraction",
+    "max_failed_fraction", "scoring_workers", "scoring_deadline_s", "scoring_memory_gib",
     "system_prompt", "prompt_template", "chat_template_args", "end_of_turn", "stop",
 }  # fmt: skip
 
@@ -260,3 +260,38 @@ def test_keys_read_from_sources_are_those_of_the_classes() -> None:
 
     assert rllib_keys() == set(vars(AlgorithmConfig()))
     assert {"max_num_batched_tokens", "enforce_eager", "gpu_memory_utilization"} <= vllm_engine_args()
+
+
+@pytest.mark.parametrize(
+    ("values", "workers"),
+    [
+        ({"env": "tppo_rl/ArithmeticChain-v0"}, 0),
+        ({"env": "tppo_rl/Dataset-v0", "rewards": ["zero_one", {"type": "verifier", "verifier": "exact"}]}, 0),
+        ({"env": "tppo_rl/Dataset-v0", "env_config": {"verifier": "math"}}, 2),
+        ({"env": "tppo_rl/Dataset-v0", "env_config": {"preset": "math500"}}, 2),
+        ({"env": "tppo_rl/Dataset-v0", "env_config": {"preset": "math500", "verifier": {"type": "exact"}}}, 0),
+        ({"env": "tppo_rl/ReasoningGym-v0"}, 2),
+        ({"env": "./mine.py:Mine-v0"}, 2),
+        ({"env": "tppo_rl/ArithmeticChain-v0", "rewards": ["environment", "./mine.py:short"]}, 2),
+        ({"env": "tppo_rl/ReasoningGym-v0", "scoring_workers": 0}, 0),
+        ({"env": "tppo_rl/ArithmeticChain-v0", "scoring_workers": 5}, 5),
+    ],
+)
+def test_what_can_hang_or_take_long_runs_in_workers(values: dict[str, Any], workers: int) -> None:
+    options = Options.of(values)
+    assert options.scoring.number(options) == workers
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"scoring_workers": -1}, {"scoring_workers": "many"}, {"scoring_deadline_s": 0.0}, {"scoring_memory_gib": -1.0}],
+)
+def test_scoring_has_bounds(values: dict[str, Any]) -> None:
+    (key,) = values
+    with pytest.raises(OptionError, match=f"^{key}={values[key]!r}: input should be [^\n]*$"):
+        Options.of(values)
+
+
+def test_a_deadline_without_workers_is_refused() -> None:
+    with pytest.raises(OptionError, match=r"scoring_deadline_s.*scoring_workers above 0"):
+        checked({"scoring_deadline_s": 3.0, "env": "tppo_rl/ArithmeticChain-v0"} | MODEL)

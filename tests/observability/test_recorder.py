@@ -158,6 +158,8 @@ def test_scorers_that_fail_are_a_metric_and_a_warning(tmp_path: Path, caplog: py
     scored, failed = (make_fragment(episode_id=number, terminated=True, correct=None) for number in (6, 7))
     metrics = record(recorder(tmp_path), rollouts=RolloutStatistics(scores=scores, fragments=[scored, failed]))
     assert metrics["reward_failures/all"] == 2
+    kinds = {name: value for name, value in metrics.items() if name.startswith("reward_failures/") and "." in name}
+    assert kinds == {"reward_failures/judge.timeout": 1}, "only what costs a worker has its kind"
     assert metrics["reward_failures/environment"] == metrics["reward_failures/judge"] == 1
     assert metrics["rollout/left_out_episodes"] == 1
     assert metrics["rollout/finished_episodes"] == 1, "what was not scored has no return"

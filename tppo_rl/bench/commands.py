@@ -112,6 +112,14 @@ def sync(**options: Any) -> Sequence[Figure]:
 @click.option("--cap", type=click.IntRange(1), default=4096, show_default=True, help="Of responses, tokens.")
 @click.option("--steps", type=click.IntRange(1), default=200, show_default=True, help="Engine steps of a measurement.")
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Torch threads of the engine.")
+@click.option(
+    "--verifier-seconds",
+    type=click.FloatRange(0),
+    help="Seconds of an answer: measures what they cost instead, in pairs.",
+)
+@click.option(
+    "--workers", type=click.IntRange(1), default=16, show_default=True, help="Scoring workers for such answers."
+)
 @_measures(repeats=7)
 def rollout(**options: Any) -> Sequence[Figure]:
     """An env-runner against the bare engine with as many endless requests."""

@@ -21,6 +21,7 @@ from scipy.special import ndtri
 import tppo_rl.envs  # noqa: F401  (registers the environments)
 from tppo_rl.base_models import resolve_model
 from tppo_rl.bench.records import Figure, figure_of
+from tppo_rl.bench.verifier import slow_sampler, verifier_figures
 from tppo_rl.core.prompts import Ticket, prompt_seed
 from tppo_rl.rollout.chat import Chat
 from tppo_rl.rollout.engine import Output, Request, Sampling
@@ -102,7 +103,17 @@ class LongTailedEngine:
 
 
 def rollout_figures(
-    *, model: str, slots: Sequence[int], window: int, mean_length: int, cap: int, steps: int, threads: int, repeats: int
+    *,
+    model: str,
+    slots: Sequence[int],
+    window: int,
+    mean_length: int,
+    cap: int,
+    steps: int,
+    threads: int,
+    repeats: int,
+    verifier_seconds: float | None = None,
+    workers: int = 16,
 ) -> list[Figure]:
     """Measures each number of slots on an engine of its own.
 
@@ -115,6 +126,9 @@ def rollout_figures(
         steps: Engine steps of one measurement.
         threads: Torch threads of the engine.
         repeats: Measurements of each side, taken in turn.
+        verifier_seconds: Seconds of an answer. With them, answers that take time are compared with answers that take none, and
+            the bare engine is left out.
+        workers: Scoring workers for such answers.
     """
     figures: list[Figure] = []
     occupancy = 0.0
@@ -130,7 +144,19 @@ def rollout_figures(
             # Lengths are drawn, so what the model would say at such positions does not matter.
             engine_args={"hf_overrides": {"max_position_embeddings": MAX_PROMPT + cap}},
         )
-        sampler = make_sampler(LongTailedEngine(engine, mean=mean_length, cap=cap), chat, count, window, cap)
+        long_tailed = LongTailedEngine(engine, mean=mean_length, cap=cap)
+        sampler = make_sampler(long_tailed, chat, count, window, cap)
+        if verifier_seconds is not None:
+            limits = EpisodeLimits(MAX_PROMPT, cap, window)
+            try:
+                with slow_sampler(
+                    long_tailed, chat, slots=count, limits=limits, seconds=verifier_seconds, workers=workers
+                ) as slow:
+                    figures += verifier_figures(sampler, slow, endless_tickets, steps=steps, repeats=repeats)
+            finally:
+                sampler.close()
+                engine.stop()
+            continue
         try:
             side = _measure(engine, sampler, model, steps=steps, repeats=repeats)
         finally:
@@ -146,7 +172,7 @@ def rollout_figures(
             figure_of(f"kv_recompute_seconds, {count} slots", side.recompute_s, "s"),
             figure_of(f"slot_occupancy_{count}", [occupancy], "share"),
         ]
-    return [*figures, figure_of("slot_occupancy", [occupancy], "share")]
+    return figures if verifier_seconds is not None else [*figures, figure_of("slot_occupancy", [occupancy], "share")]
 
 
 def make_sampler(

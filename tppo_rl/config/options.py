@@ -32,6 +32,7 @@ from tppo_rl.config.sections.policy_loss import PolicyLossOptions
 from tppo_rl.config.sections.rewards import RewardOptions
 from tppo_rl.config.sections.rollout import RolloutOptions
 from tppo_rl.config.sections.run import RunOptions
+from tppo_rl.config.sections.scoring import ScoringOptions
 from tppo_rl.core.algorithm_spec import AlgorithmSpec
 from tppo_rl.core.errors import OptionError
 from tppo_rl.core.registry import ALGORITHMS, PartSpec
@@ -64,6 +65,7 @@ class Options(Section):
     rollout: RolloutOptions = RolloutOptions()
     groups: GroupOptions = GroupOptions()
     rewards: RewardOptions = RewardOptions()
+    scoring: ScoringOptions = ScoringOptions()
     learners: LearnerOptions = LearnerOptions()
     compute: ComputeOptions = ComputeOptions()
     optimizer: OptimizerOptions = OptimizerOptions()

@@ -6,7 +6,7 @@ from typing import Any
 
 import gymnasium
 
-import tppo_rl.envs  # noqa: F401  (registers ours in every process)
+import tppo_rl.envs  # registers ours in every process
 from tppo_rl.config.sections.environment import EnvironmentOptions
 from tppo_rl.core.errors import OptionError, unknown_value
 from tppo_rl.core.registry import load_module
@@ -29,6 +29,30 @@ def env_spec(env: str) -> Any:
         ) from None
     except gymnasium.error.Error:
         raise OptionError(unknown_value("env", env, list(gymnasium.registry))) from None
+
+
+def registration(env: str) -> tuple[str, str] | None:
+    """Returns id and place of an environment that code of this process has registered, for processes that do not run that code.
+
+    Returns:
+        None where every process finds it by its name.
+
+    Raises:
+        OptionError: no such environment, or no other process can find its class.
+    """
+    if ":" in env or env in tppo_rl.envs.ENTRY_POINTS:
+        return None
+    spec = env_spec(env)
+    place = spec.entry_point
+    if not isinstance(place, str):
+        place = f"{getattr(place, '__module__', '')}:{getattr(place, '__qualname__', '')}"
+    nowhere = place.startswith((":", "__main__:", "tppo_rl_user_")) or place.endswith(":") or "<" in place
+    if nowhere or spec.kwargs:
+        raise OptionError(
+            f"env={env!r}: scoring workers are processes of their own and cannot find what registers it; write `module:id` or "
+            "`file.py:id`, or set scoring_workers to 0"
+        )
+    return spec.id, place
 
 
 def make_text_env(environment: EnvironmentOptions, split: str) -> gymnasium.Env:

@@ -14,7 +14,7 @@ from tppo_rl.core.fragments import Fragment, accuracy
 from tppo_rl.core.metric_table import METRICS
 from tppo_rl.core.reward_parts import ALL_FAILURES
 from tppo_rl.rollout.groups import GroupSample
-from tppo_rl.rollout.responses import Scores
+from tppo_rl.rollout.responses import KILLED, Scores
 
 
 def learner_metrics(learner_result: Mapping[str, Any]) -> dict[str, float]:
@@ -50,9 +50,12 @@ def episode_metrics(fragments: Iterable[Fragment]) -> dict[str, float]:
 
 
 def reward_metrics(scores: Scores) -> dict[str, float]:
-    """Mean of each part of the reward and of what it logs, and the number of failures by what failed."""
+    """Mean of each part of the reward and of what it logs, and the number of failures by what failed; those that cost a worker
+    also by their kind."""
     means = {f"rewards/{name}": total / count for name, (total, count) in scores.sums.items() if count}
     failures = Counter(failure.name for failure in scores.failures)
+    killed = (failure for failure in scores.failures if failure.kind in KILLED)
+    failures.update(f"{failure.name}.{failure.kind}" for failure in killed)
     return (
         means
         | {f"reward_failures/{name}": float(count) for name, count in failures.items()}

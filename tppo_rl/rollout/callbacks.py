@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
+from ray.rllib.callbacks.callbacks import RLlibCallback
 from ray.rllib.callbacks.utils import make_callback
 from ray.rllib.utils import force_list
 
 from tppo_rl.core.fragments import Fragment
+
+logger = logging.getLogger(__name__)
 
 
 class EnvRunnerCallbacks:
@@ -25,6 +29,15 @@ class EnvRunnerCallbacks:
     def environment_created(self, env: Any, env_config: dict[str, Any]) -> None:
         """Calls `on_environment_created`."""
         self._call("on_environment_created", env=env, env_context=env_config)
+
+    def warn_of_workers(self) -> None:
+        """Warns of `on_environment_created`, which nothing calls where environments are in scoring workers."""
+        name = "on_environment_created"
+        has_own = getattr(self._env_runner.config, f"callbacks_{name}") or any(
+            getattr(type(one), name) is not getattr(RLlibCallback, name) for one in self._objects
+        )
+        if has_own:
+            logger.warning("%s is not called for environments in scoring workers; set scoring_workers to 0", name)
 
     def sampled(self, fragments: Sequence[Fragment]) -> None:
         """Calls `on_episode_end` with the last fragment of each finished episode, then `on_sample_end` with all of them."""

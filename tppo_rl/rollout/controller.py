@@ -185,10 +185,15 @@ class RolloutController:
             num_tokens_sampled=result.num_tokens_sampled,
             num_open_tokens=result.num_open_tokens,
         )
-        kept = without_left_out(
-            fragments, result.scores.left_out, self.ledger, self.groups if self._whole_responses else None
-        )
-        self._watch.add(sum(fragment.finished for fragment in fragments), len(kept), result.scores)
+        failed_prompts = result.scores.failed_prompts
+        self.ledger.drop_prompts(env_runner, failed_prompts)
+        groups = self.groups if self._whole_responses else None
+        if groups is not None:
+            for prompt_index in failed_prompts.values():
+                groups.leave_out(prompt_index)
+        kept = without_left_out(fragments, result.scores.left_out, self.ledger, groups)
+        num_ended = sum(fragment.finished for fragment in fragments) + len(failed_prompts)
+        self._watch.add(num_ended, len(kept), result.scores)
         self.queue.push(kept)
         record.waiting_tickets = result.num_waiting_tickets
         record.oldest_version = result.version if result.oldest_open_version is None else result.oldest_open_version
@@ -265,9 +270,14 @@ class RolloutController:
             arguments: Further arguments of `sample`.
         """
         if self._group.num_remote_env_runners() == 0:
-            given = tickets(0, [0])
-            self._requests[0].requests.append(given)
-            self.ingest(0, self._group.local_env_runner.sample(tickets=given, **arguments))
+            left_out = True
+            while self.queue.num_tokens == 0 and left_out:
+                given = tickets(0, [0])
+                self._requests[0].requests.append(given)
+                result = self._group.local_env_runner.sample(tickets=given, **arguments)
+                self.ingest(0, result)
+                # Where all was left out or failed, there is nothing to train, as there is with remote env-runners.
+                left_out = bool(result.scores.left_out or result.scores.failed_prompts)
         else:
             self._one_remote_step(tickets, arguments)
         return self.queue.pop(self.queue.num_tokens, oldest_allowed_to_stay=0)

@@ -39,30 +39,20 @@ class Dialog:
     """Turns of the environment between them."""
     reward: float = 0.0
     """Sum of the environment's rewards."""
-
-    @property
-    def wrong_reward(self) -> float:
-        """What the environment gives a wrong answer; 0 where it does not say."""
-        reward = getattr(getattr(self.env, "unwrapped", self.env), "wrong_reward", 0.0)
-        return float(reward) if isinstance(reward, int | float) else 0.0
+    wrong_reward: float = 0.0
+    """What the environment gives a wrong answer."""
 
     def say(self, said: str, *, attempts: int = 1) -> Step | Failure:
-        """Gives the environment a turn of the model.
-
-        Whatever it raises, and whatever it returns against its contract, is a failure of this episode alone.
-
-        Args:
-            said: The turn's text.
-            attempts: How often the step is taken while it fails.
-        """
+        """Gives the environment a turn of the model, see `take_step`."""
         self.turns.append(said)
-        answer = self._step(said)
-        for _ in range(attempts - 1):
-            if isinstance(answer, Failure):
-                answer = self._step(said)
+        answer = take_step(self.env, said, attempts=attempts)
+        self.add(answer)
+        return answer
+
+    def add(self, answer: Step | Failure) -> None:
+        """Adds the reward of an answer to the last turn."""
         if isinstance(answer, Step):
             self.reward += answer.reward
-        return answer
 
     def give_back(self, failure: Failure | None) -> list[Any]:
         """Returns the environment where it can serve another episode, else closes it."""
@@ -73,23 +63,47 @@ class Dialog:
             self.env.close()
         return []
 
-    def _step(self, said: str) -> Step | Failure:
-        try:
-            text, reward, terminated, truncated, info = self.env.step(said)
-            if SCORER_ERROR in info:
-                return Failure(ENVIRONMENT, SCORER_ERROR, str(info[SCORER_ERROR])[:500])
-            correct = info.get("correct")
-            step = Step(
-                text,
-                float(reward),
-                bool(terminated or truncated),
-                bool(terminated),
-                None if correct is None else bool(correct),
-            )
-        except (Exception, SystemExit) as error:
-            return Failure.of(ENVIRONMENT, error)
-        if not math.isfinite(step.reward):
-            return Failure(ENVIRONMENT, "not_finite", f"the reward must be finite, got {reward!r}")
-        if not step.ended and not isinstance(text, str):
-            return Failure(ENVIRONMENT, "no_text", f"the observation must be a text, got {type(text).__name__}")
-        return step
+
+def take_step(env: Any, said: str, *, attempts: int = 1) -> Step | Failure:
+    """Gives an environment a turn of the model.
+
+    Whatever it raises, and whatever it returns against its contract, is a failure of this episode alone.
+
+    Args:
+        env: The environment.
+        said: The turn's text.
+        attempts: How often the step is taken while it fails.
+    """
+    answer = _step(env, said)
+    for _ in range(attempts - 1):
+        if isinstance(answer, Failure):
+            answer = _step(env, said)
+    return answer
+
+
+def wrong_reward_of(env: Any) -> float:
+    """What an environment gives a wrong answer; 0 where it does not say."""
+    reward = getattr(getattr(env, "unwrapped", env), "wrong_reward", 0.0)
+    return float(reward) if isinstance(reward, int | float) else 0.0
+
+
+def _step(env: Any, said: str) -> Step | Failure:
+    try:
+        text, reward, terminated, truncated, info = env.step(said)
+        if SCORER_ERROR in info:
+            return Failure(ENVIRONMENT, SCORER_ERROR, str(info[SCORER_ERROR])[:500])
+        correct = info.get("correct")
+        step = Step(
+            text,
+            float(reward),
+            bool(terminated or truncated),
+            bool(terminated),
+            None if correct is None else bool(correct),
+        )
+    except (Exception, SystemExit) as error:
+        return Failure.of(ENVIRONMENT, error)
+    if not math.isfinite(step.reward):
+        return Failure(ENVIRONMENT, "not_finite", f"the reward must be finite, got {reward!r}")
+    if not step.ended and not isinstance(text, str):
+        return Failure(ENVIRONMENT, "no_text", f"the observation must be a text, got {type(text).__name__}")
+    return step

@@ -93,7 +93,23 @@ class Endings:
         responses = [self._waiting[index].response for index in scored]
         verdicts = dict(zip(scored, self._rewards.verdicts(responses, self._scores, version=version), strict=True))
         endings, self._waiting = self._waiting, []
-        return [self._close(ending, verdicts.get(index)) for index, ending in enumerate(endings)]
+        return [self.close(ending, verdicts.get(index)) for index, ending in enumerate(endings)]
+
+    def take(self) -> tuple[list[Fragment], list[Ending]]:
+        """Closes the windows of those that nothing scores, and gives out the others: `close` gets their verdicts."""
+        endings, self._waiting = self._waiting, []
+        unscored = [ending for ending in endings if ending.failure is not None or self._skips(ending)]
+        scored = [ending for ending in endings if ending.failure is None and not self._skips(ending)]
+        return [self.close(ending, None) for ending in unscored], scored
+
+    @property
+    def oldest_version(self) -> int | None:
+        """Oldest policy version in the windows that wait; None if there are none."""
+        return min((v for e in self._waiting if (v := e.episode.oldest_open_version) is not None), default=None)
+
+    def add_scores(self, scores: Scores) -> None:
+        """Adds what was scored elsewhere."""
+        self._scores.add(scores)
 
     def pop_scores(self) -> Scores:
         """Returns what scoring gave since the last call."""
@@ -109,7 +125,8 @@ class Endings:
         """Whether the episode counts as wrong without being scored."""
         return ending.cut and self._rewards.truncated == WRONG
 
-    def _close(self, ending: Ending, verdict: Verdict | None) -> Fragment:
+    def close(self, ending: Ending, verdict: Verdict | None) -> Fragment:
+        """Closes the last window of an episode that was scored; None: nothing scores it."""
         failures: Sequence[Failure] = verdict.failures if verdict is not None else ()
         failures = failures if ending.failure is None else (ending.failure,)
         # A truncated response is wrong if the environment does not say; the policy did not end it.

@@ -41,10 +41,12 @@ from tppo_rl.rollout.callbacks import EnvRunnerCallbacks
 from tppo_rl.rollout.chat import Chat
 from tppo_rl.rollout.engine import Engine, Sampling
 from tppo_rl.rollout.packed_weights import PackedWeights
+from tppo_rl.rollout.pooled_sampler import PooledSampler
 from tppo_rl.rollout.responses import REWARD_FAILED, Scores
 from tppo_rl.rollout.rewards import Rewards
 from tppo_rl.rollout.sample_result import SampleResult
 from tppo_rl.rollout.sampler import EpisodeLimits, Sampler, evaluate_prompts
+from tppo_rl.rollout.scoring_pool import ScoringPool
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +68,7 @@ class VLLMEnvRunner(EnvRunner):
         self._sampler: Sampler | None = None
         self._evaluation_samplers: dict[float, Sampler] = {}
         self._engine: Engine | None = None
+        self._pool: ScoringPool | None = None
         self._weight_seconds = 0.0
         self._idle_seconds = 0.0
         self._options: Options = config.options
@@ -183,6 +186,9 @@ class VLLMEnvRunner(EnvRunner):
     def stop(self) -> None:
         for sampler in filter(None, [self._sampler, *self._evaluation_samplers.values()]):
             sampler.close()
+        if self._pool is not None:
+            self._pool.close()
+            self._pool = None
         if self._engine is not None:
             self._engine.stop()
             self._engine = None
@@ -203,16 +209,30 @@ class VLLMEnvRunner(EnvRunner):
     def _build(self) -> None:
         options = self._options
         self._chat = Chat.of(options)
+        if num_workers := options.scoring.number(options):
+            self._callbacks.warn_of_workers()
+            # Workers start while the engine does.
+            self._pool = ScoringPool(options, num_workers, self._splits())
         self._engine = self._build_engine()
+        if self._pool is not None:
+            self._pool.wait_until_ready()
         # An env-runner for evaluations alone has no training episodes.
         if not self.config.in_evaluation:
             self._sampler = self._make_sampler(
                 "train",
                 self._limits(options.rollout.window),
                 Sampling(options.rollout.sampling.temperature),
-                Rewards.of(options),
+                Rewards.of(options, calls=self._pool is None),
                 num_slots=options.rollout.num_envs_per_env_runner,
             )
+
+    def _splits(self) -> list[str]:
+        """Splits of the environment that this env-runner asks for."""
+        evaluation = self._options.evaluation
+        if self.config.in_evaluation:
+            return ["heldout"]
+        evaluates = evaluation.evaluation_interval is not None and not evaluation.evaluation_num_env_runners
+        return ["train", "heldout"] if evaluates else ["train"]
 
     def _build_engine(self) -> Engine:
         options, rollout = self._options, self._options.rollout
@@ -244,18 +264,19 @@ class VLLMEnvRunner(EnvRunner):
         num_slots: int,
     ) -> Sampler:
         assert self._engine is not None
-        make_env: Callable[[], gymnasium.Env] = partial(self._make_text_env, "train" if name == "train" else "heldout")
+        trains = name == "train"
+        split = "train" if trains else "heldout"
+        env_runner = self.worker_index if trains else _EVALUATION
+        if self._pool is not None:
+            return PooledSampler(
+                self._engine, self._pool, self._chat, split=split, num_slots=num_slots, limits=limits, sampling=sampling,
+                rewards=rewards, env_runner=env_runner, name=name, answers_all=not trains,
+            )  # fmt: skip
+        make_env: Callable[[], gymnasium.Env] = partial(self._make_text_env, split)
         return Sampler(
-            self._engine,
-            make_env,
-            self._chat,
-            num_slots=num_slots,
-            limits=limits,
-            sampling=sampling,
-            rewards=rewards,
-            env_runner=self.worker_index if name == "train" else _EVALUATION,
-            name=name,
-        )
+            self._engine, make_env, self._chat, num_slots=num_slots, limits=limits, sampling=sampling, rewards=rewards,
+            env_runner=env_runner, name=name,
+        )  # fmt: skip
 
     def _evaluation_sampler(self, temperature: float) -> Sampler:
         if temperature not in self._evaluation_samplers:
@@ -309,7 +330,10 @@ class VLLMEnvRunner(EnvRunner):
         started = time.perf_counter()
         sampler = self._sampler
         sampler.tickets.extend(tickets)
-        fragments = sampler.run_until_empty() if num_engine_steps is None else sampler.run(num_engine_steps)
+        if num_engine_steps is None:
+            fragments = sampler.run_until_empty()
+        else:
+            fragments = sampler.run(num_engine_steps, patient=cut_windows)
         if cut_windows:
             fragments += sampler.cut_windows()
         scores = sampler.pop_scores()

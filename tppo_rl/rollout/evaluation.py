@@ -82,10 +82,12 @@ class HeldoutEvaluator:
         group = self._group()
         sampled = evaluate_heldout(group, num_prompts=self._num_prompts, temperature=self._temperature)
         greedy = evaluate_heldout(group, num_prompts=self._num_prompts, temperature=0.0)
+        # A prompt that could not be made has an episode without tokens.
+        compared = [episode for episode in sampled if len(episode)][:_COMPARED_EPISODES]
         evaluation = Evaluation(
             accuracy_statistics(sampled),
             accuracy_statistics(greedy),
-            self._weights.difference_on(sampled[:_COMPARED_EPISODES], self._temperature),
+            self._weights.difference_on(compared, self._temperature) if compared else None,
         )
         self.latest = evaluation.statistics()
         return evaluation

@@ -56,7 +56,9 @@ class FailureWatch:
                 f"max_failed_fraction={self._limit!r}: {failed} of the last {len(self._failed)} responses could not be scored; "
                 f"the last failure: {self._described()}; correct what scores them; if they are wrong answers, set on_reward_failure to 'wrong' and max_failed_fraction to 1"
             )
-        self._left_out_in_a_row = 0 if num_trainable else self._left_out_in_a_row + len(scores.left_out)
+        self._left_out_in_a_row = (
+            0 if num_trainable else self._left_out_in_a_row + len(scores.left_out) + len(scores.failed_prompts)
+        )
         if self._left_out_in_a_row >= self._patience:
             reason = (
                 "truncated_responses='mask': all were cut off by max_response_length; raise it, or set truncated_responses to "

@@ -69,6 +69,8 @@ class Ledger:
         self._trained = 0
         self._queued = 0
         self._dropped: Counter[str] = Counter()
+        self.num_failed_prompts = 0
+        """Episodes that never began, because their prompts could not be made (`prompt_failed`); they have no tokens."""
 
     # Prompts
 
@@ -92,6 +94,12 @@ class Ledger:
         for ticket in tickets:
             account.leased.discard(ticket.episode_id)
             self._returned.append(ticket.episode_id)
+
+    def drop_prompts(self, env_runner: int, episode_ids: Iterable[int]) -> None:
+        """Records episodes that never began, because the environment could not be reset: they do not go out again."""
+        for episode_id in episode_ids:
+            self._account(env_runner).leased.discard(episode_id)
+            self.num_failed_prompts += 1
 
     # Tokens
 
@@ -187,6 +195,7 @@ class Ledger:
             "trained": counts.trained,
             "queued": counts.queued,
             "dropped": {reason: count for reason, count in dropped.items() if count},
+            "prompt_failed": self.num_failed_prompts,
         }
 
     @classmethod
@@ -199,6 +208,7 @@ class Ledger:
         ledger._trained = state["trained"]
         ledger._queued = state["queued"]
         ledger._dropped = Counter(state["dropped"])
+        ledger.num_failed_prompts = state.get("prompt_failed", 0)
         return ledger
 
     def _take_episode_id(self) -> int:

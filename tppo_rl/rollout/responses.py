@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import Any
 
+TIMEOUT, MEMORY, DIED = "timeout", "memory", "died"
+"""Kinds of failures for which a worker process is killed, or after which it is gone."""
+KILLED = frozenset({TIMEOUT, MEMORY, DIED})
 REWARD_FAILED = "reward_failed"
 """Ledger reason of tokens whose response could not be scored."""
 TRUNCATED = "truncated"
@@ -62,13 +65,13 @@ class Failure:
     name: str
     """`environment`, or the name of a part of the reward."""
     kind: str
-    """`exception`, `timeout`, `not_finite`, `no_number`, `wrong_length` or `nothing_applies`."""
+    """`exception`, `timeout`, `memory`, `died`, `not_finite`, `no_number`, `wrong_length`, `nothing_applies` and others."""
     message: str
 
     @classmethod
     def of(cls, name: str, error: BaseException) -> Failure:
         """The failure of a call that raised."""
-        kind = "timeout" if isinstance(error, TimeoutError) else "exception"
+        kind = TIMEOUT if isinstance(error, TimeoutError) else MEMORY if isinstance(error, MemoryError) else "exception"
         try:
             message = f"{type(error).__name__}: {error}"
         except Exception:  # an error of the user may not even have a text
@@ -98,6 +101,8 @@ class Scores:
     """Responses with a failure, whatever became of them."""
     left_out: dict[int, str] = field(default_factory=dict)
     """Ledger reasons of finished episodes whose last window is not trained, by episode."""
+    failed_prompts: dict[int, int] = field(default_factory=dict)
+    """Prompt indices of episodes that never began, because the environment could not be reset, by episode."""
 
     def add_values(self, name: str, values: Iterable[float]) -> None:
         """Adds values under a name."""
@@ -113,3 +118,4 @@ class Scores:
         self.failures += other.failures
         self.failed_responses += other.failed_responses
         self.left_out |= other.left_out
+        self.failed_prompts |= other.failed_prompts

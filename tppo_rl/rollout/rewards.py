@@ -27,7 +27,7 @@ Evaluation scores responses by the environment alone.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tppo_rl.config.options import Options
@@ -35,7 +35,7 @@ from tppo_rl.core.errors import OptionError
 from tppo_rl.core.registry import REWARDS
 from tppo_rl.core.reward_parts import ENVIRONMENT, NOTHING_APPLIES, RewardPart, RewardParts
 from tppo_rl.rollout.responses import Failure, Response, Scores, Verdict
-from tppo_rl.rollout.reward_functions import Outcome, RewardFunction
+from tppo_rl.rollout.reward_functions import Collect, Outcome, RewardFunction
 from tppo_rl.rollout.reward_terms import Term, unknown_correctness
 
 DROP, RETRY, WRONG = "drop", "retry", "wrong"
@@ -65,6 +65,8 @@ class Rewards:
         on_failure: What becomes of a response that could not be scored.
         truncated: What becomes of a response that the cap cut off.
         wrong_reward: Reward of what counts as wrong unscored; None: the sum of the parts.
+        calls: Whether this object calls functions; False where worker processes do, and nothing is imported here.
+        on_call: Called with the name of each function before it is called.
 
     Raises:
         OptionError: no such reward function, or arguments that it does not take.
@@ -80,25 +82,34 @@ class Rewards:
         on_failure: str = DROP,
         truncated: str = "score",
         wrong_reward: float | None = None,
+        calls: bool = True,
+        on_call: Callable[[str], None] = lambda name: None,
     ) -> None:
         self.on_failure = on_failure
         self.truncated = truncated
         self._parts = parts or RewardParts.parse(ENVIRONMENT)
         self._per_turn = sum(part.weight for part in self._parts if part.spec.name == ENVIRONMENT)
         self._gives_turns = any(part.spec.name == ENVIRONMENT for part in self._parts)
+        self._has_functions = any(part.spec.name != ENVIRONMENT for part in self._parts)
         self._functions = [
             _function(self._parts, index, part)
             for index, part in enumerate(self._parts)
-            if part.spec.name != ENVIRONMENT
+            if part.spec.name != ENVIRONMENT and calls
         ]
+        self._on_call = on_call
         self._cap = max_response_length
         self._overlong_buffer = overlong_buffer
         self._imitates_right = imitates_right
         self._wrong_reward = wrong_reward
 
     @classmethod
-    def of(cls, options: Options) -> Rewards:
+    def of(cls, options: Options, *, calls: bool = True, on_call: Callable[[str], None] = lambda name: None) -> Rewards:
         """Returns the rewards that the options ask for.
+
+        Args:
+            options: Options of the run.
+            calls: Whether they call functions, see the class.
+            on_call: See the class.
 
         Raises:
             OptionError: no such reward function, or arguments that it does not take.
@@ -113,6 +124,8 @@ class Rewards:
             on_failure=own.on_reward_failure,
             truncated=own.truncated_responses,
             wrong_reward=own.wrong_reward,
+            calls=calls,
+            on_call=on_call,
         )
 
     @classmethod
@@ -123,7 +136,7 @@ class Rewards:
     @property
     def calls_functions(self) -> bool:
         """Whether anything but the environment scores responses."""
-        return bool(self._functions)
+        return self._has_functions
 
     def of_turn(self, reward: float) -> float:
         """Returns the reward of a turn, given the environment's reward."""
@@ -175,17 +188,24 @@ class Rewards:
 
     def _outcomes(self, responses: Sequence[Response], version: int, scores: Scores) -> dict[str, list[Outcome]]:
         # All are begun before the first one is waited for: async parts run at the same time.
-        begun = [(function, function.begin(responses, version, scores)) for function in self._functions]
-        outcomes = {function.part.name: collect() for function, collect in begun}
+        begun = [(function, self._begin(function, responses, version, scores)) for function in self._functions]
+        outcomes = {}
+        for function, collect in begun:
+            self._on_call(function.part.name)
+            outcomes[function.part.name] = collect()
         if self.on_failure == RETRY:
             for function in self._functions:
                 given = outcomes[function.part.name]
                 failed = [index for index, outcome in enumerate(given) if isinstance(outcome, Failure)]
                 if failed:
-                    again = function.begin([responses[index] for index in failed], version, scores)()
+                    again = self._begin(function, [responses[index] for index in failed], version, scores)()
                     for index, outcome in zip(failed, again, strict=True):
                         given[index] = outcome
         return outcomes
+
+    def _begin(self, function: RewardFunction, responses: Sequence[Response], version: int, scores: Scores) -> Collect:
+        self._on_call(function.part.name)
+        return function.begin(responses, version, scores)
 
     def _verdict(self, outcomes: dict[str, Outcome]) -> Verdict:
         failures = tuple(outcome for outcome in outcomes.values() if isinstance(outcome, Failure))

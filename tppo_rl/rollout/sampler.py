@@ -24,7 +24,7 @@ from typing import Any
 from tppo_rl.core.fragments import Fragment
 from tppo_rl.core.prompts import Ticket
 from tppo_rl.rollout.chat import Chat
-from tppo_rl.rollout.dialogs import Dialog, Step
+from tppo_rl.rollout.dialogs import Dialog, Step, wrong_reward_of
 from tppo_rl.rollout.endings import Ending, Endings
 from tppo_rl.rollout.engine import Engine, Output, Request, Sampling
 from tppo_rl.rollout.responses import Failure, Scores
@@ -33,7 +33,7 @@ from tppo_rl.rollout.window_buffer import OpenEpisode
 
 
 @dataclass(frozen=True)
-class _Prompt:
+class Prompt:
     """An episode that can begin."""
 
     ticket: Ticket
@@ -42,6 +42,19 @@ class _Prompt:
     tokens: list[int]
     info: Mapping[str, Any]
     """Info that the environment's reset returned with the text."""
+    wrong_reward: float = 0.0
+    """What the environment gives a wrong answer."""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A turn of the model that has ended."""
+
+    request_id: str
+    episode: OpenEpisode
+    dialog: Dialog
+    ended: bool
+    """Whether the model ended it, and not the cap."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +73,8 @@ class Sampler:
 
     Args:
         engine: samples the tokens; shared with other samplers only while this one is suspended.
-        make_env: makes one environment, for each episode in generation or about to begin: less than two for each slot.
+        make_env: makes one environment, for each episode in generation or about to begin: less than two for each slot. None:
+            environments are elsewhere.
         chat: formats prompts and turns.
         num_slots: number of episodes in generation at a time.
         limits: window and caps.
@@ -73,7 +87,7 @@ class Sampler:
     def __init__(
         self,
         engine: Engine,
-        make_env: Callable[[], Any],
+        make_env: Callable[[], Any] | None,
         chat: Chat,
         *,
         num_slots: int,
@@ -97,8 +111,8 @@ class Sampler:
         self._env_runner = env_runner
         self._name = name
         self._make_env = make_env
-        self._unused_envs = [make_env() for _ in range(num_slots)]
-        self._prompts: deque[_Prompt] = deque()
+        self._unused_envs = [] if make_env is None else [make_env() for _ in range(num_slots)]
+        self._prompts: deque[Prompt] = deque()
         self._open: dict[str, OpenEpisode] = {}
         self._dialogs: dict[str, Dialog] = {}
         self._closed: list[Fragment] = []
@@ -127,27 +141,27 @@ class Sampler:
         versions = (episode.oldest_open_version for episode in self._open.values())
         return min((version for version in versions if version is not None), default=None)
 
-    def run(self, num_engine_steps: int) -> list[Fragment]:
+    def run(self, num_engine_steps: int, *, patient: bool = False) -> list[Fragment]:
         """Takes engine steps and returns the fragments that were closed meanwhile.
 
         Stops early only if there is nothing to generate: no open episode and no ticket.
+
+        Args:
+            num_engine_steps: Number of engine steps.
+            patient: Whether to wait for prompts and answers that come from elsewhere; here they never do.
         """
         for _ in range(num_engine_steps):
             self._fill_free_slots()
             if not self._open:
                 break
-            outputs = self._engine.step()
-            self.num_slot_steps += self.num_slots
-            self.num_productive_slot_steps += len(outputs)
-            for output in outputs:
-                self._take(output)
+            self._step()
         self._closed += self._endings.settle(self._engine.version)
         return self._hand_over()
 
     def run_until_empty(self) -> list[Fragment]:
         """Generates until every ticket's episode has ended."""
         fragments: list[Fragment] = []
-        while self.num_waiting_tickets or self._open:
+        while self._has_work:
             fragments += self.run(self._limits.max_response_length)
         return fragments
 
@@ -187,9 +201,21 @@ class Sampler:
         for env in (*self._unused_envs, *self._envs_in_use()):
             env.close()
 
+    @property
+    def _has_work(self) -> bool:
+        return bool(self.num_waiting_tickets or self._open)
+
     def _envs_in_use(self) -> Iterator[Any]:
         yield from (dialog.env for dialog in self._dialogs.values())
         yield from (prompt.env for prompt in self._prompts)
+
+    def _step(self) -> None:
+        """Takes one engine step."""
+        outputs = self._engine.step()
+        self.num_slot_steps += self.num_slots
+        self.num_productive_slot_steps += len(outputs)
+        for output in outputs:
+            self._take(output)
 
     def _fill_free_slots(self) -> None:
         while len(self._open) < self.num_slots and self.num_waiting_tickets:
@@ -201,22 +227,29 @@ class Sampler:
         for _ in range(min(self.num_slots, len(self.tickets))):
             ticket = self.tickets[0]
             if not self._unused_envs:
+                assert self._make_env is not None
                 self._unused_envs.append(self._make_env())
-            text, info = self._unused_envs[-1].reset(seed=ticket.seed)
-            tokens = self._chat.prompt(text, info.get("messages", ()))
-            if len(tokens) > self._limits.max_prompt_length:
-                raise ValueError(
-                    f"max_prompt_length={self._limits.max_prompt_length}: the prompt with index {ticket.prompt_index} has "
-                    f"{len(tokens)} tokens; raise max_prompt_length or make the environment's prompts shorter"
-                )
+            env = self._unused_envs[-1]
+            text, info = env.reset(seed=ticket.seed)
+            tokens = self._prompt_tokens(ticket, text, info)
             # Ticket and environment are taken last, so that an error loses neither.
-            self._prompts.append(_Prompt(self.tickets.popleft(), self._unused_envs.pop(), text, tokens, info))
+            prompt = Prompt(self.tickets.popleft(), self._unused_envs.pop(), text, tokens, info, wrong_reward_of(env))
+            self._prompts.append(prompt)
 
-    def _start_episode(self, prompt: _Prompt) -> None:
+    def _prompt_tokens(self, ticket: Ticket, text: str, info: Mapping[str, Any]) -> list[int]:
+        tokens = self._chat.prompt(text, info.get("messages", ()))
+        if len(tokens) > self._limits.max_prompt_length:
+            raise ValueError(
+                f"max_prompt_length={self._limits.max_prompt_length}: the prompt with index {ticket.prompt_index} has "
+                f"{len(tokens)} tokens; raise max_prompt_length or make the environment's prompts shorter"
+            )
+        return tokens
+
+    def _start_episode(self, prompt: Prompt) -> None:
         request_id = f"{self._name}-{prompt.ticket.episode_id}"
         assert request_id not in self._open, f"two tickets for episode {prompt.ticket.episode_id}"
         self._open[request_id] = OpenEpisode(prompt.ticket, prompt.tokens, self._env_runner, self._engine.version)
-        self._dialogs[request_id] = Dialog(prompt.env, prompt.text, prompt.info)
+        self._dialogs[request_id] = Dialog(prompt.env, prompt.text, prompt.info, wrong_reward=prompt.wrong_reward)
         self.num_refills += 1
         self._submit(request_id)
 
@@ -243,42 +276,58 @@ class Sampler:
             self._end_turn(request_id, episode, turn_ended)
 
     def _end_turn(self, request_id: str, episode: OpenEpisode, turn_ended: bool) -> None:
-        dialog = self._dialogs[request_id]
+        turn = Turn(request_id, episode, self._dialogs[request_id], turn_ended)
         said = self._chat.text(episode.turn_tokens)
         if not turn_ended and self._rewards.truncated == WRONG:
-            dialog.turns.append(said)
-            self._finish(request_id, terminated=False, cut=True)
-            return
-        step = dialog.say(said, attempts=2 if self._rewards.on_failure == RETRY else 1)
+            turn.dialog.turns.append(said)
+            self._finish(turn, terminated=False, cut=True)
+        else:
+            self._ask(turn, said, attempts=2 if self._rewards.on_failure == RETRY else 1)
+
+    def _ask(self, turn: Turn, said: str, attempts: int) -> None:
+        """Gives the environment the turn; its answer goes to `_take_answer`."""
+        self._take_answer(turn, turn.dialog.say(said, attempts=attempts))
+
+    def _take_answer(self, turn: Turn, step: Step | Failure) -> None:
+        episode = turn.episode
         if isinstance(step, Failure):
-            self._finish(request_id, terminated=turn_ended, cut=not turn_ended, failure=step)
+            self._finish(turn, terminated=turn.ended, cut=not turn.ended, failure=step)
             return
-        if step.ended or not turn_ended:
+        if step.ended or not turn.ended:
             # A response that the cap stopped is scored like any other, but it is not terminated: the policy did not end it.
-            self._finish(request_id, terminated=step.terminated and turn_ended, cut=not turn_ended, last=step)
+            self._finish(turn, terminated=step.terminated and turn.ended, cut=not turn.ended, last=step)
             return
         is_closed = episode.turn_tokens[-1] in self._chat.end_of_turn
         next_turn = self._chat.user_turn(step.text, is_closed=is_closed)
         if episode.response_length + len(next_turn) >= self._limits.max_response_length:
-            self._finish(request_id, terminated=False, cut=True, last=step)
+            self._finish(turn, terminated=False, cut=True, last=step)
             return
         if step.reward:
             episode.add_reward(self._rewards.of_turn(step.reward))
-        dialog.observations.append(step.text)
+        turn.dialog.observations.append(step.text)
         if episode.open_tokens == self._limits.window_length:
             self._closed.append(episode.close_window())
         episode.add_environment_text(next_turn)
-        self._submit(request_id)
+        self._go_on(turn)
+
+    def _go_on(self, turn: Turn) -> None:
+        """Lets the model take its next turn."""
+        self._submit(turn.request_id)
 
     def _finish(
-        self, request_id: str, *, terminated: bool, cut: bool, last: Step | None = None, failure: Failure | None = None
+        self, turn: Turn, *, terminated: bool, cut: bool, last: Step | None = None, failure: Failure | None = None
     ) -> None:
         """Frees the slot; the window that holds the last token stays open until the episode is scored."""
-        dialog = self._dialogs.pop(request_id)
-        self._endings.add(Ending(self._open.pop(request_id), dialog, terminated, cut, last, failure))
-        self._unused_envs += dialog.give_back(failure)
+        self._open.pop(turn.request_id, None)
+        dialog = self._dialogs.pop(turn.request_id)
+        self._endings.add(Ending(turn.episode, dialog, terminated, cut, last, failure))
+        self._give_back(turn, failure)
         if not self._rewards.calls_functions:
             self._closed += self._endings.settle(self._engine.version)
+
+    def _give_back(self, turn: Turn, failure: Failure | None) -> None:
+        """Takes back the environment of an episode that is over."""
+        self._unused_envs += turn.dialog.give_back(failure)
 
     def _hand_over(self) -> list[Fragment]:
         closed, self._closed = self._closed, []

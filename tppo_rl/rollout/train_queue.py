@@ -9,7 +9,9 @@ Claim: every token is trained with staleness at most eta, and none is thrown awa
   earliest. So the update at v may only begin when every token that stays outside has u >= v + 1 - eta.
 - Tokens in the queue: the batch takes the oldest first, and takes all with u < v + 1 - eta even beyond B.
 - Tokens in open windows: `may_update` waits until none is older than v + 1 - eta. The env-runners that hold such
-  tokens are always given engine steps, so their windows close after at most `window_length` steps.
+  tokens are always given engine steps, so their windows close: in a slot after at most `window_length` steps; where an
+  answer or a reward is pending (scoring workers) after finitely many jobs, each of which a deadline ends. Env-runners
+  count pending windows as open; an episode that has its answer and no slot hands over its window.
 - By induction no outstanding token ever has v - u > eta.
 
                           waits for                                       unblocked by
