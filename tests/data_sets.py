@@ -13,6 +13,16 @@ import pytest
 SAMPLES = Path(__file__).parent / "data"
 """Files of our own in the formats of published data sets."""
 
+NOT_SHIPPED = {
+    "real.yaml": [
+        f"env_config.source={SAMPLES / 'mawps.jsonl'}",
+        "policy_model=tppo_rl/arithmetic-chain",
+        "critic_layers=1",
+        "evaluation_duration=1",
+    ]
+}
+"""What stands in for a model and data that a run file gets from elsewhere."""
+
 _PUBLISHED = Path(os.environ.get("TPPO_RL_DATA") or Path(__file__).parents[2] / "shared" / "data")
 
 

@@ -90,6 +90,8 @@ def test_pairs_are_refused_with_their_reason(values: dict[str, Any], words: list
 
 
 UNREAD = {
+    "scoring_deadline_s": 5.0,
+    "scoring_memory_gib": 1.0,
     "clip_low": 0.1,
     "clip_high": 0.3,
     "dual_clip": 3.0,

@@ -2,6 +2,7 @@ from importlib import resources
 from pathlib import Path
 
 import pytest
+from data_sets import NOT_SHIPPED
 
 from tppo_rl.config.run_files import Experiment, apply_override, load_run_file, make_experiment
 from tppo_rl.core.errors import OptionError
@@ -24,7 +25,7 @@ def write(folder: Path, text: str) -> Path:
 @pytest.mark.parametrize("name", SHIPPED)
 def test_every_shipped_run_file_is_sound(name: str) -> None:
     with resources.as_file(resources.files("tppo_rl.configs") / name) as path:
-        assert load_run_file(path)
+        assert load_run_file(path, NOT_SHIPPED.get(name, []))
 
 
 def test_shipped_run_files_are_found() -> None:

@@ -7,23 +7,13 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from data_sets import SAMPLES
+from data_sets import NOT_SHIPPED, SAMPLES
 
 from tppo_rl.cli import main
 from tppo_rl.config.run_files import load_run_file
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = sorted([*ROOT.glob("configs/*.yaml"), *ROOT.glob("examples/*.yaml")])
-
-NOT_SHIPPED = {
-    "real.yaml": [
-        f"env_config.source={SAMPLES / 'mawps.jsonl'}",
-        "policy_model=tppo_rl/arithmetic-chain",
-        "critic_layers=1",
-        "evaluation_duration=1",
-    ]
-}
-"""What stands in for a model and data that a run file gets from elsewhere."""
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=[path.name for path in SHIPPED])
