@@ -35,10 +35,11 @@ OF_OPTIONS = {
     "policy/cap_fraction",
     "policy/sequence_ratio",
     "rollout/complete_groups",
+    "rollout/epoch",
     "rollout/sampling_rounds",
     "rollout/zero_variance_fraction",
 }
-"""Metrics of parts that are off by default."""
+"""Metrics of parts that are off by default, and of environments with an end to their problems."""
 
 
 def assert_accounts_add_up(algorithm: TPPO, result: dict[str, Any]) -> None:
