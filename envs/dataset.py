@@ -4,6 +4,7 @@ import copy
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from heapq import nlargest
 from typing import Any
 
 import numpy as np
@@ -118,6 +119,15 @@ class Dataset(TextEnv[DatasetProblem]):
     def num_problems(self) -> int:
         """Number of questions in this split."""
         return len(self._problems)
+
+    def longest_prompts(self, number: int) -> Sequence[DatasetProblem]:
+        """The questions of this split with the most characters in prompt and messages, longest first."""
+
+        def characters(problem: DatasetProblem) -> int:
+            turns = problem.details["messages"]
+            return len(problem.prompt) + sum(len(turn["content"]) for turn in turns)
+
+        return nlargest(number, self._problems, key=characters)
 
     def problem(self, seed: int) -> DatasetProblem:
         """Problem number `seed` of this split."""

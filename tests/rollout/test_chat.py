@@ -12,7 +12,7 @@ from tppo_rl.base_models import resolve_model
 from tppo_rl.config.options import Options
 from tppo_rl.config.sections.chat import ChatOptions
 from tppo_rl.core.errors import OptionError
-from tppo_rl.rollout.chat import Chat
+from tppo_rl.rollout.chat import Chat, check_chat
 
 
 @pytest.fixture
@@ -204,3 +204,23 @@ def test_what_the_model_said_stays_where_the_template_would_rewrite_it(qwen3: An
     rewritten = qwen3.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
     assert "<think>" not in rewritten
     assert decoded(qwen3, tokens) == rewritten.replace("assistant\n2", "assistant\n<think>1 and 1</think>2")
+
+
+def test_the_longest_prompts_of_a_data_set_are_measured_before_a_run(tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    lines = [{"prompt": f"{index:02d}+" + "1+" * index + "1=", "answer": index} for index in range(60)]
+    rows.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    options = Options.of(
+        env="tppo_rl/Dataset-v0",
+        env_config={"source": str(rows), "answer": "answer", "heldout": {"fraction": 0.2}},
+        policy_model="tppo_rl/arithmetic-chain",
+        max_prompt_length=300,
+    )
+    check_chat(options)
+    chat = Chat.of(options)
+    lengths = sorted(len(chat.prompt(str(line["prompt"]))) for line in lines)
+    check_chat(options.replace(max_prompt_length=lengths[-1]))
+    with pytest.raises(
+        OptionError, match=rf"max_prompt_length={lengths[-1] - 1}: .*raise max_prompt_length to {lengths[-1]}"
+    ):
+        check_chat(options.replace(max_prompt_length=lengths[-1] - 1))

@@ -16,6 +16,7 @@ from tppo_rl.config.text_envs import num_problems
 from tppo_rl.core.algorithm_spec import AlgorithmSpec
 from tppo_rl.experiment.display import memory_table, sizes_table
 from tppo_rl.plan.memory import check_memory, machine_memory, memory_of
+from tppo_rl.rollout.chat import check_chat
 
 
 def print_plan(experiments: Sequence[Experiment], results: Path, console: Console | None = None) -> None:
@@ -35,6 +36,7 @@ def print_plan(experiments: Sequence[Experiment], results: Path, console: Consol
         memory, available = memory_of(options), machine_memory()
         console.print(memory_table(memory, available))
         check_memory(memory, options, available)
+        check_chat(options)
         console.print(changed_table(options, experiment.spec))
     console.print("nothing was started (--dry-run)", highlight=False)
 

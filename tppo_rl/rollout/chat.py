@@ -10,12 +10,16 @@ from jinja2.exceptions import TemplateError
 from tppo_rl.base_models import resolve_model
 from tppo_rl.config.options import Options
 from tppo_rl.config.sections.chat import PROMPT, ChatOptions
+from tppo_rl.config.text_envs import make_text_env
 from tppo_rl.core.errors import OptionError
+from tppo_rl.envs.text_env import SPLITS, Split
 
 Message = Mapping[str, str]
 """A turn: `role` and `content`."""
 
 _PLACEHOLDER = "\x00turn\x00"
+_CHECKED_PROMPTS = 256
+"""Longest prompts by characters whose tokens are counted before a run starts."""
 _BETWEEN_TURNS = "\n\n"
 """Text between the turns of a base model."""
 
@@ -205,10 +209,32 @@ class Chat:
 
 
 def check_chat(options: Options) -> None:
-    """Checks templates, system prompt and ends of turns with the model's own tokenizer.
+    """Checks templates, system prompt, ends of turns and the longest prompts with the model's own tokenizer.
 
     Raises:
         OptionError: names key, value and remedy.
     """
     chat = Chat.of(options)
     chat.prompt("?")
+    for split in SPLITS:
+        check_prompt_lengths(chat, options, split)
+
+
+def check_prompt_lengths(chat: Chat, options: Options, split: Split) -> None:
+    """Checks the longest prompts of an environment that knows which they are (`longest_prompts`).
+
+    Raises:
+        OptionError: one of them is longer than `max_prompt_length`.
+    """
+    limit = options.rollout.max_prompt_length
+    env = make_text_env(options.environment, split)
+    longest = getattr(env.unwrapped, "longest_prompts", None)
+    problems = [] if longest is None else longest(_CHECKED_PROMPTS)
+    lengths = [len(chat.prompt(problem.prompt, problem.details.get("messages", ()))) for problem in problems]
+    env.close()
+    if (most := max(lengths, default=0)) > limit:
+        long = sum(length > limit for length in lengths)
+        raise OptionError(
+            f"max_prompt_length={limit}: {long} or more {split} prompts are longer, the longest has {most} tokens; raise "
+            f"max_prompt_length to {most}, or drop long prompts with env_config.max_prompt_characters"
+        )
