@@ -18,6 +18,7 @@ class AnyChat(IntegerChat):
         return [60, 1 + len(text) % 50, 61]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("workers", "least", "most"), [(12, 0.9, 1.1), (1, 0.0, 0.7)])
 def test_answers_that_take_time_cost_something_only_with_too_few_workers(
     workers: int, least: float, most: float

@@ -295,3 +295,17 @@ def test_scoring_has_bounds(values: dict[str, Any]) -> None:
 def test_a_deadline_without_workers_is_refused() -> None:
     with pytest.raises(OptionError, match=r"scoring_deadline_s.*scoring_workers above 0"):
         checked({"scoring_deadline_s": 3.0, "env": "tppo_rl/ArithmeticChain-v0"} | MODEL)
+
+
+@pytest.mark.parametrize(
+    ("env", "env_config", "words"),
+    [
+        ("tppo_rl/ArithmeticChain-v0", {"max_operand": 3}, r"env_config\.max_operand=3: unknown option, did you mean env_config\.max_operands"),
+        ("tppo_rl/Dataset-v0", {"sourc": "x.jsonl"}, r"env_config\.sourc='x\.jsonl': unknown option, did you mean env_config\.source"),
+        ("tppo_rl/Dataset-v0", {"source": "none.jsonl"}, r"^env_config\.source='none\.jsonl': no such file"),
+        ("tppo_rl/ArithmeticChain-v0", {"split_seed": -1}, r"^env_config\.split_seed=-1: "),
+    ],
+)  # fmt: skip
+def test_a_key_of_the_environment_is_named_alone(env: str, env_config: dict[str, Any], words: str) -> None:
+    with pytest.raises(OptionError, match=words):
+        check_environment(Options.of(env=env, env_config=env_config))

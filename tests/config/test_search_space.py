@@ -77,7 +77,7 @@ def test_of_very_many_points_every_value_is_still_checked() -> None:
         ({"window_length": {"grid_search": [8, 999]}}, "window_length=999: longer than max_response_length=256"),
         ({"window_length": {"randint": [8, 1000]}}, "window_length=999: longer than max_response_length=256"),
         ({"windw_length": {"grid_search": [8, 16]}}, "windw_length=8: unknown option, did you mean window_length"),
-        ({"env_config": {"max_operand": {"grid_search": [3]}}}, "env_config={'max_operand': 3}"),
+        ({"env_config": {"max_operand": {"grid_search": [3]}}}, "env_config.max_operand=3"),
     ],
 )
 def test_a_bad_axis_names_key_value_and_remedy(config: dict[str, Any], message: str) -> None:

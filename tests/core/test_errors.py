@@ -2,7 +2,12 @@ from __future__ import annotations
 
 import pickle
 
-from tppo_rl.core.errors import OptionError, portable
+import click
+from click.testing import CliRunner
+
+from tppo_rl.core.errors import OptionError, RunError, portable
+from tppo_rl.core.one_clear_error import one_clear_error
+from tppo_rl.rollout.failure_watch import RewardsFailed
 
 
 class Unpicklable(Exception):
@@ -41,3 +46,15 @@ def test_what_cannot_travel_is_told_in_words() -> None:
     assert type(copy) is RuntimeError
     assert str(copy) == "env-runner 1: Unpicklable: no room for keys"
     assert "in raised" in copy.__notes__[0]
+
+
+def test_what_ends_a_run_is_one_message_on_the_command_line() -> None:
+    @click.command()
+    @one_clear_error
+    def fails() -> None:
+        raise RunError("max_failed_fraction=0.5: nothing could be scored")
+
+    run = CliRunner().invoke(fails)
+    assert run.exit_code == 1
+    assert run.output == "error: max_failed_fraction=0.5: nothing could be scored\n"
+    assert issubclass(RewardsFailed, RunError)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -16,7 +17,7 @@ from tppo_rl.config.section import refuse
 from tppo_rl.config.sections.rollout import EngineOptions
 from tppo_rl.core.algorithm_spec import AlgorithmSpec
 from tppo_rl.core.errors import OptionError, unknown_key
-from tppo_rl.core.registry import ADVANTAGES, ENGINES, POLICY_LOSSES, PartSpec, Registry
+from tppo_rl.core.registry import ADVANTAGES, ENGINES, POLICY_LOSSES, PartSpec, Registry, find_object
 from tppo_rl.core.reward_parts import RewardParts
 
 VLLM_OWN_KEYS = frozenset({"kv_cache_gib", "linear", "multiprocessing"})
@@ -157,7 +158,7 @@ def check_environment(options: Options) -> None:
     Raises:
         OptionError: unknown environment or bad `env_config`.
     """
-    from tppo_rl.config.text_envs import env_spec, make_text_env
+    from tppo_rl.config.text_envs import make_text_env
 
     environment = options.environment
     if environment.env is None:
@@ -169,17 +170,47 @@ def check_environment(options: Options) -> None:
             f"env_config.split={environment.env_config['split']!r}: training takes the train split and evaluation the "
             "held-out one; remove the key"
         )
-    env_spec(environment.env)
+    _check_env_config_keys(environment.env, environment.env_config)
     try:
         env = make_text_env(environment, "heldout")
     except (TypeError, ValueError) as error:
-        raise OptionError(f"env_config={environment.env_config!r}: {error}; correct or remove that key") from None
+        # Environments name their option and its value first.
+        named = str(error).partition("=")[0].partition(".")[0] in environment.env_config
+        raise OptionError(f"env_config{'.' if named else ': '}{error}") from None
     try:
         _check_correctness_is_known(options, env.unwrapped)
         _warn_of_repeated_prompts(options, getattr(env.unwrapped, "num_problems", None))
         check_reward_columns(options, env)
     finally:
         env.close()
+
+
+def _check_env_config_keys(env: str, env_config: Mapping[str, Any]) -> None:
+    """Refuses keys that the environment's class does not take, where its signature says what it takes."""
+    from tppo_rl.config.text_envs import env_spec
+
+    place = env_spec(env).entry_point
+    try:
+        found = find_object("env", place) if isinstance(place, str) else place
+    except OptionError:
+        return
+    if not inspect.isclass(found):
+        return
+    names: set[str] = set()
+    for base in found.__mro__:
+        if "__init__" not in vars(base):
+            continue
+        parameters = inspect.signature(vars(base)["__init__"]).parameters.values()
+        names |= {p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)}
+        if all(p.kind is not p.VAR_KEYWORD for p in parameters):
+            break
+    else:
+        return
+    known = sorted(names - {"self", "split"})
+    for key in sorted(env_config.keys() - names):
+        words = [f"env_config.{name}" for name in known]
+        message = unknown_key(f"env_config.{key}", env_config[key], words).partition("; ")[0]
+        raise OptionError(f"{message}; {env} takes {', '.join(known)}")
 
 
 def _check_correctness_is_known(options: Options, env: Any) -> None:

@@ -13,6 +13,10 @@ class OptionError(ValueError):
     """A bad option. The message names key, value and remedy."""
 
 
+class RunError(RuntimeError):
+    """What ends a run although its options are right. The message says what to do; a traceback would say nothing more."""
+
+
 def portable(error: Exception, where: str) -> Exception:
     """Returns an error that another process can raise, with its traceback as a note.
 

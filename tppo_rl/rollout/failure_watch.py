@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 
+from tppo_rl.core.errors import RunError
 from tppo_rl.rollout.responses import TRUNCATED, Failure, Scores
 
 WATCHED = 256
@@ -13,7 +14,7 @@ _LEAST = 64
 """Responses before which nothing is judged."""
 
 
-class RewardsFailed(RuntimeError):
+class RewardsFailed(RunError):
     """Too many responses could not be scored, or none could be trained."""
 
 
