@@ -9,6 +9,7 @@ __all__ = ["ENTRY_POINTS", "Problem", "Reply", "TextEnv", "register_envs"]
 
 ENTRY_POINTS: dict[str, str] = {
     "tppo_rl/ArithmeticChain-v0": "tppo_rl.envs.arithmetic_chain:ArithmeticChain",
+    "tppo_rl/Calculator-v0": "tppo_rl.envs.calculator:Calculator",
     "tppo_rl/Dataset-v0": "tppo_rl.envs.dataset:Dataset",
     "tppo_rl/GuessNumber-v0": "tppo_rl.envs.guess_number:GuessNumber",
     "tppo_rl/ReasoningGym-v0": "tppo_rl.envs.reasoning_gym:ReasoningGym",

@@ -103,12 +103,14 @@ class Reply:
         score: None while the episode goes on. On the last step the quality of the answer, 0.0 (wrong) to
             1.0 (correct).
         ends: Ends the episode without a score; whether the answer is correct is then not known.
+        reward: Reward of this turn where there is no score; a score has its own.
         info: Further entries of `step`'s info.
     """
 
     observation: str = ""
     score: float | None = None
     ends: bool = False
+    reward: float = 0.0
     info: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -127,7 +129,7 @@ class TextEnv(gymnasium.Env[str, str], ABC, Generic[ProblemT]):
             must share it.
         correct_reward: Reward of the last step for a correct answer (score 1).
         wrong_reward: Reward of the last step for a wrong answer (score 0); in between it is linear in the
-            score. All other steps give 0.
+            score. Other steps give what the environment's `Reply.reward` says.
 
     Raises:
         ValueError: On a bad option; names the option, its value and what is allowed.
@@ -257,7 +259,7 @@ class TextEnv(gymnasium.Env[str, str], ABC, Generic[ProblemT]):
         self._turns += not failed
         if reply.score is None:
             self._ended = reply.ends
-            return reply.observation, 0.0, reply.ends, False, info
+            return reply.observation, reply.reward, reply.ends, False, info
         self._ended = not failed
         info |= {"correct": reply.score >= 1.0, "score": reply.score}
         return reply.observation, self._reward(reply.score), True, False, info

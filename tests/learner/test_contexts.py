@@ -3,9 +3,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from learner_helpers import estimate_targets, load_models, make_fragments
+from learner_helpers import VOCABULARY, estimate_targets, load_models, make_fragment, make_fragments
 from transformers import (
     DynamicCache,
     Gemma2Config,
@@ -20,7 +21,7 @@ from transformers import (
 from tppo_rl.config.options import Options
 from tppo_rl.learner import contexts
 from tppo_rl.learner.batch import TrainBatch, batch_from_fragments, last_positions
-from tppo_rl.learner.contexts import window_contexts
+from tppo_rl.learner.contexts import Contexts, window_contexts
 from tppo_rl.learner.models import Policy, recompute_activations
 from tppo_rl.learner.packing import ModelInput, model_input
 from tppo_rl.learner.update import UpdateStep
@@ -222,3 +223,43 @@ def test_all_passes_share_the_contexts(model_folder: str) -> None:
     assert updated(model_folder, **passes)[0]["processed_tokens"] == 3 * (of_contexts + of_windows)
     without = updated(model_folder, context_gradient=False, **passes)[0]
     assert without["processed_tokens"] == of_contexts + 3 * of_windows
+
+
+def sharing_batch() -> TrainBatch:
+    """20 tokens that all begin with, then two prompts in groups of three, of which one response is in its second window."""
+    rng = np.random.default_rng(0)
+    first, prompts = rng.integers(2, VOCABULARY, 20), rng.integers(2, VOCABULARY, (2, 18))
+    fragments = []
+    for row in range(6):
+        fragment = make_fragment(rng, episode_id=row, context=38, earlier=5 if row == 4 else 0)
+        context = fragment.context.copy()
+        context[:38] = np.concatenate([first, prompts[row // 3]])
+        fragments.append(replace(fragment, context=context))
+    return batch_from_fragments(fragments)
+
+
+@pytest.mark.parametrize("micro_batch_tokens", [1, 50, 10_000])
+def test_what_contexts_share_is_computed_once(model_folder: str, micro_batch_tokens: int) -> None:
+    policy, _ = load_models(model_folder)
+    batch = sharing_batch()
+    completed = window_contexts(policy, batch, micro_batch_tokens)
+    last = torch.arange(len(batch))
+    assert completed.contexts.lengths.tolist() == [37, 37, 37, 37, 42, 37]
+    # The first 20; the rest of two prompts; the earlier window, with the token that no other context has.
+    assert completed.positions == 20 + 2 * 17 + 5
+    for row, length in enumerate(completed.contexts.lengths.tolist()):
+        wanted = states_of(policy, batch.padded(last[[row]], torch.tensor([length])))
+        torch.testing.assert_close(completed.contexts.of(row), wanted, atol=1e-5, rtol=1e-4)
+
+
+def test_states_at_hand_are_kept_and_not_shared(model_folder: str) -> None:
+    policy, _ = load_models(model_folder)
+    batch = sharing_batch()
+    whole = window_contexts(policy, batch, 100).contexts
+    # As of older weights, which nobody else may get.
+    at_hand = Contexts(torch.tensor([0, 30, 0, 0, 0, 0]), whole.of(1)[:30] + 1.0, whole.shapes)
+    completed = window_contexts(policy, batch, 100, at_hand)
+    assert completed.positions == 20 + 2 * 17 + 5 + 7
+    assert torch.equal(completed.contexts.of(1)[:30], at_hand.states)
+    for row in (0, 2, 3, 4, 5):
+        torch.testing.assert_close(completed.contexts.of(row), whole.of(row), atol=1e-5, rtol=1e-4)

@@ -20,6 +20,7 @@ from tppo_rl.envs.text_env import split_of
 from tppo_rl.pretrain.architecture import CHARACTERS, build_model, build_tokenizer, encode_prompts
 from tppo_rl.pretrain.evaluation import HoldBack, evaluate, generate, make_env
 from tppo_rl.pretrain.warmstart import (
+    IGNORED,
     PRACTICE_STAGES,
     WarmstartOptions,
     demonstrations,
@@ -37,6 +38,7 @@ from tppo_rl.pretrain.warmstart import (
     with_filler,
 )
 
+CALCULATOR = "tppo_rl/Calculator-v0"
 CHAIN = "tppo_rl/ArithmeticChain-v0"
 SHIPPED = Path(tppo_rl.__file__).parent / "base_models" / "arithmetic-chain"
 PROMPT, SOLUTION = "a3k9B1=", "a3=3;k9=12;B1=13;#13"
@@ -91,6 +93,46 @@ def test_several_turns_in_the_chat_template(tokenizer: Any) -> None:
     ]
     text = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
     assert text == "<user>1-9?<assistant>5<eos><user>lower<assistant>"
+
+
+def test_the_environments_turns_are_read_and_not_learned(tokenizer: Any, model: Any) -> None:
+    env = make_env(CALCULATOR, {"min_operations": 2, "max_operations": 2})
+    (pair,) = islice(demonstrations(env, 0), 1)
+    (example,) = encode(tokenizer, [pair])
+    prompt, info = env.reset(seed=int(np.random.default_rng([0, False]).integers(2**62)))
+    first, second, answer = info["worked_turns"]
+    observations = [env.step(turn)[0] for turn in (first, second)]
+    turns = [{"role": "user", "content": prompt}]
+    for turn, observation in zip((first, second), observations, strict=True):
+        turns += [{"role": "assistant", "content": turn}, {"role": "user", "content": observation}]
+    turns.append({"role": "assistant", "content": answer})
+    assert tokenizer.apply_chat_template(turns, return_dict=False) == example.prompt + example.response
+    learned = [token for token in example.targets if token != IGNORED]
+    assert tokenizer.decode(learned) == f"{first}<eos>{second}<eos>{answer}<eos>"
+    logits = model(torch.tensor([example.prompt + example.response])).logits[0, len(example.prompt) - 1 : -1]
+    targets = torch.tensor(example.targets)
+    log_probs = logits.log_softmax(-1)[torch.arange(len(targets)), targets.clamp(min=0)][targets != IGNORED]
+    torch.testing.assert_close(response_loss(model, [example], 0), -log_probs.mean())
+
+
+def test_dialogs_that_answer_too_soon() -> None:
+    env = make_env(CALCULATOR, {"min_operations": 3, "max_operations": 3})
+    pairs = islice(demonstrations(env, 0, WarmstartOptions(early_hazard=0.5)), 400)
+    calls = [response.count("[") for _, response in pairs]
+    shares = np.bincount(calls, minlength=4) / 400
+    assert shares[1:] == pytest.approx([0.5, 0.25, 0.25], abs=0.08)
+
+
+@pytest.mark.integration
+def test_the_shipped_calculator_answers_too_soon_and_is_scored_over_its_turns() -> None:
+    folder = SHIPPED.parent / "calculator"
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    report = json.loads((folder / "warmstart.json").read_text())
+    env = make_env(CALCULATOR, {**report["env_config"], "split": "heldout"})
+    greedy = evaluate(model, tokenizer, env, range(report["greedy"]["prompts"]), greedy=True)
+    assert greedy.accuracy == pytest.approx(report["greedy"]["accuracy"], abs=0.01)
+    easy = make_env(CALCULATOR, {"min_operations": 1, "max_operations": 1, "split": "heldout"})
+    assert evaluate(model, tokenizer, easy, range(64), greedy=True).accuracy > 0.9
 
 
 class TestSchedule:

@@ -19,10 +19,11 @@ import torch
 from transformers.cache_utils import Cache, DynamicLayer
 
 from tppo_rl.learner.batch import TrainBatch
-from tppo_rl.learner.micro_batches import micro_batches
+from tppo_rl.learner.micro_batches import MicroBatches, micro_batches
 from tppo_rl.learner.models import Critic, KeysAndValues, Policy
 from tppo_rl.learner.packing import ModelInput
 from tppo_rl.learner.sharding import same_number_of_passes
+from tppo_rl.learner.shared_segments import shared_segments
 
 Shapes = tuple[tuple[int, int], ...]
 """Heads and width of the keys and then the values of each layer."""
@@ -67,8 +68,23 @@ class Contexts:
             device: Device of the model.
             record: Whether `recorded` can return the states of these tokens afterwards.
         """
-        starts = self.lengths[rows]
-        input_ids = batch.padded(rows, lengths - starts, starts).to(device)
+        return self.after(batch, rows, self.lengths[rows], lengths, device, record=record)
+
+    def after(
+        self,
+        batch: TrainBatch,
+        rows: torch.Tensor,
+        starts: torch.Tensor,
+        stops: torch.Tensor,
+        device: torch.device,
+        *,
+        record: bool = False,
+    ) -> ModelInput:
+        """Lays out positions `starts[i]` to `stops[i]` of sequences `rows[i]` after the first `starts[i]` of their contexts.
+
+        The arguments are otherwise those of `model_input`; `starts` and `stops` are int64 [b].
+        """
+        input_ids = batch.padded(rows, stops - starts, starts).to(device)
         longest = int(starts.max()) if len(rows) else 0
         if not longest:
             cache = Cache(layer_class_to_replicate=_RecordingLayer) if record and len(rows) else None
@@ -77,7 +93,7 @@ class Contexts:
         # Padding may read any place, because nothing attends to it.
         places = torch.where(steps < starts[:, None], self.offsets[rows, None] + steps, 0)
         states = self.states.index_select(0, places.flatten()).unflatten(0, places.shape).to(device)
-        return after_contexts(input_ids, starts, lengths, _layers(states, self.shapes), record=record)
+        return after_contexts(input_ids, starts, stops, _layers(states, self.shapes), record=record)
 
 
 def no_contexts(num_sequences: int) -> Contexts:
@@ -116,23 +132,41 @@ def window_contexts(
     lengths = context_lengths(batch)
     if wanted is not None:
         lengths = at_hand.lengths.index_copy(0, wanted, lengths[wanted])
-    missing = lengths - at_hand.lengths
-    offsets, shapes = lengths.cumsum(0) - lengths, at_hand.shapes
-    within = torch.arange(len(batch)).repeat_interleave(at_hand.lengths)
-    parts = [(torch.arange(len(within)) + (offsets - at_hand.offsets)[within], at_hand.states)] if shapes else []
-    groups = micro_batches(missing, missing.nonzero()[:, 0], micro_batch_tokens, contexts=at_hand.lengths)
-    for rows in same_number_of_passes(policy, groups.rows):
-        inputs = at_hand.model_input(batch, rows, lengths[rows], policy.device, record=True)
+    # Known states may be of other weights, so nothing after them is shared.
+    known = at_hand.lengths > 0
+    levels = shared_segments(batch.padded(torch.arange(len(batch)), lengths), at_hand.lengths, lengths, known)
+    segments = [segment for level in levels for segment in level]
+    starts = torch.tensor([segment.start for segment in segments], dtype=torch.int64)
+    stops = torch.tensor([segment.stop for segment in segments], dtype=torch.int64)
+    reads = torch.tensor([segment.rows[0] for segment in segments], dtype=torch.int64)
+    groups = _level_by_level([len(level) for level in levels], starts, stops, micro_batch_tokens)
+    result = _room(lengths, at_hand.states, at_hand.shapes)
+    if at_hand.shapes:
+        within = torch.arange(len(batch)).repeat_interleave(at_hand.lengths)
+        result.states[torch.arange(len(within)) + (result.offsets - at_hand.offsets)[within]] = at_hand.states
+    for group in same_number_of_passes(policy, [rows for part in groups for rows in part.rows]):
+        inputs = result.after(batch, reads[group], starts[group], stops[group], policy.device, record=True)
         policy.read(**inputs.of_model())
-        if len(rows):
+        if len(group):
             own, shapes = recorded(inputs)
-            steps = torch.arange(own.shape[1])
-            inside = steps < missing[rows, None]
-            parts.append(((offsets + at_hand.lengths)[rows, None].add(steps)[inside], own[inside]))
-    states = parts[0][1].new_empty(int(lengths.sum()), parts[0][1].shape[1]) if parts else at_hand.states
-    for places, own in parts:
-        states[places] = own
-    return Completed(Contexts(lengths, states, shapes), groups.positions, groups.padded_positions)
+            result = result if result.shapes else _room(lengths, own[0], shapes)
+            for states, segment in zip(own, [segments[index] for index in group.tolist()], strict=True):
+                steps = torch.arange(segment.start, segment.stop)
+                result.states[result.offsets[list(segment.rows), None] + steps] = states[: len(steps)]
+    return Completed(result, sum(part.positions for part in groups), sum(part.padded_positions for part in groups))
+
+
+def _room(lengths: torch.Tensor, like: torch.Tensor, shapes: Shapes) -> Contexts:
+    """Returns contexts whose states, as wide as those of `like`, are yet to be written."""
+    return Contexts(lengths, like.new_empty(int(lengths.sum()), like.shape[1]), shapes)
+
+
+def _level_by_level(
+    sizes: list[int], starts: torch.Tensor, stops: torch.Tensor, micro_batch_tokens: int
+) -> list[MicroBatches]:
+    """Groups segments into micro-batches, those of one level after those of the level before."""
+    levels = torch.arange(len(starts)).split(sizes)
+    return [micro_batches(stops - starts, level, micro_batch_tokens, contexts=starts) for level in levels]
 
 
 def context_lengths(batch: TrainBatch) -> torch.Tensor:

@@ -69,3 +69,8 @@ def build_model(tokenizer: Qwen2Tokenizer, seed: int) -> Qwen2ForCausalLM:
 def encode_prompts(tokenizer: Qwen2Tokenizer, prompts: Sequence[str]) -> list[list[int]]:
     """Token ids of one user turn each and of the beginning of the answer, as the chat template writes them."""
     return cast(list[list[int]], tokenizer([f"{USER}{prompt}{ASSISTANT}" for prompt in prompts])["input_ids"])
+
+
+def answered(dialog: str, answer: str) -> str:
+    """A dialog whose last turn is the model's, closed, and the environment's answer to it."""
+    return f"{dialog}{END}{USER}{answer}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from transformers import LogitsProcessor, LogitsProcessorList, Qwen2ForCausalLM, Qwen2Tokenizer
 
 from tppo_rl.envs.text_env import TextEnv
-from tppo_rl.pretrain.architecture import MAX_POSITIONS, encode_prompts
+from tppo_rl.pretrain.architecture import ASSISTANT, MAX_POSITIONS, answered, encode_prompts
 
 MAX_RESPONSE_TOKENS = 330
 """Of an evaluation; the longest worked solution of a chain has 314."""
@@ -110,20 +111,37 @@ def evaluate(
     hold_back: bool = False,
     max_tokens: int = MAX_RESPONSE_TOKENS,
 ) -> Evaluation:
-    """Accuracy on the problems of these seeds, with at most `max_tokens` of a response. ``hold_back`` keeps a chain's
-    ``#`` back until all operands are used up: the skill of a model that stops early.
+    """Accuracy on the problems of these seeds. A turn has at most `max_tokens`, and none begins after as many of a response.
+    ``hold_back`` keeps a chain's ``#`` back until all operands are used up: the skill of a model that stops early.
     """
-    prompts, least_steps = [], []
-    for seed in seeds:
-        prompt, info = env.reset(seed=seed)
-        prompts.append(prompt)
+    envs = [deepcopy(env) for _ in seeds]
+    texts, least_steps = [], []
+    for one, seed in zip(envs, seeds, strict=True):
+        prompt, info = one.reset(seed=seed)
+        texts.append(prompt)
         least_steps.append(len(info["operands"]) if hold_back else 0)
-    responses = generate(model, tokenizer, prompts, greedy=greedy, least_steps=least_steps, max_tokens=max_tokens)
     correct = 0
-    for seed, response in zip(seeds, responses, strict=True):
-        env.reset(seed=seed)
-        correct += env.step(tokenizer.decode(response, skip_special_tokens=True))[4].get("correct", False)
-    lengths = [len(response) for response in responses]
+    lengths = [0] * len(envs)
+    running = list(range(len(envs)))
+    while running:
+        turns = generate(
+            model,
+            tokenizer,
+            [texts[index] for index in running],
+            greedy=greedy,
+            least_steps=[least_steps[index] for index in running],
+            max_tokens=max_tokens,
+        )
+        goes_on = []
+        for index, turn in zip(running, turns, strict=True):
+            text = tokenizer.decode(turn, skip_special_tokens=True)
+            observation, _, terminated, _, info = envs[index].step(text)
+            lengths[index] += len(turn)
+            correct += info.get("correct", False)
+            if not terminated and turn and lengths[index] < max_tokens:
+                texts[index] = answered(f"{texts[index]}{ASSISTANT}{text}", observation)
+                goes_on.append(index)
+        running = goes_on
     return Evaluation(round(correct / len(seeds), 4), round(float(np.mean(lengths)), 2), len(seeds))
 
 

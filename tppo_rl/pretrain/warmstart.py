@@ -6,7 +6,7 @@
 After practice the model solves chains of any length. The lazy demonstrations then teach it to state the sum so far
 as final after the first steps, so that the base is right on a third of the prompts; all that reinforcement
 learning has to find out is that going on until the operands are used up pays. So it is with other environments whose
-`reset` tells ``early_solutions``; those without get practice only.
+`reset` tells ``early_solutions``, or ``early_turns`` where it tells ``worked_turns``; those without get practice only.
 
 To go on is one thing to find out, and some tens of prompts teach it. Demonstrations of chains that slip (``slip_share``) leave
 many: the sum of each pair of digits that they get wrong has to be found out by itself.
@@ -34,7 +34,16 @@ from transformers import Qwen2ForCausalLM, Qwen2Tokenizer
 
 from tppo_rl.envs.arithmetic_chain import MAX_OPERANDS, MODULUS, ArithmeticChain
 from tppo_rl.envs.text_env import TextEnv, is_finite, is_integer, require
-from tppo_rl.pretrain.architecture import END, MAX_POSITIONS, build_model, build_tokenizer, encode_prompts
+from tppo_rl.pretrain.architecture import (
+    ASSISTANT,
+    END,
+    MAX_POSITIONS,
+    USER,
+    answered,
+    build_model,
+    build_tokenizer,
+    encode_prompts,
+)
 from tppo_rl.pretrain.evaluation import MAX_RESPONSE_TOKENS, chain_skill, evaluate, make_env
 
 logger = logging.getLogger(__name__)
@@ -100,20 +109,45 @@ Exponent 1 gives every length about the same share of the tokens, exponent 0 mak
 
 @dataclass(frozen=True)
 class Example:
-    """A prompt with its special tokens, and the response that is learned; token ids."""
+    """A prompt with its special tokens, and the response that is learned, but for turns of the environment in it; token ids."""
 
     prompt: list[int]
     response: list[int]
+    targets: list[int]
+    """The response, with `IGNORED` in place of the environment's turns."""
 
     def __len__(self) -> int:
         return len(self.prompt) + len(self.response)
 
 
 def encode(tokenizer: Qwen2Tokenizer, pairs: Sequence[tuple[str, str]]) -> list[Example]:
-    """Token ids of (prompt, response) pairs."""
+    """Token ids of (prompt, response) pairs; a response may be a dialog of `play`."""
+    user, assistant = cast(list[int], tokenizer.convert_tokens_to_ids([USER, ASSISTANT]))
     prompts = encode_prompts(tokenizer, [prompt for prompt, _ in pairs])
     responses = cast(list[list[int]], tokenizer([response + END for _, response in pairs])["input_ids"])
-    return [Example(prompt, response) for prompt, response in zip(prompts, responses, strict=True)]
+    return [
+        Example(prompt, response, _without_turns(response, user, assistant))
+        for prompt, response in zip(prompts, responses, strict=True)
+    ]
+
+
+def _without_turns(response: Sequence[int], user: int, assistant: int) -> list[int]:
+    """The tokens of a response, those from ``user`` to ``assistant`` being `IGNORED`."""
+    targets: list[int] = []
+    is_context = False
+    for token in response:
+        is_context = is_context or token == user
+        targets.append(IGNORED if is_context else token)
+        is_context = is_context and token != assistant
+    return targets
+
+
+def play(env: TextEnv[Any], turns: Sequence[str]) -> str:
+    """The current episode as one text, in which the environment answers all turns but the last."""
+    dialog = ""
+    for turn in turns[:-1]:
+        dialog = answered(dialog + turn, env.step(turn)[0]) + ASSISTANT
+    return dialog + turns[-1]
 
 
 def stopping_step(operands: Sequence[int], options: WarmstartOptions, rng: np.random.Generator) -> int:
@@ -163,9 +197,13 @@ def demonstrations(env: TextEnv[Any], seed: int, options: WarmstartOptions | Non
     slips = draw_slips(seed, options.slip_share if options is not None else 0.0)
     while True:
         prompt, info = env.reset(seed=int(rng.integers(2**62)))
-        if "worked_solution" not in info:
+        if "worked_turns" in info:
+            hazard = 0.0 if options is None else options.early_hazard
+            early = (turns for turns in info["early_turns"] if rng.random() < hazard)
+            yield prompt, play(env, next(early, info["worked_turns"]))
+        elif "worked_solution" not in info:
             raise ValueError(f"env={type(env).__name__}: it has no worked solutions to learn from; choose one that has")
-        if options is None:
+        elif options is None:
             yield prompt, info["worked_solution"]
         elif isinstance(env, ArithmeticChain):
             stop_after = stopping_step(info["operands"], options, rng)
@@ -257,7 +295,7 @@ def response_loss(model: Qwen2ForCausalLM, batch: Sequence[Example], pad: int) -
     for row, example in enumerate(batch):
         start, end = len(example.prompt), len(example)
         ids[row, :end] = torch.tensor(example.prompt + example.response)
-        targets[row, start:end] = ids[row, start:end]
+        targets[row, start:end] = torch.tensor(example.targets)
     logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
     return functional.cross_entropy(logits.reshape(-1, logits.shape[-1]), targets[:, 1:].reshape(-1))
 
@@ -380,7 +418,7 @@ def warmstart(
     report["practice"] = train(model, batches, optimizers, settings.practice_steps, "practice")
     if is_chain:
         report["skill_after_practice"] = chain_skill(model, tokenizer, env_id, config, settings.evaluation_prompts)
-    if is_chain or "early_solutions" in env.reset(seed=0)[1]:
+    if is_chain or {"early_solutions", "early_turns"} & env.reset(seed=0)[1].keys():
         batches = lazy_batches(env_id, config, tokenizer, seed, settings)
         optimizers = lazy_optimizers(model, settings)
         report["lazy"] = train(model, batches, optimizers, settings.lazy_steps, "lazy")

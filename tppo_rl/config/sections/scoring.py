@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from tppo_rl.config.options import Options
 
 _AUTO_WORKERS = 2
+_CHEAP_ENVS = (None, "tppo_rl/ArithmeticChain-v0", "tppo_rl/Calculator-v0", "tppo_rl/GuessNumber-v0")
 _CHEAP_VERIFIERS = frozenset({"exact", "numeric", "multiple_choice"})
 _CHEAP_REWARDS = frozenset(
     {"environment", "zero_one", "plus_minus_one", "format", "length", "calculation", "model"}
@@ -57,7 +58,7 @@ class ScoringOptions(Section):
 def _is_cheap(options: Options) -> bool:
     """Whether nothing that scores can hang or take long."""
     env, settings = options.environment.env, options.environment.env_config
-    cheap_env = env in (None, "tppo_rl/ArithmeticChain-v0", "tppo_rl/GuessNumber-v0") or (
+    cheap_env = env in _CHEAP_ENVS or (
         env == "tppo_rl/Dataset-v0"
         and _is_cheap_verifier(settings.get("verifier", _verifier_of(settings.get("preset"))))
     )

@@ -1,0 +1,97 @@
+"""What contexts of a batch have in common: every part that several begin with is computed once.
+
+    system, examples, question A  x 4      level 0    system, examples
+    system, examples, question B  x 4      level 1    question A    question B
+
+Prompts share their system prompt and examples, the responses of a group their whole prompt. Each part is a segment: it is
+computed after the part before it, and serves every sequence that begins with both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import torch
+
+MIN_SHARED = 16
+"""Fewest tokens of a segment that more than one sequence shares: shorter ones do not make up for a pass of their own."""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Positions `start` to `stop` of sequences that have the same tokens up to `stop`."""
+
+    rows: tuple[int, ...]
+    start: int
+    stop: int
+
+
+def shared_segments(
+    tokens: torch.Tensor, starts: torch.Tensor, stops: torch.Tensor, apart: torch.Tensor
+) -> list[list[Segment]]:
+    """Divides positions `starts[i]` to `stops[i]` of each sequence into segments.
+
+    Args:
+        tokens: int64 [B, T].
+        starts: int64 [B], first position of each sequence that is to be computed.
+        stops: int64 [B], position behind its last one; sequences with nothing to compute have no segment.
+        apart: bool [B], sequences that share nothing, because what stands before them is their own.
+
+    Returns:
+        Levels: the segments of one follow on segments of those before.
+    """
+    levels: list[list[Segment]] = []
+    start, stop = starts.tolist(), stops.tolist()
+    rows = [row for row in range(len(start)) if stop[row] > start[row]]
+    for row in rows:
+        if apart[row]:
+            _at(levels, 0).append(Segment((row,), start[row], stop[row]))
+    texts = {row: tokens[row, : stop[row]].numpy() for row in rows if not apart[row]}
+    ordered = sorted(texts, key=lambda row: texts[row].tolist())
+    shared = [_shared_length(texts[one], texts[other]) for one, other in pairwise(ordered)]
+    _divide(ordered, shared, texts, 0, 0, levels)
+    return levels
+
+
+def _divide(
+    rows: Sequence[int],
+    shared: Sequence[int],
+    texts: dict[int, np.ndarray],
+    start: int,
+    level: int,
+    levels: list[list[Segment]],
+) -> None:
+    """Adds the segments of sorted sequences from `start` on, of which neighbors have `shared` first tokens in common."""
+    first = 0
+    for last in range(len(rows)):
+        if last + 1 < len(rows) and _go_together(rows[last], rows[last + 1], shared[last], start, texts):
+            continue
+        cluster, within = rows[first : last + 1], shared[first:last]
+        stop = min(within, default=len(texts[cluster[0]]))
+        if stop > start:
+            _at(levels, level).append(Segment(tuple(cluster), start, stop))
+        rest = [index for index, row in enumerate(cluster) if len(texts[row]) > stop]
+        if rest:
+            # A sequence that ends here sorts before all that go on.
+            _divide(cluster[rest[0] :], within[rest[0] :], texts, stop, level + 1, levels)
+        first = last + 1
+
+
+def _go_together(one: int, other: int, shared: int, start: int, texts: dict[int, np.ndarray]) -> bool:
+    """Whether what two sequences have in common is worth a segment, which equal ones have anyway."""
+    return shared >= start + MIN_SHARED or shared == len(texts[one]) == len(texts[other])
+
+
+def _at(levels: list[list[Segment]], level: int) -> list[Segment]:
+    while len(levels) <= level:
+        levels.append([])
+    return levels[level]
+
+
+def _shared_length(one: np.ndarray, other: np.ndarray) -> int:
+    length = min(len(one), len(other))
+    different = np.flatnonzero(one[:length] != other[:length])
+    return int(different[0]) if len(different) else length
