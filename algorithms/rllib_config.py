@@ -133,6 +133,7 @@ class LanguageModelConfig(OptionBuilder):
             "critic": resolve_model(str(models.critic)) if own_critic else models.critic,
             "critic_layers": models.critic_layers,
             "dtype": models.dtype,
+            "head_dtype": models.head_dtype,
             "lora": None if models.lora is None else models.lora.model_dump(exclude_none=True),
             "attention": models.attention,
             "weights_dtype": models.weights_dtype,

@@ -62,6 +62,24 @@ def test_a_family_trains(name: str, tmp_path: Path) -> None:
         algorithm.stop()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(("dtype", "head"), [("bfloat16", None), ("float16", None), ("bfloat16", "float32")])
+def test_a_family_trains_in_half_precision(name: str, dtype: str, head: str | None, tmp_path: Path) -> None:
+    config = config_of(name, make_family(name, tmp_path / "model"), tmp_path / "run")
+    algorithm: Any = config.language_model(dtype=dtype, head_dtype=head).build_algo()
+    try:
+        results = [algorithm.train() for _ in range(3)]
+        probe, mean = (
+            results[at]["mismatch"][key] for at, key in ((0, "probe_log_prob_diff"), (-1, "log_prob_diff_mean"))
+        )
+        print(f"{name} {dtype} {head}: log-probs differ by {mean:.1e} nats on average, {probe:.1e} on the probe")
+        assert mean <= {"bfloat16": 0.05, "float16": 0.01}[dtype]
+        assert results[-1]["learners"]["default_policy"]["policy_skipped_steps"] == 0
+    finally:
+        algorithm.stop()
+
+
 def _ends(algorithm: Any) -> set[int]:
     """Last tokens of held-out answers that ended by themselves."""
     episodes = evaluate_heldout(algorithm.env_runner_group, num_prompts=64, temperature=1.0)

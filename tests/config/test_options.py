@@ -18,7 +18,7 @@ from tppo_rl.config.options import OPTIONS, SECTIONS, Options
 from tppo_rl.core.errors import OptionError
 
 OPTION_NAMES = {
-    "env", "env_config", "policy_model", "critic", "dtype", "weights_dtype", "num_env_runners", "num_envs_per_env_runner",
+    "env", "env_config", "policy_model", "critic", "dtype", "head_dtype", "weights_dtype", "num_env_runners", "num_envs_per_env_runner",
     "window_length", "max_response_length", "max_prompt_length", "sampling", "engine", "engine_steps_per_sample",
     "num_learners", "distributed", "gradient_checkpointing", "lr", "critic_lr", "lr_warmup_updates", "adam_betas", "weight_decay", "gamma", "lambda_",
     "boundary_value", "clip_low", "clip_high", "off_policy_correction", "train_batch_size_per_learner",
@@ -129,6 +129,7 @@ def test_the_bound_on_staleness_is_a_property() -> None:
         ({"off_policy_correction": "none"}, ["off_policy_correction='none'", "set it to 'behavior'"]),
         ({"distributed": "fsdp"}, ["distributed='fsdp'", "num_learners=0", "num_learners to 2", "'ddp'"]),
         ({"distributed": "fsdp", "num_learners": 1}, ["distributed='fsdp'", "num_learners=1"]),
+        ({"weights_dtype": "bfloat16", "dtype": "float16"}, ["weights_dtype='bfloat16'", "dtype='float16'", "scaled"]),
         ({"weights_dtype": "bfloat16"}, ["weights_dtype='bfloat16'", "dtype='float32'", "set dtype to 'bfloat16'"]),
         ({"sampling": {"top_p": 0.9}}, ["sampling.top_p=0.9", "remove the key"]),
         ({"sampling": {"temperature": 0}}, ["sampling.temperature=0", "greater than 0"]),

@@ -11,6 +11,7 @@ from tppo_rl.learner import models
 from tppo_rl.learner.models import (
     Critic,
     Policy,
+    compute_logits_in_float32,
     load_causal_lm,
     parse_dtype,
     recompute_activations,
@@ -44,6 +45,26 @@ def test_log_probs_equal_a_plain_forward_pass(model_folder: str, temperature: fl
     sequences = random_sequences(0)
     expected = torch.cat([plain_log_probs(policy.model, sequence, temperature) for sequence in sequences])
     torch.testing.assert_close(padded_log_probs(policy, sequences, temperature, padding), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_logits_in_float32(model_folder: str, dtype: torch.dtype) -> None:
+    """They are those of the same hidden states with the layer's weights rounded, and the gradient goes through them."""
+    model = load_causal_lm(model_folder, dtype)
+    rounded = Policy(model, dtype)
+    (sequence, *_) = random_sequences(0)
+    with rounded.autocast(), torch.no_grad():
+        hidden = model.base_model(input_ids=sequence[None], use_cache=False).last_hidden_state[0, :-1].float()
+    head = model.get_output_embeddings()
+    logits = hidden @ head.weight.detach().to(dtype).float().T
+    expected = logits.log_softmax(-1).gather(1, sequence[1:, None])[:, 0]
+    compute_logits_in_float32(model, dtype)
+    policy = Policy(model, dtype)
+    log_probs = padded_log_probs(policy, [sequence], 1.0, padding=2)
+    torch.testing.assert_close(log_probs, expected, atol=1e-5, rtol=0)
+    assert policy.logits(sequence[None]).dtype == torch.float32
+    log_probs.sum().backward()
+    assert head.weight.grad is not None
 
 
 def test_other_architectures() -> None:

@@ -91,6 +91,6 @@ class CriticStep:
                 assert value_batch.old_values is not None, "the value clip needs the values before the update"
                 old_values = value_batch.old_values[group][mask].to(device)
                 loss = clipped_value_loss(values, old_values, targets, clip=self._options.critic.value_clip)
-            token_mean(loss, global_count).backward()
+            self._step.backward(token_mean(loss, global_count))
             metric_sums.add("value_loss_sum", loss)
             metric_sums.add("critic_passes", len(loss))

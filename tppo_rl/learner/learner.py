@@ -22,10 +22,12 @@ from ray.rllib.utils.metrics import (
 
 from tppo_rl.core.fragments import Fragment, concatenate_tables, fragments_from_table, table_from_fragments
 from tppo_rl.kernels.denormals import flushed_subnormals
+from tppo_rl.kernels.half_precision import warn_of_slow_dtype
 from tppo_rl.learner.batch import TrainBatch
 from tppo_rl.learner.collective import current_collective
 from tppo_rl.learner.connectors import ESTIMATES, connectors
 from tppo_rl.learner.context_cache import ContextCache
+from tppo_rl.learner.models import parse_dtype
 from tppo_rl.learner.module import LanguageModelModule
 from tppo_rl.learner.optimizers import trainable
 from tppo_rl.learner.packing import check_packing
@@ -81,6 +83,8 @@ class TPPOLearner(InsideTorchLearner):
         self.use_pipeline(self._build_pipeline())
         if self.module[DEFAULT_MODULE_ID].critic is not None:
             load_compiled()
+        if self.device.type == "cpu":
+            warn_of_slow_dtype(parse_dtype(self._options.models.dtype))
 
     def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
         """Registers the optimizers "policy" and "critic"; their learning rates are set by the update step."""

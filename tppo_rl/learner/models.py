@@ -128,6 +128,18 @@ def recompute_activations(model: nn.Module) -> None:
         block.forward = forward  # type: ignore[method-assign, assignment]
 
 
+def compute_logits_in_float32(model: Any, dtype: torch.dtype) -> None:
+    """Makes the output layer compute in float32, with its weights rounded to `dtype`, as an engine of that dtype has them."""
+    head = model.get_output_embeddings()
+
+    def forward(hidden: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(hidden.device.type, enabled=False):
+            weight, bias = (None if part is None else part.to(dtype).float() for part in (head.weight, head.bias))
+            return nn.functional.linear(hidden.float(), cast(torch.Tensor, weight), bias)
+
+    head.forward = forward
+
+
 class _EvaluationMode(nn.Module):
     """A module that cannot be put into training mode."""
 

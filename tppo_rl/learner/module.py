@@ -15,7 +15,14 @@ from tppo_rl.kernels.onednn_linear import use_fastest_linear
 from tppo_rl.learner.context_cache import ContextCache
 from tppo_rl.learner.hub_weights import HubLayout
 from tppo_rl.learner.lora import add_adapters, check_trained, has_adapters, merged_weights, trained_weights
-from tppo_rl.learner.models import Critic, Policy, load_causal_lm, parse_dtype, recompute_activations
+from tppo_rl.learner.models import (
+    Critic,
+    Policy,
+    compute_logits_in_float32,
+    load_causal_lm,
+    parse_dtype,
+    recompute_activations,
+)
 from tppo_rl.learner.sharding import WeightViews, gather_weights, is_sharded, load_weights
 from tppo_rl.learner.values import CriticValues, critic_values
 
@@ -28,6 +35,7 @@ _MODEL_CONFIG_KEYS = {
     "critic_layers",
     "reference_model",
     "dtype",
+    "head_dtype",
     "weights_dtype",
     "gradient_checkpointing",
     "lora",
@@ -45,6 +53,7 @@ class LanguageModelModule(TorchRLModule, ValueFunctionAPI, InferenceOnlyAPI):
         critic_layers: Number of its backbone's first layers that the critic keeps; None, the default: all.
         reference_model: Folder or hub id of the model that the policy is kept close to; None, the default, loads none.
         dtype: Compute dtype of the training, "float32" by default.
+        head_dtype: "float32" for logits in single precision, None (the default) for those of `dtype`.
         weights_dtype: Dtype of weights, gradients and moments, "float32" by default (see `models`).
         gradient_checkpointing: Whether activations are computed again in the backward pass, False by default.
         attention: Attention kernels of all models: "sdpa", the default, "flash_attention_2" or "flex_attention".
@@ -74,14 +83,14 @@ class LanguageModelModule(TorchRLModule, ValueFunctionAPI, InferenceOnlyAPI):
         dtype = parse_dtype(config.get("dtype", "float32"))
         source = config["policy_model"]
         critic_source = config.get("critic", "separate")
-        self.policy = Policy(_load(source, dtype, config), dtype)
+        self.policy = _load_policy(source, dtype, config)
         self.critic = None
         if critic_source is not None and not self.inference_only:
             backbone = source if critic_source == "separate" else critic_source
             self.critic = Critic(_load(backbone, dtype, config, num_layers=config.get("critic_layers")), dtype)
         self.reference = None
         if config.get("reference_model") is not None and not self.inference_only:
-            self.reference = Policy(_load(config["reference_model"], dtype, config | {"lora": None}), dtype)
+            self.reference = _load_policy(config["reference_model"], dtype, config | {"lora": None})
             self.reference.requires_grad_(False)
         self._gathered: dict[str, dict[str, np.ndarray] | None] = {}
         self._policy_views = WeightViews(self.policy.model)
@@ -188,6 +197,13 @@ class LanguageModelModule(TorchRLModule, ValueFunctionAPI, InferenceOnlyAPI):
                 f"the sharded weights of the {name} are not gathered here: ask TPPOLearnerGroup.get_state"
             )
         return weights
+
+
+def _load_policy(source: str, dtype: torch.dtype, config: dict[str, Any]) -> Policy:
+    model = _load(source, dtype, config)
+    if config.get("head_dtype") is not None:
+        compute_logits_in_float32(model, dtype)
+    return Policy(model, dtype)
 
 
 def _load(source: str, dtype: torch.dtype, config: dict[str, Any], *, num_layers: int | None = None) -> Any:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 
 from tppo_rl.learner.collective import Collective
+from tppo_rl.learner.loss_scale import adapt_loss_scale, loss_scale
 
 _logger = logging.getLogger(__name__)
 _NORM_ELEMENTS = 2**14
@@ -72,7 +73,8 @@ def clip_and_step(
 ) -> StepReport:
     """Brings gradients of global norm `norm` down to `max_norm` and steps with learning rate `lr`.
 
-    If the norm is not finite, the weights are left alone and a warning is logged.
+    If the norm is not finite, the weights are left alone and a warning is logged. Gradients and norm are those of the scaled
+    loss (see `loss_scale`), the report's norm is not.
 
     Args:
         optimizer: Optimizer of the parameters with these gradients.
@@ -82,15 +84,28 @@ def clip_and_step(
         max_norm: Bound on the norm; None never clips.
         name: Name of the model in the warning.
     """
-    if not norm < float("inf"):
-        _logger.warning("%s gradient is not finite: this optimizer step is skipped", name)
+    factor = 1.0 / loss_scale(optimizer)
+    norm *= factor
+    is_finite = norm < float("inf")
+    adapt_loss_scale(optimizer, overflowed=not is_finite)
+    if not is_finite:
+        scaled = "" if factor == 1.0 else f" (the loss is scaled by {loss_scale(optimizer):g} from now on)"
+        _logger.warning("%s gradient is not finite: this optimizer step is skipped%s", name, scaled)
         return StepReport(norm, applied=False)
     if max_norm is not None and norm > max_norm:
-        torch._foreach_mul_(gradients, max_norm / norm)
+        factor *= max_norm / norm
+    if factor != 1.0:
+        torch._foreach_mul_(gradients, factor)
     for group in optimizer.param_groups:
         group["lr"] = lr
     optimizer.step()
     return StepReport(norm, applied=True)
+
+
+def scaled_backward(optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> None:
+    """Adds the gradients of the scaled loss to those of the optimizer's parameters."""
+    scale = loss_scale(optimizer)
+    (loss if scale == 1.0 else loss * scale).backward()
 
 
 class GradientStep:
@@ -122,6 +137,10 @@ class GradientStep:
             stop = start + parameter.numel()
             parameter.grad = self.buffer[start:stop].view_as(parameter)
             start = stop
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Adds the gradients of a loss."""
+        scaled_backward(self.optimizer, loss)
 
     def zero(self) -> None:
         """Sets the gradients to 0; call it before the first backward pass of a step."""

@@ -361,7 +361,7 @@ class PolicyStep:
                 metric_sums.add("imitation_sum", imitation)
                 metric_sums.add("imitated_tokens", tokens.imitated)
             if log_probs.requires_grad:
-                loss.backward()
+                self._step.backward(loss)
             _measure(metric_sums, tokens, log_probs.detach(), entropy, terms)
             if first:
                 _measure_first(metric_sums, tokens, log_probs.detach())

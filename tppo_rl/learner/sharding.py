@@ -35,7 +35,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from tppo_rl.learner.collective import Collective, current_collective
 from tppo_rl.learner.models import Critic, Policy, transformer_blocks
-from tppo_rl.learner.optimizers import StepReport, clip_and_step, parameters_of, squared_norm
+from tppo_rl.learner.optimizers import StepReport, clip_and_step, parameters_of, scaled_backward, squared_norm
 
 
 def shard(model: Policy | Critic) -> None:
@@ -109,6 +109,10 @@ class ShardedGradientStep:
         for parameter in parameters_of(optimizer):
             parameter.grad = torch.zeros_like(parameter)
         optimizer.register_load_state_dict_pre_hook(_slices_of_state)
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Adds the gradients of a loss, summed over learners."""
+        scaled_backward(self.optimizer, loss)
 
     def zero(self) -> None:
         """Forgets the gradients; call it before the first backward pass of a step."""

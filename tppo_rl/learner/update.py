@@ -29,6 +29,7 @@ from tppo_rl.learner.collective import Collective, SingleLearner
 from tppo_rl.learner.context_cache import ContextCache
 from tppo_rl.learner.contexts import check_contexts
 from tppo_rl.learner.critic_step import CRITIC_SUMS, CriticStep
+from tppo_rl.learner.loss_scale import scale_losses
 from tppo_rl.learner.metric_sums import MetricSums
 from tppo_rl.learner.metrics import STATISTIC_MAXIMA, STATISTIC_SUMS, add_statistics, scalars
 from tppo_rl.learner.models import Critic, Policy
@@ -207,12 +208,15 @@ class UpdateStep:
         self._trained_tokens = int(state["trained_tokens"])
 
     def _adamw(self, model: torch.nn.Module, lr: LearningRate) -> torch.optim.AdamW:
-        return make_adamw(
+        optimizer = make_adamw(
             model.parameters(),
             lr=rate_at(lr, 0),
             betas=self.options.optimizer.adam_betas,
             weight_decay=self.options.optimizer.weight_decay,
         )
+        if self.options.models.dtype == "float16":
+            scale_losses(optimizer)
+        return optimizer
 
     def _gradients(
         self, optimizer: torch.optim.Optimizer, max_norm: float | None, name: str

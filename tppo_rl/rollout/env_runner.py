@@ -237,6 +237,7 @@ class VLLMEnvRunner(EnvRunner):
     def _build_engine(self) -> Engine:
         options, rollout = self._options, self._options.rollout
         build: Callable[..., Engine] = ENGINES.find(rollout.engine.type)
+        head_dtype = options.models.head_dtype
         return build(
             resolve_model(str(options.models.policy_model)),
             dtype=options.models.dtype,
@@ -248,6 +249,8 @@ class VLLMEnvRunner(EnvRunner):
             num_threads=max(1, int(rollout.num_cpus_per_env_runner)),
             device=rollout.engine.device or ("cuda" if rollout.num_gpus_per_env_runner else "cpu"),
             engine_args=rollout.engine.arguments,
+            # Engines of users know the other arguments.
+            **({} if head_dtype is None else {"head_dtype": head_dtype}),
         )
 
     def _limits(self, window_length: int | None) -> EpisodeLimits:

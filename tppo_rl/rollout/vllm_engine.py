@@ -52,10 +52,11 @@ class VLLMEngine:
 
     Args:
         model: folder or hub id of the policy that generation starts from.
-        dtype: "float32" or "bfloat16".
+        dtype: "float32", "bfloat16" or "float16".
         max_model_len: most tokens (prompt and response) of one request.
         max_num_seqs: most requests that run at once.
         end_of_turn: token ids that end a turn.
+        head_dtype: "float32" for logits in single precision; None: `dtype`.
         kv_on_update: "recompute" or "keep", see `KV_ON_UPDATE`.
         seed: seed of the engine's sampler.
         num_threads: torch threads, on a CPU.
@@ -72,6 +73,7 @@ class VLLMEngine:
         max_model_len: int,
         max_num_seqs: int,
         end_of_turn: Sequence[int],
+        head_dtype: str | None = None,
         kv_on_update: str = "recompute",
         seed: int = 0,
         num_threads: int = 1,
@@ -110,6 +112,8 @@ class VLLMEngine:
             "async_scheduling": False,
             "enforce_eager": device == "cpu",
         }
+        if head_dtype is not None:
+            defaults["hf_overrides"] = {"head_dtype": head_dtype}
         linear = fastest_linear(torch.get_num_threads()) if in_place else None
         with nullcontext() if linear is None else unpacked_linear_layers(linear):
             self._engine = LLMEngine.from_engine_args(EngineArgs(**(defaults | engine_args)))

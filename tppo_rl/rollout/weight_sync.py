@@ -34,7 +34,7 @@ _PROBE = (
     "A train leaves the station at 9:40 and covers 126 km at 84 km/h. How many minutes does it need, and when does it arrive? "
     "Think step by step: 126 / 84 = 1.5 hours, which is 90 minutes, so it arrives at 11:10."
 )
-LARGEST_PROBE_DIFF = {"float32": 1e-4, "bfloat16": 0.05}
+LARGEST_PROBE_DIFF = {"float32": 1e-4, "bfloat16": 0.05, "float16": 0.01}
 """Mean absolute difference of log-probs on the probe, nats, above which the engine does not hold the trainer's weights."""
 _LIKELY = -1.0
 """Log-prob of the probe's tokens that count. Half precision rounds large logits: on SmolLM2-135M in bfloat16 likely tokens differ

@@ -9,7 +9,7 @@ from tppo_rl.config.section import Section, option, refuse
 if TYPE_CHECKING:
     from tppo_rl.config.options import Options
 
-_LOG_PROB_DIFF_ALARM = {"float32": 1e-3, "bfloat16": 0.05}
+_LOG_PROB_DIFF_ALARM = {"float32": 1e-3, "bfloat16": 0.05, "float16": 0.01}
 
 
 class PipelineOptions(Section):
