@@ -19,6 +19,7 @@ from tppo_rl.config.places import absolute_place
 from tppo_rl.config.rllib_options import check_callback_classes, check_rllib_keys, unread_rllib_keys, with_callbacks
 from tppo_rl.core.algorithm_spec import AlgorithmSpec
 from tppo_rl.core.errors import OptionError, unknown_key
+from tppo_rl.core.waiting import stage
 from tppo_rl.learner.learner import TPPOLearner
 from tppo_rl.learner.learner_group import TPPOLearnerGroup
 from tppo_rl.learner.module import LanguageModelModule
@@ -150,4 +151,5 @@ class LanguageModelConfig(OptionBuilder):
         self, *, env: Any = None, spaces: Any = None, rl_module_spec: Any = None, placement_group: Any = None
     ) -> TPPOLearnerGroup:
         spec = rl_module_spec or self.get_multi_rl_module_spec(env=env, spaces=spaces)
-        return TPPOLearnerGroup(config=self.copy(), module_spec=spec, placement_group=placement_group)
+        with stage("loading the model"):
+            return TPPOLearnerGroup(config=self.copy(), module_spec=spec, placement_group=placement_group)

@@ -78,9 +78,7 @@ def train(
 @one_clear_error
 def train_file(config: Path, overrides: tuple[str, ...], resume: bool, dry_run: bool, results: Path) -> None:
     """Run all experiments of a YAML file, in the schema of `rllib train file`."""
-    from tppo_rl.config.run_files import load_run_file
-
-    _run_all(load_run_file(config, overrides), results, resume=resume, dry_run=dry_run)
+    _run_all(_load(config, overrides), results, resume=resume, dry_run=dry_run)
 
 
 @main.group()
@@ -201,13 +199,24 @@ main.add_command(bench)
 main.add_command(plan)
 
 
+def _load(config: Path, overrides: tuple[str, ...]) -> list[Experiment]:
+    from rich.console import Console
+
+    from tppo_rl.config.run_files import load_run_file
+    from tppo_rl.core.waiting import watched_by
+    from tppo_rl.experiment.stages import StageDisplay
+
+    with StageDisplay(Console(), config.name) as display, watched_by(display):
+        return load_run_file(config, overrides)
+
+
 def _run_all(experiments: list[Experiment], results: Path, *, resume: bool, dry_run: bool) -> None:
     if dry_run:
         from tppo_rl.experiment.dry_run import print_plan
 
         print_plan(experiments, results)
         return
-    from tppo_rl.experiment.provenance import record_provenance
+    from tppo_rl.experiment.provenance import record_provenance, resume_command
 
     for experiment in experiments:
         # A killed run may have ended before the later experiments of its file began.
@@ -220,4 +229,4 @@ def _run_all(experiments: list[Experiment], results: Path, *, resume: bool, dry_
             else:
                 from tppo_rl.experiment.run import run_experiment
 
-                run_experiment(experiment, results, resume=goes_on)
+                run_experiment(experiment, results, resume=goes_on, resume_command=resume_command())

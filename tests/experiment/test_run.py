@@ -14,8 +14,8 @@ import pytest
 import yaml
 
 from tppo_rl.core.errors import OptionError
+from tppo_rl.experiment.checkpoints import newest_checkpoint
 from tppo_rl.experiment.result_log import ResultLog, flatten, read_results
-from tppo_rl.experiment.run import newest_checkpoint
 
 pytestmark = pytest.mark.integration
 

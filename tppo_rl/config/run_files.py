@@ -55,6 +55,7 @@ from tppo_rl.config.sweep_options import (
 from tppo_rl.core.algorithm_spec import AlgorithmSpec
 from tppo_rl.core.errors import OptionError
 from tppo_rl.core.result_keys import check_spelling
+from tppo_rl.core.waiting import stage
 
 
 class CheckpointConfig(BaseModel):
@@ -257,8 +258,9 @@ def check_experiment(experiment: Experiment) -> None:
         world = repr([checked.value(key) for key in _WORLD])
         if world not in worlds:
             worlds.add(world)
-            check_model(checked)
-            check_environment(checked)
+            with stage("reading the data"):
+                check_model(checked)
+                check_environment(checked)
 
 
 _WORLD = (

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from functools import wraps
-from typing import ParamSpec, TypeVar
+from typing import NoReturn, ParamSpec, TypeVar
 
 import click
 
@@ -15,12 +16,17 @@ BAD_INPUT = 2
 """Exit status, the one that click uses for a bad call."""
 FAILED = 1
 """Exit status of a run that began and failed."""
+INTERRUPTED = 130
+"""Exit status of a command that Ctrl-C ended."""
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
 
 def one_clear_error(command: Callable[_P, _R]) -> Callable[_P, _R]:
-    """Makes a command end with the message of an `OptionError` (status 2) or `RunError` (status 1), without a traceback."""
+    """Makes a command end with the message of an `OptionError` (status 2) or `RunError` (status 1), without a traceback.
+
+    Ctrl-C gives status 130.
+    """
 
     @wraps(command)
     def wrapped(*args: _P.args, **kwargs: _P.kwargs) -> _R:
@@ -32,5 +38,24 @@ def one_clear_error(command: Callable[_P, _R]) -> Callable[_P, _R]:
         except RunError as error:
             click.echo(f"error: {error}", err=True)
             sys.exit(FAILED)
+        except KeyboardInterrupt as interrupt:
+            _leave(interrupt)
 
     return wrapped
+
+
+def _leave(interrupt: KeyboardInterrupt) -> NoReturn:
+    """Ends the process without a traceback, by the status that shells give to a program that a signal ended."""
+    status = getattr(interrupt, "status", None)
+    if status is None:
+        click.echo("Ctrl-C: stopped", err=True)
+        sys.exit(INTERRUPTED)
+    if not getattr(interrupt, "at_once", True):
+        sys.exit(status)
+    # Threads and actors may be at work for minutes; Python would wait for the threads.
+    ray = sys.modules.get("ray")
+    if ray is not None and ray.is_initialized():
+        ray.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)

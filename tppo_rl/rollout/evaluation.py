@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,8 @@ import pyarrow as pa
 from tppo_rl.config.options import Options
 from tppo_rl.core.fragments import Fragment, accuracy, concatenate_tables, fragments_from_table
 from tppo_rl.core.prompts import heldout_tickets
+from tppo_rl.core.waiting import Stage, stage
+from tppo_rl.rollout.answer_counts import shared_counts
 from tppo_rl.rollout.weight_sync import LogProbDiff, WeightSync
 
 _COMPARED_EPISODES = 32
@@ -80,8 +83,10 @@ class HeldoutEvaluator:
         """
         self._weights.wait_until_delivered()
         group = self._group()
-        sampled = evaluate_heldout(group, num_prompts=self._num_prompts, temperature=self._temperature)
-        greedy = evaluate_heldout(group, num_prompts=self._num_prompts, temperature=0.0)
+        sampled, greedy = (
+            self._answers(group, how, temperature)
+            for how, temperature in (("sampled", self._temperature), ("greedy", 0.0))
+        )
         # A prompt that could not be made has an episode without tokens.
         compared = [episode for episode in sampled if len(episode)][:_COMPARED_EPISODES]
         evaluation = Evaluation(
@@ -92,6 +97,11 @@ class HeldoutEvaluator:
         self.latest = evaluation.statistics()
         return evaluation
 
+    def _answers(self, group: Any, how: str, temperature: float) -> list[Fragment]:
+        words = f"held-out evaluation ({how} answers)"
+        with stage(words, total=self._num_prompts, unit="scored", part="evaluation") as answering:
+            return evaluate_heldout(group, num_prompts=self._num_prompts, temperature=temperature, answering=answering)
+
     def state(self) -> dict[str, Any]:
         """Returns the state for a checkpoint."""
         return {"before": self.before, "latest": self.latest}
@@ -101,13 +111,16 @@ class HeldoutEvaluator:
         self.before, self.latest = state.get("before", {}), state.get("latest", {})
 
 
-def evaluate_heldout(group: Any, *, num_prompts: int, temperature: float) -> list[Fragment]:
+def evaluate_heldout(
+    group: Any, *, num_prompts: int, temperature: float, answering: Stage | None = None
+) -> list[Fragment]:
     """Lets the env-runners of a group answer the first `num_prompts` held-out prompts once.
 
     Args:
         group: RLlib's EnvRunnerGroup, training or evaluation.
         num_prompts: number of prompts; they are the same for every run and seed.
         temperature: sampling temperature; 0 is greedy.
+        answering: is told how many are answered, about once a second.
 
     Returns:
         The episodes as finished fragments, by prompt index.
@@ -120,15 +133,21 @@ def evaluate_heldout(group: Any, *, num_prompts: int, temperature: float) -> lis
     env_runners = group.healthy_env_runner_ids()
     if env_runners:
         shares = [tickets[start :: len(env_runners)] for start in range(len(env_runners))]
-        tables: list[pa.Table | Exception] = group.foreach_env_runner(
-            ["evaluate"] * len(env_runners),
-            kwargs=[{"tickets": share, "temperature": temperature} for share in shares],
-            remote_worker_ids=env_runners,
-            local_env_runner=False,
-            timeout_seconds=None,
-        )
+        arguments: list[dict[str, Any]] = [{"tickets": share, "temperature": temperature} for share in shares]
+        with ExitStack() as counting:
+            if answering is not None and answering.watcher is not None:
+                counts = counting.enter_context(shared_counts(answering, len(env_runners)))
+                arguments = [given | {"answered": count} for given, count in zip(arguments, counts, strict=True)]
+            tables: list[pa.Table | Exception] = group.foreach_env_runner(
+                ["evaluate"] * len(env_runners),
+                kwargs=arguments,
+                remote_worker_ids=env_runners,
+                local_env_runner=False,
+                timeout_seconds=None,
+            )
     else:
-        tables = [group.local_env_runner.evaluate(tickets, temperature)]
+        told = () if answering is None or answering.watcher is None else (answering.advance,)
+        tables = [group.local_env_runner.evaluate(tickets, temperature, *told)]
     for table in tables:
         if isinstance(table, Exception):
             raise table

@@ -1,0 +1,132 @@
+"""What a run is waiting for: one line that rewrites itself in a terminal, elsewhere a line at the start and at the end of each stage."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from tppo_rl.core.waiting import Stage
+from tppo_rl.experiment.time_left import minutes
+
+LINE_EVERY_S = 10.0
+"""Least time between two counts of a stage where there is no terminal."""
+_WORTH_A_LINE_S = 1.0
+"""A stage that took less has no line at its end."""
+
+
+class StageLines:
+    """Shows the stages of a start, a run or an evaluation; a `Watcher` that never asks to stop.
+
+    Args:
+        console: Where to.
+        name: What every line begins with.
+        clock: Seconds.
+    """
+
+    def __init__(self, console: Console, name: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self.current: Stage | None = None
+        """Stage under way; None: none was told."""
+        self.shows_updates = True
+        """Whether stages of updates have lines of their own, as those of the first one have."""
+        self._console = console
+        self._name = name
+        self._clock = clock
+        self._began = 0.0
+        self._last_line = 0.0
+        self._done: int | None = None
+        # A count may come from another thread.
+        self._lock = threading.RLock()
+
+    @property
+    def stop_asked(self) -> bool:
+        return False
+
+    def begin(self, stage: Stage) -> None:
+        with self._lock:
+            self._finish()
+            self.current = stage
+            self._done = None
+            self._began = self._last_line = self._clock()
+            if self._has_lines(stage) and not self._console.is_terminal:
+                self._print(f"{self._words(stage)} ...")
+
+    def advance(self, stage: Stage, done: int) -> None:
+        with self._lock:
+            if stage is not self.current:
+                return
+            self._done = done
+            now = self._clock()
+            if self._has_lines(stage) and not self._console.is_terminal and now - self._last_line >= LINE_EVERY_S:
+                self._last_line = now
+                self._print(self.status())
+
+    def end(self, stage: Stage) -> None:
+        with self._lock:
+            if stage is self.current:
+                self._finish()
+
+    def status(self) -> str:
+        """The stage under way with its count and its seconds; empty where there is none."""
+        with self._lock:
+            if self.current is None:
+                return ""
+            passed = self._clock() - self._began
+            return f"{self._words(self.current)}{self._count()}, {_seconds(passed)}"
+
+    def _finish(self) -> None:
+        stage, self.current = self.current, None
+        if stage is None or not self._has_lines(stage):
+            return
+        passed = self._clock() - self._began
+        if passed >= _WORTH_A_LINE_S:
+            self._print(f"{self._words(stage)}: {_seconds(passed)}")
+
+    def _has_lines(self, stage: Stage) -> bool:
+        return stage.part != "saving" and (self.shows_updates or stage.part != "update")
+
+    def _words(self, stage: Stage) -> str:
+        return f"first update, {stage.words}" if stage.part == "update" and self.shows_updates else stage.words
+
+    def _count(self) -> str:
+        stage = self.current
+        if stage is None or stage.total is None or self._done is None:
+            return ""
+        return f": {self._done:,}/{stage.total:,} {stage.unit}"
+
+    def _print(self, text: str) -> None:
+        self._console.print(f"{self._name}: {text}", soft_wrap=True, highlight=False, markup=False)
+
+
+class StageDisplay(StageLines):
+    """Shows stages before a run has a display of its own; a context manager."""
+
+    def __init__(self, console: Console, name: str) -> None:
+        super().__init__(console, name)
+        self._live = live_status(console, lambda: Text(self.status())) if console.is_terminal else None
+
+    def __enter__(self) -> Self:
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+
+def live_status(console: Console, render: Callable[[], Text]) -> Live:
+    """A line that is written anew once a second and disappears in the end."""
+    return Live(console=console, get_renderable=render, refresh_per_second=1, transient=True)
+
+
+def _seconds(passed: float) -> str:
+    return f"{passed:.0f} s" if passed < 60 else minutes(passed)
