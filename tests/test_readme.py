@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import ray
 
-from tppo_rl.experiment.run import quiet_libraries
+from tppo_rl.algorithms.ray_start import quiet_libraries
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

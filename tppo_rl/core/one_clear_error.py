@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from functools import wraps
-from typing import NoReturn, ParamSpec, TypeVar
+from typing import NoReturn, ParamSpec, TextIO, TypeVar
 
 import click
 
-from tppo_rl.core.errors import OptionError, RunError
+from tppo_rl.core.errors import OptionError, OptionWarning, RunError
 
 BAD_INPUT = 2
 """Exit status, the one that click uses for a bad call."""
@@ -31,6 +32,7 @@ def one_clear_error(command: Callable[_P, _R]) -> Callable[_P, _R]:
     @wraps(command)
     def wrapped(*args: _P.args, **kwargs: _P.kwargs) -> _R:
         try:
+            warnings.showwarning = _show_warning
             return command(*args, **kwargs)
         except OptionError as error:
             click.echo(f"error: {error}", err=True)
@@ -42,6 +44,24 @@ def one_clear_error(command: Callable[_P, _R]) -> Callable[_P, _R]:
             _leave(interrupt)
 
     return wrapped
+
+
+_shown_by_python = warnings.showwarning
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Shows a warning of ours in its own words alone; where in our code it was written helps nobody."""
+    if issubclass(category, OptionWarning):
+        click.echo(f"warning: {message}", err=True)
+    else:
+        _shown_by_python(message, category, filename, lineno, file, line)
 
 
 def _leave(interrupt: KeyboardInterrupt) -> NoReturn:

@@ -124,6 +124,7 @@ class RunDisplay:
     def end(self, stage: Stage) -> None:
         if stage.part == "evaluation":
             self._pace.evaluated(stage.words, time.monotonic() - self._began)
+        self._lines.shows_ends = not self.stop_asked
         self._lines.end(stage)
 
     def show(self, result: Mapping[str, Any]) -> None:

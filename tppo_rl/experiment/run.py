@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -13,6 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
+from tppo_rl.algorithms.ray_start import quiet_libraries
 from tppo_rl.config.checks import check_options
 from tppo_rl.config.run_files import Experiment
 from tppo_rl.core.result_keys import check_limits, lookup
@@ -85,27 +84,6 @@ def run_experiment(
         raise RunInterrupted(switch.number, at_once=switch.at_once) from None
 
 
-def quiet_libraries() -> None:
-    """Keeps Ray and RLlib from drowning a run's own lines; warnings and errors of ours still come through."""
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    warnings.filterwarnings("ignore", category=DeprecationWarning)
-    warnings.filterwarnings("ignore", category=UserWarning, module="ray")
-    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
-    for name in ("ray", "ray.rllib", "ray.tune", "ray._common.deprecation"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-
-
-def start_ray() -> None:
-    """Starts Ray on this machine, or joins the cluster that `RAY_ADDRESS` names, unless it runs already."""
-    import ray
-
-    if not ray.is_initialized():
-        with stage("starting Ray"):
-            ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-
-
 def build_algorithm(experiment: Experiment, options: Mapping[str, Any], folder: Path) -> Any:
     """Returns the algorithm of an experiment, started, with its engines; stop it in the end.
 
@@ -114,6 +92,7 @@ def build_algorithm(experiment: Experiment, options: Mapping[str, Any], folder: 
         options: One point of its grid.
         folder: Of its results.
     """
+    from tppo_rl.algorithms.ray_start import start_ray
     from tppo_rl.algorithms.rllib_classes import rllib_classes
 
     start_ray()

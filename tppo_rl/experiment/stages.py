@@ -35,6 +35,8 @@ class StageLines:
         """Stage under way; None: none was told."""
         self.shows_updates = True
         """Whether stages of updates have lines of their own, as those of the first one have."""
+        self.shows_ends = True
+        """Whether the end of a stage has a line; one that Ctrl-C cut short was not finished."""
         self._console = console
         self._name = name
         self._clock = clock
@@ -85,7 +87,7 @@ class StageLines:
         if stage is None or not self._has_lines(stage):
             return
         passed = self._clock() - self._began
-        if passed >= _WORTH_A_LINE_S:
+        if self.shows_ends and passed >= _WORTH_A_LINE_S:
             self._print(f"{self._words(stage)}: {_seconds(passed)}")
 
     def _has_lines(self, stage: Stage) -> bool:

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from tppo_rl.config.options import Options
+from tppo_rl.config.text_envs import num_problems
 from tppo_rl.core.fragments import Fragment, accuracy, concatenate_tables, fragments_from_table
 from tppo_rl.core.prompts import heldout_tickets
 from tppo_rl.core.waiting import Stage, stage
@@ -58,6 +59,7 @@ class HeldoutEvaluator:
         self._counts_tokens = options.evaluation.evaluation_interval_unit == "tokens"
         self._num_prompts = options.evaluation.evaluation_duration
         self._temperature = options.rollout.sampling.temperature
+        self._environment = options.environment
         self._weights = weights
         self._group = group
 
@@ -76,15 +78,18 @@ class HeldoutEvaluator:
         return self._interval is not None and sampled // self._interval > sampled_before // self._interval
 
     def run(self) -> Evaluation:
-        """Answers all held-out prompts twice: sampled and greedy.
+        """Answers all held-out prompts twice: sampled and greedy, where greedily no question is answered more than once.
 
         Raises:
             RuntimeError: prompts were lost with an env-runner.
         """
         self._weights.wait_until_delivered()
         group = self._group()
+        problems = num_problems(self._environment, "heldout") or self._num_prompts
+        # Greedy responses to one question are all the same.
+        numbers = {"sampled": self._num_prompts, "greedy": min(self._num_prompts, problems)}
         sampled, greedy = (
-            self._answers(group, how, temperature)
+            self._answers(group, how, temperature, numbers[how])
             for how, temperature in (("sampled", self._temperature), ("greedy", 0.0))
         )
         # A prompt that could not be made has an episode without tokens.
@@ -97,10 +102,10 @@ class HeldoutEvaluator:
         self.latest = evaluation.statistics()
         return evaluation
 
-    def _answers(self, group: Any, how: str, temperature: float) -> list[Fragment]:
+    def _answers(self, group: Any, how: str, temperature: float, num_prompts: int) -> list[Fragment]:
         words = f"held-out evaluation ({how} answers)"
-        with stage(words, total=self._num_prompts, unit="scored", part="evaluation") as answering:
-            return evaluate_heldout(group, num_prompts=self._num_prompts, temperature=temperature, answering=answering)
+        with stage(words, total=num_prompts, unit="scored", part="evaluation") as answering:
+            return evaluate_heldout(group, num_prompts=num_prompts, temperature=temperature, answering=answering)
 
     def state(self) -> dict[str, Any]:
         """Returns the state for a checkpoint."""
