@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import time
 
 import pytest
 from rich.console import Console
@@ -74,10 +75,19 @@ def test_what_was_cut_short_has_no_end_and_late_counts_are_ignored() -> None:
     assert lines_of(console) == ["run: engines ..."]
 
 
+def test_before_a_run_a_stage_has_a_line_when_it_takes_long() -> None:
+    console = Console(file=io.StringIO(), width=100)
+    with StageDisplay(console, "run") as display, watched_by(display), stage("reading the data"):
+        while not lines_of(console):
+            time.sleep(0.01)
+    assert lines_of(console)[0] == "run: reading the data ..."
+
+
 @pytest.mark.parametrize("terminal", [True, False])
 def test_a_terminal_has_a_line_that_rewrites_itself(terminal: bool) -> None:
     console = Console(file=io.StringIO(), width=100, force_terminal=terminal)
     with StageDisplay(console, "run") as display, watched_by(display), stage("reading the data"):
         pass
     text = console.file.getvalue()  # type: ignore[attr-defined]
-    assert ("reading the data ..." in text) is not terminal
+    assert "reading the data ..." not in text
+    assert ("reading the data, 0 s" in text) is terminal

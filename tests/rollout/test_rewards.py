@@ -324,7 +324,7 @@ def test_one_call_scores_a_batch() -> None:
 
 
 def test_async_parts_run_at_the_same_time() -> None:
-    assert values([example("meets", name="one"), example("meets", name="other")], response()) == [2.0]
+    assert values([example("meets") | {"name": name} for name in ("one", "other")], response()) == [2.0]
 
 
 # Failures

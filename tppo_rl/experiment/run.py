@@ -187,6 +187,8 @@ class _Run:
         with stage(f"saving the checkpoint of iteration {self.switch.iteration}", cut="after", part="saving"):
             saved = save_checkpoint(algorithm, target, self.experiment.checkpoint_config.num_to_keep)
         self.switch.doing = "training"
+        if self.switch.asked:
+            self.display.message(f"saved {saved}; now the summary is written")
         return saved
 
 

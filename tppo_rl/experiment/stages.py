@@ -42,45 +42,43 @@ class StageLines:
         self._clock = clock
         self._began = 0.0
         self._last_line = 0.0
-        self._done: int | None = None
-        # A count may come from another thread.
-        self._lock = threading.RLock()
+        # Counts come from another thread, and a terminal is drawn by a third one. There is no lock: whoever prints waits for the
+        # drawing, which would wait for the lock. So a count carries its stage, and a late one is nobody's.
+        self._counted: tuple[Stage, int] | None = None
 
     @property
     def stop_asked(self) -> bool:
         return False
 
     def begin(self, stage: Stage) -> None:
-        with self._lock:
-            self._finish()
-            self.current = stage
-            self._done = None
-            self._began = self._last_line = self._clock()
-            if self._has_lines(stage) and not self._console.is_terminal:
-                self._print(f"{self._words(stage)} ...")
+        self._finish()
+        self._began = self._last_line = self._clock()
+        self.current = stage
+        if self._has_lines(stage) and not self._console.is_terminal:
+            self._say_begin(stage)
 
     def advance(self, stage: Stage, done: int) -> None:
-        with self._lock:
-            if stage is not self.current:
-                return
-            self._done = done
-            now = self._clock()
-            if self._has_lines(stage) and not self._console.is_terminal and now - self._last_line >= LINE_EVERY_S:
-                self._last_line = now
-                self._print(self.status())
+        if stage is not self.current:
+            return
+        self._counted = stage, done
+        now = self._clock()
+        if self._has_lines(stage) and not self._console.is_terminal and now - self._last_line >= LINE_EVERY_S:
+            self._last_line = now
+            self._print(self.status())
 
     def end(self, stage: Stage) -> None:
-        with self._lock:
-            if stage is self.current:
-                self._finish()
+        if stage is self.current:
+            self._finish()
 
     def status(self) -> str:
         """The stage under way with its count and its seconds; empty where there is none."""
-        with self._lock:
-            if self.current is None:
-                return ""
-            passed = self._clock() - self._began
-            return f"{self._words(self.current)}{self._count()}, {_seconds(passed)}"
+        stage = self.current
+        if stage is None:
+            return ""
+        return f"{self._words(stage)}{self._count(stage)}, {_seconds(self._clock() - self._began)}"
+
+    def _say_begin(self, stage: Stage) -> None:
+        self._print(f"{self._words(stage)} ...")
 
     def _finish(self) -> None:
         stage, self.current = self.current, None
@@ -96,22 +94,39 @@ class StageLines:
     def _words(self, stage: Stage) -> str:
         return f"first update, {stage.words}" if stage.part == "update" and self.shows_updates else stage.words
 
-    def _count(self) -> str:
-        stage = self.current
-        if stage is None or stage.total is None or self._done is None:
+    def _count(self, stage: Stage) -> str:
+        counted = self._counted
+        if stage.total is None or counted is None or counted[0] is not stage:
             return ""
-        return f": {self._done:,}/{stage.total:,} {stage.unit}"
+        return f": {counted[1]:,}/{stage.total:,} {stage.unit}"
 
     def _print(self, text: str) -> None:
         self._console.print(f"{self._name}: {text}", soft_wrap=True, highlight=False, markup=False)
 
 
 class StageDisplay(StageLines):
-    """Shows stages before a run has a display of its own; a context manager."""
+    """Shows stages before a run has a display of its own; a context manager.
+
+    Commands that are refused at once have an error and nothing else, so a stage has no line before it has taken a second.
+    """
 
     def __init__(self, console: Console, name: str) -> None:
         super().__init__(console, name)
         self._live = live_status(console, lambda: Text(self.status())) if console.is_terminal else None
+
+    def begin(self, stage: Stage) -> None:
+        super().begin(stage)
+        if self._live is not None:
+            self._live.refresh()
+
+    def _say_begin(self, stage: Stage) -> None:
+        timer = threading.Timer(_WORTH_A_LINE_S, self._say_begin_of_current, [stage])
+        timer.daemon = True
+        timer.start()
+
+    def _say_begin_of_current(self, stage: Stage) -> None:
+        if stage is self.current:
+            super()._say_begin(stage)
 
     def __enter__(self) -> Self:
         if self._live is not None:
