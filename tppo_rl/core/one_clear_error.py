@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Callable
@@ -32,8 +33,9 @@ def one_clear_error(command: Callable[_P, _R]) -> Callable[_P, _R]:
     @wraps(command)
     def wrapped(*args: _P.args, **kwargs: _P.kwargs) -> _R:
         try:
-            warnings.showwarning = _show_warning
-            return command(*args, **kwargs)
+            with warnings.catch_warnings():
+                warnings.showwarning = _show_warning
+                return command(*args, **kwargs)
         except OptionError as error:
             click.echo(f"error: {error}", err=True)
             sys.exit(BAD_INPUT)
@@ -72,6 +74,8 @@ def _leave(interrupt: KeyboardInterrupt) -> NoReturn:
         sys.exit(INTERRUPTED)
     if not getattr(interrupt, "at_once", True):
         sys.exit(status)
+    # It takes seconds, and a third Ctrl-C would only add a traceback.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Threads and actors may be at work for minutes; Python would wait for the threads.
     ray = sys.modules.get("ray")
     if ray is not None and ray.is_initialized():
