@@ -151,7 +151,9 @@ class _Run:
         self.display.close()
         self.console.print(summary_table(summary, self.folder))
         if saved is not None:
-            how = f": {self.resume_command}" if self.resume_command else " with --resume"
+            # A run that has reached its limits needs others to go on.
+            command = self.resume_command if self.switch.asked else ""
+            how = f": {command}" if command else " with --resume"
             self.display.message(f"checkpoint: {saved} (go on{how})")
         return summary
 
