@@ -91,3 +91,13 @@ def test_a_terminal_has_a_line_that_rewrites_itself(terminal: bool) -> None:
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert "reading the data ..." not in text
     assert ("reading the data, 0 s" in text) is terminal
+
+
+def test_a_terminal_keeps_the_lines_of_the_start_alone() -> None:
+    lines, clock, console = make(terminal=True)
+    with watched_by(lines):
+        for seconds in (20.0, 60.0):
+            with stage("evaluation", total=8, part="evaluation"):
+                clock.now += seconds
+            lines.shows_updates = False
+    assert lines_of(console) == ["run: evaluation: 20 s"]

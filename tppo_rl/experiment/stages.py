@@ -84,6 +84,9 @@ class StageLines:
         stage, self.current = self.current, None
         if stage is None or not self._has_lines(stage):
             return
+        if self._console.is_terminal and not self.shows_updates:
+            # The line that rewrites itself has shown it; a long run would fill the terminal.
+            return
         passed = self._clock() - self._began
         if self.shows_ends and passed >= _WORTH_A_LINE_S:
             self._print(f"{self._words(stage)}: {_seconds(passed)}")
