@@ -9,6 +9,7 @@ from ray.cloudpickle import register_pickle_by_value
 from ray.rllib.callbacks.callbacks import RLlibCallback
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.utils import force_list
+from ray.util.debug import log_once
 
 from tppo_rl.algorithms.builder import OptionBuilder
 from tppo_rl.algorithms.rllib_internals import attribute_of_key, leave_env_runner_states
@@ -113,6 +114,8 @@ class LanguageModelConfig(OptionBuilder):
             raise OptionError(
                 "evaluation_parallel_to_training=True: evaluation shares engines with training; set it to False"
             )
+        # RLlib says once that this is the new API stack, which is the only one here.
+        log_once(f"{self.algo_class.__name__}_on_new_api_stack")
         super().validate()
 
     def _check_rllib_options(self) -> None:
