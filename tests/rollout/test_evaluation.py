@@ -6,13 +6,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import scoring_examples
 from data_sets import write_lines
 from ray.rllib.core import COMPONENT_RL_MODULE, DEFAULT_MODULE_ID
 from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
 
 from tppo_rl.algorithms import TPPOConfig
-from tppo_rl.core.waiting import Stage, watched_by
+from tppo_rl.core.waiting import Stage, StageCut, watched_by
 from tppo_rl.rollout.env_runner import VLLMEnvRunner
 from tppo_rl.rollout.evaluation import HeldoutEvaluator
 
@@ -75,6 +76,10 @@ def test_greedily_every_question_is_answered_once_and_every_answer_counted(tmp_p
     try:
         with watched_by(seen):
             watched = evaluates.run()
+            latest, seen.stop_asked = evaluates.latest, True
+            with pytest.raises(StageCut):
+                evaluates.run()
+        assert evaluates.latest is latest
         unwatched = evaluates.run()
     finally:
         runner.stop()

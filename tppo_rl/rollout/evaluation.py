@@ -14,7 +14,7 @@ from tppo_rl.config.options import Options
 from tppo_rl.config.text_envs import num_problems
 from tppo_rl.core.fragments import Fragment, accuracy, concatenate_tables, fragments_from_table
 from tppo_rl.core.prompts import heldout_tickets
-from tppo_rl.core.waiting import Stage, stage
+from tppo_rl.core.waiting import Stage, stage, stop_here
 from tppo_rl.rollout.answer_counts import shared_counts
 from tppo_rl.rollout.weight_sync import LogProbDiff, WeightSync
 
@@ -82,6 +82,7 @@ class HeldoutEvaluator:
 
         Raises:
             RuntimeError: prompts were lost with an env-runner.
+            StageCut: the user stops the run, or has done so before.
         """
         self._weights.wait_until_delivered()
         group = self._group()
@@ -103,6 +104,7 @@ class HeldoutEvaluator:
         return evaluation
 
     def _answers(self, group: Any, how: str, temperature: float, num_prompts: int) -> list[Fragment]:
+        stop_here()
         words = f"held-out evaluation ({how} answers)"
         with stage(words, total=num_prompts, unit="scored", part="evaluation") as answering:
             return evaluate_heldout(group, num_prompts=num_prompts, temperature=temperature, answering=answering)
