@@ -8,6 +8,7 @@ import ray
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.util import get_current_placement_group
 
+from tppo_rl.algorithms.ray_start import start_ray
 from tppo_rl.algorithms.rllib_internals import ray_started_here
 from tppo_rl.core.errors import OptionError
 
@@ -26,8 +27,7 @@ def check_resources(config: AlgorithmConfig) -> None:
         OptionError: this process started Ray on this machine alone, and it has too few. Where Ray was there before, nodes may
             still join, so it is a warning.
     """
-    if not ray.is_initialized():
-        ray.init()
+    start_ray()
     if get_current_placement_group() is not None:
         return
     available = ray.cluster_resources()

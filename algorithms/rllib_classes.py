@@ -11,7 +11,12 @@ from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.algorithms.registry import ALGORITHMS as RLLIB_ALGORITHMS
 from ray.rllib.callbacks.utils import make_callback
 from ray.rllib.core import COMPONENT_LEARNER_GROUP
-from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, LEARNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME
+from ray.rllib.utils.metrics import (
+    ENV_RUNNER_RESULTS,
+    EVALUATION_RESULTS,
+    LEARNER_RESULTS,
+    NUM_ENV_STEPS_SAMPLED_LIFETIME,
+)
 from ray.tune.registry import register_trainable
 
 from tppo_rl.algorithms.resources import check_resources
@@ -24,6 +29,7 @@ from tppo_rl.core.algorithm_spec import AlgorithmSpec
 from tppo_rl.core.errors import OptionError
 from tppo_rl.core.fragments import fragments_from_table, table_from_fragments
 from tppo_rl.core.registry import ALGORITHMS
+from tppo_rl.core.waiting import StageCut, stage, stop_here
 from tppo_rl.learner.boundaries import BoundaryTracker
 from tppo_rl.learner.client import LearnerClient
 from tppo_rl.observability.metrics import without_unknown
@@ -33,6 +39,7 @@ from tppo_rl.rollout.chat import Chat
 from tppo_rl.rollout.controller import RolloutController
 from tppo_rl.rollout.evaluation import HeldoutEvaluator
 from tppo_rl.rollout.ledger import Ledger
+from tppo_rl.rollout.rllib_internals import kill_env_runners
 from tppo_rl.rollout.weight_sync import WeightSync, probe_tokens
 
 _STATE = "tppo"
@@ -48,7 +55,9 @@ class LanguageModelAlgorithm(Algorithm):
     def setup(self, config: AlgorithmConfig) -> None:
         started = time.perf_counter()
         check_resources(config)
-        super().setup(config)
+        engines = config.num_env_runners or 1
+        with stage(f"starting {engines} engine{'s' if engines > 1 else ''}"):
+            super().setup(config)
         self.options = options = self.config.options
         chat = Chat.of(options)
         recorder = RunRecorder(options, self._results_folder(), chat.text)
@@ -92,10 +101,14 @@ class LanguageModelAlgorithm(Algorithm):
         evaluator, ledger = self.evaluator, self.loop.rollouts.ledger
         if evaluator.is_due_before_training:
             evaluator.before = self.evaluate()
+            stop_here()
         sampled_before = ledger.counts().sampled
         results = without_unknown(super().step())
         if evaluator.counts_tokens and evaluator.is_due(sampled_before, ledger.counts().sampled):
             results |= super()._run_one_evaluation()
+        if "sampled" not in results.get(EVALUATION_RESULTS, ()):
+            # Ctrl-C cut it short; RLlib has put keys of its own into it.
+            results.pop(EVALUATION_RESULTS, None)
         results["heldout_before"] = evaluator.before
         results["heldout_latest"] = evaluator.latest
         results["run"] = self.run_totals()
@@ -109,15 +122,31 @@ class LanguageModelAlgorithm(Algorithm):
         return self.loop.recorder.run_totals()
 
     def evaluate(self, parallel_train_future: Any = None) -> dict[str, Any]:
-        """Answers the held-out prompts, sampled at the training temperature and greedy."""
+        """Answers the held-out prompts, sampled at the training temperature and greedy; empty where Ctrl-C cut it short."""
         assert parallel_train_future is None
         self._call_back("on_evaluate_start")
-        with self.loop.recorder.clock("evaluation"):
-            evaluation = self.evaluator.run()
+        try:
+            with self.loop.recorder.clock("evaluation"):
+                evaluation = self.evaluator.run()
+        except StageCut:
+            # The iteration that it belongs to is trained, so that its result is wanted.
+            return {}
         self.loop.recorder.record_evaluation(evaluation, self.loop.rollouts.ledger.counts().sampled)
         statistics = evaluation.statistics()
         self._call_back("on_evaluate_end", evaluation_metrics=statistics)
         return statistics
+
+    def token_counts(self) -> dict[str, Any]:
+        """Tokens of the run by now, under the keys that `tokens` has in results."""
+        counts = self.loop.rollouts.ledger.counts()
+        kept = {"sampled": counts.sampled, "trained": counts.trained, "queued": counts.queued}
+        dropped = {"dropped": sum(counts.dropped.values()), "dropped_by_reason": counts.dropped}
+        return kept | {"in_flight": counts.in_flight} | dropped
+
+    def kill_env_runners(self) -> None:
+        """Kills the env-runners in the midst of what they do, so that `stop` need not wait for them."""
+        for group in filter(None, (self.env_runner_group, self.eval_env_runner_group)):
+            kill_env_runners(group)
 
     def get_state(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         state = dict(super().get_state(*args, **kwargs))
@@ -168,8 +197,9 @@ class LanguageModelAlgorithm(Algorithm):
             report_restored(self, restored)
 
     def _push_and_verify(self) -> None:
-        self.loop.weights.push()
-        self.loop.recorder.record_probe(self.loop.weights.verify())
+        with stage("proving that the engines hold the weights"):
+            self.loop.weights.push()
+            self.loop.recorder.record_probe(self.loop.weights.verify())
 
     def _evaluation_group(self) -> Any:
         if self.options.evaluation.evaluation_num_env_runners == 0:

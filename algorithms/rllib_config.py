@@ -9,6 +9,7 @@ from ray.cloudpickle import register_pickle_by_value
 from ray.rllib.callbacks.callbacks import RLlibCallback
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.utils import force_list
+from ray.util.debug import log_once
 
 from tppo_rl.algorithms.builder import OptionBuilder
 from tppo_rl.algorithms.rllib_internals import attribute_of_key, leave_env_runner_states
@@ -19,6 +20,7 @@ from tppo_rl.config.places import absolute_place
 from tppo_rl.config.rllib_options import check_callback_classes, check_rllib_keys, unread_rllib_keys, with_callbacks
 from tppo_rl.core.algorithm_spec import AlgorithmSpec
 from tppo_rl.core.errors import OptionError, unknown_key
+from tppo_rl.core.waiting import stage
 from tppo_rl.learner.learner import TPPOLearner
 from tppo_rl.learner.learner_group import TPPOLearnerGroup
 from tppo_rl.learner.module import LanguageModelModule
@@ -112,6 +114,8 @@ class LanguageModelConfig(OptionBuilder):
             raise OptionError(
                 "evaluation_parallel_to_training=True: evaluation shares engines with training; set it to False"
             )
+        # RLlib says once that this is the new API stack, which is the only one here.
+        log_once(f"{self.algo_class.__name__}_on_new_api_stack")
         super().validate()
 
     def _check_rllib_options(self) -> None:
@@ -151,4 +155,5 @@ class LanguageModelConfig(OptionBuilder):
         self, *, env: Any = None, spaces: Any = None, rl_module_spec: Any = None, placement_group: Any = None
     ) -> TPPOLearnerGroup:
         spec = rl_module_spec or self.get_multi_rl_module_spec(env=env, spaces=spaces)
-        return TPPOLearnerGroup(config=self.copy(), module_spec=spec, placement_group=placement_group)
+        with stage("loading the model"):
+            return TPPOLearnerGroup(config=self.copy(), module_spec=spec, placement_group=placement_group)

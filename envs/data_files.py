@@ -111,6 +111,9 @@ def _rows_of_lines(path: Path, file: IO[bytes]) -> Iterator[Row]:
 def _json_row(place: str, line: bytes) -> Row:
     try:
         value = json.loads(line.decode())
+    except json.JSONDecodeError as error:
+        # Its own text counts lines from this one on.
+        return Row(place, None, f"no JSON ({error.msg} at column {error.colno})")
     except (ValueError, RecursionError) as error:
         return Row(place, None, f"no JSON ({error})")
     return _object_row(place, value)

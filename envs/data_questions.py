@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from tppo_rl.core.errors import OptionWarning
 from tppo_rl.envs.data_files import Source, read_rows, stamp
 from tppo_rl.envs.data_rows import BadRow, Columns, Message, Question, RowReader, Template, text_of
 from tppo_rl.envs.data_settings import ByColumn, ByHash, BySource, DataSettings
@@ -74,6 +75,8 @@ class DatasetProblem(Problem):
     """A question of a data set; `answer` is None where the data have none."""
 
     answer: str | None = None
+    place: str = ""
+    """File and line of the row."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,11 +139,12 @@ def _load(settings: DataSettings, stamps: tuple[object, ...]) -> Questions:
 
 
 def _warn(settings: DataSettings, text: str) -> None:
-    warnings.warn(f"source={', '.join(settings.source.places)}: {text}", stacklevel=2)
+    warnings.warn(f"source={', '.join(settings.source.places)}: {text}", OptionWarning, stacklevel=2)
 
 
 def _read(source: Source, columns: Columns, tally: _Tally) -> Iterator[Question]:
     reader = RowReader(columns)
+    before = tally.counts.rows
     for row in read_rows(source):
         tally.counts.rows += 1
         if row.columns is None:
@@ -152,6 +156,9 @@ def _read(source: Source, columns: Columns, tally: _Tally) -> Iterator[Question]
             tally.bad(row.place, str(error))
         else:
             yield question
+    if tally.counts.rows == before:
+        places = ", ".join(source.places)
+        raise ValueError(f"{source.key}={places!r}: holds no rows at all; give a source with questions")
 
 
 def _split_questions(settings: DataSettings, tally: _Tally) -> tuple[list[Question], list[Question]]:
@@ -241,7 +248,7 @@ def _problems(
             details["gold_answer"] = question.answer
             # Reward functions look for a column of this name.
             details.setdefault("answer", question.answer)
-        problems.append(DatasetProblem(prompt, None, details, question.answer))
+        problems.append(DatasetProblem(prompt, None, details, question.answer, question.place))
     return problems
 
 
@@ -270,19 +277,23 @@ def _with_worked_solutions(settings: DataSettings, problems: list[DatasetProblem
         return problems
     verify = find_verifier(json.loads(settings.verifier))
     picked = np.unique(np.linspace(0, len(problems) - 1, CHECKED_ANSWERS).astype(int))
-    answers = [str(problems[index].answer) for index in picked]
-    rejected = {form: [one for one in answers if not _accepts(verify, form, one)] for form in WORKED_FORMS}
+    checked = [problems[index] for index in picked]
+    rejected = {form: [one for one in checked if not _accepts(verify, form, str(one.answer))] for form in WORKED_FORMS}
     form = min(WORKED_FORMS, key=lambda form: len(rejected[form]))
-    found = (
-        f"rejects {len(rejected[form])} of {len(answers)} gold answers as responses, the first is {rejected[form][:1]}"
-    )
-    if len(rejected[form]) > len(answers) / 2:
+    found = f"rejects {len(rejected[form])} of {len(checked)} gold answers as responses"
+    if rejected[form]:
+        found += f", the first is {str(rejected[form][0].answer)!r} ({rejected[form][0].place})"
+    if len(rejected[form]) > len(checked) / 2:
         raise ValueError(
             f"verifier={json.loads(settings.verifier)!r}: {found}; choose a verifier that fits the answers, or find the answer "
             "in its column with answer_after or answer_pattern"
         )
     if rejected[form]:
-        _warn(settings, f"the verifier {settings.verifier} {found}")
+        _warn(
+            settings,
+            f"verifier={json.loads(settings.verifier)!r}: {found}; responses to them will always count as wrong: correct the rows, "
+            "or choose another verifier",
+        )
     return [replace(problem, worked_solution=form.format(problem.answer)) for problem in problems]
 
 

@@ -13,6 +13,8 @@ from tppo_rl.core.one_clear_error import one_clear_error
 from tppo_rl.plan.commands import plan
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tppo_rl.config.run_files import Experiment
 
 _results = click.option(
@@ -66,7 +68,8 @@ def train(
     body = {"run": algorithm, "stop": parse_yaml(stop_text), "config": parse_yaml(config_text)}
     if env is not None:
         body["env"] = env
-    _run_all([make_experiment(name, body, overrides)], results, resume=resume, dry_run=dry_run)
+    experiments = _checked(name, lambda: [make_experiment(name, body, overrides)])
+    _run_all(experiments, results, resume=resume, dry_run=dry_run)
 
 
 @train.command("file")
@@ -80,7 +83,8 @@ def train_file(config: Path, overrides: tuple[str, ...], resume: bool, dry_run: 
     """Run all experiments of a YAML file, in the schema of `rllib train file`."""
     from tppo_rl.config.run_files import load_run_file
 
-    _run_all(load_run_file(config, overrides), results, resume=resume, dry_run=dry_run)
+    experiments = _checked(config.name, lambda: load_run_file(config, overrides))
+    _run_all(experiments, results, resume=resume, dry_run=dry_run)
 
 
 @main.group()
@@ -201,13 +205,24 @@ main.add_command(bench)
 main.add_command(plan)
 
 
+def _checked(name: str, load: Callable[[], list[Experiment]]) -> list[Experiment]:
+    """Reads and checks experiments, which may take long where data are read, and says so."""
+    from rich.console import Console
+
+    from tppo_rl.core.waiting import watched_by
+    from tppo_rl.experiment.stages import StageDisplay
+
+    with StageDisplay(Console(), name) as display, watched_by(display):
+        return load()
+
+
 def _run_all(experiments: list[Experiment], results: Path, *, resume: bool, dry_run: bool) -> None:
     if dry_run:
         from tppo_rl.experiment.dry_run import print_plan
 
         print_plan(experiments, results)
         return
-    from tppo_rl.experiment.provenance import record_provenance
+    from tppo_rl.experiment.provenance import record_provenance, resume_command
 
     for experiment in experiments:
         # A killed run may have ended before the later experiments of its file began.
@@ -220,4 +235,4 @@ def _run_all(experiments: list[Experiment], results: Path, *, resume: bool, dry_
             else:
                 from tppo_rl.experiment.run import run_experiment
 
-                run_experiment(experiment, results, resume=goes_on)
+                run_experiment(experiment, results, resume=goes_on, resume_command=resume_command())

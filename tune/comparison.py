@@ -13,10 +13,11 @@ from rich.table import Column, Table
 
 from tppo_rl.config.run_files import Experiment, check_experiment
 from tppo_rl.core.errors import OptionError
+from tppo_rl.experiment.checkpoints import find_newest_checkpoint
 from tppo_rl.experiment.learning_curves import known, learning_curve
 from tppo_rl.experiment.plots import plot_comparison
-from tppo_rl.experiment.run import CHECKPOINTS, run_experiment
-from tppo_rl.experiment.summary import read_summary
+from tppo_rl.experiment.run import run_experiment
+from tppo_rl.experiment.summary import SUMMARY, read_summary
 
 FIGURE = "comparison.png"
 CURVES = "curves.csv"
@@ -49,11 +50,14 @@ def compare(
     for run in (run for seeded in runs.values() for run in seeded):
         folder = results / run.name
         _claim(folder, run)
-        if (folder / "summary.json").is_file():
+        if (folder / SUMMARY).is_file() and not read_summary(folder).get("interrupted"):
             console.print(f"{run.name} has ended before", highlight=False)
             continue
-        run_experiment(run, results, resume=any((folder / CHECKPOINTS).glob("iteration_*")), console=console)
-        (folder / _OPTIONS).write_text(_options(run), encoding="utf-8")
+        try:
+            run_experiment(run, results, resume=find_newest_checkpoint(folder) is not None, console=console)
+        finally:
+            if folder.is_dir():
+                (folder / _OPTIONS).write_text(_options(run), encoding="utf-8")
     plot_comparison(folders, results / FIGURE)
     write_curves(folders, results / CURVES)
     console.print(comparison_table(folders))

@@ -14,7 +14,8 @@ from rich.live import Live
 from rich.table import Table
 
 from tppo_rl.core.result_keys import check_limits, lookup
-from tppo_rl.experiment.display import done_fraction, number, time_left
+from tppo_rl.experiment.display import number
+from tppo_rl.experiment.time_left import done_fraction, time_left
 
 _LINE_EVERY_S = 10.0
 _TABLE_EVERY_S = 0.5

@@ -60,7 +60,7 @@ def machine() -> tuple[dict[str, float], list[dict[str, float]]]:
         here = {"CPU": float(num_cpus_found()), "GPU": float(torch.cuda.device_count())}
         return here, [here]
     if not ray.is_initialized():
-        from tppo_rl.experiment.run import start_ray
+        from tppo_rl.algorithms.ray_start import start_ray
 
         start_ray()
     return dict(ray.cluster_resources()), [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]

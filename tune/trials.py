@@ -13,11 +13,11 @@ from ray.tune import Callback
 from ray.tune.search import BasicVariantGenerator
 from rich.console import Console
 
+from tppo_rl.algorithms.ray_start import quiet_libraries, start_ray
 from tppo_rl.algorithms.rllib_classes import rllib_classes
 from tppo_rl.config.run_files import Experiment
 from tppo_rl.config.sweep_options import compared_metric
 from tppo_rl.core.errors import OptionError
-from tppo_rl.experiment.run import quiet_libraries, start_ray
 from tppo_rl.experiment.summary import summarize, write_summary
 from tppo_rl.tune.progress import SweepProgress
 from tppo_rl.tune.resources import check_fit

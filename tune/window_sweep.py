@@ -12,7 +12,7 @@ from pathlib import Path
 from ray import tune
 
 from tppo_rl.algorithms import TPPO, TPPOConfig
-from tppo_rl.experiment.run import quiet_libraries, start_ray
+from tppo_rl.algorithms.ray_start import quiet_libraries, start_ray
 from tppo_rl.tune.trials import sweep_callbacks
 
 CAP = 512

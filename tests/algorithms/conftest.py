@@ -7,7 +7,7 @@ import pytest
 import ray
 
 from tppo_rl.algorithms import TPPOConfig
-from tppo_rl.experiment.run import quiet_libraries
+from tppo_rl.algorithms.ray_start import quiet_libraries
 
 
 @pytest.fixture(scope="module", autouse=True)

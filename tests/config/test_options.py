@@ -15,7 +15,7 @@ from tppo_rl.config.checks import (
 )
 from tppo_rl.config.foreign_sources import rllib_keys, vllm_engine_args
 from tppo_rl.config.options import OPTIONS, SECTIONS, Options
-from tppo_rl.core.errors import OptionError
+from tppo_rl.core.errors import OptionError, OptionWarning
 
 OPTION_NAMES = {
     "env", "env_config", "policy_model", "critic", "dtype", "head_dtype", "weights_dtype", "num_env_runners", "num_envs_per_env_runner",
@@ -252,7 +252,7 @@ def test_more_held_out_prompts_than_questions_are_warned_of(
 ) -> None:
     data_without_answers["env_config"]["heldout"] = {"fraction": 0.2}
     values = data_without_answers | {"rewards": own_reward(tmp_path)}
-    with pytest.warns(UserWarning, match=r"^evaluation_duration=128: there are \d+ held-out questions"):
+    with pytest.warns(OptionWarning, match=r"^evaluation_duration=128: there are \d+ held-out questions"):
         check_environment(Options.of(**values, evaluation_duration=128, evaluation_interval=1))
 
 

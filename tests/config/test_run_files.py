@@ -89,13 +89,23 @@ def test_overrides_reach_their_key(override: str, path: list[str], value: object
     ("text", "message"),
     [
         ("a: [b", "not valid YAML"),
+        (
+            "a:\n  run: TPPO\n  config: {lr: 1e-4\n  stop: {training_iteration: 1}\n",
+            "line 4, column 7: not valid YAML: while parsing a flow mapping, expected ',' or '}', but got ':'\n"
+            "      stop: {training_iteration: 1}\n          ^",
+        ),
         ("", "must map experiment names"),
         ("- 1", "must map experiment names"),
         ("a: 3", "an experiment is a mapping"),
         ("a: {run: TPO, stop: {training_iteration: 1}}", "a.run='TPO': unknown name, did you mean TPPO"),
         ("a: {run: TPPO, stopp: {}}", "a.stopp={}: unknown option, did you mean a.stop"),
         ("a: {run: TPPO}", "a.stop={}: the run would never end"),
-        ("a: {run: TPPO, stop: {training_iteration: soon}}", "a.stop.training_iteration"),
+        (
+            "a: {run: TPPO, stop: {training_iteration: soon}}",
+            "a.stop.training_iteration='soon': input should be a valid integer or a valid number",
+        ),
+        ("a: {run: TPPO, stop: [5]}", "a.stop=[5]: input should be a valid dictionary"),
+        ("a: {run: TPPO, seeds: few, stop: {training_iteration: 1}}", "a.seeds='few': input should be a valid integer"),
         (
             "a: {run: TPPO, stop: {training_iterations: 5, time_total_s: 60}}",
             "a.stop.training_iterations=5: results have no such key; did you mean training_iteration?",

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 
 import click
 from click.testing import CliRunner
 
-from tppo_rl.core.errors import OptionError, RunError, portable
+from tppo_rl.core.errors import OptionError, OptionWarning, RunError, portable
 from tppo_rl.core.one_clear_error import one_clear_error
+from tppo_rl.experiment.interrupt import RunInterrupted
 from tppo_rl.rollout.failure_watch import RewardsFailed
 
 
@@ -58,3 +60,27 @@ def test_what_ends_a_run_is_one_message_on_the_command_line() -> None:
     assert run.exit_code == 1
     assert run.output == "error: max_failed_fraction=0.5: nothing could be scored\n"
     assert issubclass(RewardsFailed, RunError)
+
+
+def test_warnings_of_ours_are_their_message_and_others_are_python_s() -> None:
+    @click.command()
+    @one_clear_error
+    def warns() -> None:
+        warnings.warn("source=rows.jsonl: 1 bad row", OptionWarning, stacklevel=1)
+
+    run = CliRunner().invoke(warns)
+    assert run.exit_code == 0
+    assert run.output == "warning: source=rows.jsonl: 1 bad row\n"
+
+
+def test_ctrl_c_is_a_status_without_a_traceback() -> None:
+    @click.command()
+    @click.option("--kind", type=int)
+    @one_clear_error
+    def interrupted(kind: int | None) -> None:
+        raise KeyboardInterrupt if kind is None else RunInterrupted(kind, at_once=False)
+
+    run = CliRunner().invoke(interrupted)
+    assert (run.exit_code, run.output) == (130, "Ctrl-C: stopped\n")
+    run = CliRunner().invoke(interrupted, ["--kind", "15"])
+    assert (run.exit_code, run.output) == (143, "")

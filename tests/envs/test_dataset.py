@@ -16,6 +16,7 @@ from data_sets import number_of_rows, published, sample, write_lines
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tppo_rl.core.errors import OptionWarning
 from tppo_rl.envs import data_questions
 from tppo_rl.envs.data_presets import PRESETS
 from tppo_rl.envs.data_questions import Counts, order_of_epoch
@@ -297,7 +298,8 @@ def test_a_verifier_that_does_not_fit_the_answers_is_refused(tmp_path: Path) -> 
         Dataset(source=place, answer="answer")
     assert Dataset(source=place, answer="answer", verifier="exact").num_problems
     mixed = write_lines(tmp_path / "mixed.jsonl", [*rows[:3], *({"prompt": f"{k}?", "answer": k} for k in range(40))])
-    with pytest.warns(UserWarning, match=r'verifier "numeric" rejects \d+ of \d+ gold answers'):
+    words = r"verifier='numeric': rejects \d+ of \d+ gold .* the first is 'Town a' \(.*mixed.jsonl, line 1\); .* correct the rows"
+    with pytest.warns(OptionWarning, match=words):
         Dataset(source=mixed, answer="answer")
 
 
@@ -414,3 +416,11 @@ def test_wrong_options(source: str, config: dict[str, Any], message: str) -> Non
     with pytest.raises(ValueError) as error:
         Dataset(**given_source, **config)
     assert message in str(error.value)
+
+
+def test_a_source_without_rows_is_named(tmp_path: Path, source: str) -> None:
+    empty = write_lines(tmp_path / "empty.jsonl", [])
+    with pytest.raises(ValueError, match=r"^source='.*empty.jsonl': holds no rows at all"):
+        Dataset(source=empty)
+    with pytest.raises(ValueError, match=r"^heldout.source='.*empty.jsonl': holds no rows at all"):
+        Dataset(source=source, heldout={"source": empty})

@@ -11,11 +11,13 @@ from rich.console import Console
 
 from tppo_rl.config.options import Options
 from tppo_rl.core.result_keys import lookup
+from tppo_rl.core.waiting import stage, watched_by
 from tppo_rl.experiment.display import RunDisplay, sizes_table
 from tppo_rl.experiment.learning_curves import evaluation_points
 from tppo_rl.experiment.plots import plot_runs
 from tppo_rl.experiment.result_log import ResultLog
 from tppo_rl.experiment.summary import read_summary, summarize, summary_table, write_summary
+from tppo_rl.experiment.time_left import Pace
 
 
 def evaluation(accuracy: float) -> dict[str, Any]:
@@ -53,11 +55,15 @@ def result(iteration: int, *, evaluated: bool = False) -> dict[str, Any]:
 @pytest.mark.parametrize("terminal", [True, False])
 def test_panel_and_lines_show_the_same_figures(terminal: bool) -> None:
     console = Console(file=io.StringIO(), force_terminal=terminal, width=200)
-    with RunDisplay(console, "small", {"num_env_steps_sampled_lifetime": 1000}) as display:
+    clock = iter([0.0, 5.0, 10.0])
+    pace = Pace({"num_env_steps_sampled_lifetime": 1000}, clock=lambda: next(clock))
+    with RunDisplay(console, "small", pace) as display, watched_by(display):
+        with stage("sampling", part="update"):
+            pass
         display.show(result(1))
         display.show(result(2))
     text = console.file.getvalue()  # type: ignore[attr-defined]
-    for figure in ("12.5", "50.0%", "200", "1,23", "0.987", "1.25 (max 2)"):
+    for figure in ("12.5", "50.0%", "200", "1,23", "0.987", "1.25 (max 2)", "0:45", "0:40"):
         assert figure in text, figure
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tppo_rl.core.errors import OptionError
-from tppo_rl.experiment.provenance import read_provenance, record_provenance
+from tppo_rl.experiment.provenance import read_provenance, record_provenance, resume_command
 
 
 def test_every_command_that_worked_on_a_folder_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -34,3 +34,10 @@ def test_nothing_is_made_for_a_folder_that_is_not_there(tmp_path: Path) -> None:
     with record_provenance(tmp_path / "nothing"):
         pass
     assert not (tmp_path / "nothing").exists()
+
+
+def test_the_command_that_goes_on_has_resume_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = ["train", "file", "my run.yaml", "--set", "seed=1"]
+    for more in ([], ["--resume"]):
+        monkeypatch.setattr(sys, "argv", ["/somewhere/bin/tppo-rl", *arguments, *more])
+        assert resume_command() == "tppo-rl train file 'my run.yaml' --set seed=1 --resume"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -14,8 +15,9 @@ import pytest
 import yaml
 
 from tppo_rl.core.errors import OptionError
+from tppo_rl.experiment.checkpoints import newest_checkpoint
 from tppo_rl.experiment.result_log import ResultLog, flatten, read_results
-from tppo_rl.experiment.run import newest_checkpoint
+from tppo_rl.experiment.summary import read_summary
 
 pytestmark = pytest.mark.integration
 
@@ -57,9 +59,15 @@ def test_ctrl_c_saves_and_resume_goes_on(tmp_path: Path) -> None:
     process = start(tmp_path)
     read_until(process, "iteration 2 ")
     process.send_signal(signal.SIGINT)
-    output = "".join(read_until(process, "go on with --resume"))
-    assert process.wait(60) == 0
+    output = "".join(read_until(process, "(go on: "))
+    assert process.wait(60) == 130
+    assert "Traceback" not in output
+    # It may come while a token is sampled or trained, but nothing is evaluated any more.
+    assert re.search(r"Ctrl-C: .*, saves .*, and ends without a last evaluation. Once more ends at once; then", output)
+    assert output.rstrip().endswith("train file run.yaml --resume)")
     folder = tmp_path / "runs" / "small"
+    assert read_summary(folder)["interrupted"]
+    assert read_summary(folder)["heldout_accuracy_after"] is None
     checkpoint = newest_checkpoint(folder)
     assert str(checkpoint) in output
     first = json.loads((folder / "summary.json").read_text(encoding="utf-8"))

@@ -140,6 +140,11 @@ def test_parts_come_back_as_they_were_written(value: Any) -> None:
     assert Options.of(Options.of(rewards=value).flat()).flat()["rewards"] == value
 
 
+def test_one_part_may_be_there_twice_under_two_names() -> None:
+    twice = [{"type": "zero_one", "name": "first"}, {"type": "zero_one", "name": "second"}]
+    assert [part.name for part in RewardParts.parse(twice)] == ["first", "second"]
+
+
 def test_names_are_distinct() -> None:
     parts = RewardParts.parse(["a:f", "b:f", {"type": "c:f", "name": "f_2"}, "./d.py:Outer.f"])
     assert [part.name for part in parts] == ["f", "f_3", "f_2", "Outer_f"]
@@ -157,7 +162,12 @@ def test_names_are_distinct() -> None:
         ({"type": "zero_one", "name": "all"}, ["name='all'"]),
         ([{"type": "a:f", "name": "x"}, {"type": "b:f", "name": "x"}], ["name='x'", "two parts"]),
         ({"type": "environment", "scale": 2}, ["'environment' takes no arguments", "scale"]),
-        ({"type": "zero_one", "scale": 2}, ["rewards.scale=2"]),
+        ({"type": "zero_one", "scale": 2}, ["rewards.scale=2: unknown option; zero_one takes no arguments; remove it"]),
+        ({"type": "zero_one", "correkt": 2}, ["rewards.correkt=2: unknown option; zero_one takes no arguments"]),
+        (
+            ["zero_one", "zero_one"],
+            ["'zero_one' is given twice", "give it once with the weight 2, or give each a name"],
+        ),
         ([{"type": "format", "pattern": "("}], ["rewards[0].pattern='('", "no regular expression"]),
         ({"type": "format"}, ["either `pattern` or `tags`"]),
         ({"type": "format", "tagz": ["a"]}, ["rewards.tagz"]),
@@ -314,7 +324,7 @@ def test_one_call_scores_a_batch() -> None:
 
 
 def test_async_parts_run_at_the_same_time() -> None:
-    assert values([example("meets"), example("meets")], response()) == [2.0]
+    assert values([example("meets") | {"name": name} for name in ("one", "other")], response()) == [2.0]
 
 
 # Failures

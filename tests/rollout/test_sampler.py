@@ -322,8 +322,10 @@ def test_evaluation_leaves_open_episodes_untouched() -> None:
     sampler.suspend()
     lengths = SimulatedEngine(draw_lognormal_length(15.0, 1.0), seed=9)
     evaluation = sampler_on(lengths, slots=3, window=None, temperature=0.0, name="evaluation")
-    episodes = evaluate_prompts(evaluation, tickets(7))
+    counts: list[int] = []
+    episodes = evaluate_prompts(evaluation, tickets(7), counts.append)
     assert [episode.prompt_index for episode in episodes] == list(range(7))
+    assert counts == list(range(1, 8))
     assert all(episode.finished and episode.window_index == 0 for episode in episodes)
     sampler.resume()
     fragments += sampler.run_until_empty()

@@ -11,10 +11,10 @@ import ray
 from ray import tune
 
 from tppo_rl.algorithms import TPPOConfig
+from tppo_rl.algorithms.ray_start import quiet_libraries
 from tppo_rl.algorithms.tppo import TPPO
 from tppo_rl.config.run_files import Experiment, make_experiment
 from tppo_rl.core.errors import OptionError
-from tppo_rl.experiment.run import quiet_libraries
 from tppo_rl.tune.trials import run_trials
 
 pytestmark = pytest.mark.integration

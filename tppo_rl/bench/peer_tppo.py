@@ -14,10 +14,10 @@ import torch
 from ray.rllib.core import COMPONENT_LEARNER, COMPONENT_RL_MODULE, DEFAULT_MODULE_ID
 
 from tppo_rl.algorithms import TPPO, TPPOConfig
+from tppo_rl.algorithms.ray_start import quiet_libraries
 from tppo_rl.base_models import resolve_model
 from tppo_rl.bench.peer_heldout import HeldOut
 from tppo_rl.bench.peers import Point, SideResult, SideSettings, read_settings, write_result
-from tppo_rl.experiment.run import quiet_libraries
 from tppo_rl.learner.models import load_causal_lm, parse_dtype
 
 Weights = dict[str, torch.Tensor]

@@ -30,6 +30,7 @@ from ray.rllib.env.env_runner_group import EnvRunnerGroup
 from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
 
 from tppo_rl.algorithms import TPPOConfig
+from tppo_rl.algorithms.ray_start import quiet_libraries
 from tppo_rl.algorithms.tppo import TrainingLoop
 from tppo_rl.base_models import resolve_model
 from tppo_rl.bench.records import Figure, figure_of
@@ -37,7 +38,6 @@ from tppo_rl.bench.simulated_group import MODEL, MeasuredGroup, RunnerLoad
 from tppo_rl.config.options import Options
 from tppo_rl.core.fragments import Fragment
 from tppo_rl.core.update_report import UpdateReport
-from tppo_rl.experiment.run import quiet_libraries
 from tppo_rl.learner.boundaries import BoundaryTracker
 from tppo_rl.learner.update import FRAGMENT_REPORT_SCHEMA
 from tppo_rl.observability.recorder import RunRecorder

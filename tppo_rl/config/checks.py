@@ -16,7 +16,7 @@ from tppo_rl.config.reward_checks import check_reward_columns, check_reward_part
 from tppo_rl.config.section import refuse
 from tppo_rl.config.sections.rollout import EngineOptions
 from tppo_rl.core.algorithm_spec import AlgorithmSpec
-from tppo_rl.core.errors import OptionError, unknown_key
+from tppo_rl.core.errors import OptionError, OptionWarning, unknown_key
 from tppo_rl.core.registry import ADVANTAGES, ENGINES, POLICY_LOSSES, PartSpec, Registry, find_object
 from tppo_rl.core.reward_parts import RewardParts
 
@@ -228,8 +228,10 @@ def _warn_of_repeated_prompts(options: Options, num_problems: int | None) -> Non
     asked = options.evaluation.evaluation_duration
     if options.evaluation.evaluation_interval is not None and num_problems is not None and num_problems < asked:
         warnings.warn(
-            f"evaluation_duration={asked}: there are {num_problems} held-out questions, so some are asked more than once, and the "
-            f"standard error is larger than it says; set it to {num_problems} or less",
+            f"evaluation_duration={asked}: there {'is 1 held-out question' if num_problems == 1 else f'are {num_problems} held-out questions'}. "
+            "Greedily each is answered once; sampled, some are answered more than once, and the standard error is larger than it "
+            f"says. Set it to {num_problems} or less",
+            OptionWarning,
             stacklevel=3,
         )
 

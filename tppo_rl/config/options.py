@@ -233,7 +233,7 @@ def _explain(values: Mapping[str, Any], problems: Sequence[Any]) -> str:
     """Returns one line about one option, with a reason for each type that it may have."""
     option = str(problems[0]["loc"][1])
     # After the key come indices and keys of nested values, and the types that were tried.
-    places = {_place(option, values[option], problem["loc"][2:]) for problem in problems}
+    places = {place_of(option, values[option], problem["loc"][2:]) for problem in problems}
     key, value = (places.pop(), problems[0]["input"]) if len(places) == 1 else (option, values[option])
     own = [problem["msg"].removeprefix("Value error, ") for problem in problems if problem["type"] == "value_error"]
     if own:
@@ -245,7 +245,7 @@ def _explain(values: Mapping[str, Any], problems: Sequence[Any]) -> str:
     return f"{key}={value!r}: input should be {' or '.join(reasons)} ({_description(key)})"
 
 
-def _place(option: str, value: Any, parts: Sequence[str | int]) -> str:
+def place_of(option: str, value: Any, parts: Sequence[str | int]) -> str:
     """Returns the nested key that a problem is about."""
     place = [option]
     for part in parts:

@@ -16,7 +16,7 @@ heavy is imported here.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -31,7 +31,7 @@ from tppo_rl.config.checks import (
     unknown_key,
 )
 from tppo_rl.config.foreign_sources import rllib_keys
-from tppo_rl.config.options import MAPPINGS, OPTIONS, RENAMED_KEYS, algorithm_spec
+from tppo_rl.config.options import MAPPINGS, OPTIONS, RENAMED_KEYS, algorithm_spec, place_of
 from tppo_rl.config.places import absolute_object, with_absolute_places
 from tppo_rl.config.rllib_options import RLLIB_MAPPINGS, check_rllib_keys, with_callbacks
 from tppo_rl.config.search_space import (
@@ -55,6 +55,7 @@ from tppo_rl.config.sweep_options import (
 from tppo_rl.core.algorithm_spec import AlgorithmSpec
 from tppo_rl.core.errors import OptionError
 from tppo_rl.core.result_keys import check_spelling
+from tppo_rl.core.waiting import stage
 
 
 class CheckpointConfig(BaseModel):
@@ -166,10 +167,11 @@ def load_run_file(path: Path, overrides: Sequence[str] = ()) -> list[Experiment]
     """
     if not path.is_file():
         raise OptionError(f"file={str(path)!r}: no such run file; the shipped ones are in configs/")
+    text = path.read_text(encoding="utf-8")
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        content = yaml.load(text, _Loader)
     except yaml.YAMLError as error:
-        raise OptionError(f"file={str(path)!r}: not valid YAML: {' '.join(str(error).split())}") from None
+        raise OptionError(_explain_yaml(f"file={str(path)!r}", "YAML", text, error)) from None
     if not isinstance(content, dict) or not content:
         raise OptionError(f"file={str(path)!r}: must map experiment names to experiments, see configs/quickstart.yaml")
     return [make_experiment(str(name), body, overrides) for name, body in content.items()]
@@ -193,7 +195,7 @@ def make_experiment(name: str, body: Any, overrides: Sequence[str] = ()) -> Expe
     try:
         experiment = Experiment(name=name, **body)
     except ValidationError as error:
-        raise OptionError(_explain(name, error)) from None
+        raise OptionError(_explain(name, body, error)) from None
     _ = experiment.spec
     if not experiment.stop:
         raise OptionError(
@@ -204,10 +206,12 @@ def make_experiment(name: str, body: Any, overrides: Sequence[str] = ()) -> Expe
     return experiment.model_copy(update=places | {"env": experiment.env and absolute_object(experiment.env)})
 
 
-def _explain(name: str, error: ValidationError) -> str:
+def _explain(name: str, body: Mapping[str, Any], error: ValidationError) -> str:
     problem = error.errors()[0]
     path = [str(part) for part in problem["loc"]]
-    key = ".".join([name, *path])
+    # After the key come the types that were tried.
+    place = place_of(path[0], body[path[0]], problem["loc"][1:]) if path and path[0] in body else ".".join(path)
+    key = f"{name}.{place}"
     message = problem["msg"].removeprefix("Value error, ")
     if not path:
         return f"{name}: {message}"
@@ -215,6 +219,12 @@ def _explain(name: str, error: ValidationError) -> str:
         sections: dict[str, type[BaseModel]] = {"tune_config": TuneOptions, "checkpoint_config": CheckpointConfig}
         section = sections[path[0]]
         return unknown_key(key, problem["input"], [f"{name}.{path[0]}.{word}" for word in section.model_fields])
+    tried = [
+        one for one in error.errors() if one["loc"][: len(place.split("."))] == problem["loc"][: len(place.split("."))]
+    ]
+    reasons = dict.fromkeys(one["msg"].removeprefix("Value error, ").removeprefix("Input should be ") for one in tried)
+    if message.startswith("Input should be "):
+        message = f"input should be {' or '.join(reasons)}"
     return f"{key}={problem['input']!r}: {message}"
 
 
@@ -257,8 +267,9 @@ def check_experiment(experiment: Experiment) -> None:
         world = repr([checked.value(key) for key in _WORLD])
         if world not in worlds:
             worlds.add(world)
-            check_model(checked)
-            check_environment(checked)
+            with stage("reading the data"):
+                check_model(checked)
+                check_environment(checked)
 
 
 _WORLD = (
@@ -321,4 +332,17 @@ def parse_yaml(text: str) -> Any:
     try:
         return yaml.load(text, _Loader)
     except yaml.YAMLError as error:
-        raise OptionError(f"{text!r}: not valid YAML or JSON: {' '.join(str(error).split())}") from None
+        raise OptionError(_explain_yaml(repr(text), "YAML or JSON", text, error)) from None
+
+
+def _explain_yaml(where: str, form: str, text: str, error: yaml.YAMLError) -> str:
+    """Returns what is wrong with a YAML text, where, and the line with a mark below it."""
+    mark = getattr(error, "problem_mark", None)
+    if mark is None:
+        return f"{where}: not valid {form}: {' '.join(str(error).split())}"
+    problem = ", ".join(filter(None, (getattr(error, "context", None), getattr(error, "problem", None))))
+    lines = text.splitlines()
+    # An error at the end of the text stands behind its last line.
+    shown = lines[mark.line] if mark.line < len(lines) else ""
+    picture = f"\n    {shown}\n    {' ' * mark.column}^" if shown else ""
+    return f"{where}, line {mark.line + 1}, column {mark.column + 1}: not valid {form}: {problem}{picture}"

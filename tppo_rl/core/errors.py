@@ -17,6 +17,10 @@ class RunError(RuntimeError):
     """What ends a run although its options are right. The message says what to do; a traceback would say nothing more."""
 
 
+class OptionWarning(UserWarning):
+    """Something about options or data that a user should know. On the command line its message is shown alone."""
+
+
 def portable(error: Exception, where: str) -> Exception:
     """Returns an error that another process can raise, with its traceback as a note.
 

@@ -2,35 +2,84 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
+import warnings
 from collections.abc import Callable
 from functools import wraps
-from typing import ParamSpec, TypeVar
+from typing import NoReturn, ParamSpec, TextIO, TypeVar
 
 import click
 
-from tppo_rl.core.errors import OptionError, RunError
+from tppo_rl.core.errors import OptionError, OptionWarning, RunError
 
 BAD_INPUT = 2
 """Exit status, the one that click uses for a bad call."""
 FAILED = 1
 """Exit status of a run that began and failed."""
+INTERRUPTED = 130
+"""Exit status of a command that Ctrl-C ended."""
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
 
 def one_clear_error(command: Callable[_P, _R]) -> Callable[_P, _R]:
-    """Makes a command end with the message of an `OptionError` (status 2) or `RunError` (status 1), without a traceback."""
+    """Makes a command end with the message of an `OptionError` (status 2) or `RunError` (status 1), without a traceback.
+
+    Ctrl-C gives status 130.
+    """
 
     @wraps(command)
     def wrapped(*args: _P.args, **kwargs: _P.kwargs) -> _R:
         try:
-            return command(*args, **kwargs)
+            with warnings.catch_warnings():
+                warnings.showwarning = _show_warning
+                return command(*args, **kwargs)
         except OptionError as error:
             click.echo(f"error: {error}", err=True)
             sys.exit(BAD_INPUT)
         except RunError as error:
             click.echo(f"error: {error}", err=True)
             sys.exit(FAILED)
+        except KeyboardInterrupt as interrupt:
+            _leave(interrupt)
 
     return wrapped
+
+
+_shown_by_python = warnings.showwarning
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Shows a warning of ours in its own words alone; where in our code it was written helps nobody."""
+    if issubclass(category, OptionWarning):
+        click.echo(f"warning: {message}", err=True)
+    else:
+        _shown_by_python(message, category, filename, lineno, file, line)
+
+
+def _leave(interrupt: KeyboardInterrupt) -> NoReturn:
+    """Ends the process without a traceback, by the status that shells give to a program that a signal ended."""
+    status = getattr(interrupt, "status", None)
+    if status is None:
+        click.echo("Ctrl-C: stopped", err=True)
+        sys.exit(INTERRUPTED)
+    if not getattr(interrupt, "at_once", True):
+        sys.exit(status)
+    # It takes seconds, and a third Ctrl-C would only add a traceback.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Threads and actors may be at work for minutes; Python would wait for the threads.
+    ray = sys.modules.get("ray")
+    if ray is not None and ray.is_initialized():
+        ray.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)

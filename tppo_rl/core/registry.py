@@ -27,7 +27,13 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from tppo_rl.core.errors import OptionError, unknown_key, unknown_value
-from tppo_rl.core.reward_signature import has_open_keywords, is_compute_score
+from tppo_rl.core.reward_signature import (
+    COMPUTE_SCORE_ARGUMENTS,
+    RESPONSE_ARGUMENTS,
+    RUN_ARGUMENTS,
+    has_open_keywords,
+    is_compute_score,
+)
 
 
 @dataclass(frozen=True)
@@ -70,6 +76,7 @@ class Registry(Mapping[str, str]):
         option: The option that takes such a part, for messages.
         places: Place by name. An object is imported when it is asked for.
         by_keyword: Whether callers pass keyword arguments. Then every named parameter may be set, and none must be.
+        of_caller: Parameters that callers give, so that messages do not offer them to users.
         open_keywords: Whether a function with these parameters takes arguments of any name through its `**kwargs`.
     """
 
@@ -79,10 +86,12 @@ class Registry(Mapping[str, str]):
         places: Mapping[str, str],
         *,
         by_keyword: bool = False,
+        of_caller: frozenset[str] = frozenset(),
         open_keywords: Callable[[Mapping[str, inspect.Parameter]], bool] = lambda parameters: False,
     ) -> None:
         self._option = option
         self._by_keyword = by_keyword
+        self._of_caller = of_caller
         self._open_keywords = open_keywords
         self._places = dict(places)
 
@@ -150,6 +159,7 @@ class Registry(Mapping[str, str]):
             raise OptionError(f"{self._option}={spec.flat()!r}: {error}") from None
 
     def _unknown_argument(self, spec: PartSpec, key: str, own: Sequence[str]) -> OptionError:
+        own = [name for name in own if name not in self._of_caller]
         words = [f"{self._option}.{name}" for name in own]
         takes = f"{spec.name} takes {', '.join(own)}" if own else f"{spec.name} takes no arguments; remove it"
         message = unknown_key(f"{self._option}.{key}", spec.arguments[key], words).partition("; ")[0]
@@ -284,6 +294,7 @@ REWARDS = Registry(
         "model": "tppo_rl.rollout.reward_model:RewardModel",
     },
     by_keyword=True,
+    of_caller=RESPONSE_ARGUMENTS | RUN_ARGUMENTS | COMPUTE_SCORE_ARGUMENTS,
     open_keywords=lambda parameters: is_compute_score(parameters) and has_open_keywords(parameters),
 )
 """Places of rewards, see `tppo_rl.rollout.reward_terms`."""

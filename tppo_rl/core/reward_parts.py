@@ -65,7 +65,7 @@ class RewardParts:
         """Reads one part or a list of them.
 
         Raises:
-            ValueError: the value is neither, a weight or a name is bad, or two parts were given one name.
+            ValueError: the value is neither, a weight or a name is bad, two parts were given one name, or one part is given twice.
         """
         if isinstance(value, RewardParts):
             return value
@@ -115,7 +115,13 @@ def _own_name(spec: PartSpec) -> str:
 def _with_names(parts: Sequence[RewardPart]) -> tuple[RewardPart, ...]:
     """Numbers the parts that have one name, where the user gave none."""
     taken: set[str] = set()
-    for part in parts:
+    for index, part in enumerate(parts):
+        for other in parts[:index]:
+            if part.spec == other.spec and not ("name" in part.given and "name" in other.given):
+                raise ValueError(
+                    f"{part.spec.name!r} is given twice with the same arguments; give it once with the weight "
+                    f"{part.weight + other.weight:g}, or give each a name"
+                )
         if "name" in part.given:
             if part.name in taken:
                 raise ValueError(f"name={part.name!r} is given to two parts; give each a name of its own")

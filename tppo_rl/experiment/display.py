@@ -7,12 +7,15 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from tppo_rl.config.options import Options
-from tppo_rl.core.result_keys import lookup
+from tppo_rl.core.waiting import Stage
+from tppo_rl.experiment.stages import StageLines
+from tppo_rl.experiment.time_left import Pace, minutes
 from tppo_rl.plan.memory import GIB, Memory
 
 
@@ -68,20 +71,28 @@ def memory_table(memory: Memory, available: int) -> Table:
 
 
 class RunDisplay:
-    """Shows results of a run as they come; a context manager.
+    """Shows stages and results of a run as they come; a context manager and a `Watcher`.
 
     Args:
         console: where to.
         name: of the run.
-        stop: limits by result key; the nearest one decides the time left.
+        pace: says how much time is left.
     """
 
-    def __init__(self, console: Console, name: str, stop: Mapping[str, float]) -> None:
+    def __init__(self, console: Console, name: str, pace: Pace) -> None:
+        self.stop_asked = False
+        """Whether the user wants the run to stop."""
+        self.in_update = False
+        """Whether an iteration has come so far that it is finished, whatever the user wants."""
         self._console = console
         self._name = name
-        self._stop = stop
-        self._first: tuple[float, float] | None = None
-        self._live = Live(console=console, auto_refresh=False) if console.is_terminal else None
+        self._pace = pace
+        self._lines = StageLines(console, name)
+        self._began = 0.0
+        self._table: Table | None = None
+        self._live = (
+            Live(console=console, get_renderable=self._panel, refresh_per_second=1) if console.is_terminal else None
+        )
 
     def __enter__(self) -> Self:
         if self._live is not None:
@@ -94,8 +105,32 @@ class RunDisplay:
         if self._live is not None:
             self._live.stop()
 
+    @property
+    def stage(self) -> Stage | None:
+        """The stage under way."""
+        return self._lines.current
+
+    def begin(self, stage: Stage) -> None:
+        if stage.part == "update":
+            self._pace.begin()
+            self.in_update = self.in_update or stage.cut == "after"
+        self._began = time.monotonic()
+        self._lines.begin(stage)
+        self._refresh()
+
+    def advance(self, stage: Stage, done: int) -> None:
+        self._lines.advance(stage, done)
+
+    def end(self, stage: Stage) -> None:
+        if stage.part == "evaluation":
+            self._pace.evaluated(stage.words, time.monotonic() - self._began)
+        self._lines.shows_ends = not self.stop_asked
+        self._lines.end(stage)
+
     def show(self, result: Mapping[str, Any]) -> None:
         """Shows one result."""
+        self.in_update = False
+        self._lines.shows_updates = False
         cells = self._cells(result)
         if self._live is None:
             line = "  ".join(f"{label} {text}" for label, text in cells.items())
@@ -105,11 +140,25 @@ class RunDisplay:
         for label in cells:
             table.add_column(label, justify="right")
         table.add_row(*cells.values())
-        self._live.update(table, refresh=True)
+        self._table = table
+        self._refresh()
 
     def message(self, text: str) -> None:
         """Prints a line above the panel."""
-        self._console.print(text, soft_wrap=True, highlight=False)
+        self._console.print(text, soft_wrap=True, highlight=False, markup=False)
+
+    def close(self) -> None:
+        """Leaves the panel as it is, so that what comes next stands below it."""
+        if self._live is not None:
+            self._live.stop()
+
+    def _panel(self) -> Group:
+        status = self._lines.status()
+        return Group(*([self._table] if self._table is not None else []), *([Text(status)] if status else []))
+
+    def _refresh(self) -> None:
+        if self._live is not None:
+            self._live.refresh()
 
     def _cells(self, result: Mapping[str, Any]) -> dict[str, str]:
         rollout, tokens, staleness = result["rollout"], result["tokens"], result["staleness"]
@@ -124,32 +173,10 @@ class RunDisplay:
             "tokens/s": number(tokens.get("sampled_per_second"), ",.0f"),
             "occupancy": number(rollout.get("slot_occupancy"), ".3f"),
             "staleness": f"{number(staleness.get('mean'), '.2f')} (max {number(staleness.get('max'), '.0f')})",
-            "left": self._time_left(result),
+            "left": "?" if (left := self._pace.left(result)) is None else minutes(left),
         }
-
-    def _time_left(self, result: Mapping[str, Any]) -> str:
-        done = done_fraction(result, self._stop)
-        if self._first is None:
-            # Not before: the engine's start says nothing of how long an iteration takes.
-            self._first = time.monotonic(), done
-        started, done_before = self._first
-        return time_left(time.monotonic() - started, done - done_before, 1 - done)
 
 
 def number(value: float | None, spec: str) -> str:
     """A number in a table; a dash where there is none."""
     return "-" if value is None else format(value, spec)
-
-
-def done_fraction(result: Mapping[str, Any], stop: Mapping[str, float]) -> float:
-    """How much of a run is done by the nearest of its limits, 0 to 1."""
-    fractions = [float(lookup(result, key) or 0) / limit for key, limit in stop.items() if limit]
-    return min(1.0, max(fractions, default=0.0))
-
-
-def time_left(elapsed_s: float, gained: float, missing: float) -> str:
-    """Minutes and seconds that the missing part takes if it goes on as the gained part did; `?` where nothing was gained."""
-    if gained <= 0:
-        return "?"
-    seconds = int(elapsed_s * missing / gained)
-    return f"{seconds // 60}:{seconds % 60:02d}"

@@ -58,7 +58,10 @@ def run_table(experiment: Experiment, options: Options, folder: Path) -> Table:
     table.add_row("critic", _critic(options))
     table.add_row("advantages", str(options.advantages.advantage_estimator.flat()))
     table.add_row("policy loss", str(options.policy_loss.policy_loss.flat()))
-    table.add_row("rewards", str(options.rewards.rewards.flat()))
+    rewards = options.rewards.rewards
+    table.add_row("rewards", str(rewards.flat()))
+    if rewards.listed:
+        table.add_row("  names", ", ".join(part.name for part in rewards))
     table.add_row("mode", options.pipeline.mode)
     table.add_row("env-runners", f"{rollout.num_env_runners} x {rollout.num_envs_per_env_runner} slots")
     table.add_row("learners", str(options.learners.num_learners or "in the main process"))

@@ -52,6 +52,12 @@ def this_command() -> str:
     return shlex.join([Path(sys.argv[0]).name.replace("__main__.py", "tppo-rl"), *sys.argv[1:]])
 
 
+def resume_command() -> str:
+    """The command line that goes on with the runs of this process."""
+    command = this_command()
+    return command if "--resume" in sys.argv else f"{command} --resume"
+
+
 def versions() -> dict[str, str]:
     """Of Python, of the packages that matter to a result, and of the machine's kind."""
     found = {"python": platform.python_version()}

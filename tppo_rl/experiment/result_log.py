@@ -51,6 +51,13 @@ def read_results(folder: Path) -> list[dict[str, Any]]:
         return [json.loads(line) for line in lines]
 
 
+def last_result(folder: Path, iteration: int) -> dict[str, Any]:
+    """The result of an iteration, the last one if it was written more than once; empty where there is none."""
+    if not (folder / "result.json").is_file():
+        return {}
+    return next((result for result in reversed(read_results(folder)) if result["training_iteration"] == iteration), {})
+
+
 def flatten(result: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested results by path, `{"a": {"b": 1}}` as `{"a/b": 1}`; only numbers and texts are kept."""
     flat: dict[str, Any] = {}

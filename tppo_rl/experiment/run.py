@@ -3,35 +3,43 @@
 from __future__ import annotations
 
 import logging
-import os
-import shutil
-import signal
-import time
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from rich.console import Console
 
+from tppo_rl.algorithms.ray_start import quiet_libraries
 from tppo_rl.config.checks import check_options
 from tppo_rl.config.run_files import Experiment
-from tppo_rl.core.errors import OptionError
 from tppo_rl.core.result_keys import check_limits, lookup
+from tppo_rl.core.waiting import StageCut, stage, watched_by
+from tppo_rl.experiment.checkpoints import (
+    checkpoint_path,
+    checkpoint_size,
+    iteration_of,
+    newest_checkpoint,
+    save_checkpoint,
+)
 from tppo_rl.experiment.display import RunDisplay, memory_table, sizes_table
-from tppo_rl.experiment.result_log import ResultLog
+from tppo_rl.experiment.interrupt import RunInterrupted, StopSwitch, listening
+from tppo_rl.experiment.result_log import ResultLog, last_result
 from tppo_rl.experiment.summary import summarize, summary_table, write_summary
+from tppo_rl.experiment.time_left import Pace
 from tppo_rl.plan.memory import check_memory, machine_memory, memory_of
 
-CHECKPOINTS = "checkpoints"
 FIGURE = "accuracy.png"
 
 
 def run_experiment(
-    experiment: Experiment, results: Path, *, resume: bool = False, console: Console | None = None
+    experiment: Experiment,
+    results: Path,
+    *,
+    resume: bool = False,
+    console: Console | None = None,
+    resume_command: str = "",
 ) -> dict[str, Any]:
     """Runs an experiment that is one trial and returns its summary.
 
@@ -40,9 +48,11 @@ def run_experiment(
         results: folder that holds one folder for each experiment.
         resume: go on from the newest checkpoint of the experiment's folder.
         console: where to report; None is standard output.
+        resume_command: command that goes on with the run, to be shown when Ctrl-C ends it.
 
     Raises:
         OptionError: nothing to resume from, or a stop key that no result has.
+        RunInterrupted: Ctrl-C ended the run; what was trained is saved, unless it says `at_once`.
     """
     console = console or Console()
     folder = (results / experiment.name).resolve()
@@ -57,46 +67,21 @@ def run_experiment(
     memory, available = memory_of(checked), machine_memory()
     console.print(memory_table(memory, available))
     check_memory(memory, checked, available)
-    algorithm = build_algorithm(experiment, options, folder)
+    by_iterations = checked.evaluation.evaluation_interval_unit == "iterations"
+    pace = Pace(experiment.stop, checked.evaluation.evaluation_interval if by_iterations else None)
+    display = RunDisplay(console, experiment.name, pace)
+    start = 0 if checkpoint is None else iteration_of(checkpoint)
+    switch = StopSwitch(display, folder, lambda: checkpoint_size(folder, memory), iteration=start)
+    if checkpoint is not None:
+        pace.resume(last_result(folder, switch.iteration))
+    run = _Run(experiment, folder, console, display, switch, resume_command)
     try:
-        if checkpoint is not None:
-            algorithm.load_checkpoint(str(checkpoint))
-            console.print(f"resumed from {checkpoint}", soft_wrap=True, highlight=False)
-        return _train(algorithm, experiment, folder, console)
-    finally:
-        algorithm.stop()
-
-
-def newest_checkpoint(folder: Path) -> Path:
-    """The newest complete checkpoint of a run's folder.
-
-    Raises:
-        OptionError: there is none.
-    """
-    checkpoints = sorted((folder / CHECKPOINTS).glob("iteration_*"))
-    if not checkpoints:
-        raise OptionError(f"--resume: {folder} holds no checkpoint; leave --resume out to begin anew")
-    return checkpoints[-1]
-
-
-def quiet_libraries() -> None:
-    """Keeps Ray and RLlib from drowning a run's own lines; warnings and errors of ours still come through."""
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    warnings.filterwarnings("ignore", category=DeprecationWarning)
-    warnings.filterwarnings("ignore", category=UserWarning, module="ray")
-    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
-    for name in ("ray", "ray.rllib", "ray.tune", "ray._common.deprecation"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-
-
-def start_ray() -> None:
-    """Starts Ray on this machine, or joins the cluster that `RAY_ADDRESS` names, unless it runs already."""
-    import ray
-
-    if not ray.is_initialized():
-        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        with listening(switch), display, watched_by(display):
+            return run.whole(options, checkpoint)
+    except KeyboardInterrupt:
+        if switch.number is None:
+            raise
+        raise RunInterrupted(switch.number, at_once=switch.at_once) from None
 
 
 def build_algorithm(experiment: Experiment, options: Mapping[str, Any], folder: Path) -> Any:
@@ -107,6 +92,7 @@ def build_algorithm(experiment: Experiment, options: Mapping[str, Any], folder: 
         options: One point of its grid.
         folder: Of its results.
     """
+    from tppo_rl.algorithms.ray_start import start_ray
     from tppo_rl.algorithms.rllib_classes import rllib_classes
 
     start_ray()
@@ -117,54 +103,101 @@ def build_algorithm(experiment: Experiment, options: Mapping[str, Any], folder: 
     return algorithm(config=config)
 
 
-def _train(algorithm: Any, experiment: Experiment, folder: Path, console: Console) -> dict[str, Any]:
-    """Trains until a limit is reached or Ctrl-C; both save a checkpoint and write the summary."""
-    every = experiment.checkpoint_config.checkpoint_frequency
-    log = ResultLog(folder)
-    with RunDisplay(console, experiment.name, experiment.stop) as display, _interruptible(display) as interrupted:
+@dataclass(frozen=True)
+class _Run:
+    """One run, from its algorithm's start to its summary."""
+
+    experiment: Experiment
+    folder: Path
+    console: Console
+    display: RunDisplay
+    switch: StopSwitch
+    resume_command: str
+
+    def whole(self, options: Mapping[str, Any], checkpoint: Path | None) -> dict[str, Any]:
+        """Starts, trains and stops the algorithm.
+
+        Raises:
+            StageCut: Ctrl-C ended the run.
+        """
+        algorithm = build_algorithm(self.experiment, options, self.folder)
+        try:
+            if checkpoint is not None:
+                with stage("loading the checkpoint"):
+                    algorithm.load_checkpoint(str(checkpoint))
+                self.display.message(f"resumed from {checkpoint}")
+            summary = self._train(algorithm)
+        finally:
+            # An update under way cannot be stopped; whoever asked twice does not wait for it.
+            if not self.switch.at_once:
+                if self.switch.asked:
+                    algorithm.kill_env_runners()
+                algorithm.stop()
+        if self.switch.asked:
+            raise StageCut
+        return summary
+
+    def _train(self, algorithm: Any) -> dict[str, Any]:
+        """Trains until a limit is reached or Ctrl-C; both save a checkpoint and write the summary."""
+        result, saved = self._iterations(algorithm)
+        self.switch.doing = "saved"
+        evaluation = result.get("evaluation")
+        if not evaluation:
+            evaluation = {} if self.switch.asked else algorithm.evaluate()
+        result |= {"run": algorithm.run_totals(), "tokens": result["tokens"] | algorithm.token_counts()}
+        summary = summarize(result, evaluation, interrupted=self.switch.asked)
+        write_summary(self.folder, summary)
+        _plot(self.folder)
+        self.display.close()
+        self.console.print(summary_table(summary, self.folder))
+        if saved is not None:
+            # A run that has reached its limits needs others to go on.
+            command = self.resume_command if self.switch.asked else ""
+            how = f": {command}" if command else " with --resume"
+            self.display.message(f"checkpoint: {saved} (go on{how})")
+        return summary
+
+    def _iterations(self, algorithm: Any) -> tuple[dict[str, Any], Path | None]:
+        """Trains and saves; returns the last result and the last checkpoint."""
+        experiment, config = self.experiment, self.experiment.checkpoint_config
+        log = ResultLog(self.folder)
+        result: dict[str, Any] = {}
         while True:
-            result = algorithm.train()
-            log.append(result)
-            display.show(result)
-            check_limits(result, experiment.stop, f"{experiment.name}.stop")
-            ended = _limit_reached(result, experiment.stop) or interrupted()
-            iteration = result["training_iteration"]
-            if ended or (every and iteration % every == 0):
-                saved = _save(algorithm, experiment, folder, iteration, forced=interrupted())
-            if ended:
-                break
-    evaluation = result.get("evaluation") or algorithm.evaluate()
-    summary = summarize(result | {"run": algorithm.run_totals()}, evaluation)
-    write_summary(folder, summary)
-    _plot(folder)
-    console.print(summary_table(summary, folder))
-    if saved is not None:
-        console.print(f"checkpoint: {saved} (go on with --resume)", soft_wrap=True, highlight=False)
-    return summary
+            try:
+                result = algorithm.train()
+            except StageCut:
+                # Sampling for the next update was cut short: the last result stands.
+                if not self.switch.has_trained:
+                    raise
+            else:
+                self.switch.iteration, self.switch.has_trained = result["training_iteration"], True
+                log.append(result)
+                self.display.show(result)
+                check_limits(result, experiment.stop, f"{experiment.name}.stop")
+            iteration, every = self.switch.iteration, config.checkpoint_frequency
+            ended = _limit_reached(result, experiment.stop) or self.switch.asked
+            at_end = ended and (config.checkpoint_at_end or bool(every) or self.switch.asked)
+            saved = None
+            if at_end or (every and iteration % every == 0):
+                saved = self._save(algorithm, checkpoint_path(self.folder, iteration))
+            # Ctrl-C may have come while it was saved.
+            if ended or self.switch.asked:
+                return result, saved
+
+    def _save(self, algorithm: Any, target: Path) -> Path:
+        self.switch.doing = "saving"
+        with stage(f"saving the checkpoint of iteration {self.switch.iteration}", cut="after", part="saving"):
+            saved = save_checkpoint(algorithm, target, self.experiment.checkpoint_config.num_to_keep)
+        self.switch.doing = "training"
+        if self.switch.asked:
+            self.display.message(f"saved {saved}; now the summary is written")
+        return saved
 
 
 def _plot(folder: Path) -> None:
     from tppo_rl.experiment.plots import plot_runs
 
     plot_runs([folder], folder / FIGURE)
-
-
-def _save(algorithm: Any, experiment: Experiment, folder: Path, iteration: int, *, forced: bool) -> Path | None:
-    """Saves a checkpoint whole or not at all, and removes those beyond `num_to_keep`."""
-    config = experiment.checkpoint_config
-    at_end = config.checkpoint_at_end or forced or bool(config.checkpoint_frequency)
-    if not at_end:
-        return None
-    target = folder / CHECKPOINTS / f"iteration_{iteration:06d}"
-    partial = target.with_name(f"partial_{target.name}")
-    shutil.rmtree(partial, ignore_errors=True)
-    algorithm.save_to_path(str(partial))
-    shutil.rmtree(target, ignore_errors=True)
-    partial.rename(target)
-    if config.num_to_keep is not None:
-        for old in sorted(target.parent.glob("iteration_*"))[: -config.num_to_keep]:
-            shutil.rmtree(old)
-    return target
 
 
 def _limit_reached(result: Mapping[str, Any], stop: Mapping[str, float]) -> bool:
@@ -180,22 +213,3 @@ def _set_aside(folder: Path, console: Console) -> None:
             target = target.with_name(f"{target.name}x")
         folder.rename(target)
         console.print(f"the earlier run is kept in {target}", soft_wrap=True, highlight=False)
-
-
-@contextmanager
-def _interruptible(display: RunDisplay) -> Iterator[Any]:
-    """Turns the first Ctrl-C into a request to stop after the iteration; a second one interrupts at once."""
-    asked_at: list[float] = []
-
-    def ask(signum: int, frame: FrameType | None) -> None:
-        if asked_at:
-            raise KeyboardInterrupt
-        asked_at.append(time.monotonic())
-        display.message("Ctrl-C: saving a checkpoint after this iteration (again: stop at once)")
-
-    previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: bool(asked_at)
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

@@ -9,17 +9,22 @@ from typing import Any
 
 from rich.table import Table
 
+SUMMARY = "summary.json"
 
-def summarize(result: Mapping[str, Any], evaluation: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
+
+def summarize(
+    result: Mapping[str, Any], evaluation: Mapping[str, Mapping[str, float]], *, interrupted: bool = False
+) -> dict[str, Any]:
     """Builds the summary from the last result of a run and its last evaluation.
 
     Accuracies are fractions of `heldout_n` fixed prompts; those without `greedy` in their name are sampled at the training
-    temperature. Tokens are counted over the whole run, seconds are wall-clock.
+    temperature. Tokens are counted over the whole run, seconds are wall-clock. `interrupted` says whether the user ended the run before its limits; then nothing was
+    evaluated at its end.
     """
     before = result["heldout_before"]
     accounts = result["run"]
     tokens = result["tokens"]
-    summary: dict[str, Any] = {"mode": result["mode"], "seed": result["seed"]}
+    summary: dict[str, Any] = {"mode": result["mode"], "seed": result["seed"], "interrupted": interrupted}
     for sampling, suffix in (("sampled", ""), ("greedy", "_greedy")):
         for moment, values in (("before", before.get(sampling, {})), ("after", evaluation.get(sampling, {}))):
             for name, key in (
@@ -47,14 +52,14 @@ def summarize(result: Mapping[str, Any], evaluation: Mapping[str, Mapping[str, f
 
 def write_summary(folder: Path, summary: Mapping[str, Any]) -> Path:
     """Writes `summary.json` into the run's folder."""
-    path = folder / "summary.json"
+    path = folder / SUMMARY
     path.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     return path
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
     """The `summary.json` of a run's folder."""
-    return dict(json.loads((folder / "summary.json").read_text(encoding="utf-8")))
+    return dict(json.loads((folder / SUMMARY).read_text(encoding="utf-8")))
 
 
 def summary_table(summary: Mapping[str, Any], folder: Path) -> Table:

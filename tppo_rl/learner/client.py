@@ -15,6 +15,7 @@ from ray.rllib.core.learner.training_data import TrainingData
 from tppo_rl.config.options import Options
 from tppo_rl.core.fragments import Fragment, concatenate_tables, table_from_fragments
 from tppo_rl.core.update_report import UpdateReport
+from tppo_rl.core.waiting import stage
 from tppo_rl.learner.learner import FRAGMENT_REPORT, STALENESS_HISTOGRAM, TPPOLearner
 from tppo_rl.learner.partition import partition
 
@@ -43,14 +44,8 @@ class LearnerClient:
             fragments: Fragments to train, windows in hindsight included.
             meanwhile: Called again and again until the update has ended; None waits.
         """
-        data = self._training_data(fragments)
-        if meanwhile is None:
-            return self._report(self._learner_group.update(training_data=data))
-        update: Future[list[dict[str, Any]]]
-        update = self._thread.submit(self._learner_group.update, training_data=data)
-        while not update.done():
-            meanwhile()
-        return self._report(update.result())
+        with stage("training", cut="after", part="update"):
+            return self._report(self._update(self._training_data(fragments), meanwhile))
 
     def ask(self, question: Callable[[Any], Any]) -> list[Any]:
         """Calls a function on every learner and returns the results."""
@@ -67,6 +62,15 @@ class LearnerClient:
     def stop(self) -> None:
         """Waits for an update that is under way and takes no more."""
         self._thread.shutdown(wait=True)
+
+    def _update(self, data: TrainingData, meanwhile: Callable[[], object] | None) -> list[dict[str, Any]]:
+        if meanwhile is None:
+            return list(self._learner_group.update(training_data=data))
+        update: Future[list[dict[str, Any]]]
+        update = self._thread.submit(self._learner_group.update, training_data=data)
+        while not update.done():
+            meanwhile()
+        return update.result()
 
     def _training_data(self, fragments: Sequence[Fragment]) -> TrainingData:
         learners = self._options.learners

@@ -6,6 +6,7 @@ from typing import Protocol
 
 from tppo_rl.config.options import Options
 from tppo_rl.core.fragments import Fragment
+from tppo_rl.core.waiting import stage
 from tppo_rl.rollout.controller import RolloutController, Weights
 from tppo_rl.rollout.groups import sample_groups
 
@@ -36,7 +37,8 @@ class SyncWindows:
 
     def next(self) -> list[Fragment]:
         self._weights.wait_until_delivered()
-        return self._rollouts.one_window()
+        with stage("sampling one window of every slot", cut="after", part="update"):
+            return self._rollouts.one_window()
 
 
 class WholeGroups:
@@ -51,15 +53,16 @@ class WholeGroups:
 
     def next(self) -> list[Fragment]:
         self._weights.wait_until_delivered()
-        sample = sample_groups(
-            self._rollouts.whole_responses,
-            self._rollouts.groups,
-            num_groups=self._num_groups,
-            group_size=self._options.group_size,
-            replace=self._options.dynamic_sampling,
-            max_rounds=self._options.dynamic_sampling_max_rounds,
-            by_correctness=self._by_correctness,
-        )
+        with stage("sampling whole responses", cut="after", part="update"):
+            sample = sample_groups(
+                self._rollouts.whole_responses,
+                self._rollouts.groups,
+                num_groups=self._num_groups,
+                group_size=self._options.group_size,
+                replace=self._options.dynamic_sampling,
+                max_rounds=self._options.dynamic_sampling_max_rounds,
+                by_correctness=self._by_correctness,
+            )
         self._rollouts.add_group_sample(sample)
         return sample.fragments
 

@@ -25,6 +25,7 @@ from tppo_rl.config.options import Options
 from tppo_rl.config.text_envs import num_problems
 from tppo_rl.core.fragments import Fragment, fragments_from_table, table_from_fragments
 from tppo_rl.core.prompts import Ticket
+from tppo_rl.core.waiting import Stage, stage, stop_here
 from tppo_rl.rollout.failure_watch import FailureWatch
 from tppo_rl.rollout.groups import GroupBuffer, GroupSample
 from tppo_rl.rollout.ledger import Ledger, TokenCounts
@@ -120,16 +121,23 @@ class RolloutController:
 
         Raises:
             RuntimeError: no env-runner was healthy for `patience_s` seconds.
+            StageCut: the user stops the run; what was sampled stays in the queue.
         """
+        with stage("sampling", total=self._batch_tokens, unit="tokens", cut="soon", part="update") as sampling:
+            self._wait_for_batch(sampling)
+        stay = oldest_allowed_to_stay(self._weights.version, self._max_staleness)
+        return self.queue.pop(self._batch_tokens, oldest_allowed_to_stay=stay)
+
+    def _wait_for_batch(self, sampling: Stage) -> None:
         last_healthy = time.monotonic()
         while not self._may_update():
+            stop_here()
             self.poll(timeout_s=0.05)
+            sampling.advance(min(self.queue.num_tokens, self._batch_tokens))
             if self._group.num_healthy_remote_workers() > 0:
                 last_healthy = time.monotonic()
             else:
                 self._wait_for_health(last_healthy)
-        stay = oldest_allowed_to_stay(self._weights.version, self._max_staleness)
-        return self.queue.pop(self._batch_tokens, oldest_allowed_to_stay=stay)
 
     def one_window(self) -> list[Fragment]:
         """Lets every slot of every env-runner generate one window, cut at the end, and returns all fragments (sync)."""

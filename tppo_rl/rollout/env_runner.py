@@ -105,18 +105,21 @@ class VLLMEnvRunner(EnvRunner):
         finally:
             self._last_call_ended = time.perf_counter()
 
-    def evaluate(self, tickets: Sequence[Ticket], temperature: float) -> pa.Table | Exception:
+    def evaluate(
+        self, tickets: Sequence[Ticket], temperature: float, answered: Callable[[int], None] | None = None
+    ) -> pa.Table | Exception:
         """Generates a whole episode for each ticket on the held-out split, and leaves open training episodes untouched.
 
         Args:
             tickets: prompts to answer.
             temperature: sampling temperature; 0 is greedy.
+            answered: called with the number of answered prompts, whenever one is.
 
         Returns:
             A table of finished fragments (`FRAGMENT_SCHEMA`), one for each ticket, in their order; or what went wrong.
         """
         try:
-            return table_from_fragments(self._evaluate(tickets, temperature))
+            return table_from_fragments(self._evaluate(tickets, temperature, answered))
         except Exception as error:
             return portable(error, self._where())
         finally:
@@ -310,14 +313,16 @@ class VLLMEnvRunner(EnvRunner):
             if self._sampler is not None:
                 self._sampler.resume()
 
-    def _evaluate(self, tickets: Sequence[Ticket], temperature: float) -> list[Fragment]:
+    def _evaluate(
+        self, tickets: Sequence[Ticket], temperature: float, answered: Callable[[int], None] | None
+    ) -> list[Fragment]:
         if self._failure is not None:
             raise self._failure
         sampler = self._evaluation_sampler(temperature)
         if self._sampler is not None:
             self._sampler.suspend()
         try:
-            episodes = evaluate_prompts(sampler, tickets)
+            episodes = evaluate_prompts(sampler, tickets, answered)
             self._warn_of_failures(sampler.pop_scores())
             return episodes
         finally:

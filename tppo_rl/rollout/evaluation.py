@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +11,11 @@ import numpy as np
 import pyarrow as pa
 
 from tppo_rl.config.options import Options
+from tppo_rl.config.text_envs import num_problems
 from tppo_rl.core.fragments import Fragment, accuracy, concatenate_tables, fragments_from_table
 from tppo_rl.core.prompts import heldout_tickets
+from tppo_rl.core.waiting import Stage, stage, stop_here
+from tppo_rl.rollout.answer_counts import shared_counts
 from tppo_rl.rollout.weight_sync import LogProbDiff, WeightSync
 
 _COMPARED_EPISODES = 32
@@ -55,6 +59,7 @@ class HeldoutEvaluator:
         self._counts_tokens = options.evaluation.evaluation_interval_unit == "tokens"
         self._num_prompts = options.evaluation.evaluation_duration
         self._temperature = options.rollout.sampling.temperature
+        self._environment = options.environment
         self._weights = weights
         self._group = group
 
@@ -73,15 +78,21 @@ class HeldoutEvaluator:
         return self._interval is not None and sampled // self._interval > sampled_before // self._interval
 
     def run(self) -> Evaluation:
-        """Answers all held-out prompts twice: sampled and greedy.
+        """Answers all held-out prompts twice: sampled and greedy, where greedily no question is answered more than once.
 
         Raises:
             RuntimeError: prompts were lost with an env-runner.
+            StageCut: the user stops the run, or has done so before.
         """
         self._weights.wait_until_delivered()
         group = self._group()
-        sampled = evaluate_heldout(group, num_prompts=self._num_prompts, temperature=self._temperature)
-        greedy = evaluate_heldout(group, num_prompts=self._num_prompts, temperature=0.0)
+        problems = num_problems(self._environment, "heldout") or self._num_prompts
+        # Greedy responses to one question are all the same.
+        numbers = {"sampled": self._num_prompts, "greedy": min(self._num_prompts, problems)}
+        sampled, greedy = (
+            self._answers(group, how, temperature, numbers[how])
+            for how, temperature in (("sampled", self._temperature), ("greedy", 0.0))
+        )
         # A prompt that could not be made has an episode without tokens.
         compared = [episode for episode in sampled if len(episode)][:_COMPARED_EPISODES]
         evaluation = Evaluation(
@@ -92,6 +103,12 @@ class HeldoutEvaluator:
         self.latest = evaluation.statistics()
         return evaluation
 
+    def _answers(self, group: Any, how: str, temperature: float, num_prompts: int) -> list[Fragment]:
+        stop_here()
+        words = f"held-out evaluation ({how} answers)"
+        with stage(words, total=num_prompts, unit="scored", part="evaluation") as answering:
+            return evaluate_heldout(group, num_prompts=num_prompts, temperature=temperature, answering=answering)
+
     def state(self) -> dict[str, Any]:
         """Returns the state for a checkpoint."""
         return {"before": self.before, "latest": self.latest}
@@ -101,13 +118,16 @@ class HeldoutEvaluator:
         self.before, self.latest = state.get("before", {}), state.get("latest", {})
 
 
-def evaluate_heldout(group: Any, *, num_prompts: int, temperature: float) -> list[Fragment]:
+def evaluate_heldout(
+    group: Any, *, num_prompts: int, temperature: float, answering: Stage | None = None
+) -> list[Fragment]:
     """Lets the env-runners of a group answer the first `num_prompts` held-out prompts once.
 
     Args:
         group: RLlib's EnvRunnerGroup, training or evaluation.
         num_prompts: number of prompts; they are the same for every run and seed.
         temperature: sampling temperature; 0 is greedy.
+        answering: is told how many are answered, about once a second.
 
     Returns:
         The episodes as finished fragments, by prompt index.
@@ -120,15 +140,21 @@ def evaluate_heldout(group: Any, *, num_prompts: int, temperature: float) -> lis
     env_runners = group.healthy_env_runner_ids()
     if env_runners:
         shares = [tickets[start :: len(env_runners)] for start in range(len(env_runners))]
-        tables: list[pa.Table | Exception] = group.foreach_env_runner(
-            ["evaluate"] * len(env_runners),
-            kwargs=[{"tickets": share, "temperature": temperature} for share in shares],
-            remote_worker_ids=env_runners,
-            local_env_runner=False,
-            timeout_seconds=None,
-        )
+        arguments: list[dict[str, Any]] = [{"tickets": share, "temperature": temperature} for share in shares]
+        with ExitStack() as counting:
+            if answering is not None and answering.watcher is not None:
+                counts = counting.enter_context(shared_counts(answering, len(env_runners)))
+                arguments = [given | {"answered": count} for given, count in zip(arguments, counts, strict=True)]
+            tables: list[pa.Table | Exception] = group.foreach_env_runner(
+                ["evaluate"] * len(env_runners),
+                kwargs=arguments,
+                remote_worker_ids=env_runners,
+                local_env_runner=False,
+                timeout_seconds=None,
+            )
     else:
-        tables = [group.local_env_runner.evaluate(tickets, temperature)]
+        told = () if answering is None or answering.watcher is None else (answering.advance,)
+        tables = [group.local_env_runner.evaluate(tickets, temperature, *told)]
     for table in tables:
         if isinstance(table, Exception):
             raise table

@@ -24,7 +24,12 @@ CONTRACT: Contract = {
         "num_remote_env_runners",
         "sync_weights",
     ),
-    "ray.rllib.utils.actor_manager:FaultTolerantActorManager": ("_filter_calls_by_tag", "fetch_ready_async_reqs"),
+    "ray.rllib.utils.actor_manager:FaultTolerantActorManager": (
+        "_filter_calls_by_tag",
+        "clear",
+        "fetch_ready_async_reqs",
+    ),
+    "ray.experimental.internal_kv": ("_internal_kv_del", "_internal_kv_get", "_internal_kv_put"),
 }
 """We also use `_worker_manager` of a group. It exists on instances alone, so the tests of the pipeline check it."""
 
@@ -61,3 +66,34 @@ def requests_in_flight(group: Any, tag: str) -> Counter[int] | None:
     with RAY.insides("FaultTolerantActorManager._filter_calls_by_tag"):
         _, env_runners, _ = manager._filter_calls_by_tag([tag])
     return Counter(env_runners)
+
+
+def kill_env_runners(group: Any) -> None:
+    """Kills the env-runner actors of a group, whatever they are doing."""
+    with RAY.insides("EnvRunnerGroup._worker_manager"):
+        group._worker_manager.clear()
+
+
+def write_value(key: str, value: str) -> None:
+    """Writes a text into the key-value store of Ray's cluster, from any of its processes."""
+    with RAY.insides("ray.experimental.internal_kv._internal_kv_put"):
+        from ray.experimental.internal_kv import _internal_kv_put
+
+        _internal_kv_put(key, value, overwrite=True)
+
+
+def read_value(key: str) -> str | None:
+    """Reads what `write_value` wrote; None where nothing is."""
+    with RAY.insides("ray.experimental.internal_kv._internal_kv_get"):
+        from ray.experimental.internal_kv import _internal_kv_get
+
+        value = _internal_kv_get(key)
+    return None if value is None else value.decode()
+
+
+def delete_value(key: str) -> None:
+    """Removes what `write_value` wrote."""
+    with RAY.insides("ray.experimental.internal_kv._internal_kv_del"):
+        from ray.experimental.internal_kv import _internal_kv_del
+
+        _internal_kv_del(key)

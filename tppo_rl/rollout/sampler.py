@@ -16,6 +16,7 @@ while the first is suspended.
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -102,6 +103,8 @@ class Sampler:
         self.num_slot_steps = 0
         self.num_productive_slot_steps = 0
         self.num_refills = 0
+        self.on_end: Callable[[], None] | None = None
+        """Called whenever an episode is over."""
         self._engine = engine
         self._chat = chat
         self._limits = limits
@@ -322,6 +325,8 @@ class Sampler:
         dialog = self._dialogs.pop(turn.request_id)
         self._endings.add(Ending(turn.episode, dialog, terminated, cut, last, failure))
         self._give_back(turn, failure)
+        if self.on_end is not None:
+            self.on_end()
         if not self._rewards.calls_functions:
             self._closed += self._endings.settle(self._engine.version)
 
@@ -334,9 +339,24 @@ class Sampler:
         return closed
 
 
-def evaluate_prompts(sampler: Sampler, tickets: Iterable[Ticket]) -> list[Fragment]:
-    """Generates one whole episode for each ticket and returns them as finished fragments, in ticket order."""
+def evaluate_prompts(
+    sampler: Sampler, tickets: Iterable[Ticket], answered: Callable[[int], None] | None = None
+) -> list[Fragment]:
+    """Generates one whole episode for each ticket and returns them as finished fragments, in ticket order.
+
+    Args:
+        sampler: Has no open episodes.
+        tickets: Prompts to answer.
+        answered: Called with the number of episodes that are over, whenever one is.
+    """
+    if answered is not None:
+        numbers = itertools.count(1)
+        sampler.on_end = lambda: answered(next(numbers))
     tickets = list(tickets)
     order = {ticket.episode_id: position for position, ticket in enumerate(tickets)}
     sampler.tickets.extend(tickets)
-    return sorted(sampler.run_until_empty(), key=lambda fragment: order[fragment.episode_id])
+    try:
+        episodes = sampler.run_until_empty()
+    finally:
+        sampler.on_end = None
+    return sorted(episodes, key=lambda fragment: order[fragment.episode_id])

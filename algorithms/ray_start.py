@@ -1,0 +1,72 @@
+"""Ray's start on this machine, without its and its actors' log lines between those of a run."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from tppo_rl.core.waiting import stage
+
+_STDERR = 2
+_LOG_LEVEL = b"Set ray log level from environment variable"
+_LOGGERS = ("ray", "ray.rllib", "ray.tune", "ray._common.deprecation")
+
+
+def quiet_ray() -> None:
+    """Lets Ray and RLlib log errors alone."""
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    for name in _LOGGERS:
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def quiet_libraries() -> None:
+    """Keeps Ray, RLlib and transformers from drowning a run's own lines; warnings and errors of ours still come through."""
+    from transformers.utils.logging import disable_progress_bar
+
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    warnings.filterwarnings("ignore", category=UserWarning, module="ray")
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
+    # Bars of models that are loaded would be drawn into the run's own line.
+    disable_progress_bar()
+    quiet_ray()
+
+
+@contextmanager
+def _without_log_level() -> Iterator[None]:
+    """Leaves out the line in which Ray's C++ part says that it has taken over the log level; all others come through.
+
+    Without a log level it would print another line about the actors of every run.
+    """
+    sys.stderr.flush()
+    kept = os.dup(_STDERR)
+    with tempfile.TemporaryFile() as file:
+        os.dup2(file.fileno(), _STDERR)
+        try:
+            yield
+        finally:
+            os.dup2(kept, _STDERR)
+            os.close(kept)
+            file.seek(0)
+            for line in file:
+                if _LOG_LEVEL not in line:
+                    os.write(_STDERR, line)
+
+
+def start_ray() -> None:
+    """Starts Ray on this machine, or joins the cluster that `RAY_ADDRESS` names, unless it runs already.
+
+    Actors write to Ray's log files. Whoever wants their lines on the terminal starts Ray before, by `ray.init()`.
+    """
+    import ray
+
+    if not ray.is_initialized():
+        quiet_ray()
+        with stage("starting Ray"), _without_log_level():
+            ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)

@@ -1,0 +1,48 @@
+"""Checkpoints of a folder: found, kept, replaced, and their size."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+from tppo_rl.experiment.checkpoints import (
+    checkpoint_path,
+    checkpoint_size,
+    find_newest_checkpoint,
+    iteration_of,
+    save_checkpoint,
+    size_in_words,
+)
+from tppo_rl.plan.memory import Memory, Part
+
+
+def writer(text: str) -> SimpleNamespace:
+    """Something whose checkpoint is one file."""
+
+    def save(place: str) -> None:
+        Path(place).mkdir(parents=True)
+        (Path(place) / "state").write_text(text, encoding="utf-8")
+
+    return SimpleNamespace(save_to_path=save)
+
+
+def test_the_newest_are_kept_and_one_of_the_same_iteration_is_replaced(tmp_path: Path) -> None:
+    assert find_newest_checkpoint(tmp_path) is None
+    for iteration in (8, 9, 10):
+        save_checkpoint(writer("a"), checkpoint_path(tmp_path, iteration), 2)
+    save_checkpoint(writer("b"), checkpoint_path(tmp_path, 10), 2)
+    (tmp_path / "checkpoints" / "partial_iteration_000011").mkdir()
+    newest = find_newest_checkpoint(tmp_path)
+    assert newest is not None
+    assert (iteration_of(newest), (newest / "state").read_text(encoding="utf-8")) == (10, "b")
+    kept = sorted(path.name for path in newest.parent.glob("iteration_*"))
+    assert kept == ["iteration_000009", "iteration_000010"]
+
+
+def test_the_size_is_that_of_the_newest_or_of_weights_and_moments(tmp_path: Path) -> None:
+    parts = [Part("learner", "policy", 4000, ""), Part("learner", "critic", 400, ""), Part("learner", "logits", 7, "")]
+    memory = Memory(tuple(parts), {"learner": 1})
+    assert checkpoint_size(tmp_path, memory) == 3300
+    save_checkpoint(writer("12345"), checkpoint_path(tmp_path, 1), None)
+    assert checkpoint_size(tmp_path, memory) == 5
+    assert (size_in_words(2_340_000_000), size_in_words(14_600_000), size_in_words(5)) == ("2.3 GB", "15 MB", "1 MB")

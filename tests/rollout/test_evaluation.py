@@ -1,0 +1,90 @@
+"""A held-out evaluation on an env-runner of this process: what it counts, and how often it asks a question."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import scoring_examples
+from data_sets import write_lines
+from ray.rllib.core import COMPONENT_RL_MODULE, DEFAULT_MODULE_ID
+from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
+
+from tppo_rl.algorithms import TPPOConfig
+from tppo_rl.core.waiting import Stage, StageCut, watched_by
+from tppo_rl.rollout.env_runner import VLLMEnvRunner
+from tppo_rl.rollout.evaluation import HeldoutEvaluator
+
+
+class Counts:
+    """Keeps what stages count."""
+
+    stop_asked = False
+
+    def __init__(self) -> None:
+        self.totals: dict[str, int | None] = {}
+        self.counted: dict[str, list[int]] = {}
+
+    def begin(self, stage: Stage) -> None:
+        self.totals[stage.words] = stage.total
+        self.counted[stage.words] = []
+
+    def advance(self, stage: Stage, done: int) -> None:
+        self.counted[stage.words].append(done)
+
+    def end(self, stage: Stage) -> None:
+        pass
+
+
+class Delivered:
+    """Weights that are there."""
+
+    def wait_until_delivered(self) -> None:
+        pass
+
+    def difference_on(self, *arguments: Any) -> None:
+        return None
+
+
+def evaluator(folder: Path, *, heldout: int, duration: int) -> tuple[HeldoutEvaluator, VLLMEnvRunner]:
+    rows = ({"prompt": f"{k}?", "answer": k, "split": "heldout" if k < heldout else "train"} for k in range(20))
+    data = {"source": write_lines(folder / "rows.jsonl", rows), "answer": "answer"}
+    config = (
+        TPPOConfig()
+        .environment("tppo_rl/Dataset-v0", env_config=data | {"heldout": {"column": "split", "value": "heldout"}})
+        .language_model("tppo_rl/arithmetic-chain")
+        .env_runners(
+            num_env_runners=0,
+            num_envs_per_env_runner=4,
+            engine={"type": f"{scoring_examples.__file__}:simulated_engine"},
+        )
+        .pipeline(mode="sync")
+        .evaluation(evaluation_interval=1, evaluation_duration=duration)
+    )
+    runner = VLLMEnvRunner(config=config, worker_index=0)
+    runner.set_state({COMPONENT_RL_MODULE: {DEFAULT_MODULE_ID: {}}, WEIGHTS_SEQ_NO: 3})
+    group = SimpleNamespace(healthy_env_runner_ids=list, local_env_runner=runner)
+    weights: Any = Delivered()
+    return HeldoutEvaluator(config.options, weights, lambda: group), runner
+
+
+def test_greedily_every_question_is_answered_once_and_every_answer_counted(tmp_path: Path) -> None:
+    evaluates, runner = evaluator(tmp_path, heldout=3, duration=8)
+    seen = Counts()
+    try:
+        with watched_by(seen):
+            watched = evaluates.run()
+            latest, seen.stop_asked = evaluates.latest, True
+            with pytest.raises(StageCut):
+                evaluates.run()
+        assert evaluates.latest is latest
+        unwatched = evaluates.run()
+    finally:
+        runner.stop()
+    assert (watched.sampled["n"], watched.greedy["n"]) == (8, 3)
+    assert unwatched.greedy == watched.greedy
+    sampled, greedy = "held-out evaluation (sampled answers)", "held-out evaluation (greedy answers)"
+    assert seen.totals == {sampled: 8, greedy: 3}
+    assert seen.counted == {sampled: list(range(1, 9)), greedy: [1, 2, 3]}
