@@ -23,6 +23,7 @@ from tppo_rl.config.options import Options
 from tppo_rl.core.errors import OptionError
 from tppo_rl.core.fragments import Fragment, fragments_from_table, table_from_fragments
 from tppo_rl.core.prompts import Ticket
+from tppo_rl.rollout import pooled_sampler
 from tppo_rl.rollout.engine import Sampling
 from tppo_rl.rollout.ledger import Ledger
 from tppo_rl.rollout.pooled_sampler import PooledSampler
@@ -332,6 +333,27 @@ def test_pending_tokens_hold_up_the_update_that_would_make_them_stale(make_pool:
     while sampler.oldest_open_version is not None:
         fragments += sampler.run(32)
     assert [len(fragment) for fragment in fragments] == [4, 4]
+
+
+def test_a_run_with_nothing_to_generate_comes_back(make_pool: MakePool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock stands in for the time that an answer takes: it moves only where the sampler waits."""
+    pool, options = make_pool(1, env_config={"seconds": 3.0})
+    sampler = sampler_of(pool, options, SimulatedEngine(lambda _: 4), slots=2)
+    sampler.tickets.extend(tickets(2))
+    while sampler.num_tokens_sampled < 8:
+        sampler.run(1)
+    now, waits = 0.0, []
+
+    def wait(seconds: float) -> None:
+        nonlocal now
+        waits.append(seconds)
+        now += seconds / 2
+
+    monkeypatch.setattr(pool, "wait", wait)
+    monkeypatch.setattr(pooled_sampler.time, "monotonic", lambda: now)
+    assert sampler.run(1000) == []
+    assert 1 < len(waits) < 1000
+    assert sum(waits) / 2 == now == pytest.approx(pooled_sampler.IDLE_S, rel=1e-3)
 
 
 def test_suspending_evaluating_and_abandoning(make_pool: MakePool) -> None:
