@@ -12,6 +12,7 @@ ENTRY_POINTS: dict[str, str] = {
     "tppo_rl/Dataset-v0": "tppo_rl.envs.dataset:Dataset",
     "tppo_rl/GuessNumber-v0": "tppo_rl.envs.guess_number:GuessNumber",
     "tppo_rl/ReasoningGym-v0": "tppo_rl.envs.reasoning_gym:ReasoningGym",
+    "tppo_rl/TRLEnvironment-v0": "tppo_rl.envs.trl_environment:TRLEnvironment",
 }
 """Gymnasium id of every environment of this package, and the class that it names."""
 

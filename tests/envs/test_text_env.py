@@ -1,6 +1,7 @@
 """What every environment promises, checked on all registered ones."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -24,6 +25,8 @@ def questions(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     rows = ({"prompt": f"double {k}", "answer": 2 * k} for k in range(400))
     source = write_lines(tmp_path_factory.mktemp("data") / "rows.jsonl", rows)
     CONFIGS["tppo_rl/Dataset-v0"] = {"source": source, "answer": "answer"}
+    factory = f"{Path(__file__).with_name('trl_examples.py')}:Notes"
+    CONFIGS["tppo_rl/TRLEnvironment-v0"] = {"source": source, "answer": "answer", "factory": factory}
     yield
     CONFIGS.clear()
 
@@ -159,6 +162,22 @@ def test_an_episode_may_end_without_a_score() -> None:
     env.reset(seed=0)
     assert env.step("x") == ("", 0.0, True, False, {})
     assert env.num_problems is None
+    with pytest.raises(ResetNeeded, match="end"):
+        env.step("x")
+
+
+class Stopping(Unscored):
+    """Gives a reward in every turn; the second turn is the last, and the task is not over then."""
+
+    def respond(self, problem: Problem, text: str, turn: int) -> Reply:
+        return Reply("on", reward=0.5) if turn == 0 else Reply(ends=True, truncated=True, reward=-2.0, correct=False)
+
+
+def test_rewards_of_turns_and_a_limit_of_the_tasks_own() -> None:
+    env = Stopping()
+    env.reset(seed=0)
+    assert env.step("x") == ("on", 0.5, False, False, {})
+    assert env.step("x") == ("", -2.0, False, True, {"correct": False})
     with pytest.raises(ResetNeeded, match="end"):
         env.step("x")
 
