@@ -11,6 +11,7 @@ ENTRY_POINTS: dict[str, str] = {
     "tppo_rl/ArithmeticChain-v0": "tppo_rl.envs.arithmetic_chain:ArithmeticChain",
     "tppo_rl/Dataset-v0": "tppo_rl.envs.dataset:Dataset",
     "tppo_rl/GuessNumber-v0": "tppo_rl.envs.guess_number:GuessNumber",
+    "tppo_rl/OpenEnv-v0": "tppo_rl.envs.openenv_environment:OpenEnv",
     "tppo_rl/ReasoningGym-v0": "tppo_rl.envs.reasoning_gym:ReasoningGym",
     "tppo_rl/TRLEnvironment-v0": "tppo_rl.envs.trl_environment:TRLEnvironment",
 }
