@@ -8,6 +8,7 @@ from pathlib import Path
 import broken_envs
 import pytest
 from click.testing import CliRunner, Result
+from data_sets import write_lines
 
 from tppo_rl.cli import main
 
@@ -94,3 +95,12 @@ def test_bad_input_is_one_message(env: str, arguments: list[str], words: str) ->
     assert result.exit_code == 2
     assert words in result.output
     assert "Traceback" not in result.output
+
+
+def test_an_environment_with_tools_passes(tmp_path: Path) -> None:
+    rows = ({"prompt": f"Note {k}.", "code": k, "solution": str(k)} for k in range(200))
+    source = write_lines(tmp_path / "rows.jsonl", rows)
+    factory = f"{Path(__file__).parents[1] / 'envs' / 'trl_examples.py'}:Notes"
+    config = f"{{source: {source}, factory: '{factory}', answer: solution}}"
+    result = check("tppo_rl/TRLEnvironment-v0", "--env-config", config)
+    assert result.exit_code == 0, result.output
