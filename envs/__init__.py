@@ -12,7 +12,10 @@ ENTRY_POINTS: dict[str, str] = {
     "tppo_rl/Calculator-v0": "tppo_rl.envs.calculator:Calculator",
     "tppo_rl/Dataset-v0": "tppo_rl.envs.dataset:Dataset",
     "tppo_rl/GuessNumber-v0": "tppo_rl.envs.guess_number:GuessNumber",
+    "tppo_rl/OpenEnv-v0": "tppo_rl.envs.openenv_environment:OpenEnv",
     "tppo_rl/ReasoningGym-v0": "tppo_rl.envs.reasoning_gym:ReasoningGym",
+    "tppo_rl/TRLEnvironment-v0": "tppo_rl.envs.trl_environment:TRLEnvironment",
+    "tppo_rl/Verifiers-v0": "tppo_rl.envs.verifiers_environment:Verifiers",
 }
 """Gymnasium id of every environment of this package, and the class that it names."""
 

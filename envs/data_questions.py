@@ -27,7 +27,7 @@ from tppo_rl.envs.verifiers import find_verifier
 
 RESERVED = frozenset(
     {
-        *("problem_seed", "split", "worked_solution", "messages", "conversational", "gold_answer"),
+        *("problem_seed", "split", "worked_solution", "messages", "conversational", "gold_answer", "tool_schemas"),
         *("prompts", "completions", "completion_ids", "environment_reward", "correct", "truncated"),
     }
 )
@@ -72,11 +72,12 @@ class Counts:
 
 @dataclass(frozen=True)
 class DatasetProblem(Problem):
-    """A question of a data set; `answer` is None where the data have none."""
+    """A question of a data set; `answer` is None where the data have none, `columns` are the row as it was read."""
 
     answer: str | None = None
     place: str = ""
     """File and line of the row."""
+    columns: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -248,7 +249,7 @@ def _problems(
             details["gold_answer"] = question.answer
             # Reward functions look for a column of this name.
             details.setdefault("answer", question.answer)
-        problems.append(DatasetProblem(prompt, None, details, question.answer, question.place))
+        problems.append(DatasetProblem(prompt, None, details, question.answer, question.place, question.columns))
     return problems
 
 

@@ -20,6 +20,14 @@ HASH_ORDERED_TASKS = frozenset({"isomorphic_strings", "polynomial_multiplication
 """Tasks whose generators iterate over sets of strings: their problems depend on PYTHONHASHSEED."""
 
 
+SCORED_BY_TRUTH = frozenset({"game_of_life_halting"})
+"""Tasks whose answers are True and False, and whose own scorer takes every text for True, and True for right."""
+NAN_IS_RIGHT = frozenset({"complex_arithmetic"})
+"""Tasks whose own scorer takes an answer that is not a number for right: its distance is smaller than none."""
+
+_OPEN, _CLOSE = "<answer>", "</answer>"
+
+
 @dataclass(frozen=True)
 class Item(Problem):
     """An item of a reasoning-gym dataset together with the dataset, which knows how to score it."""
@@ -85,10 +93,12 @@ class ReasoningGym(TextEnv[Item]):
 
     def respond(self, problem: Item, text: str, turn: int) -> Reply:
         """Score the answer; the episode ends with the first turn."""
-        from reasoning_gym.utils import extract_answer
-
-        tagged = extract_answer(text)
+        tagged = tagged_answer(text)
         answer = text.strip() if tagged is None else tagged
+        if self.task in SCORED_BY_TRUTH and problem.entry is not None:
+            return Reply(score=float(answer.casefold() == str(problem.entry["answer"]).casefold()))
+        if self.task in NAN_IS_RIGHT and "nan" in answer.casefold().replace(" ", ""):
+            return Reply(score=0.0)
         try:
             return Reply(score=float(problem.dataset.score_answer(answer, problem.entry)))
         except Exception as error:  # scorers parse the model's text and may raise anything on it
@@ -112,6 +122,18 @@ class ReasoningGym(TextEnv[Item]):
             solutions = [text + _answer(step.answer) for text, step in zip(done, steps, strict=True)]
             *details["early_solutions"], solution = solutions
         return Item(entry["question"], solution, details, dataset, entry)
+
+
+def tagged_answer(text: str) -> str | None:
+    """The last answer in tags, without white space around it; None where there is none.
+
+    It is that of reasoning-gym's `extract_answer`, whose regular expression takes time in proportion to the square of the text.
+    """
+    found, start = None, text.find(_OPEN)
+    while start >= 0 and (end := text.find(_CLOSE, start + len(_OPEN))) >= 0:
+        found = text[start + len(_OPEN) : end].strip()
+        start = text.find(_OPEN, end + len(_CLOSE))
+    return found
 
 
 def _answer(answer: str) -> str:

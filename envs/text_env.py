@@ -102,8 +102,10 @@ class Reply:
         observation: The next user turn; on the last step a closing remark that the model never sees.
         score: None while the episode goes on. On the last step the quality of the answer, 0.0 (wrong) to
             1.0 (correct).
-        ends: Ends the episode without a score; whether the answer is correct is then not known.
-        reward: Reward of this turn where there is no score; a score has its own.
+        ends: Ends the episode without a score.
+        reward: Reward of a turn that has no score.
+        correct: Whether the answer is correct, where the episode ends without a score; None: that is not known.
+        truncated: With `ends`: the episode ends by a limit of the environment's own, and the task is not over.
         info: Further entries of `step`'s info.
     """
 
@@ -111,6 +113,8 @@ class Reply:
     score: float | None = None
     ends: bool = False
     reward: float = 0.0
+    correct: bool | None = None
+    truncated: bool = False
     info: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -121,7 +125,8 @@ class TextEnv(gymnasium.Env[str, str], ABC, Generic[ProblemT]):
     """A task in which text is answered with text. Subclasses write `candidates` and `respond`.
 
     Observations are user turns, actions are turns of the model. ``terminated`` says that the task is over;
-    ``truncated`` is always False, since the cap on tokens is the business of whoever generates them.
+    ``truncated`` is a limit of the task's own, such as a number of turns, that ended it too early. The cap on tokens is the
+    business of whoever generates them.
 
     Args:
         split: Which prompts may be drawn, "train" or "heldout".
@@ -139,6 +144,16 @@ class TextEnv(gymnasium.Env[str, str], ABC, Generic[ProblemT]):
 
     gives_correct: bool = True
     """Whether last steps say what is correct."""
+
+    without_correct: str = (
+        "the data set has no answers; name their column in env_config.answer, or give a reward function of your own"
+    )
+    """Why they do not, and what to do about it."""
+
+    @property
+    def gives_rewards(self) -> bool:
+        """Whether steps have rewards of the environment's own; without them a run needs a reward function."""
+        return self.gives_correct
 
     @property
     def num_problems(self) -> int | None:
@@ -238,8 +253,8 @@ class TextEnv(gymnasium.Env[str, str], ABC, Generic[ProblemT]):
             action: The turn's text, without special tokens.
 
         Returns:
-            Observation (the next user turn: context, never trained), reward, terminated, truncated (always
-            False) and info. On the last step info holds ``correct`` (bool) and ``score`` (0.0 to 1.0). With
+            Observation (the next user turn: context, never trained), reward, terminated, truncated and info. On the last
+            step info holds ``correct`` (bool) and ``score`` (0.0 to 1.0), where the environment knows them. With
             ``scorer_error`` (str) in it the scorer failed: reward, ``correct`` and ``score`` mean nothing, and
             the step may be taken once more.
 
@@ -258,8 +273,11 @@ class TextEnv(gymnasium.Env[str, str], ABC, Generic[ProblemT]):
         failed = "scorer_error" in info
         self._turns += not failed
         if reply.score is None:
-            self._ended = reply.ends
-            return reply.observation, reply.reward, reply.ends, False, info
+            self._ended = reply.ends and not failed
+            if reply.correct is not None:
+                info["correct"] = reply.correct
+            truncated = reply.ends and reply.truncated
+            return reply.observation, reply.reward, reply.ends and not truncated, truncated, info
         self._ended = not failed
         info |= {"correct": reply.score >= 1.0, "score": reply.score}
         return reply.observation, self._reward(reply.score), True, False, info

@@ -71,7 +71,7 @@ class IntegerChat:
     end_of_turn = (0,)
     has_stops = False
 
-    def prompt(self, text: str, earlier: Sequence[Any] = ()) -> list[int]:
+    def prompt(self, text: str, earlier: Sequence[Any] = (), tools: Sequence[Any] = ()) -> list[int]:
         return [60, int(text.split()[1]) % 50 + 1, 61]
 
     def user_turn(self, text: str, *, is_closed: bool = True) -> list[int]:

@@ -9,6 +9,7 @@ import click
 
 from tppo_rl import __version__
 from tppo_rl.bench.commands import bench
+from tppo_rl.core.errors import OptionError, RunError
 from tppo_rl.core.one_clear_error import one_clear_error
 from tppo_rl.plan.commands import plan
 
@@ -187,6 +188,38 @@ def warmstart(env: str, out: Path, env_config_text: str, seed: int, threads: int
     for how in ("sampled", "greedy"):
         click.echo(f"held-out accuracy, {how}: {report[how]['accuracy']:.1%} of {report[how]['prompts']} prompts")
     click.echo(f"{report['seconds']:.0f} s; model in {out}")
+
+
+@main.command("check-env")
+@click.argument("env", metavar="NAME")
+@click.option("--env-config", "env_config_text", default="{}", help="Options of the environment as YAML or JSON.")
+@click.option("--episodes", type=click.IntRange(1), default=16, show_default=True, help="Problems of each split.")
+@click.option(
+    "--deadline", type=click.FloatRange(0.01), default=10.0, show_default=True, help="Seconds of a reset or step."
+)
+@click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Set an option of the environment; repeatable."
+)
+@one_clear_error
+def check_env(env: str, env_config_text: str, episodes: int, deadline: float, overrides: tuple[str, ...]) -> None:
+    """Say what an environment breaks: repeatability, splits, ends, gold and wrong answers, hostile texts, time.
+
+    NAME is what the option `env` holds. The exit status is 1 where something is broken.
+    """
+    from tppo_rl.config.run_files import parse_override, parse_yaml
+    from tppo_rl.experiment.env_check import check_env as check
+
+    env_config = parse_yaml(env_config_text)
+    if not isinstance(env_config, dict):
+        raise OptionError(f"--env-config={env_config_text!r}: must be a mapping, such as '{{task: chain_sum}}'")
+    env_config |= dict(parse_override(override) for override in overrides)
+    broken = 0
+    for finding in check(env, env_config, episodes=episodes, deadline_s=deadline):
+        color = {"pass": "green", "fails": "red"}.get(finding.verdict)
+        click.echo(f"{click.style(f'{finding.verdict:14}', fg=color)}  {finding.check:32}  {finding.seen}")
+        broken += finding.verdict == "fails"
+    if broken:
+        raise RunError(f"{env}: {broken} {'check fails' if broken == 1 else 'checks fail'}")
 
 
 @main.command("import-model")

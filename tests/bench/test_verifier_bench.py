@@ -14,7 +14,7 @@ from tppo_rl.rollout.simulated_engine import SimulatedEngine, StepCost, draw_log
 
 
 class AnyChat(IntegerChat):
-    def prompt(self, text: str, earlier: object = ()) -> list[int]:
+    def prompt(self, text: str, earlier: object = (), tools: object = ()) -> list[int]:
         return [60, 1 + len(text) % 50, 61]
 
 

@@ -4,8 +4,9 @@ from typing import Any
 
 import pytest
 from gymnasium.error import ResetNeeded
+from reasoning_gym.utils import extract_answer
 
-from tppo_rl.envs.reasoning_gym import HASH_ORDERED_TASKS, ReasoningGym
+from tppo_rl.envs.reasoning_gym import HASH_ORDERED_TASKS, ReasoningGym, tagged_answer
 
 TASKS = ["chain_sum", "spell_backward", "number_sorting", "gcd", "countdown", "letter_counting", "acre", "word_ladder"]
 
@@ -96,3 +97,31 @@ def test_tasks_that_depend_on_the_hash_seed_warn(task: str, monkeypatch: pytest.
 def test_bad_options(config: dict[str, Any], named: str) -> None:
     with pytest.raises(ValueError, match=named):
         ReasoningGym(**config)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "<answer>", "</answer><answer>", "<answer> 1 </answer>", "a<answer>1</answer><answer>2\n</answer>b<answer>3",
+        "<answer><answer>1</answer></answer>", "<answer></answer>", "</answer><answer>1</answer>", "<answer>1</answer", "x",
+    ],
+)  # fmt: skip
+def test_the_answer_is_that_of_reasoning_gyms_own_extraction(text: str) -> None:
+    assert tagged_answer(text) == extract_answer(text)
+
+
+def test_a_task_of_true_and_false_does_not_take_every_text() -> None:
+    env = ReasoningGym(task="game_of_life_halting")
+    for seed in range(10):
+        _, info = env.reset(seed=seed)
+        assert env.step(info["worked_solution"])[4]["correct"] is True
+        for wrong in ("no idea", str(info["answer"] != "True"), ""):
+            env.reset(seed=seed)
+            assert env.step(f"<answer>{wrong}</answer>")[4]["correct"] is False
+
+
+@pytest.mark.parametrize("wrong", ["nan", "NaN", "n a n", "nan + nani", "(nan)"])
+def test_what_is_not_a_number_is_not_a_right_one(wrong: str) -> None:
+    env = ReasoningGym(task="complex_arithmetic")
+    env.reset(seed=0)
+    assert env.step(f"<answer>{wrong}</answer>")[4]["correct"] is False

@@ -22,7 +22,7 @@ from tppo_rl.core.reward_parts import RewardParts
 
 VLLM_OWN_KEYS = frozenset({"kv_cache_gib", "linear", "multiprocessing"})
 """Keys of `engine` that our vLLM engine reads itself."""
-_REWARDS_BY_CORRECTNESS = frozenset({"environment", "zero_one", "plus_minus_one"})
+_REWARDS_BY_CORRECTNESS = frozenset({"zero_one", "plus_minus_one"})
 
 
 def check_options(values: Mapping[str, Any], spec: AlgorithmSpec, *, other_keys: Iterable[str] = ()) -> Options:
@@ -214,14 +214,17 @@ def _check_env_config_keys(env: str, env_config: Mapping[str, Any]) -> None:
 
 
 def _check_correctness_is_known(options: Options, env: Any) -> None:
-    """Refuses rewards that ask whether a response is right, where the environment says beforehand that it does not know."""
-    if getattr(env, "gives_correct", True):
-        return
-    for name in {part.spec.name for part in options.rewards.rewards} & _REWARDS_BY_CORRECTNESS:
-        raise OptionError(
-            f"rewards={name!r}: the data set has no answers, so it rewards nothing; name their column in env_config.answer, or "
-            "give a reward function of your own"
+    """Refuses rewards that take from the environment what it says beforehand that it does not know."""
+    gives_correct = getattr(env, "gives_correct", True)
+    asked = {part.spec.name for part in options.rewards.rewards}
+    refused = set() if gives_correct else asked & _REWARDS_BY_CORRECTNESS
+    if not getattr(env, "gives_rewards", gives_correct):
+        refused |= asked & {"environment"}
+    for name in sorted(refused):
+        why = getattr(
+            env, "without_correct", "the environment does not say what is right; give a reward function of your own"
         )
+        raise OptionError(f"rewards={name!r}: {why}")
 
 
 def _warn_of_repeated_prompts(options: Options, num_problems: int | None) -> None:

@@ -13,6 +13,7 @@ from tppo_rl.config.sections.chat import PROMPT, ChatOptions
 from tppo_rl.config.text_envs import make_text_env
 from tppo_rl.core.errors import OptionError
 from tppo_rl.envs.text_env import SPLITS, Split
+from tppo_rl.rollout.tool_texts import tool_text, turns_and_tools, with_system_text
 
 Message = Mapping[str, str]
 """A turn: `role` and `content`."""
@@ -100,15 +101,16 @@ class Chat:
         """Whether a turn may end by its text."""
         return self._longest_stop > 0
 
-    def prompt(self, text: str, earlier: Sequence[Message] = ()) -> list[int]:
+    def prompt(self, text: str, earlier: Sequence[Message] = (), tools: Sequence[Mapping[str, Any]] = ()) -> list[int]:
         """Returns the token ids of a conversation that ends with this user message, generation prompt included.
 
         Args:
             text: The user message.
             earlier: Messages before it; a system prompt among them takes the place of the option's.
+            tools: JSON schemas of tools, which go to the template; one that knows no tools gets them as a system text.
         """
         conversation = [*earlier, {"role": "user", "content": text}]
-        return [*self._begin, *self._encode(self._render(conversation, begins=True))]
+        return [*self._begin, *self._encode(self._render(conversation, begins=True, tools=tools))]
 
     def user_turn(self, text: str, *, is_closed: bool = True) -> list[int]:
         """Returns the token ids after the model's turn, next generation prompt included.
@@ -171,10 +173,17 @@ class Chat:
             f"{len(self._tokenizer)} or the text of one token. A text of several tokens goes into `stop`"
         )
 
-    def _render(self, conversation: Sequence[Message], *, begins: bool = False) -> str:
+    def _render(
+        self, conversation: Sequence[Message], *, begins: bool = False, tools: Sequence[Mapping[str, Any]] = ()
+    ) -> str:
         system = self._options.system_prompt
         if begins and system is not None and all(message["role"] != "system" for message in conversation):
             conversation = [{"role": "system", "content": system}, *conversation]
+        arguments = dict(self._options.chat_template_args)
+        if tools and self._options.prompt_template is None and _knows_tools(self._tokenizer.chat_template):
+            arguments["tools"] = list(tools)
+        elif tools:
+            conversation = with_system_text(conversation, tool_text(tools))
         if self._options.prompt_template is not None:
             return self._render_plainly(conversation, self._options.prompt_template)
         try:
@@ -183,7 +192,7 @@ class Chat:
                     list(conversation),
                     tokenize=False,
                     add_generation_prompt=True,
-                    **self._options.chat_template_args,
+                    **arguments,
                 )
             )
         except (TemplateError, TypeError) as error:
@@ -208,6 +217,12 @@ class Chat:
         return list(self._tokenizer.encode(text, add_special_tokens=False))
 
 
+def _knows_tools(template: Any) -> bool:
+    """Whether a chat template, or one of several by name, writes tools."""
+    texts = template.values() if isinstance(template, Mapping) else [template]
+    return any("tools" in str(text) for text in texts)
+
+
 def check_chat(options: Options) -> None:
     """Checks templates, system prompt, ends of turns and the longest prompts with the model's own tokenizer.
 
@@ -230,7 +245,7 @@ def check_prompt_lengths(chat: Chat, options: Options, split: Split) -> None:
     env = make_text_env(options.environment, split)
     longest = getattr(env.unwrapped, "longest_prompts", None)
     problems = [] if longest is None else longest(_CHECKED_PROMPTS)
-    lengths = [len(chat.prompt(problem.prompt, problem.details.get("messages", ()))) for problem in problems]
+    lengths = [len(chat.prompt(one.prompt, *turns_and_tools(one.details))) for one in problems]
     env.close()
     if (most := max(lengths, default=0)) > limit:
         long = sum(length > limit for length in lengths)

@@ -30,6 +30,7 @@ from tppo_rl.rollout.endings import Ending, Endings
 from tppo_rl.rollout.engine import Engine, Output, Request, Sampling
 from tppo_rl.rollout.responses import Failure, Scores
 from tppo_rl.rollout.rewards import RETRY, WRONG, Rewards
+from tppo_rl.rollout.tool_texts import turns_and_tools
 from tppo_rl.rollout.window_buffer import OpenEpisode
 
 
@@ -240,7 +241,7 @@ class Sampler:
             self._prompts.append(prompt)
 
     def _prompt_tokens(self, ticket: Ticket, text: str, info: Mapping[str, Any]) -> list[int]:
-        tokens = self._chat.prompt(text, info.get("messages", ()))
+        tokens = self._chat.prompt(text, *turns_and_tools(info))
         if len(tokens) > self._limits.max_prompt_length:
             raise ValueError(
                 f"max_prompt_length={self._limits.max_prompt_length}: the prompt with index {ticket.prompt_index} has "

@@ -1,0 +1,7 @@
+"""An agent's options."""
+
+from pydantic import BaseModel
+
+
+class WireAgentConfig(BaseModel):
+    pass
