@@ -72,6 +72,7 @@ def test_a_sound_environment_passes_and_what_it_does_not_say_is_not_held_against
     ("env", "arguments"),
     [
         ("tppo_rl/ArithmeticChain-v0", ["--set", "max_operands=4"]),
+        ("tppo_rl/Calculator-v0", []),
         ("tppo_rl/GuessNumber-v0", []),
         ("tppo_rl/ReasoningGym-v0", ["--env-config", "{task: chain_sum, task_config: {min_terms: 2}}"]),
     ],
@@ -79,6 +80,8 @@ def test_a_sound_environment_passes_and_what_it_does_not_say_is_not_held_against
 def test_environments_that_ship_pass(env: str, arguments: list[str]) -> None:
     result = check(env, *arguments)
     assert result.exit_code == 0, result.output
+    has_gold = env != "tppo_rl/GuessNumber-v0"
+    assert verdicts(result)["accepts the gold answer"] == ("pass" if has_gold else "not applicable")
 
 
 @pytest.mark.parametrize(

@@ -104,7 +104,7 @@ def check_env(env: str, env_config: dict[str, Any], *, episodes: int, deadline_s
 
 def _check_gold(worker: EnvWorker, record: _Record) -> Finding:
     check, golden = "accepts the gold answer", [(seed, one.gold) for seed, one in enumerate(record.prompts) if one.gold]
-    answers = [_take(worker, record, seed, gold) for seed, gold in golden if gold is not None]
+    answers = [_take(worker, record, seed, *gold) for seed, gold in golden]
     if not answers:
         return Finding(check, "not applicable", "reset's info has no worked_solution")
     refused = [
@@ -112,7 +112,7 @@ def _check_gold(worker: EnvWorker, record: _Record) -> Finding:
     ]
     if refused:
         seed, gold = golden[refused[0]]
-        seen = f"{len(refused)} of {len(answers)} refused: seed {seed}, {gold!r:.80}: {_words(answers[refused[0]])}"
+        seen = f"{len(refused)} of {len(answers)} refused: seed {seed}, {gold[-1]!r:.80}: {_words(answers[refused[0]])}"
         return Finding(check, "fails", _short(seen))
     return Finding(check, "pass", f"{len(answers)} of {len(answers)}")
 
@@ -120,10 +120,10 @@ def _check_gold(worker: EnvWorker, record: _Record) -> Finding:
 def _check_wrong(worker: EnvWorker, record: _Record, *, says_correct: bool) -> Finding:
     check = "refuses a wrong answer"
     counts: Counter[str] = Counter()
-    golds = [one.gold for one in record.prompts if one.gold]
+    golds = [one.gold[-1] for one in record.prompts if one.gold]
     for seed, prompt in enumerate(record.prompts):
         # The answer to another problem has the right form; it may be right by chance, so only its refusal counts.
-        others = [gold for gold in golds if gold != prompt.gold][seed % max(len(golds), 1) :][:1]
+        others = [gold for gold in golds if gold not in prompt.gold][seed % max(len(golds), 1) :][:1]
         for text in (WRONG[seed % len(WRONG)], *others):
             answer = _take(worker, record, seed, text)
             if isinstance(answer, Failure):
@@ -151,7 +151,7 @@ def _check_hostile(worker: EnvWorker, record: _Record, deadline_s: float) -> Fin
             if answer.kind != SCORER_ERROR:
                 return Finding(check, "fails", _short(f"{what}: {_words(answer)}"))
             named += 1
-        elif answer.correct and text.strip() != (record.prompts[seed].gold or "").strip():
+        elif answer.correct and text.strip() not in map(str.strip, record.prompts[seed].gold):
             return Finding(check, "fails", _short(f"{what}: counts as right for seed {seed}"))
     seen = f"{len(HOSTILE)} texts, none right, none longer than {deadline_s:g} s"
     return Finding(check, "pass", seen + (f"; {named} named failures of the scorer" if named else ""))
@@ -195,7 +195,7 @@ def _check_splits(train: Sequence[Asked], heldout: Sequence[Asked]) -> Finding:
     return Finding(check, "pass", f"{len(prompts[0])} prompts to train, {len(prompts[1])} held out")
 
 
-def _check_ends(options: Options, golds: Sequence[str | None]) -> Finding:
+def _check_ends(options: Options, golds: Sequence[tuple[str, ...]]) -> Finding:
     """Plays episodes here: what a worker gives back has one end alone."""
     check = "terminated, truncated"
     seen: Counter[str] = Counter()
@@ -203,8 +203,9 @@ def _check_ends(options: Options, golds: Sequence[str | None]) -> Finding:
         env = make_text_env(options.environment, "train")
         for seed, gold in enumerate(golds):
             env.reset(seed=seed)
-            for _ in range(MAX_TURNS):
-                _, _, terminated, truncated, info = env.step(gold or WRONG[0])
+            turns = gold or WRONG[:1]
+            for turn in range(MAX_TURNS):
+                _, _, terminated, truncated, info = env.step(turns[min(turn, len(turns) - 1)])
                 if not all(isinstance(one, bool) for one in (terminated, truncated)):
                     return Finding(check, "fails", f"must be bool, got {terminated!r} and {truncated!r}")
                 if terminated and truncated:
@@ -230,12 +231,15 @@ def _times(check: str, seconds: Sequence[float]) -> Finding:
     )
 
 
-def _take(worker: EnvWorker, record: _Record, seed: int, text: str) -> Any:
-    """Plays an episode in which every turn is this text, and keeps it; returns the answer to its last turn."""
+def _take(worker: EnvWorker, record: _Record, seed: int, *texts: str) -> Any:
+    """Plays an episode of these turns, the last one again and again, and keeps it; returns the answer to its last turn."""
     turns: tuple[str, ...] = ()
     answers: list[Any] = []
     prompt = worker.reset("train", seed)
-    while len(turns) < _PLAYED_TURNS and (not answers or (isinstance(answers[-1], Step) and not answers[-1].ended)):
+    while len(turns) < max(_PLAYED_TURNS, len(texts)) and (
+        not answers or (isinstance(answers[-1], Step) and not answers[-1].ended)
+    ):
+        text = texts[min(len(turns), len(texts) - 1)]
         answers.append(worker.step(prompt, turns, text).answer)
         turns += (text,)
     record.steps.append((seed, turns, answers))

@@ -28,10 +28,11 @@ class Asked:
         return self.answer.text if isinstance(self.answer, PromptText) else ""
 
     @property
-    def gold(self) -> str | None:
-        """The gold response, where reset gives one."""
-        found = self.answer.info.get("worked_solution") if isinstance(self.answer, PromptText) else None
-        return found if isinstance(found, str) else None
+    def gold(self) -> tuple[str, ...]:
+        """The turns of the gold response; empty where reset gives none."""
+        info = self.answer.info if isinstance(self.answer, PromptText) else {}
+        found = info.get("worked_turns", (info.get("worked_solution"),))
+        return tuple(found) if all(isinstance(turn, str) for turn in found) else ()
 
     @property
     def content(self) -> Any:
