@@ -8,7 +8,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 # Torch's CPU build is not on every registry; its own index is asked only if the configured ones lack it.
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 
-.PHONY: setup train real real-seeds test test-unit test-slow lint format docs clean
+.PHONY: setup setup-gpu train real real-seeds test test-unit test-slow lint format docs clean
 
 setup: $(VENV)/.installed
 
@@ -17,6 +17,18 @@ $(VENV)/.installed: requirements-cpu.lock pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP_INSTALL) -r requirements-cpu.lock || $(PIP_INSTALL) -r requirements-cpu.lock --extra-index-url $(TORCH_CPU_INDEX)
 	$(PIP_INSTALL) --no-build-isolation -e .
+	touch $@
+
+# CUDA builds, beside the CPU builds: one environment cannot hold both.
+GPU_VENV := .venv-gpu
+
+setup-gpu: $(GPU_VENV)/.installed
+
+$(GPU_VENV)/.installed: requirements-gpu.lock pyproject.toml
+	$(PYTHON) -c 'import sys; assert sys.version_info[:2] == (3, 11), "the locked packages are those of Python 3.11, this is " + sys.version'
+	test -x $(GPU_VENV)/bin/python || $(PYTHON) -m venv $(GPU_VENV)
+	$(GPU_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-gpu.lock
+	$(GPU_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	touch $@
 
 train: setup
