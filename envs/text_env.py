@@ -105,7 +105,7 @@ class Reply:
         ends: Ends the episode without a score.
         reward: Reward of a turn that has no score.
         correct: Whether the answer is correct, where the episode ends without a score; None: that is not known.
-        truncated: With `ends`: the episode ends by a limit of the environment's own, and the task is not over.
+        truncated: On the last step: the episode ends by a limit of the environment's own, and the task is not over.
         info: Further entries of `step`'s info.
     """
 
@@ -280,7 +280,7 @@ class TextEnv(gymnasium.Env[str, str], ABC, Generic[ProblemT]):
             return reply.observation, reply.reward, reply.ends and not truncated, truncated, info
         self._ended = not failed
         info |= {"correct": reply.score >= 1.0, "score": reply.score}
-        return reply.observation, self._reward(reply.score), True, False, info
+        return reply.observation, self._reward(reply.score), not reply.truncated, reply.truncated, info
 
     @property
     def current_problem(self) -> ProblemT:

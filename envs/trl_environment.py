@@ -140,8 +140,11 @@ class TRLEnvironment(Dataset):
             return Reply(self._tools[name].answer(calls))
         owner = self._objects[name]
         if not _has_method(owner, "get_reward"):
-            reply = super().respond(problem, text, turn)
-            return replace(reply, truncated=True) if calls else reply
+            if not calls:
+                return super().respond(problem, text, turn)
+            # A verifier that looks for the answer in a text may find it in a call that is not made.
+            is_scored = self._verify is not None and problem.answer is not None
+            return Reply(score=0.0 if is_scored else None, ends=True, truncated=True)
         reward = finished(owner.get_reward())
         if not isinstance(reward, int | float | np.number) or not math.isfinite(reward):
             raise TypeError(f"factory={self.factory!r}: get_reward must return a finite number, not {reward!r}"[:300])

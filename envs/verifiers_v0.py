@@ -13,6 +13,8 @@ from itertools import islice
 from types import ModuleType
 from typing import Any
 
+import numpy as np
+
 from tppo_rl.envs.tool_calls import finished
 from tppo_rl.envs.verifiers_tasks import Message, Task, UnfitTask, messages_of
 
@@ -82,9 +84,9 @@ def _reward(parts: Sequence[Part], prompt: Any, columns: Mapping[str, Any], as_m
         takes_all = any(one.kind is one.VAR_KEYWORD for one in parameters.values())
         given = {name: value for name, value in {**there, **objects}.items() if takes_all or name in parameters}
         value = finished(function(**given))
-        if not isinstance(value, int | float):
+        if not isinstance(value, int | float | np.number):
             raise TypeError(f"the reward {_name(function)} must return a number, not {value!r}"[:200])
-        total += weight * value
+        total += weight * float(value)
     return total
 
 

@@ -123,6 +123,19 @@ def test_max_turns_ends_a_call_too_many_as_truncated(rows: str, place: str) -> N
     assert env.step(call("try_code", code=info["code"])) == ("", -0.5, False, True, {"correct": False})
 
 
+def test_without_get_reward_a_call_too_many_is_truncated_and_wrong(rows: str, place: str) -> None:
+    env = TRLEnvironment(source=rows, factory=f"{place}:Notes", max_turns=1, answer="solution", verifier="numeric")
+    _, info = env.reset(seed=0)
+    assert not env.step(call("write", text="so"))[2]
+    # The verifier would find the last number of the text.
+    spent = call("write", text=info["solution"])
+    assert env.step(spent) == ("", 0.0, False, True, {"correct": False, "score": 0.0})
+    env = TRLEnvironment(source=rows, factory=f"{place}:Notes", max_turns=1)
+    env.reset(seed=0)
+    env.step(call("write", text="so"))
+    assert env.step(spent) == ("", 0.0, False, True, {})
+
+
 def test_without_get_reward_the_answer_decides_or_else_the_runs_rewards(rows: str, place: str) -> None:
     env = TRLEnvironment(source=rows, factory=f"{place}:Notes", answer="solution")
     _, info = env.reset(seed=0)

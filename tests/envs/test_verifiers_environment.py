@@ -9,10 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tppo_rl.envs.text_env import split_of
 from tppo_rl.envs.verifiers_environment import Verifiers
+from tppo_rl.envs.verifiers_v0 import _reward
 from tppo_rl.rollout.dialogs import take_step
 from tppo_rl.rollout.responses import Failure
 
@@ -49,6 +51,13 @@ def package(form: str) -> str:
 
 def answer_of(info: dict[str, Any]) -> str:
     return str(info["answer"])
+
+
+def test_rewards_may_be_numbers_of_numpy() -> None:
+    parts: Any = [(lambda completion: np.float32(0.25), 2.0, {}), (lambda answer: np.int64(answer + 0), 1.0, {})]
+    reward = _reward(parts, [], {"answer": 3}, True, "so")
+    assert type(reward) is float
+    assert reward == 3.5
 
 
 def test_rewards_are_the_packages_own_weighted(form: str) -> None:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from types import SimpleNamespace
 
+import pytest
+
+from tppo_rl.experiment import checkpoints
 from tppo_rl.experiment.checkpoints import (
     checkpoint_path,
     checkpoint_size,
@@ -37,6 +40,27 @@ def test_the_newest_are_kept_and_one_of_the_same_iteration_is_replaced(tmp_path:
     assert (iteration_of(newest), (newest / "state").read_text(encoding="utf-8")) == (10, "b")
     kept = sorted(path.name for path in newest.parent.glob("iteration_*"))
     assert kept == ["iteration_000009", "iteration_000010"]
+
+
+@pytest.mark.parametrize("iteration", [1, 2])
+def test_half_a_removed_checkpoint_is_never_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, iteration: int
+) -> None:
+    """The one that is replaced, or the oldest one: a second Ctrl-C ends the removal of its files."""
+    save_checkpoint(writer("a"), checkpoint_path(tmp_path, 1), 1)
+    remove = checkpoints.shutil.rmtree
+
+    def interrupted(path: Path, *, ignore_errors: bool = False) -> None:
+        if (path / "state").is_file():
+            (path / "state").unlink()
+            raise KeyboardInterrupt
+        remove(path, ignore_errors=ignore_errors)
+
+    monkeypatch.setattr(checkpoints.shutil, "rmtree", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        save_checkpoint(writer("b"), checkpoint_path(tmp_path, iteration), 1)
+    (found,) = (tmp_path / "checkpoints").glob("iteration_*")
+    assert (iteration_of(found), (found / "state").read_text(encoding="utf-8")) == (iteration, "b")
 
 
 def test_the_size_is_that_of_the_newest_or_of_weights_and_moments(tmp_path: Path) -> None:

@@ -263,3 +263,21 @@ def test_states_at_hand_are_kept_and_not_shared(model_folder: str) -> None:
     assert torch.equal(completed.contexts.of(1)[:30], at_hand.states)
     for row in (0, 2, 3, 4, 5):
         torch.testing.assert_close(completed.contexts.of(row), whole.of(row), atol=1e-5, rtol=1e-4)
+
+
+def test_padding_reads_no_memory_that_nobody_has_written(model_folder: str) -> None:
+    """A pass reads place 0 in the padding of short contexts, and the first window's own states are written after it."""
+    policy, _ = load_models(model_folder)
+    batch = sharing_batch()
+    whole = window_contexts(policy, batch, 10_000).contexts
+    known = [0, 8, 4, 0, 0, 0]
+    at_hand = Contexts(
+        torch.tensor(known), torch.cat([whole.of(row)[:length] for row, length in enumerate(known)]), whole.shapes
+    )
+    # Torch then fills new memory with NaN, which no mask takes out of a product.
+    torch.use_deterministic_algorithms(True)
+    try:
+        completed = window_contexts(policy, batch, 10_000, at_hand).contexts
+    finally:
+        torch.use_deterministic_algorithms(False)
+    torch.testing.assert_close(completed.states, whole.states, atol=1e-5, rtol=1e-4)

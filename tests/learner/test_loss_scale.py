@@ -80,6 +80,13 @@ def test_checkpoints_have_the_scale() -> None:
     assert loss_scale(other.optimizer) == FIRST_SCALE / 2
 
 
+def test_a_checkpoint_without_a_scale_leaves_the_losses_scaled() -> None:
+    _, step = make_step(scaled=False)
+    _, other = make_step(scaled=True)
+    other.optimizer.load_state_dict(step.optimizer.state_dict())
+    assert loss_scale(other.optimizer) == FIRST_SCALE
+
+
 def test_without_scaling_nothing_is_scaled() -> None:
     _, step = make_step(scaled=False)
     adapt_loss_scale(step.optimizer, overflowed=True)

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from tppo_rl.config.options import Options
 from tppo_rl.core.fragments import fragments_from_table, table_from_fragments
+from tppo_rl.core.waiting import Stage, StageCut, watched_by
 from tppo_rl.rollout.batch_sources import SyncWindows, WholeGroups
 from tppo_rl.rollout.controller import SAMPLE_TAG, RolloutController
 from tppo_rl.rollout.engine import Sampling
@@ -254,6 +255,40 @@ def test_one_window_of_every_slot_is_one_sync_batch() -> None:
     for _ in range(3):
         assert sum(map(len, source.next())) == 3 * SLOTS * WINDOW
         assert controller.record_trained(3 * SLOTS * WINDOW, 0).in_flight == 0
+
+
+class StopsRun:
+    """Watches stages and wants the run to stop."""
+
+    stop_asked = True
+
+    def begin(self, stage: Stage) -> None:
+        assert stage.cut == "soon", f"{stage.words}: it would be finished against the user's wish"
+
+    def advance(self, stage: Stage, done: int) -> None:
+        raise AssertionError
+
+    def end(self, stage: Stage) -> None:
+        pass
+
+
+@pytest.mark.parametrize("window", [WINDOW, None])
+def test_ctrl_c_while_weights_are_delivered_begins_no_other_iteration(window: int | None) -> None:
+    options = {"mode": "sync", "window_length": window, "group_size": 2}
+    controller, weights = make_controller(make_group(1, seed=5, window=window), **options)
+    source: Any = SyncWindows(controller, weights)
+    if window is None:
+        source = WholeGroups(controller, weights, Options.of(options | {"num_envs_per_env_runner": SLOTS}))
+    with watched_by(StopsRun()), pytest.raises(StageCut):
+        source.next()
+
+
+def test_ctrl_c_begins_no_other_iteration_where_a_batch_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    controller, _ = make_controller(make_group(1, seed=5), batch=50)
+    monkeypatch.setattr(controller, "_may_update", lambda: True)
+    monkeypatch.setattr(controller.queue, "pop", lambda *_, **__: pytest.fail("the batch would be trained"))
+    with watched_by(StopsRun()), pytest.raises(StageCut):
+        controller.next_batch()
 
 
 @pytest.mark.parametrize("num_episodes", [1, 7, 40])

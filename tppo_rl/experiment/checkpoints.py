@@ -50,12 +50,21 @@ def save_checkpoint(algorithm: Any, target: Path, num_to_keep: int | None) -> Pa
     partial = target.with_name(f"partial_{target.name}")
     shutil.rmtree(partial, ignore_errors=True)
     algorithm.save_to_path(str(partial))
-    shutil.rmtree(target, ignore_errors=True)
+    # A second Ctrl-C may end the removal of files: what is half removed must not be found, and the new one must be there.
+    replaced = [_set_aside(target)] if target.exists() else []
     partial.rename(target)
     if num_to_keep is not None:
-        for old in sorted(target.parent.glob("iteration_*"))[:-num_to_keep]:
-            shutil.rmtree(old)
+        replaced += [_set_aside(old) for old in sorted(target.parent.glob("iteration_*"))[:-num_to_keep]]
+    for old in replaced:
+        shutil.rmtree(old)
     return target
+
+
+def _set_aside(checkpoint: Path) -> Path:
+    """Renames a checkpoint, so that it is not found any more."""
+    place = checkpoint.with_name(f"removed_{checkpoint.name}")
+    shutil.rmtree(place, ignore_errors=True)
+    return checkpoint.rename(place)
 
 
 def checkpoint_size(folder: Path, memory: Memory) -> int:

@@ -158,7 +158,8 @@ def window_contexts(
 
 def _room(lengths: torch.Tensor, like: torch.Tensor, shapes: Shapes) -> Contexts:
     """Returns contexts whose states, as wide as those of `like`, are yet to be written."""
-    return Contexts(lengths, like.new_empty(int(lengths.sum()), like.shape[1]), shapes)
+    # Padding reads states before they are written, and what was in the memory before may be NaN, which passes every mask.
+    return Contexts(lengths, like.new_zeros(int(lengths.sum()), like.shape[1]), shapes)
 
 
 def _level_by_level(

@@ -16,13 +16,20 @@ _SCALE, _STEPS = "loss_scale", "steps_without_overflow"
 
 def scale_losses(optimizer: torch.optim.Optimizer) -> None:
     """Makes the losses of an optimizer's parameters scaled ones."""
-    for group in optimizer.param_groups:
-        group[_SCALE], group[_STEPS] = FIRST_SCALE, 0
+    _begin_where_missing(optimizer)
+    # A checkpoint of a run in another dtype has no factor, and its parameter groups take the place of these.
+    optimizer.register_load_state_dict_post_hook(_begin_where_missing)
 
 
 def loss_scale(optimizer: torch.optim.Optimizer) -> float:
     """Returns the factor of the loss, a power of 2: 1 without scaling."""
     return float(optimizer.param_groups[0].get(_SCALE, 1.0))
+
+
+def _begin_where_missing(optimizer: torch.optim.Optimizer) -> None:
+    for group in optimizer.param_groups:
+        group.setdefault(_SCALE, FIRST_SCALE)
+        group.setdefault(_STEPS, 0)
 
 
 def adapt_loss_scale(optimizer: torch.optim.Optimizer, *, overflowed: bool) -> None:

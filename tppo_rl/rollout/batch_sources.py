@@ -6,7 +6,7 @@ from typing import Protocol
 
 from tppo_rl.config.options import Options
 from tppo_rl.core.fragments import Fragment
-from tppo_rl.core.waiting import stage
+from tppo_rl.core.waiting import stage, stop_here
 from tppo_rl.rollout.controller import RolloutController, Weights
 from tppo_rl.rollout.groups import sample_groups
 
@@ -15,7 +15,11 @@ class BatchSource(Protocol):
     """Gives the fragments of one update after another."""
 
     def next(self) -> list[Fragment]:
-        """Waits for the fragments of the next update."""
+        """Waits for the fragments of the next update.
+
+        Raises:
+            StageCut: the user stops the run; no token is lost.
+        """
 
 
 class AsyncWindows:
@@ -37,6 +41,7 @@ class SyncWindows:
 
     def next(self) -> list[Fragment]:
         self._weights.wait_until_delivered()
+        stop_here()
         with stage("sampling one window of every slot", cut="after", part="update"):
             return self._rollouts.one_window()
 
@@ -53,6 +58,7 @@ class WholeGroups:
 
     def next(self) -> list[Fragment]:
         self._weights.wait_until_delivered()
+        stop_here()
         with stage("sampling whole responses", cut="after", part="update"):
             sample = sample_groups(
                 self._rollouts.whole_responses,

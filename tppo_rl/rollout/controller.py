@@ -130,14 +130,16 @@ class RolloutController:
 
     def _wait_for_batch(self, sampling: Stage) -> None:
         last_healthy = time.monotonic()
+        # Also where a batch is there already: the user was told that this iteration does not begin.
+        stop_here()
         while not self._may_update():
-            stop_here()
             self.poll(timeout_s=0.05)
             sampling.advance(min(self.queue.num_tokens, self._batch_tokens))
             if self._group.num_healthy_remote_workers() > 0:
                 last_healthy = time.monotonic()
             else:
                 self._wait_for_health(last_healthy)
+            stop_here()
 
     def one_window(self) -> list[Fragment]:
         """Lets every slot of every env-runner generate one window, cut at the end, and returns all fragments (sync)."""

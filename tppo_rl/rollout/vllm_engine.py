@@ -113,7 +113,7 @@ class VLLMEngine:
             "enforce_eager": device == "cpu",
         }
         if head_dtype is not None:
-            defaults["hf_overrides"] = {"head_dtype": head_dtype}
+            engine_args = _with_head_dtype(engine_args, head_dtype)
         linear = fastest_linear(torch.get_num_threads()) if in_place else None
         with nullcontext() if linear is None else unpacked_linear_layers(linear):
             self._engine = LLMEngine.from_engine_args(EngineArgs(**(defaults | engine_args)))
@@ -234,6 +234,18 @@ def _layout(model: str, asked: str | None) -> str:
     if any(getattr(config, name, None) for name in _EXPERTS):
         return "packed"
     return asked or ("packed" if config.hidden_size >= _WIDE else "in_place")
+
+
+def _with_head_dtype(engine_args: Mapping[str, Any], head_dtype: str) -> dict[str, Any]:
+    """Returns arguments of the engine that compute logits in `head_dtype`; other overrides of the model's config stay.
+
+    Raises:
+        ValueError: `hf_overrides` is a function, which cannot be added to.
+    """
+    overrides = engine_args.get("hf_overrides") or {}
+    if not isinstance(overrides, Mapping):
+        raise ValueError(f"engine.hf_overrides={overrides!r}: with head_dtype={head_dtype!r} it must be a mapping")
+    return {**engine_args, "hf_overrides": {**overrides, "head_dtype": head_dtype}}
 
 
 def _set_process_environment(device: str, multiprocessing: bool, num_threads: int, kv_cache_gib: int) -> None:
