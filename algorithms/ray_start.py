@@ -27,7 +27,7 @@ def quiet_ray() -> None:
 
 
 def quiet_libraries() -> None:
-    """Keeps Ray, RLlib and transformers from drowning a run's own lines; warnings and errors of ours still come through."""
+    """Keeps Ray, RLlib and the progress bars of transformers from drowning a run's own lines; warnings and errors of ours still come through."""
     from transformers.utils.logging import disable_progress_bar
 
     warnings.filterwarnings("ignore", category=DeprecationWarning)
@@ -59,14 +59,16 @@ def _without_log_level() -> Iterator[None]:
                     os.write(_STDERR, line)
 
 
-def start_ray() -> None:
+def start_ray(*, log_to_driver: bool = False) -> None:
     """Starts Ray on this machine, or joins the cluster that `RAY_ADDRESS` names, unless it runs already.
 
-    Actors write to Ray's log files. Whoever wants their lines on the terminal starts Ray before, by `ray.init()`.
+    Args:
+        log_to_driver: Whether the terminal gets what actors print, as it does where users call `ray.init()`; in any case Ray's log
+            files have it.
     """
     import ray
 
     if not ray.is_initialized():
         quiet_ray()
         with stage("starting Ray"), _without_log_level():
-            ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+            ray.init(include_dashboard=False, log_to_driver=log_to_driver, logging_level=logging.ERROR)

@@ -253,7 +253,7 @@ class OpenEnv(TextEnv[Episode]):
         ]
         required = [name for name in schema.get("required", []) if name not in fields and name not in _NO_TEXT]
         choose = f"name the field that is {'the text of a turn' if part == 'action' else 'shown'}"
-        there = ", ".join(set(schema.get("properties", {})) - _NO_TEXT) or "no field"
+        there = ", ".join(sorted(set(schema.get("properties", {})) - _NO_TEXT)) or "no field"
         require(
             len(fields) == 1,
             key,

@@ -16,11 +16,14 @@ import asyncio
 import inspect
 import json
 import re
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from tppo_rl.envs.text_env import require
+
+_RUNNERS = threading.local()
 
 TOOL_SCHEMAS = "tool_schemas"
 """Key of `reset`'s info: JSON schemas of the tools, for the chat template."""
@@ -128,7 +131,14 @@ class Tools:
 
 def finished(result: Any) -> Any:
     """The result itself, or what comes of it where it is a coroutine."""
-    return asyncio.run(_wait(result)) if inspect.isawaitable(result) else result
+    return _runner().run(_wait(result)) if inspect.isawaitable(result) else result
+
+
+def _runner() -> asyncio.Runner:
+    """The runner of this thread: clients and locks of an environment belong to the loop that they were made in."""
+    if not hasattr(_RUNNERS, "runner"):
+        _RUNNERS.runner = asyncio.Runner()
+    return cast(asyncio.Runner, _RUNNERS.runner)
 
 
 async def _wait(result: Any) -> Any:

@@ -46,7 +46,7 @@ def tasks_of(module: ModuleType, arguments: Mapping[str, Any], limit: int | None
             raise UnfitTask(f"its reward {_name(function)} compares the responses of a group; take another rubric")
     as_messages = getattr(env, "message_type", "chat") == "chat"
     rows = islice(env.get_dataset(), limit)
-    return [_task(row, env, parts, as_messages) for row in rows]
+    return [_task(number, row, env, parts, as_messages) for number, row in enumerate(rows)]
 
 
 def _parts(rubric: Any) -> Iterator[Part]:
@@ -59,7 +59,7 @@ def _parts(rubric: Any) -> Iterator[Part]:
     yield from ((one, weight, objects) for one, weight in zip(functions, weights, strict=True) if weight)
 
 
-def _task(row: Mapping[str, Any], env: Any, parts: Sequence[Part], as_messages: bool) -> Task:
+def _task(number: int, row: Mapping[str, Any], env: Any, parts: Sequence[Part], as_messages: bool) -> Task:
     prompt = row.get("prompt")
     if prompt is None:
         prompt = row.get("question")
@@ -67,11 +67,19 @@ def _task(row: Mapping[str, Any], env: Any, parts: Sequence[Part], as_messages: 
     system = getattr(env, "system_prompt", None)
     if system and all(one["role"] != "system" for one in before):
         before = ({"role": "system", "content": system}, *before)
-    info = row.get("info") or {}
-    columns = {**row, "answer": row.get("answer", ""), "info": json.loads(info) if isinstance(info, str) else info}
+    columns = {**row, "answer": row.get("answer", ""), "info": _info(number, row.get("info") or {})}
     messages: Any = [*before, {"role": "user", "content": text}] if as_messages else text
     shown = {name: columns[name] for name in ("answer", "info", "task") if columns.get(name) not in (None, "", {})}
     return Task(text, before, shown, partial(_reward, parts, messages, columns, as_messages))
+
+
+def _info(number: int, info: Any) -> Any:
+    if not isinstance(info, str):
+        return info
+    try:
+        return json.loads(info)
+    except ValueError as error:
+        raise ValueError(f"row {number}: info={info!r:.80} must be a mapping, or one as JSON ({error})") from None
 
 
 def _reward(parts: Sequence[Part], prompt: Any, columns: Mapping[str, Any], as_messages: bool, response: str) -> float:

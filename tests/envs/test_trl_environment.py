@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 from pathlib import Path
@@ -14,7 +15,7 @@ from data_sets import write_lines
 from tppo_rl.config.checks import check_environment
 from tppo_rl.config.options import Options
 from tppo_rl.core.errors import OptionError
-from tppo_rl.envs.tool_calls import ToolCall, tool_calls
+from tppo_rl.envs.tool_calls import ToolCall, finished, tool_calls
 from tppo_rl.envs.trl_environment import TRLEnvironment
 from tppo_rl.rollout.dialogs import take_step
 from tppo_rl.rollout.responses import Failure
@@ -199,3 +200,14 @@ def test_a_reward_that_is_no_number_is_a_failure_and_not_0(rows: str, place: str
     failure = take_step(env, "done")
     assert isinstance(failure, Failure)
     assert "get_reward must return a finite number, not nan" in failure.message
+
+
+def test_coroutines_of_a_thread_share_a_loop() -> None:
+    """What a method makes for its loop, such as a client, is used by the next one."""
+
+    async def loop() -> asyncio.AbstractEventLoop:
+        return asyncio.get_running_loop()
+
+    first = finished(loop())
+    assert finished(loop()) is first
+    assert not first.is_closed()

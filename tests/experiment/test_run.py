@@ -25,6 +25,7 @@ EXPERIMENT: dict[str, Any] = {
     "run": "TPPO",
     "env": "tppo_rl/ArithmeticChain-v0",
     "stop": {"training_iteration": 1000},
+    "checkpoint_config": {"checkpoint_at_end": True},
     "config": {
         "policy_model": "tppo_rl/arithmetic-chain",
         "num_envs_per_env_runner": 8,
@@ -86,6 +87,15 @@ def test_ctrl_c_saves_and_resume_goes_on(tmp_path: Path) -> None:
     assert second["heldout_accuracy_before"] == first["heldout_accuracy_before"]
     iterations = [result["training_iteration"] for result in read_results(folder)]
     assert iterations == list(range(1, limit + 1))
+
+    # What has reached its limits is not trained beyond them.
+    process = start(tmp_path, "--resume", "--set", f"stop.training_iteration={limit}")
+    read_until(process, "resumed from")
+    assert process.wait(120) == 0
+    third = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    assert third["updates"] == limit
+    assert third["heldout_accuracy_after"] is not None
+    assert [result["training_iteration"] for result in read_results(folder)] == iterations
 
 
 def test_a_folder_without_checkpoints_cannot_be_resumed(tmp_path: Path) -> None:

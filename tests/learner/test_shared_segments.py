@@ -67,3 +67,10 @@ def test_short_beginnings_are_not_worth_a_pass() -> None:
 def test_nothing_to_compute() -> None:
     assert segments_of([]) == []
     assert segments_of(["", ""]) == []
+
+
+def test_many_windows_of_one_long_response() -> None:
+    text = "".join(chr(33 + index % 90) for index in range(16 * 1200))
+    levels = segments_of([text[: 16 * count] for count in range(1, 1201)])
+    assert len(levels) == 1200
+    assert all(len(level) == 1 for level in levels)

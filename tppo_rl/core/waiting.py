@@ -5,7 +5,7 @@
     with watched_by(watcher):                       # the command line does so; the Python API and Tune do not
         ...
 
-Stages follow one another: one that begins ends the one before. In Ray's actors nobody watches.
+Stages follow one another: one that begins ends the one before, also where it begins within it. In Ray's actors nobody watches.
 """
 
 from __future__ import annotations

@@ -199,6 +199,7 @@ def _check_ends(options: Options, golds: Sequence[tuple[str, ...]]) -> Finding:
     """Plays episodes here: what a worker gives back has one end alone."""
     check = "terminated, truncated"
     seen: Counter[str] = Counter()
+    env = None
     try:
         env = make_text_env(options.environment, "train")
         for seed, gold in enumerate(golds):
@@ -217,9 +218,11 @@ def _check_ends(options: Options, golds: Sequence[tuple[str, ...]]) -> Finding:
                     break
             else:
                 seen[f"still open after {MAX_TURNS} turns"] += 1
-        env.close()
     except Exception as error:
         return Finding(check, "fails", _short(f"{type(error).__name__}: {error}"))
+    finally:
+        if env is not None:
+            env.close()
     return Finding(check, "pass", ", ".join(f"{number} {what}" for what, number in seen.items()))
 
 

@@ -72,9 +72,10 @@ def run_experiment(
     display = RunDisplay(console, experiment.name, pace)
     start = 0 if checkpoint is None else iteration_of(checkpoint)
     switch = StopSwitch(display, folder, lambda: checkpoint_size(folder, memory), iteration=start)
+    last = {} if checkpoint is None else last_result(folder, switch.iteration)
     if checkpoint is not None:
-        pace.resume(last_result(folder, switch.iteration))
-    run = _Run(experiment, folder, console, display, switch, resume_command)
+        pace.resume(last)
+    run = _Run(experiment, folder, console, display, switch, resume_command, last)
     try:
         with listening(switch), display, watched_by(display):
             return run.whole(options, checkpoint)
@@ -113,6 +114,8 @@ class _Run:
     display: RunDisplay
     switch: StopSwitch
     resume_command: str
+    last: dict[str, Any]
+    """Result of the checkpoint that the run goes on from; empty for a new run."""
 
     def whole(self, options: Mapping[str, Any], checkpoint: Path | None) -> dict[str, Any]:
         """Starts, trains and stops the algorithm.
@@ -161,7 +164,9 @@ class _Run:
         """Trains and saves; returns the last result and the last checkpoint."""
         experiment, config = self.experiment, self.experiment.checkpoint_config
         log = ResultLog(self.folder)
-        result: dict[str, Any] = {}
+        result = self.last
+        if result and _limit_reached(result, experiment.stop):
+            return result, None
         while True:
             try:
                 result = algorithm.train()
@@ -175,13 +180,14 @@ class _Run:
                 self.display.show(result)
                 check_limits(result, experiment.stop, f"{experiment.name}.stop")
             iteration, every = self.switch.iteration, config.checkpoint_frequency
-            ended = _limit_reached(result, experiment.stop) or self.switch.asked
-            at_end = ended and (config.checkpoint_at_end or bool(every) or self.switch.asked)
-            saved = None
-            if at_end or (every and iteration % every == 0):
-                saved = self._save(algorithm, checkpoint_path(self.folder, iteration))
-            # Ctrl-C may have come while it was saved.
+            ended = _limit_reached(result, experiment.stop)
+            target, saved = checkpoint_path(self.folder, iteration), None
+            if every and iteration % every == 0:
+                saved = self._save(algorithm, target)
+            # Ctrl-C may have come meanwhile, and has promised a checkpoint.
             if ended or self.switch.asked:
+                if saved is None and (config.checkpoint_at_end or every or self.switch.asked):
+                    saved = self._save(algorithm, target)
                 return result, saved
 
     def _save(self, algorithm: Any, target: Path) -> Path:

@@ -18,8 +18,8 @@ def summarize(
     """Builds the summary from the last result of a run and its last evaluation.
 
     Accuracies are fractions of `heldout_n` fixed prompts; those without `greedy` in their name are sampled at the training
-    temperature. Tokens are counted over the whole run, seconds are wall-clock. `interrupted` says whether the user ended the run before its limits; then nothing was
-    evaluated at its end.
+    temperature. Tokens are counted over the whole run, seconds are wall-clock. `interrupted` says whether the user ended the run
+    before its limits; then nothing was evaluated at its end.
     """
     before = result["heldout_before"]
     accounts = result["run"]

@@ -20,6 +20,10 @@ MIN_SHARED = 16
 """Fewest tokens of a segment that more than one sequence shares: shorter ones do not make up for a pass of their own."""
 
 
+_Part = tuple[Sequence[int], Sequence[int], int, int]
+"""Sequences, what neighbors share, first position, level."""
+
+
 @dataclass(frozen=True)
 class Segment:
     """Positions `start` to `stop` of sequences that have the same tokens up to `stop`."""
@@ -52,19 +56,32 @@ def shared_segments(
     texts = {row: tokens[row, : stop[row]].numpy() for row in rows if not apart[row]}
     ordered = sorted(texts, key=lambda row: texts[row].tolist())
     shared = [_shared_length(texts[one], texts[other]) for one, other in pairwise(ordered)]
-    _divide(ordered, shared, texts, 0, 0, levels)
+    # Windows of one long response may follow on one another hundreds of times: no recursion.
+    parts: list[_Part] = [(ordered, shared, 0, 0)]
+    while parts:
+        parts += _divide(*parts.pop(), texts, levels)
     return levels
 
 
 def _divide(
     rows: Sequence[int],
     shared: Sequence[int],
-    texts: dict[int, np.ndarray],
     start: int,
     level: int,
+    texts: dict[int, np.ndarray],
     levels: list[list[Segment]],
-) -> None:
-    """Adds the segments of sorted sequences from `start` on, of which neighbors have `shared` first tokens in common."""
+) -> list[_Part]:
+    """Adds the segments that begin at `start`, and returns what is left after each of them.
+
+    Args:
+        rows: Sequences in the order of their tokens, the same up to `start`.
+        shared: First tokens that neighbors have in common.
+        start: Where the segments begin.
+        level: Of the segments.
+        texts: Tokens of each sequence.
+        levels: Receives the segments.
+    """
+    rest: list[_Part] = []
     first = 0
     for last in range(len(rows)):
         if last + 1 < len(rows) and _go_together(rows[last], rows[last + 1], shared[last], start, texts):
@@ -73,11 +90,12 @@ def _divide(
         stop = min(within, default=len(texts[cluster[0]]))
         if stop > start:
             _at(levels, level).append(Segment(tuple(cluster), start, stop))
-        rest = [index for index, row in enumerate(cluster) if len(texts[row]) > stop]
-        if rest:
-            # A sequence that ends here sorts before all that go on.
-            _divide(cluster[rest[0] :], within[rest[0] :], texts, stop, level + 1, levels)
+        # A sequence that ends here sorts before all that go on.
+        ended = sum(len(texts[row]) == stop for row in cluster)
+        if ended < len(cluster):
+            rest.append((cluster[ended:], within[ended:], stop, level + 1))
         first = last + 1
+    return rest
 
 
 def _go_together(one: int, other: int, shared: int, start: int, texts: dict[int, np.ndarray]) -> bool:

@@ -10,7 +10,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from tppo_rl.core.waiting import Stage
 from tppo_rl.rollout.rllib_internals import delete_value, read_value, write_value
@@ -32,7 +32,9 @@ class SharedCount:
     def __call__(self, done: int) -> None:
         if time.monotonic() - self._written_at >= _EVERY_S:
             self._written_at = time.monotonic()
-            write_value(self._key, str(done))
+            # No answer may be lost for a count that is not shown.
+            with suppress(Exception):
+                write_value(self._key, str(done))
 
 
 @contextmanager
@@ -43,7 +45,8 @@ def shared_counts(stage: Stage, number: int) -> Iterator[list[SharedCount]]:
 
     def read() -> None:
         while not ended.wait(_EVERY_S):
-            stage.advance(sum(int(read_value(key) or 0) for key in keys))
+            with suppress(Exception):
+                stage.advance(sum(int(read_value(key) or 0) for key in keys))
 
     thread = threading.Thread(target=read, name="answer-counts", daemon=True)
     thread.start()
@@ -51,6 +54,8 @@ def shared_counts(stage: Stage, number: int) -> Iterator[list[SharedCount]]:
         yield [SharedCount(key) for key in keys]
     finally:
         ended.set()
-        thread.join()
-        for key in keys:
-            delete_value(key)
+        # Ray's store may not answer; the thread dies with the process.
+        thread.join(timeout=2 * _EVERY_S)
+        with suppress(Exception):
+            for key in keys:
+                delete_value(key)

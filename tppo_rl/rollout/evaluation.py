@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -77,6 +78,11 @@ class HeldoutEvaluator:
         """Whether an iteration passed an interval, given the run's sampled tokens before and after it."""
         return self._interval is not None and sampled // self._interval > sampled_before // self._interval
 
+    @cached_property
+    def _num_greedy_prompts(self) -> int:
+        """Greedy responses to one question are all the same, so each is asked at most once."""
+        return min(self._num_prompts, num_problems(self._environment, "heldout") or self._num_prompts)
+
     def run(self) -> Evaluation:
         """Answers all held-out prompts twice: sampled and greedy, where greedily no question is answered more than once.
 
@@ -86,9 +92,7 @@ class HeldoutEvaluator:
         """
         self._weights.wait_until_delivered()
         group = self._group()
-        problems = num_problems(self._environment, "heldout") or self._num_prompts
-        # Greedy responses to one question are all the same.
-        numbers = {"sampled": self._num_prompts, "greedy": min(self._num_prompts, problems)}
+        numbers = {"sampled": self._num_prompts, "greedy": self._num_greedy_prompts}
         sampled, greedy = (
             self._answers(group, how, temperature, numbers[how])
             for how, temperature in (("sampled", self._temperature), ("greedy", 0.0))
