@@ -61,6 +61,17 @@ def test_evaluations_to_come_are_in_it_and_those_that_were_do_not_slow_the_pace(
     assert pace.left(result(10)) == pytest.approx(15.0 + 2 * 30.0)
 
 
+def test_a_limit_of_seconds_counts_down_whatever_the_pace() -> None:
+    clock = Clock()
+    pace = Pace({"time_total_s": 600.0, "training_iteration": 1000}, clock=clock)
+    pace.evaluated("sampled", 50.0)
+    clock.now = 150.0
+    pace.begin()
+    clock.now = 160.0
+    # The first iteration has the start in its time.
+    assert pace.left(result(1) | {"time_total_s": 160.0}) == pytest.approx(440.0 + 50.0)
+
+
 def test_no_limit_that_came_nearer_gives_no_time() -> None:
     pace = Pace({"heldout_latest/sampled/accuracy": 0.9})
     pace.begin()

@@ -8,6 +8,9 @@ from typing import Any
 
 from tppo_rl.core.result_keys import lookup
 
+_CLOCKS = ("time_total_s", "time_since_restore")
+"""Keys of results that are seconds themselves."""
+
 
 def done_fraction(result: Mapping[str, Any], stop: Mapping[str, float]) -> float:
     """How much of a run is done by the nearest of its limits, 0 to 1."""
@@ -73,15 +76,18 @@ class Pace:
         if self._began is None:
             return None
         elapsed = self._clock() - self._began - self._evaluating_s
+        evaluation_s = sum(self._longest.values())
         times = []
         for key, limit in self._stop.items():
             now = float(lookup(result, key) or 0)
-            gained = now - self._before.get(key, 0.0)
-            if gained > 0:
-                times.append(elapsed * max(0.0, limit - now) / gained)
-        if not times:
-            return None
-        return min(times) + self._evaluations_left(result, elapsed, min(times)) * sum(self._longest.values())
+            gained, missing = now - self._before.get(key, 0.0), max(0.0, limit - now)
+            if key in _CLOCKS:
+                # It has the start and the evaluations in it, but the last one.
+                times.append(missing + evaluation_s)
+            elif gained > 0:
+                training_s = elapsed * missing / gained
+                times.append(training_s + self._evaluations_left(result, elapsed, training_s) * evaluation_s)
+        return min(times, default=None)
 
     def _evaluations_left(self, result: Mapping[str, Any], elapsed: float, training_s: float) -> int:
         iteration = int(result["training_iteration"])
