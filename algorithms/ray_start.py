@@ -59,16 +59,15 @@ def _without_log_level() -> Iterator[None]:
                     os.write(_STDERR, line)
 
 
-def start_ray(*, log_to_driver: bool = False) -> None:
+def start_ray() -> None:
     """Starts Ray on this machine, or joins the cluster that `RAY_ADDRESS` names, unless it runs already.
 
-    Args:
-        log_to_driver: Whether the terminal gets what actors print, as it does where users call `ray.init()`; in any case Ray's log
-            files have it.
+    Actors, with the libraries in them, write to Ray's log files. Whoever wants their lines on the terminal, such as what a reward
+    function prints, starts Ray before, by `ray.init()`.
     """
     import ray
 
     if not ray.is_initialized():
         quiet_ray()
         with stage("starting Ray"), _without_log_level():
-            ray.init(include_dashboard=False, log_to_driver=log_to_driver, logging_level=logging.ERROR)
+            ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)

@@ -27,8 +27,7 @@ def check_resources(config: AlgorithmConfig) -> None:
         OptionError: this process started Ray on this machine alone, and it has too few. Where Ray was there before, nodes may
             still join, so it is a warning.
     """
-    # What a reward function prints belongs on the terminal of whoever uses the Python API.
-    start_ray(log_to_driver=True)
+    start_ray()
     if get_current_placement_group() is not None:
         return
     available = ray.cluster_resources()

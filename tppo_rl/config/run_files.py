@@ -32,7 +32,7 @@ from tppo_rl.config.checks import (
 )
 from tppo_rl.config.foreign_sources import rllib_keys
 from tppo_rl.config.options import MAPPINGS, OPTIONS, RENAMED_KEYS, algorithm_spec, place_of
-from tppo_rl.config.places import absolute_object, with_absolute_places
+from tppo_rl.config.places import absolute_object, absolute_place, with_absolute_places
 from tppo_rl.config.rllib_options import RLLIB_MAPPINGS, check_rllib_keys, with_callbacks
 from tppo_rl.config.search_space import (
     GRID,
@@ -201,11 +201,13 @@ def make_experiment(name: str, body: Any, overrides: Sequence[str] = ()) -> Expe
         raise OptionError(
             f"{name}.stop={{}}: the run would never end; give a limit, for example {{num_env_steps_sampled_lifetime: 400000}}"
         )
-    places = {"run": absolute_object(experiment.run), "config": with_absolute_places(experiment.config)}
-    # Before the check, so that data are read once for it and for the run.
-    experiment = experiment.model_copy(update=places | {"env": experiment.env and absolute_object(experiment.env)})
+    if "env_config" in experiment.config:
+        # Before the check, so that data are read once for it and for the run.
+        data = absolute_place("env_config", experiment.config["env_config"])
+        experiment = experiment.model_copy(update={"config": experiment.config | {"env_config": data}})
     check_experiment(experiment)
-    return experiment
+    places = {"run": absolute_object(experiment.run), "config": with_absolute_places(experiment.config)}
+    return experiment.model_copy(update=places | {"env": experiment.env and absolute_object(experiment.env)})
 
 
 def _explain(name: str, body: Mapping[str, Any], error: ValidationError) -> str:
