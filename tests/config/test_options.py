@@ -1,5 +1,7 @@
+import json
 import logging
 from collections.abc import Iterable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -208,6 +210,15 @@ def test_attention_that_cannot_run_is_refused(
 def test_a_folder_without_a_config_is_no_model(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match=r"has no config\.json"):
         check_model(checked({"policy_model": str(tmp_path)}))
+
+
+@pytest.mark.parametrize(("family", "is_refused"), [("gemma2", True), ("qwen2", False)])
+def test_families_that_overflow_in_float16_are_refused_in_it(family: str, is_refused: bool, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": family}), encoding="utf-8")
+    model = {"policy_model": str(tmp_path)}
+    check_model(checked(model | {"dtype": "bfloat16"}))
+    with pytest.raises(OptionError, match=rf"^dtype='float16': .*\({family}\)") if is_refused else nullcontext():
+        check_model(checked(model | {"dtype": "float16"}))
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,9 @@ VLLM_OWN_KEYS = frozenset({"kv_cache_gib", "linear", "multiprocessing"})
 """Keys of `engine` that our vLLM engine reads itself."""
 _REWARDS_BY_CORRECTNESS = frozenset({"zero_one", "plus_minus_one"})
 
+_NOT_IN_FLOAT16 = frozenset({"gemma2", "gemma3", "gemma3_text", "glm4"})
+"""Model types that vLLM does not run in float16."""
+
 
 def check_options(values: Mapping[str, Any], spec: AlgorithmSpec, *, other_keys: Iterable[str] = ()) -> Options:
     """Checks the options of one run and returns them with the algorithm's defaults filled in.
@@ -101,7 +104,7 @@ def check_model(options: Options) -> None:
     """Checks that the models exist, that prompt and response fit the context, and that the critic has enough layers.
 
     Raises:
-        OptionError: no such model, too short a context, or too few layers.
+        OptionError: no such model, too short a context, too few layers, or a family that no engine runs in float16.
     """
     if options.models.policy_model is None:
         raise OptionError(
@@ -112,6 +115,7 @@ def check_model(options: Options) -> None:
         value = options.value(key)
         if value not in (None, own):
             load_model_config(key, value)
+    _check_float16(options)
     if options.models.critic_layers is not None:
         key = "policy_model" if options.models.critic == "separate" else "critic"
         layers = load_model_config(key, options.value(key)).get("num_hidden_layers", 0)
@@ -127,6 +131,16 @@ def check_model(options: Options) -> None:
             f"max_response_length={options.rollout.max_response_length}: with max_prompt_length={options.rollout.max_prompt_length} that "
             f"is {needed} tokens, but the context of policy_model={options.models.policy_model!r} holds {context}; lower "
             f"max_response_length to {max(context - options.rollout.max_prompt_length, 1)} or less"
+        )
+
+
+def _check_float16(options: Options) -> None:
+    model = str(options.models.policy_model)
+    family = load_model_config("policy_model", model).get("model_type")
+    if options.models.dtype == "float16" and family in _NOT_IN_FLOAT16:
+        raise OptionError(
+            f"dtype='float16': activations of policy_model={model!r} ({family}) overflow in it, and vLLM refuses it; set dtype to "
+            "'bfloat16' or 'float32'"
         )
 
 
