@@ -24,10 +24,10 @@ def calculate(left: int, operation: str, right: int) -> int:
 
 @dataclass(frozen=True)
 class Expression(Problem):
-    """An expression, its calls in order, and its value after each of them."""
+    """An expression, its calls in order, and the turn that states its value."""
 
     calls: tuple[str, ...] = ()
-    values: tuple[int, ...] = ()
+    answer: str = ""
 
 
 def work_out(numbers: tuple[int, ...], operations: str) -> Expression:
@@ -42,13 +42,9 @@ def work_out(numbers: tuple[int, ...], operations: str) -> Expression:
         value = calculate(value, operation, number)
         values.append(value)
     prompt = str(numbers[0]) + "".join(map("{}{}".format, operations, numbers[1:])) + "="
-    early = tuple((*calls[:done], f"{_ANSWER}{values[done - 1]}") for done in range(1, len(calls)))
-    details = {
-        "answer": str(value),
-        "worked_turns": (*calls, f"{_ANSWER}{value}"),
-        "early_turns": early,
-    }
-    return Expression(prompt, None, details, tuple(calls), tuple(values))
+    *early, worked = ((*calls[:done], f"{_ANSWER}{found}") for done, found in enumerate(values, start=1))
+    details = {"answer": str(value), "worked_turns": worked, "early_turns": tuple(early)}
+    return Expression(prompt, None, details, tuple(calls), worked[-1])
 
 
 class Calculator(TextEnv[Expression]):
@@ -138,7 +134,7 @@ class Calculator(TextEnv[Expression]):
         """Check an answer, or do what a call says."""
         text = text.strip()
         if text.startswith(_ANSWER):
-            return Reply(score=float(text == f"{_ANSWER}{problem.values[-1]}"))
+            return Reply(score=float(text == problem.answer))
         if turn + 1 >= self.max_turns:
             return Reply(score=0.0)
         call = _CALL.fullmatch(text)

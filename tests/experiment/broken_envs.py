@@ -21,6 +21,7 @@ class Doubling(gymnasium.Env):
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
         self._resets += 1
+        self._begun = self._fault != "two turns"
         if self._fault == "reset":
             raise RuntimeError("no problem today")
         digest = hashlib.sha256(str(seed).encode()).digest()
@@ -33,10 +34,15 @@ class Doubling(gymnasium.Env):
             prompt += f", process {os.getpid()}"
         if self._fault == "no gold":
             return prompt, {}
+        if not self._begun:
+            return prompt, {"worked_turns": ("begin", str(2 * self._number))}
         return prompt, {"worked_solution": "nonsense" if self._fault == "gold" else str(2 * self._number)}
 
     def step(self, action):
-        right = action == str(2 * self._number)
+        if not self._begun and action == "begin":
+            self._begun = True
+            return "go on", 0.0, False, False, {}
+        right = self._begun and action == str(2 * self._number)
         if self._fault == "all right" and "idea" in action:
             right = True
         if self._fault == "hostile right" and "nan" in action:

@@ -57,6 +57,13 @@ def test_each_fault_breaks_its_own_check_alone(doubling: str, fault: str, check_
     assert result.output.endswith("1 check fails\n")
 
 
+def test_a_gold_answer_of_several_turns_is_played_turn_by_turn(doubling: str) -> None:
+    """Here the last turn alone is wrong."""
+    result = check(doubling, "--set", "fault=two turns")
+    assert result.exit_code == 0, result.output
+    assert verdicts(result)["accepts the gold answer"] == "pass"
+
+
 def test_a_sound_environment_passes_and_what_it_does_not_say_is_not_held_against_it(doubling: str) -> None:
     result = check(doubling)
     assert result.exit_code == 0, result.output

@@ -21,6 +21,7 @@ import torch
 
 import tppo_rl.envs  # noqa: F401
 from tppo_rl.base_models import resolve_model
+from tppo_rl.config import checks
 from tppo_rl.core.fragments import Fragment
 from tppo_rl.core.prompts import Ticket
 from tppo_rl.rollout.chat import Chat
@@ -353,3 +354,9 @@ def test_a_compiled_engine_takes_new_weights(chat: Chat, policy: Any, weights_of
         engine.stop()
     gaps = log_prob_diffs(fragments, policy, weights_of, temperature=1.0)
     assert gaps.mean() <= 1e-6
+
+
+def test_families_that_are_refused_in_float16_are_those_that_vllm_refuses() -> None:
+    from vllm.config.model import _FLOAT16_NOT_SUPPORTED_MODELS
+
+    assert set(_FLOAT16_NOT_SUPPORTED_MODELS) == checks._NOT_IN_FLOAT16

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-import time
 from functools import cache
 
 import torch
 
+from tppo_rl.kernels.timing import least_seconds
+
 _ROWS, _WIDTH = 512, 256
-_TIMES = 5
 
 _logger = logging.getLogger(__name__)
 
@@ -35,16 +35,9 @@ def half_precision_slowdown(dtype: torch.dtype, num_threads: int) -> float:
         num_threads: torch threads that are set; a key of the cache.
     """
     del num_threads
-    return _seconds(dtype) / _seconds(torch.float32)
+    return _product_seconds(dtype) / _product_seconds(torch.float32)
 
 
-def _seconds(dtype: torch.dtype) -> float:
-    """The least of some measurements: other processes can only make it longer."""
+def _product_seconds(dtype: torch.dtype) -> float:
     inputs, weight = torch.zeros(_ROWS, _WIDTH, dtype=dtype), torch.zeros(_WIDTH, _WIDTH, dtype=dtype)
-    torch.mm(inputs, weight)
-    least = float("inf")
-    for _ in range(_TIMES):
-        start = time.perf_counter()
-        torch.mm(inputs, weight)
-        least = min(least, time.perf_counter() - start)
-    return least
+    return least_seconds(lambda: torch.mm(inputs, weight))

@@ -8,13 +8,14 @@ another order.
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable
 from functools import cache
 from typing import Any
 
 import torch
 from torch import nn
+
+from tppo_rl.kernels.timing import least_seconds
 
 _GAIN = 1.2
 """oneDNN must be faster by this factor: near 1 the choice, and with it the rounding, would change from run to run."""
@@ -24,7 +25,6 @@ two micro-batches have the same number of tokens."""
 _WIDTH = 256
 FEW_ROWS, MANY_ROWS = 16, 512
 """Rows of an engine step that takes one token of each request, and of a micro-batch or a prefill."""
-_TIMES = 9
 
 _logger = logging.getLogger(__name__)
 
@@ -138,8 +138,8 @@ def onednn_is_faster(num_threads: int, num_rows: int = MANY_ROWS) -> bool:
         return False
     generator = torch.Generator().manual_seed(0)
     inputs, weight = (torch.randn(rows, _WIDTH, generator=generator) for rows in (num_rows, _WIDTH))
-    usual = _seconds(lambda: nn.functional.linear(inputs, weight))
-    onednn = _seconds(lambda: linear(inputs, weight))
+    usual = least_seconds(lambda: nn.functional.linear(inputs, weight))
+    onednn = least_seconds(lambda: linear(inputs, weight))
     _logger.info(
         "linear layers, %d threads, %d rows: torch %.0f us, oneDNN %.0f us",
         num_threads,
@@ -148,14 +148,3 @@ def onednn_is_faster(num_threads: int, num_rows: int = MANY_ROWS) -> bool:
         1e6 * onednn,
     )
     return usual > _GAIN * onednn
-
-
-def _seconds(call: Callable[[], Any]) -> float:
-    """The least of some measurements: other processes can only make it longer."""
-    call()
-    least = float("inf")
-    for _ in range(_TIMES):
-        start = time.perf_counter()
-        call()
-        least = min(least, time.perf_counter() - start)
-    return least

@@ -141,9 +141,10 @@ def window_contexts(
     reads = torch.tensor([segment.rows[0] for segment in segments], dtype=torch.int64)
     groups = _level_by_level([len(level) for level in levels], starts, stops, micro_batch_tokens)
     result = _room(lengths, at_hand.states, at_hand.shapes)
+    offsets = result.offsets
     if at_hand.shapes:
         within = torch.arange(len(batch)).repeat_interleave(at_hand.lengths)
-        result.states[torch.arange(len(within)) + (result.offsets - at_hand.offsets)[within]] = at_hand.states
+        result.states[torch.arange(len(within)) + (offsets - at_hand.offsets)[within]] = at_hand.states
     for group in same_number_of_passes(policy, [rows for part in groups for rows in part.rows]):
         inputs = result.after(batch, reads[group], starts[group], stops[group], policy.device, record=True)
         policy.read(**inputs.of_model())
@@ -152,7 +153,7 @@ def window_contexts(
             result = result if result.shapes else _room(lengths, own[0], shapes)
             for states, segment in zip(own, [segments[index] for index in group.tolist()], strict=True):
                 steps = torch.arange(segment.start, segment.stop)
-                result.states[result.offsets[list(segment.rows), None] + steps] = states[: len(steps)]
+                result.states[offsets[list(segment.rows), None] + steps] = states[: len(steps)]
     return Completed(result, sum(part.positions for part in groups), sum(part.padded_positions for part in groups))
 
 

@@ -54,7 +54,8 @@ def shared_segments(
         if apart[row]:
             _at(levels, 0).append(Segment((row,), start[row], stop[row]))
     texts = {row: tokens[row, : stop[row]].numpy() for row in rows if not apart[row]}
-    ordered = sorted(texts, key=lambda row: texts[row].tolist())
+    # Big-endian bytes sort as the tokens do, without a Python number for each of them.
+    ordered = sorted(texts, key=lambda row: texts[row].astype(">i8").tobytes())
     shared = [_shared_length(texts[one], texts[other]) for one, other in pairwise(ordered)]
     # Windows of one long response may follow on one another hundreds of times: no recursion.
     parts: list[_Part] = [(ordered, shared, 0, 0)]
