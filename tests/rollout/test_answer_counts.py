@@ -16,10 +16,10 @@ from tppo_rl.rollout.answer_counts import SharedCount, shared_counts
 pytestmark = pytest.mark.integration
 
 
-def telling(told: list[int], arrived: threading.Event) -> Stage:
+def telling(told: list[int], expected: int, arrived: threading.Event) -> Stage:
     def advance(done: int) -> None:
         told.append(done)
-        if done:
+        if done == expected:
             arrived.set()
 
     return cast(Stage, SimpleNamespace(advance=advance))
@@ -30,7 +30,7 @@ def test_the_stage_is_told_the_sum_of_what_actors_have_answered() -> None:
     told: list[int] = []
     arrived = threading.Event()
     try:
-        with shared_counts(telling(told, arrived), 2) as counts:
+        with shared_counts(telling(told, 7, arrived), 2) as counts:
             tell = ray.remote(lambda count, done: count(done))
             ray.get([tell.remote(count, done) for count, done in zip(counts, (3, 4), strict=True)])
             assert arrived.wait(60)
@@ -50,7 +50,7 @@ def test_a_store_that_fails_costs_no_answer(monkeypatch: pytest.MonkeyPatch) -> 
     for name in ("write_value", "read_value", "delete_value"):
         monkeypatch.setattr(answer_counts, name, fail)
     monkeypatch.setattr(answer_counts, "_EVERY_S", 0.01)
-    with shared_counts(telling([], threading.Event()), 1) as (count,):
+    with shared_counts(telling([], 1, threading.Event()), 1) as (count,):
         count(1)
         asked.clear()
         # The reader asks again after it has failed.
