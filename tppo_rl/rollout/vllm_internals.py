@@ -30,6 +30,7 @@ CONTRACT: Contract = {
         "reset_prefix_cache",
     ),
     "vllm.config": ("set_current_vllm_config",),
+    "vllm.platforms": ("current_platform",),
     "vllm.v1.engine.core_client:EngineCoreClient": ("get_output", "shutdown"),
     "vllm.v1.executor.multiproc_executor:MultiprocExecutor": ("start_worker_monitor",),
     "vllm.v1.engine.output_processor:OutputProcessor": ("process_outputs", "add_request"),
