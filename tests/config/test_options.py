@@ -128,10 +128,6 @@ def test_the_bound_on_staleness_is_a_property() -> None:
         ({"num_env_runners": 0}, ["num_env_runners=0", "mode to 'sync'"]),
         ({"off_policy_correction": "none"}, ["off_policy_correction='none'", "set it to 'behavior'"]),
         ({"distributed": "fsdp"}, ["distributed='fsdp'", "num_learners=0", "num_learners to 2", "'ddp'"]),
-        (
-            {"num_gpus_per_learner": 1, "num_gpus_per_env_runner": 1},
-            ["num_gpus_per_learner=1", "num_learners=0", "set num_learners to 1"],
-        ),
         ({"engine": {"async_scheduling": True}}, ["engine.async_scheduling=True", "remove the key"]),
         ({"engine": {"pipeline_parallel_size": 2}}, ["engine.pipeline_parallel_size=2", "set tensor_parallel_size"]),
         (

@@ -33,16 +33,7 @@ class LearnerOptions(Section):
         return 1 if self.num_cpus_per_learner == "auto" else max(1, int(self.num_cpus_per_learner))
 
     def check(self, options: Options) -> None:
-        """Checks that there is something to shard over, and that Ray counts the learner's GPU."""
-        engines = options.rollout
-        if self.num_gpus_per_learner and not self.num_learners and engines.num_gpus_per_env_runner:
-            # The main process is no actor, so that Ray would give its GPU to an env-runner as well.
-            refuse(
-                "num_gpus_per_learner",
-                self.num_gpus_per_learner,
-                f"with num_learners={self.num_learners} the learner is in the main process, where Ray does not count its GPU and gives "
-                f"it to an env-runner too (num_gpus_per_env_runner={engines.num_gpus_per_env_runner:g}); set num_learners to 1",
-            )
+        """Checks that there is something to shard over."""
         if self.distributed == "fsdp" and self.num_learners < 2:
             refuse(
                 "distributed",
