@@ -25,11 +25,12 @@ def check_resources(config: AlgorithmConfig) -> None:
 
     Raises:
         OptionError: this process started Ray on this machine alone, and it has too few. Where Ray was there before, nodes may
-            still join, so it is a warning.
+            still join, so it is a warning. Or a learner in this process wants a GPU beside those of env-runners.
     """
     start_ray()
     if get_current_placement_group() is not None:
         return
+    _refuse_an_uncounted_gpu(config)
     available = ray.cluster_resources()
     for kind in ("CPU", "GPU"):
         key = f"num_{kind.lower()}s_per"
@@ -50,6 +51,16 @@ def check_resources(config: AlgorithmConfig) -> None:
         if ray_started_here():
             raise OptionError(message)
         _logger.warning("%s. The run waits until nodes with them have joined.", message)
+
+
+def _refuse_an_uncounted_gpu(config: AlgorithmConfig) -> None:
+    """This process is no actor, so Ray would give the GPU of a learner in it to an env-runner as well."""
+    if config.num_gpus_per_learner and not config.num_learners and config.num_gpus_per_env_runner:
+        raise OptionError(
+            f"num_gpus_per_learner={config.num_gpus_per_learner}: with num_learners=0 the learner is in the main process, where Ray "
+            f"does not count its GPU and gives it to an env-runner too (num_gpus_per_env_runner={config.num_gpus_per_env_runner}); set "
+            "num_learners to 1"
+        )
 
 
 def _of_learner(config: AlgorithmConfig, kind: str) -> float:

@@ -40,7 +40,8 @@ from tppo_rl.rollout.controller import RolloutController
 from tppo_rl.rollout.evaluation import HeldoutEvaluator
 from tppo_rl.rollout.ledger import Ledger
 from tppo_rl.rollout.rllib_internals import kill_env_runners
-from tppo_rl.rollout.weight_sync import WeightSync, probe_tokens
+from tppo_rl.rollout.weight_proof import WeightProof, probe_tokens
+from tppo_rl.rollout.weight_sync import WeightSync
 
 _STATE = "tppo"
 """Of the loop, in RLlib's state of an algorithm."""
@@ -64,7 +65,9 @@ class LanguageModelAlgorithm(Algorithm):
         weights = WeightSync(
             self.learner_group,
             self.env_runner_group,
-            dtype=options.models.dtype,
+            proof=WeightProof(
+                exact=options.models.dtype == "float32" and "quantization" not in options.rollout.engine.arguments
+            ),
             probe=probe_tokens(chat, options.rollout.max_prompt_length),
             first_change=options.critic.critic_warmup_updates + 1,
         )
@@ -198,6 +201,7 @@ class LanguageModelAlgorithm(Algorithm):
 
     def _push_and_verify(self) -> None:
         with stage("proving that the engines hold the weights"):
+            self.loop.weights.measure_control()
             self.loop.weights.push()
             self.loop.recorder.record_probe(self.loop.weights.verify())
 

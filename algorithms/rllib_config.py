@@ -15,6 +15,7 @@ from tppo_rl.algorithms.builder import OptionBuilder
 from tppo_rl.algorithms.rllib_internals import attribute_of_key, leave_env_runner_states
 from tppo_rl.base_models import resolve_model
 from tppo_rl.config.checks import check_attention, check_environment, check_model, check_rules
+from tppo_rl.config.installation import check_installation
 from tppo_rl.config.options import OPTIONS, RENAMED_KEYS, Options, with_new_names
 from tppo_rl.config.places import absolute_place
 from tppo_rl.config.rllib_options import check_callback_classes, check_rllib_keys, unread_rllib_keys, with_callbacks
@@ -106,6 +107,8 @@ class LanguageModelConfig(OptionBuilder):
             self._check_rllib_options()
             options = self.options
             check_rules(options, self.spec)
+            if options.rollout.engine.type == "vllm":
+                check_installation()
             check_model(options)
             check_environment(options)
             check_attention(options)

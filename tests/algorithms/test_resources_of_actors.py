@@ -41,3 +41,9 @@ def test_on_a_cluster_that_may_grow_it_is_a_warning(
     with caplog.at_level(logging.WARNING, logger=resources.__name__):
         check_resources(small_config.env_runners(num_env_runners=9))
     assert "waits until nodes with them have joined" in caplog.text
+
+
+def test_a_gpu_of_the_main_process_beside_those_of_env_runners_is_refused(small_config: TPPOConfig) -> None:
+    config = small_config.learners(num_gpus_per_learner=1).env_runners(num_gpus_per_env_runner=1)
+    with pytest.raises(OptionError, match=r"num_gpus_per_learner=1: with num_learners=0 .* set num_learners to 1"):
+        config.build_algo()

@@ -130,6 +130,12 @@ def test_the_bound_on_staleness_is_a_property() -> None:
         ({"num_env_runners": 0}, ["num_env_runners=0", "mode to 'sync'"]),
         ({"off_policy_correction": "none"}, ["off_policy_correction='none'", "set it to 'behavior'"]),
         ({"distributed": "fsdp"}, ["distributed='fsdp'", "num_learners=0", "num_learners to 2", "'ddp'"]),
+        ({"engine": {"async_scheduling": True}}, ["engine.async_scheduling=True", "remove the key"]),
+        ({"engine": {"pipeline_parallel_size": 2}}, ["engine.pipeline_parallel_size=2", "set tensor_parallel_size"]),
+        (
+            {"engine": {"multiprocessing": True, "scheduler_cls": "my.Scheduler"}},
+            ["engine.scheduler_cls='my.Scheduler'", "remove one of the two"],
+        ),
         ({"distributed": "fsdp", "num_learners": 1}, ["distributed='fsdp'", "num_learners=1"]),
         ({"weights_dtype": "bfloat16", "dtype": "float16"}, ["weights_dtype='bfloat16'", "dtype='float16'", "scaled"]),
         ({"weights_dtype": "bfloat16"}, ["weights_dtype='bfloat16'", "dtype='float32'", "set dtype to 'bfloat16'"]),

@@ -17,6 +17,7 @@ pytestmark = pytest.mark.integration
 
 ADAPTERS = (
     "tppo_rl.rollout.vllm_internals",
+    "tppo_rl.rollout.core_process",
     "tppo_rl.rollout.rllib_internals",
     "tppo_rl.learner.rllib_internals",
     "tppo_rl.learner.transformers_internals",

@@ -1,11 +1,21 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from learner_helpers import VOCABULARY, load_models
-from transformers import Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel, PreTrainedModel
+from ray.rllib.core import DEFAULT_MODULE_ID
+from transformers import (
+    AttentionInterface,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedModel,
+)
 
 from tppo_rl.learner import models
 from tppo_rl.learner.models import (
@@ -17,6 +27,7 @@ from tppo_rl.learner.models import (
     recompute_activations,
     transformer_blocks,
 )
+from tppo_rl.rollout.weight_sync import _log_probs_on_learner
 
 
 def plain_log_probs(model: PreTrainedModel, sequence: torch.Tensor, temperature: float) -> torch.Tensor:
@@ -65,6 +76,33 @@ def test_logits_in_float32(model_folder: str, dtype: torch.dtype) -> None:
     assert policy.logits(sequence[None]).dtype == torch.float32
     log_probs.sum().backward()
     assert head.weight.grad is not None
+
+
+def test_a_model_of_flash_attention_is_made_where_that_does_not_run(model_folder: str) -> None:
+    """Policies are made on a CPU in float32, before they go to their device."""
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise NotImplementedError("this kernel does not run here")
+
+    AttentionInterface.register("elsewhere", refuse)
+    policy = Policy(load_causal_lm(model_folder, torch.float32, attention="elsewhere"))
+    assert policy._head_suffices
+    with pytest.raises(NotImplementedError):
+        policy.logits(torch.tensor([[1, 2, 3]]))
+
+
+def test_log_probs_of_an_evaluation_never_hold_all_logits(model_folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    policy, _ = load_models(model_folder)
+    sequences = random_sequences(3)
+    expected = [plain_log_probs(policy.model, sequence, 0.7).detach().numpy() for sequence in sequences]
+    monkeypatch.setattr(models, "MAX_LOGITS", 3 * VOCABULARY)
+    rows: list[int] = []
+    policy.model.get_output_embeddings().register_forward_hook(lambda _, inputs, __: rows.append(len(inputs[0])))
+    learner = SimpleNamespace(module={DEFAULT_MODULE_ID: SimpleNamespace(policy=policy)})
+    found = _log_probs_on_learner(learner, sequences=[s.tolist() for s in sequences], temperature=0.7)
+    assert max(rows) == 3
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
 
 
 def test_other_architectures() -> None:

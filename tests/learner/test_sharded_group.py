@@ -23,6 +23,7 @@ from tppo_rl.config.checks import check_rules
 from tppo_rl.core.errors import OptionError
 from tppo_rl.core.fragments import Fragment, table_from_fragments
 from tppo_rl.learner.learner import FRAGMENT_REPORT, MODULE_STATE
+from tppo_rl.rollout.weight_proof import WeightProof
 from tppo_rl.rollout.weight_sync import WeightSync
 
 pytestmark = pytest.mark.integration
@@ -196,7 +197,7 @@ def test_weights_and_log_probs_for_the_engines(sharded: Any, model_folder: str) 
         train(group, SHARES["even"])
         env_runner = SimpleNamespace(set_state=lambda state: received.append(copy.deepcopy(state)))
         env_runners = SimpleNamespace(healthy_env_runner_ids=list, local_env_runner=env_runner)
-        sync = WeightSync(group, env_runners, dtype="float32", probe=range(32))
+        sync = WeightSync(group, env_runners, proof=WeightProof(exact=True), probe=range(32))
         sync.push()
         assert sync.version == received[-1][WEIGHTS_SEQ_NO] == 1
         log_probs.append(sync._log_probs_of_trainer([[3, 4, 5, 6, 7], [8, 9]], temperature=0.7))

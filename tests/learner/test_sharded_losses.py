@@ -101,11 +101,10 @@ class Learner:
         self.options = Options.of(**(COMMON | PLANS[plan] | {"distributed": distributed}))
         self.critic = None if self.options.advantages.advantage_estimator.name == "group_relative" else critic
         self.collective = collective
-        self.step = UpdateStep(policy, self.critic, self.options, collective)
+        self.step = UpdateStep(policy, self.critic, self.options, collective, reference=self.reference)
         # Sizes are per learner.
         self.buffer = ValueBuffer((self.options.critic.value_batch_tokens or 1) * 2 // collective.size, collective)
-        assert is_sharded(policy) == (distributed == "fsdp")
-        assert not is_sharded(self.reference)
+        assert is_sharded(policy) == is_sharded(self.reference) == (distributed == "fsdp")
 
     def update(self, version: int, fragments: list[Fragment]) -> dict[str, float]:
         batch, targets = estimate(

@@ -10,7 +10,8 @@ import pytest
 
 from tppo_rl.base_models import resolve_model
 from tppo_rl.rollout.chat import Chat
-from tppo_rl.rollout.weight_sync import LONGEST_PROBE, SHORTEST_PROBE, WeightSync, probe_tokens
+from tppo_rl.rollout.weight_proof import LONGEST_PROBE, SHORTEST_PROBE, WeightProof, probe_tokens
+from tppo_rl.rollout.weight_sync import WeightSync
 
 PROBE = list(range(32))
 TRUE = np.linspace(-3.0, -0.1, 31, dtype=np.float32)
@@ -37,7 +38,7 @@ def sync_with(*answers: Any) -> WeightSync:
     trainer = SimpleNamespace(
         foreach_learner=lambda score: SimpleNamespace(result_or_errors=[SimpleNamespace(get=lambda: [TRUE])])
     )
-    return WeightSync(trainer, Answering(*answers), dtype="float32", probe=PROBE)
+    return WeightSync(trainer, Answering(*answers), proof=WeightProof(exact=True), probe=PROBE)
 
 
 def test_the_largest_difference_counts() -> None:

@@ -46,6 +46,7 @@ from tppo_rl.rollout.chat import Chat
 from tppo_rl.rollout.controller import RolloutController
 from tppo_rl.rollout.env_runner import VLLMEnvRunner
 from tppo_rl.rollout.sample_result import SampleResult
+from tppo_rl.rollout.weight_proof import WeightProof
 from tppo_rl.rollout.weight_sync import WeightSync
 
 _ENV = "tppo_rl/ArithmeticChain-v0"
@@ -332,7 +333,7 @@ class Driver:
     def __init__(self, group: Any, options: Options, folder: Path, *, polls: Callable[[], Iterator[Any]]) -> None:
         self._group = group
         learner_group = _LearnerGroup()
-        weights = _WeightSync(learner_group, group, dtype="float32", probe=[0, 1])
+        weights = _WeightSync(learner_group, group, proof=WeightProof(exact=True), probe=[0, 1])
         self.rollouts = _Controller(group, options, weights, restore=lambda: None)
         self.rollouts.results = deque(maxlen=_KEPT_RESULTS)
         self.learners = _Pause(learner_group, polls)

@@ -261,8 +261,24 @@ def _check_engine(engine: EngineOptions) -> None:
     arguments = engine.arguments
     if arguments.get("linear", "in_place") not in ("in_place", "packed"):
         raise OptionError(f"engine.linear={arguments['linear']!r}: must be 'in_place' or 'packed'")
+    _check_steps(arguments)
     unknown = set(arguments) - VLLM_OWN_KEYS
     vllm_keys = vllm_engine_args() if unknown else frozenset()
     known = [f"engine.{name}" for name in {*EngineOptions.model_fields, *VLLM_OWN_KEYS, *vllm_keys}]
     for key in sorted(unknown - vllm_keys):
         raise OptionError(unknown_key(f"engine.{key}", arguments[key], known))
+
+
+def _check_steps(arguments: Mapping[str, Any]) -> None:
+    """Refuses what would let steps be under way, with old weights, when new ones arrive."""
+    for key, harmless in (("async_scheduling", False), ("pipeline_parallel_size", 1)):
+        if arguments.get(key) not in (None, harmless):
+            raise OptionError(
+                f"engine.{key}={arguments[key]!r}: the engine would begin a step before the last one has ended, and new weights "
+                f"would come between; remove the key{', and set tensor_parallel_size' if harmless else ''}"
+            )
+    if arguments.get("multiprocessing") and arguments.get("scheduler_cls") is not None:
+        raise OptionError(
+            f"engine.scheduler_cls={arguments['scheduler_cls']!r}: with engine.multiprocessing the engine's steps need our scheduler; "
+            "remove one of the two"
+        )

@@ -96,6 +96,7 @@ class TPPOLearner(InsideTorchLearner):
             self._options,
             current_collective(self.device),
             self._caches.get("policy"),
+            module.reference,
         )
         optimizers: dict[str, tuple[torch.optim.Optimizer, torch.nn.Module]]
         optimizers = {"policy": (self._update_step.policy_optimizer, module.policy)}

