@@ -13,8 +13,9 @@ from tppo_rl.algorithms import TPPOConfig
 from tppo_rl.core.errors import OptionError
 from tppo_rl.rollout.evaluation import evaluate_heldout
 
-IN_EVERY_RUN = {"gemma2", "qwen3_moe"}
-"""A tied output layer with scaled logits, and experts that transformers keeps in one tensor."""
+IN_EVERY_RUN = {("gemma2", "packed"), ("qwen3_moe", "in_place")}
+"""A tied output layer with scaled logits, and experts that transformers keeps in one tensor. Models of this size would not be packed
+by default, and those that users bring are."""
 
 
 def config_of(name: str, folder: Path, results: Path) -> TPPOConfig:
@@ -38,15 +39,19 @@ def config_of(name: str, folder: Path, results: Path) -> TPPOConfig:
 
 
 @pytest.mark.parametrize(
-    "name",
+    ("name", "linear"),
     [
-        pytest.param(name, marks=pytest.mark.integration if name in IN_EVERY_RUN else pytest.mark.slow)
+        pytest.param(
+            name, linear, marks=pytest.mark.integration if (name, linear) in IN_EVERY_RUN else pytest.mark.slow
+        )
         for name in FAMILIES
+        for linear in ("in_place", "packed")
     ],
 )
-def test_a_family_trains(name: str, tmp_path: Path) -> None:
+def test_a_family_trains(name: str, linear: str, tmp_path: Path) -> None:
     folder = make_family(name, tmp_path / "model")
-    algorithm: Any = config_of(name, folder, tmp_path / "run").build_algo()
+    config = config_of(name, folder, tmp_path / "run").env_runners(engine={"linear": linear})
+    algorithm: Any = config.build_algo()
     try:
         results = [algorithm.train() for _ in range(3)]
         # The proof of weights is due after the first update.

@@ -22,6 +22,7 @@ import torch
 import tppo_rl.envs  # noqa: F401
 from tppo_rl.base_models import resolve_model
 from tppo_rl.config import checks
+from tppo_rl.core.errors import OptionError
 from tppo_rl.core.fragments import Fragment
 from tppo_rl.core.prompts import Ticket
 from tppo_rl.rollout.chat import Chat
@@ -64,10 +65,14 @@ def weights_of(policy: Any) -> Any:
         generator = torch.Generator().manual_seed(version)
         noise = 0.01 if version else 0.0
         changed = {k: w * (1 + noise * torch.randn(w.shape, generator=generator)) for k, w in base.items()}
-        # Tied weights are one tensor under two names, as a trainer has them.
-        return changed | {"lm_head.weight": changed["model.embed_tokens.weight"]}
+        # A tied output layer is sent under one name, as `HubWeights` does.
+        return {name: weight for name, weight in changed.items() if name != "lm_head.weight"}
 
     return weights
+
+
+def load_into(model: Any, weights: dict[str, torch.Tensor]) -> None:
+    model.load_state_dict(weights | {"lm_head.weight": weights["model.embed_tokens.weight"]})
 
 
 @dataclass
@@ -128,7 +133,7 @@ def log_prob_diffs(fragments: list[Fragment], policy: Any, weights_of: Any, temp
     gaps = []
     model = copy.deepcopy(policy)
     for version, of_version in by_version.items():
-        model.load_state_dict(weights_of(version))
+        load_into(model, weights_of(version))
         for fragment in of_version:
             tokens = torch.from_numpy(np.concatenate([fragment.context, fragment.tokens])).long()
             with torch.no_grad():
@@ -242,7 +247,7 @@ def check_scores(engine: VLLMEngine, policy: Any, weights_of: Any) -> None:
     for version in (3, 0):
         engine.load_weights(weights_of(version), version)
         model = copy.deepcopy(policy)
-        model.load_state_dict(weights_of(version))
+        load_into(model, weights_of(version))
         with torch.no_grad():
             expected = model(tokens[None]).logits[0, :-1].log_softmax(-1).gather(-1, tokens[1:, None])[:, 0]
         np.testing.assert_allclose(engine.score(tokens.tolist()), expected.numpy(), atol=1e-4)
@@ -343,6 +348,11 @@ def test_packed_linear_layers_take_new_weights(chat: Chat, policy: Any, weights_
         check_scores(engine, policy, weights_of)
     finally:
         engine.stop()
+
+
+def test_an_extension_in_place_of_ours_is_refused(chat: Chat) -> None:
+    with pytest.raises(OptionError, match=r"engine\.worker_extension_cls='mine\.Own'.*remove the key"):
+        make_engine(chat, engine_args={"linear": "packed", "worker_extension_cls": "mine.Own"})
 
 
 @pytest.mark.slow

@@ -52,11 +52,14 @@ class Pair:
             self._rounded = partial(torch.Tensor.clone)
         self.push()
 
-    def push(self) -> None:
+    def push(self, *, but_head: bool = False) -> None:
+        old_head = self._engine.model.lm_head.weight.detach().clone() if but_head else None
         engine = copy.deepcopy(self.trainer.model)
         with torch.no_grad():
             for parameter in engine.parameters():
                 parameter.copy_(self._rounded(parameter))
+        if old_head is not None:
+            engine.lm_head.weight = torch.nn.Parameter(old_head)
         self._engine = Policy(engine.to(self._dtype))
 
     def update(self, size: float, seed: int = 0) -> None:
@@ -126,3 +129,19 @@ def test_float32_needs_no_control() -> None:
     pair.update(1e-4)
     with pytest.raises(RuntimeError, match="largest allowed: 1e-04"):
         proof.check(log_probs(pair.trainer), [pair.engine])
+
+
+@pytest.mark.parametrize("engine_format", ["float32", "bfloat16", "float16", "eight bits"])
+def test_one_layer_that_stays_behind_is_found_before_the_proof_is_decided(engine_format: str) -> None:
+    pair = Pair(engine_format)
+    proof = WeightProof(exact=True) if engine_format == "float32" else pair.start()
+    proof.check(log_probs(pair.trainer), [pair.engine])
+
+    def update_and_check(_: int) -> None:
+        pair.update(3e-4)
+        pair.push(but_head=True)
+        proof.check(log_probs(pair.trainer), [pair.engine])
+        assert not proof.is_decided
+
+    with pytest.raises(RuntimeError, match="weight sync failed"):
+        deque(map(update_and_check, range(200)), maxlen=0)

@@ -66,6 +66,26 @@ def test_the_error_of_an_engine_is_raised() -> None:
         sync_with(TRUE, ValueError("no room for keys and values")).verify()
 
 
+def test_the_proof_goes_on_until_weights_have_moved_log_probs_far() -> None:
+    sync, told = sync_with(TRUE), TRUE
+
+    def push() -> None:
+        sync.version += 1
+
+    sync.push = push  # type: ignore[method-assign]
+    sync._learner_group.foreach_learner = lambda score: SimpleNamespace(
+        result_or_errors=[SimpleNamespace(get=lambda: [told])]
+    )
+    proved = []
+    for update in range(1, 20):
+        if update == 8:
+            told = TRUE + 0.1
+            sync._group.answers = (told,)
+        if sync.push_and_verify() is not None:
+            proved.append(update)
+    assert proved == [1, 2, 4, 8]
+
+
 def test_nobody_who_answers_is_no_proof() -> None:
     with pytest.raises(RuntimeError, match=r"none of the env-runners \[1, 2\] answered"):
         sync_with(None, None).verify()

@@ -30,6 +30,7 @@ from tppo_rl.kernels.onednn_linear import fastest_linear
 from tppo_rl.rollout.core_process import SCHEDULER
 from tppo_rl.rollout.engine import KV_ON_UPDATE, Output, Request, Sampling
 from tppo_rl.rollout.vllm_internals import (
+    WORKER_EXTENSION,
     VLLMCore,
     hide_llvmlite,
     pack_experts_at_updates,
@@ -125,6 +126,10 @@ class VLLMEngine:
         }
         if multiprocessing:
             defaults["scheduler_cls"] = SCHEDULER
+        packs = device == "cpu" and not in_place
+        if packs:
+            _check_no_extension(engine_args)
+            defaults["worker_extension_cls"] = WORKER_EXTENSION
         if head_dtype is not None:
             engine_args = _with_head_dtype(engine_args, head_dtype)
         linear = fastest_linear(torch.get_num_threads()) if in_place else None
@@ -135,7 +140,7 @@ class VLLMEngine:
         except BaseException:
             self._remove_weights_folder()
             raise
-        self._core = VLLMCore(self._engine, own_process=multiprocessing)
+        self._core = VLLMCore(self._engine, own_process=multiprocessing, packs_tied_layers=packs)
         self._copies: WeightCopies | None = None
         if in_place:
             self._copies = WeightCopies(self._core.loader())
@@ -253,6 +258,15 @@ def check_device(device: str, *, vllm_runs_on_cpus: bool) -> None:
         raise OptionError(
             f"engine.device={device!r}: the engine is to run on a GPU (num_gpus_per_env_runner above 0), and the vLLM that is "
             "installed runs on CPUs; install '.[gpu]' into an environment of its own"
+        )
+
+
+def _check_no_extension(engine_args: Mapping[str, Any]) -> None:
+    own = engine_args.get("worker_extension_cls")
+    if own:
+        raise OptionError(
+            f"engine.worker_extension_cls={own!r}: with packed linear layers on a CPU the workers need our extension, which packs "
+            "tied output layers after an update; remove the key, or set engine.linear to 'in_place' in one process"
         )
 
 

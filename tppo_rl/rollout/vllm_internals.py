@@ -70,6 +70,10 @@ CONTRACT: Contract = {
 `engine_core.model_executor.is_failed` of a core in this process, and `cpu_linear` of unquantized linear layers. These exist on instances alone, so the engine's tests check them."""
 
 
+WORKER_EXTENSION = "tppo_rl.rollout.worker_extension.PacksTiedLayers"
+"""Name under which workers on a CPU import their further methods."""
+
+
 class CoreOutput(NamedTuple):
     """New tokens of one request."""
 
@@ -87,10 +91,12 @@ class VLLMCore:
     Args:
         engine: vLLM's `LLMEngine`.
         own_process: Whether the core has a process of its own; else it takes its steps in this one.
+        packs_tied_layers: Whether the workers have the methods of `WORKER_EXTENSION`, which have to follow a reload.
     """
 
-    def __init__(self, engine: Any, *, own_process: bool = False) -> None:
+    def __init__(self, engine: Any, *, own_process: bool = False, packs_tied_layers: bool = False) -> None:
         self.engine = engine
+        self._packs_tied_layers = packs_tied_layers
         with VLLM.insides("LLMEngine.engine_core, LLMEngine.output_processor"):
             self.core = engine.engine_core
             self.processor = engine.output_processor
@@ -166,11 +172,16 @@ class VLLMCore:
 
     def reload(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Lets vLLM load and pack weights again, in this process."""
-        self.engine.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(tensors.items())})
+        self._reload(weights_iterator=iter(tensors.items()))
 
     def reload_from(self, folder: Path) -> None:
         """Lets every worker load weights from a folder."""
-        self.engine.collective_rpc("reload_weights", kwargs={"weights_path": str(folder)})
+        self._reload(weights_path=str(folder))
+
+    def _reload(self, **source: Any) -> None:
+        self.engine.collective_rpc("reload_weights", kwargs=source)
+        if self._packs_tied_layers:
+            self.engine.collective_rpc("pack_tied_layers")
 
     def shutdown(self) -> None:
         """Ends the core."""

@@ -5,11 +5,14 @@ may keep weights in the layout of its kernels.) What "the same" means, in nats o
 
 | engine | difference after a push | its own log-probs since the last proof |
 |---|---|---|
-| float32 | at most `LARGEST_DIFF` | - |
-| half precision, quantized | at most twice that of before the first push, when both held what they had read from the same files | moved at least half as far as the trainer's, once these have moved by `_LEAST_MOVE` |
+| float32 | at most `LARGEST_DIFF` | moved at least half as far as the trainer's, once these have moved by `_LEAST_MOVE` |
+| half precision, quantized | at most twice that of before the first push, when both held what they had read from the same files | the same |
 
 The first column of the second row is the engine's rounding, whatever its format; the second tells new weights from old ones also
 where an update moves log-probs by less than that, for an engine that took no weights gives the very same numbers again.
+
+A first update may move log-probs by less than an engine may differ, so that one layer with old weights is not seen. The proof is
+decided only when the trainer's log-probs have moved by `_FAR` times as much as an engine may differ.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ LARGEST_DIFF = 1e-4
 LARGEST_CONTROL = 0.5
 """Largest difference before the first push. Log-probs of likely tokens that another model gives are further away."""
 _LEAST_MOVE = 1e-3
+_FAR = 4
 _PROBE = (
     "A train leaves the station at 9:40 and covers 126 km at 84 km/h. How many minutes does it need, and when does it arrive? "
     "Think step by step: 126 / 84 = 1.5 hours, which is 90 minutes, so it arrives at 11:10."
@@ -63,8 +67,8 @@ class WeightProof:
         self._exact = exact
         self._control: float | None = None
         self._before: tuple[np.ndarray, np.ndarray] | None = None
-        self.is_decided = exact
-        """Whether new weights could be told from old ones."""
+        self.is_decided = False
+        """Whether new weights could be told from old ones, in every layer that matters."""
 
     @property
     def needs_control(self) -> bool:
@@ -109,22 +113,23 @@ class WeightProof:
                 f"weight sync failed: engine and trainer differ by {difference:.2e} nats on average over {counts.sum()} tokens of "
                 f"a probe (largest allowed: {largest:.0e}); the engine samples from other weights than are trained"
             )
-        if not self._exact:
-            self._check_movement(trainer, engines, counts)
+        self._check_movement(trainer, engines, counts, far=max(_LEAST_MOVE, _FAR * largest))
         return difference
 
-    def _check_movement(self, trainer: np.ndarray, engines: Sequence[np.ndarray], counts: np.ndarray) -> None:
+    def _check_movement(
+        self, trainer: np.ndarray, engines: Sequence[np.ndarray], counts: np.ndarray, far: float
+    ) -> None:
         if self._before is not None:
             trainer_before, engine_before = self._before
             moved = _distance(trainer, trainer_before, counts)
-            if moved < _LEAST_MOVE:
-                return
             engine_moved = min(_distance(engine, engine_before, counts) for engine in engines)
-            if engine_moved < moved / 2:
+            if moved >= _LEAST_MOVE and engine_moved < moved / 2:
                 raise RuntimeError(
                     f"weight sync failed: on a probe the trainer's log-probs have moved by {moved:.2e} nats on average, and an "
                     f"engine's by {engine_moved:.2e}; the engine holds old weights"
                 )
+            if moved < far:
+                return
             self.is_decided = True
         self._before = (trainer, np.mean(engines, axis=0))
 

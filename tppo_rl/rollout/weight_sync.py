@@ -77,8 +77,8 @@ class WeightSync:
     def push_and_verify(self) -> float | None:
         """Sends the learners' weights, and proves that they arrived if a proof is due.
 
-        It is due after the first push, after the first push of weights that differ from those of the start (in half precision
-        again after 2, 4, 8, … updates, until they have moved log-probs far enough), and after an env-runner's restart.
+        It is due after the first push, after the first push of weights that differ from those of the start, again after 2, 4,
+        8, … updates, until they have moved log-probs far enough, and after an env-runner's restart.
 
         Returns:
             The largest mean difference on the probe over all engines, nats; None if no proof was due.
