@@ -32,6 +32,7 @@ from tppo_rl.core.registry import ALGORITHMS
 from tppo_rl.core.waiting import StageCut, stage, stop_here
 from tppo_rl.learner.boundaries import BoundaryTracker
 from tppo_rl.learner.client import LearnerClient
+from tppo_rl.learner.models import parse_dtype
 from tppo_rl.observability.metrics import without_unknown
 from tppo_rl.observability.recorder import RunRecorder
 from tppo_rl.rollout.batch_sources import batch_source
@@ -69,6 +70,7 @@ class LanguageModelAlgorithm(Algorithm):
                 exact=options.models.dtype == "float32" and "quantization" not in options.rollout.engine.arguments
             ),
             probe=probe_tokens(chat, options.rollout.max_prompt_length),
+            dtype=parse_dtype(options.models.dtype),
             first_change=options.critic.critic_warmup_updates + 1,
         )
         rollouts = RolloutController(

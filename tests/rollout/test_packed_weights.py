@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 
 import numpy as np
+import pytest
+import torch
 
 from tppo_rl.rollout.packed_weights import PackedWeights
 
@@ -26,24 +29,50 @@ def test_what_is_packed_comes_out() -> None:
     for unpacked in (packed.unpack(), pickle.loads(pickle.dumps(packed)).unpack()):
         assert list(unpacked) == list(given)
         for name, array in given.items():
-            assert unpacked[name].dtype == array.dtype
-            np.testing.assert_array_equal(unpacked[name], array)
+            assert unpacked[name].numpy().dtype == array.dtype
+            np.testing.assert_array_equal(unpacked[name].numpy(), array)
 
 
 def test_tied_weights_are_sent_once_and_stay_tied() -> None:
     given = weights()
     packed = PackedWeights.pack(given)
     unpacked = packed.unpack()
-    assert np.shares_memory(unpacked["embedding"], unpacked["head"])
+    assert unpacked["embedding"].data_ptr() == unpacked["head"].data_ptr()
     assert len(packed.buffer) < sum(array.nbytes for array in given.values()) + 64 * len(given) - given["head"].nbytes
 
 
 def test_tensors_are_aligned_views_of_one_buffer_that_does_not_follow_the_trainer() -> None:
     given = weights()
     packed = PackedWeights.pack(given)
-    before = packed.unpack()["bias"].copy()
+    before = packed.unpack()["bias"].clone()
     given["bias"] += 1.0
-    for name, array in packed.unpack().items():
-        assert np.shares_memory(array, packed.buffer) or array.size == 0
+    for name, tensor in packed.unpack().items():
+        assert np.shares_memory(tensor.numpy(), packed.buffer) or not tensor.numel()
         assert packed.places[name].offset % 64 == 0
-    np.testing.assert_array_equal(packed.unpack()["bias"], before)
+    assert torch.equal(packed.unpack()["bias"], before)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_takes_half_the_bytes_and_rounds_as_an_engine_does(dtype: torch.dtype) -> None:
+    given = weights()
+    packed = PackedWeights.pack(given, dtype, float32=["bia"])
+    unpacked = packed.unpack()
+    for name, array in given.items():
+        kept = name in ("bias", "counter")
+        expected = torch.from_numpy(array) if kept else torch.from_numpy(array).to(dtype)
+        assert unpacked[name].dtype == expected.dtype
+        assert torch.equal(unpacked[name], expected)
+    whole = PackedWeights.pack({"wide": np.ones((64, 64), np.float32)}, dtype)
+    assert len(whole.buffer) == 64 * 64 * 2
+
+
+def test_a_buffer_that_may_only_be_read_gives_no_warning() -> None:
+    packed = PackedWeights.pack(weights())
+    packed.buffer.flags.writeable = False
+    torch.set_warn_always(True)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            packed.unpack()
+    finally:
+        torch.set_warn_always(False)

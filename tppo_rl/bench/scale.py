@@ -20,12 +20,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import ray
-from ray.rllib.core import COMPONENT_LEARNER, COMPONENT_RL_MODULE, DEFAULT_MODULE_ID
+from ray.rllib.core import COMPONENT_RL_MODULE, DEFAULT_MODULE_ID
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
 from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
 
@@ -252,9 +253,13 @@ class _LearnerGroup:
     def __init__(self) -> None:
         self.version = 0
         self._weights = {DEFAULT_MODULE_ID: {"weight": np.zeros(1024, np.float32)}}
+        self.module = {DEFAULT_MODULE_ID: SimpleNamespace(kept_in_float32=())}
+
+    def on_first_learner(self, function: Callable[[Any], Any]) -> Any:
+        return function(self)
 
     def get_state(self, **_: Any) -> dict[str, Any]:
-        return {COMPONENT_LEARNER: {COMPONENT_RL_MODULE: self._weights, WEIGHTS_SEQ_NO: self.version}}
+        return {COMPONENT_RL_MODULE: self._weights, WEIGHTS_SEQ_NO: self.version}
 
 
 class _WeightSync(WeightSync):

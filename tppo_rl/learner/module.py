@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -120,6 +121,13 @@ class LanguageModelModule(TorchRLModule, ValueFunctionAPI, InferenceOnlyAPI):
         if self.critic is None:
             raise ValueError("this module has no critic: set critic='separate', or use advantages that need none")
         return critic_values(self.critic, batch[TRAIN_BATCH], micro_batch_tokens, packing=packing, cache=cache)
+
+    @property
+    def kept_in_float32(self) -> list[str]:
+        """Parts of names of the policy's weights that stay in single precision in engines of half precision too."""
+        model = self.policy.model
+        kept = (getattr(model, f"_keep_in_fp32_modules{strict}", None) or () for strict in ("", "_strict"))
+        return sorted(set(chain(*kept)))
 
     def get_non_inference_attributes(self) -> list[str]:
         """Returns the parts that sampling does not need."""

@@ -1,15 +1,18 @@
-"""Weights on their way to env-runners: one contiguous buffer, and the place of each tensor in it.
+"""Weights on their way to env-runners: one contiguous buffer in the engine's number format, and the place of each tensor in it.
 
 Ray stores every array of a dictionary as a buffer of its own, and the engine would have to wait while they are taken out
-one by one.
+one by one. Numbers are rounded here rather than by the engine: so half as many bytes are moved in half precision.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+import warnings
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 _ALIGNMENT = 64
 """Bytes, the width of the widest vector instructions."""
@@ -17,10 +20,14 @@ _ALIGNMENT = 64
 
 @dataclass(frozen=True)
 class _Place:
-    dtype: str
+    dtype: torch.dtype
     shape: tuple[int, ...]
     offset: int
     """Bytes from the beginning of the buffer."""
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,28 +39,42 @@ class PackedWeights:
     places: dict[str, _Place]
 
     @classmethod
-    def pack(cls, weights: Mapping[str, np.ndarray]) -> PackedWeights:
-        """Copies arrays into one buffer; an array under two names (tied weights) is copied once."""
+    def pack(
+        cls, weights: Mapping[str, np.ndarray], dtype: torch.dtype | None = None, *, float32: Iterable[str] = ()
+    ) -> PackedWeights:
+        """Copies arrays into one buffer; an array under two names (tied weights) is copied once.
+
+        Args:
+            weights: Arrays by name.
+            dtype: Number format of the copies of floating-point arrays; None: that of the array.
+            float32: Parts of names; arrays whose name has one of them keep their number format.
+        """
         places: dict[str, _Place] = {}
-        offsets: dict[tuple[int, tuple[int, ...], str], int] = {}
-        parts: list[tuple[int, np.ndarray]] = []
-        end = 0
+        parts: dict[tuple[int, tuple[int, ...], str, torch.dtype], tuple[_Place, np.ndarray]] = {}
+        kept, end = tuple(float32), 0
         for name, array in weights.items():
-            key = (array.ctypes.data, array.shape, array.dtype.str)
-            if key not in offsets:
-                offsets[key] = end
-                parts.append((end, array))
-                end += -(-array.nbytes // _ALIGNMENT) * _ALIGNMENT
-            places[name] = _Place(array.dtype.str, array.shape, offsets[key])
+            format_ = torch.from_numpy(np.empty(0, array.dtype)).dtype
+            if dtype is not None and format_.is_floating_point and not any(part in name for part in kept):
+                format_ = dtype
+            key = (array.ctypes.data, array.shape, array.dtype.str, format_)
+            if key not in parts:
+                parts[key] = (_Place(format_, array.shape, end), array)
+                end += -(-parts[key][0].nbytes // _ALIGNMENT) * _ALIGNMENT
+            places[name] = parts[key][0]
         buffer = np.empty(end, np.uint8)
-        for offset, array in parts:
-            _view(buffer, _Place(array.dtype.str, array.shape, offset))[...] = array
+        whole = torch.from_numpy(buffer)
+        for place, array in parts.values():
+            _view(whole, place).copy_(torch.from_numpy(array))
         return cls(buffer, places)
 
-    def unpack(self) -> dict[str, np.ndarray]:
-        """Returns the tensors by name, as views of the buffer."""
-        return {name: _view(self.buffer, place) for name, place in self.places.items()}
+    def unpack(self) -> dict[str, torch.Tensor]:
+        """Returns the tensors by name, as views of the buffer, which are only to be read."""
+        with warnings.catch_warnings():
+            # Arrays of Ray's object store may not be written to.
+            warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+            whole = torch.from_numpy(self.buffer)
+        return {name: _view(whole, place) for name, place in self.places.items()}
 
 
-def _view(buffer: np.ndarray, place: _Place) -> np.ndarray:
-    return np.ndarray(place.shape, place.dtype, buffer, place.offset)
+def _view(whole: torch.Tensor, place: _Place) -> torch.Tensor:
+    return whole[place.offset : place.offset + place.nbytes].view(place.dtype).view(place.shape)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import ray
 import torch
-from ray.rllib.core import COMPONENT_LEARNER, COMPONENT_RL_MODULE, DEFAULT_MODULE_ID
+from ray.rllib.core import COMPONENT_RL_MODULE, DEFAULT_MODULE_ID
 from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
 
 from tppo_rl.core.fragments import Fragment
@@ -45,15 +45,24 @@ class WeightSync:
         group: RLlib's EnvRunnerGroup.
         proof: Says what difference on the probe is a fault.
         probe: Tokens on which trainer and engines are compared, see `probe_tokens`.
+        dtype: Number format in which engines hold weights; None: the learners'.
         first_change: First version whose weights differ from those of the start; the proof is due after its push.
     """
 
     def __init__(
-        self, learner_group: Any, group: Any, *, proof: WeightProof, probe: Sequence[int], first_change: int = 1
+        self,
+        learner_group: Any,
+        group: Any,
+        *,
+        proof: WeightProof,
+        probe: Sequence[int],
+        dtype: torch.dtype | None = None,
+        first_change: int = 1,
     ) -> None:
         self.version = 0
         self._first_change = first_change
         self._proof_is_due = True
+        self._dtype = dtype
         self._learner_group = learner_group
         self._group = group
         self._proof = proof
@@ -103,14 +112,12 @@ class WeightSync:
 
     def push(self) -> None:
         """Sends the learners' weights to all env-runners and takes over their policy version."""
-        state = self._learner_group.get_state(
-            components=f"{COMPONENT_LEARNER}/{COMPONENT_RL_MODULE}", inference_only=True
-        )[COMPONENT_LEARNER]
-        self.version = int(state[WEIGHTS_SEQ_NO])
         remote = self._group.healthy_env_runner_ids()
+        publish = partial(_publish, dtype=self._dtype, to_store=bool(remote))
+        state = self._learner_group.on_first_learner(publish)
+        self.version = int(state[WEIGHTS_SEQ_NO])
         if remote:
-            packed = PackedWeights.pack(state[COMPONENT_RL_MODULE][DEFAULT_MODULE_ID])
-            self._state = {COMPONENT_RL_MODULE: ray.put(packed), WEIGHTS_SEQ_NO: self.version}
+            self._state = state
             self._undelivered = set(remote)
             self.deliver()
         elif self._group.local_env_runner is not None:
@@ -204,6 +211,26 @@ class WeightSync:
     def _log_probs_of_trainer(self, sequences: Sequence[Sequence[int]], temperature: float) -> list[np.ndarray]:
         score = partial(_log_probs_on_learner, sequences=sequences, temperature=temperature)
         return list(self._learner_group.foreach_learner(score).result_or_errors[0].get())
+
+
+def _publish(learner: Any, *, dtype: torch.dtype | None, to_store: bool) -> dict[str, Any]:
+    """Returns the learner's policy and its version, for `set_state` of env-runners.
+
+    Weights go into Ray's object store from here, so that they do not pass through the driver.
+
+    Args:
+        learner: A TPPOLearner that has the policy's whole weights.
+        dtype: See `WeightSync`.
+        to_store: Whether env-runners are other processes; else these are the weights themselves.
+    """
+    state = learner.get_state(components=COMPONENT_RL_MODULE, inference_only=True)
+    weights = state[COMPONENT_RL_MODULE]
+    if to_store:
+        packed = PackedWeights.pack(
+            weights[DEFAULT_MODULE_ID], dtype, float32=learner.module[DEFAULT_MODULE_ID].kept_in_float32
+        )
+        weights = ray.put(packed)
+    return {COMPONENT_RL_MODULE: weights, WEIGHTS_SEQ_NO: state[WEIGHTS_SEQ_NO]}
 
 
 def _is_power_of_two(number: int) -> bool:
