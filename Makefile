@@ -8,7 +8,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 # Torch's CPU build is not on every registry; its own index is asked only if the configured ones lack it.
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 
-.PHONY: setup setup-gpu train real real-seeds test test-unit test-slow lint format docs clean
+.PHONY: setup setup-gpu gpu-check train real real-seeds test test-unit test-slow lint format docs clean
 
 setup: $(VENV)/.installed
 
@@ -30,6 +30,10 @@ $(GPU_VENV)/.installed: requirements-gpu.lock pyproject.toml
 	$(GPU_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-gpu.lock
 	$(GPU_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	touch $@
+
+# Ten minutes on a machine with an NVIDIA GPU, no network needed once it is set up.
+gpu-check: setup-gpu
+	$(GPU_VENV)/bin/tppo-rl bench device --device cuda --json gpu-check.json
 
 train: setup
 	$(BIN)/tppo-rl train file configs/quickstart.yaml

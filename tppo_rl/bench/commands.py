@@ -105,6 +105,28 @@ def sync(**options: Any) -> Sequence[Figure]:
 
 
 @bench.command()
+@click.option("--device", default="cuda", show_default=True, help="cuda or cpu.")
+@click.option("--step", "steps", multiple=True, help="Only this step; repeatable.")
+@click.option("--small", is_flag=True, help="Sizes that a CPU computes in seconds.")
+@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Also write the reports to FILE.")
+def device(*, device: str, steps: tuple[str, ...], small: bool, json_file: Path | None) -> None:
+    """What a run needs of a device, step by step: arithmetic, speed, memory, weights, sharding, the engine."""
+    from tppo_rl.bench.device_check import STEPS, check_device, print_reports, write_reports
+
+    try:
+        reports = check_device(
+            device, steps or tuple(STEPS), small=small, begins=lambda step: click.echo(f"{step} ...", err=True)
+        )
+    except ValueError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(BAD_INPUT)
+    print_reports(reports)
+    if json_file is not None:
+        write_reports(reports, json_file)
+    sys.exit(0 if all(report.passed for report in reports) else 1)
+
+
+@bench.command()
 @click.option("--model", default="tppo_rl/arithmetic-chain", show_default=True, help="Folder, hub id or shipped model.")
 @click.option("--slots", multiple=True, type=click.IntRange(1), default=(32, 64), show_default=True)
 @click.option("--window", type=click.IntRange(1), default=32, show_default=True, help="Tokens of a fragment.")

@@ -215,7 +215,7 @@ class _Pair:
 
     def __init__(self, ours: Models, fragments: list[Fragment], options: Options, device: str) -> None:
         self._models = ours
-        self._fragments = _sampled_by(ours.policy, fragments, options)
+        self._fragments = sampled_by(ours.policy, fragments, options)
         self._options = options
         self._cuda = device.startswith("cuda")
         self._step = UpdateStep(*ours, options)
@@ -323,7 +323,7 @@ class _Pair:
         return policy + forward(*self._positions) + 3 * forward(*finished)
 
 
-def _sampled_by(policy: Policy, fragments: list[Fragment], options: Options) -> list[Fragment]:
+def sampled_by(policy: Policy, fragments: list[Fragment], options: Options) -> list[Fragment]:
     """Gives the fragments the policy's own log-probs: far from them, all ratios would be clipped and without gradient."""
     batch = batch_from_fragments(fragments)
     log_probs = sampled_log_probs(
