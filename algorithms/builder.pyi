@@ -132,6 +132,7 @@ class OptionBuilder(AlgorithmConfig):
         max_staleness: int = ...,
         kv_on_update: Literal["recompute", "keep"] = ...,
         log_prob_diff_alarm: float | None = ...,
+        env_runner_timeout_s: float = ...,
         **kwargs: Any,
     ) -> Self:
         """Sets how sampling and training are coupled."""

@@ -71,6 +71,7 @@ class LanguageModelAlgorithm(Algorithm):
             ),
             probe=probe_tokens(chat, options.rollout.max_prompt_length),
             dtype=parse_dtype(options.models.dtype),
+            timeout_s=options.pipeline.env_runner_timeout_s,
             first_change=options.critic.critic_warmup_updates + 1,
         )
         rollouts = RolloutController(

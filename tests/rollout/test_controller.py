@@ -92,7 +92,6 @@ def make_controller(
     *,
     batch: int = 1,
     max_staleness: int = 1,
-    patience_s: float = 60.0,
     weights: SimulatedWeights | None = None,
     **options: Any,
 ) -> tuple[RolloutController, SimulatedWeights]:
@@ -103,10 +102,9 @@ def make_controller(
         "num_envs_per_env_runner": SLOTS,
         "window_length": WINDOW,
         "engine_steps_per_sample": STEPS,
+        "env_runner_timeout_s": 60.0,
     }
-    controller = RolloutController(
-        group, Options.of(values | options), weights, restore=group.revive_all, patience_s=patience_s
-    )
+    controller = RolloutController(group, Options.of(values | options), weights, restore=group.revive_all)
     return controller, weights
 
 
@@ -236,7 +234,7 @@ def test_prompts_of_a_lost_env_runner_are_answered_by_others() -> None:
 
 def test_without_any_env_runner_the_run_gives_up() -> None:
     group = make_group(1, seed=3)
-    controller, _ = make_controller(group, batch=50, patience_s=0.0)
+    controller, _ = make_controller(group, batch=50, env_runner_timeout_s=1e-9)
     group.lose(1)
     with pytest.raises(RuntimeError, match="no env-runner was healthy"):
         controller.next_batch()

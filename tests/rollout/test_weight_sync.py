@@ -35,9 +35,7 @@ class Answering:
 
 
 def sync_with(*answers: Any) -> WeightSync:
-    trainer = SimpleNamespace(
-        foreach_learner=lambda score: SimpleNamespace(result_or_errors=[SimpleNamespace(get=lambda: [TRUE])])
-    )
+    trainer = SimpleNamespace(ask=lambda score: [[TRUE]])
     return WeightSync(trainer, Answering(*answers), proof=WeightProof(exact=True), probe=PROBE)
 
 
@@ -54,9 +52,7 @@ def test_unlikely_tokens_count_only_where_hardly_any_is_likely() -> None:
     unlikely = np.where(TRUE < -1.0, 0.5, 0.0).astype(np.float32)
     assert sync_with(TRUE + unlikely).verify() == 0.0
     sync = sync_with(TRUE - 1.0 + unlikely)
-    sync._learner_group.foreach_learner = lambda score: SimpleNamespace(
-        result_or_errors=[SimpleNamespace(get=lambda: [TRUE - 1.0])]
-    )
+    sync._learner_group.ask = lambda score: [[TRUE - 1.0]]
     with pytest.raises(RuntimeError, match="over 31 tokens"):
         sync.verify()
 
@@ -73,9 +69,7 @@ def test_the_proof_goes_on_until_weights_have_moved_log_probs_far() -> None:
         sync.version += 1
 
     sync.push = push  # type: ignore[method-assign]
-    sync._learner_group.foreach_learner = lambda score: SimpleNamespace(
-        result_or_errors=[SimpleNamespace(get=lambda: [told])]
-    )
+    sync._learner_group.ask = lambda score: [[told]]
     proved = []
     for update in range(1, 20):
         if update == 8:

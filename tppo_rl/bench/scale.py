@@ -255,7 +255,7 @@ class _LearnerGroup:
         self._weights = {DEFAULT_MODULE_ID: {"weight": np.zeros(1024, np.float32)}}
         self.module = {DEFAULT_MODULE_ID: SimpleNamespace(kept_in_float32=())}
 
-    def on_first_learner(self, function: Callable[[Any], Any]) -> Any:
+    def ask_first(self, function: Callable[[Any], Any]) -> Any:
         return function(self)
 
     def get_state(self, **_: Any) -> dict[str, Any]:

@@ -49,7 +49,7 @@ class LearnerClient:
 
     def ask(self, question: Callable[[Any], Any]) -> list[Any]:
         """Calls a function on every learner and returns the results."""
-        return [result.get() for result in self._learner_group.foreach_learner(question)]
+        return list(self._learner_group.ask(question))
 
     def held_episodes(self) -> pa.Table:
         """Returns the finished episodes that wait for a full value batch, of all learners."""

@@ -1,44 +1,128 @@
-"""RLlib's LearnerGroup for learners that share one copy of weights and optimizers."""
+"""RLlib's LearnerGroup for learners that share one copy of weights and optimizer; what fails in a learner fails here.
+
+RLlib gives the errors of learners back as if they were results, and says nothing of their cause where a learner is gone.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
+import ray
+from ray.exceptions import RayActorError
 from ray.rllib.core import COMPONENT_LEARNER
 from ray.rllib.core.learner.learner_group import LearnerGroup
+
+from tppo_rl.core.errors import RunError
+
+_ANSWER_S = 20.0
+"""Time that a learner has to say that it is there, after another one has failed."""
+
+
+class LearnerDied(RunError):
+    """The process of a learner is gone."""
 
 
 class TPPOLearnerGroup(LearnerGroup):
     """A LearnerGroup of `TPPOLearner`s.
 
     RLlib asks one learner alone for the state of the group. Sharded learners first have to gather it together.
+
+    Every method raises `LearnerDied` where a learner's process is gone, also where it is another learner that misses it.
     """
 
-    def get_state(self, components: Any = None, *, not_components: Any = None, **kwargs: Any) -> dict[str, Any]:
-        """Returns RLlib's state of the group, with whole weights and moments even if the learners hold slices."""
-        if self._check_component(COMPONENT_LEARNER, components, not_components):
-            self._gather(inference_only=bool(kwargs.get("inference_only", False)))
-        return super().get_state(components, not_components=not_components, **kwargs)
+    def update(self, **kwargs: Any) -> list[dict[str, Any]]:
+        """Updates the learners as RLlib does."""
+        with self._telling_death():
+            return list(super().update(**kwargs))
 
-    def on_first_learner(self, function: Callable[[Any], Any]) -> Any:
+    def ask(self, function: Callable[[Any], Any]) -> list[Any]:
+        """Calls a function with every learner, where it is, and returns the results in the order of the learners.
+
+        Raises:
+            Exception: what the function raises in one of them.
+        """
+        with self._telling_death():
+            return list(self._get_results(self.foreach_learner(function)))
+
+    def ask_first(self, function: Callable[[Any], Any]) -> Any:
         """Calls a function with the learner that has the policy's whole weights, where it is, and returns its result.
 
         Raises:
             Exception: what the function raises.
         """
-        self._gather(inference_only=True)
-        first = None if self.is_local else self._worker_manager.healthy_actor_ids()[:1]
-        (call,) = self.foreach_learner(function, remote_actor_ids=first)
-        return call.get()
+        with self._telling_death():
+            self._gather(inference_only=True)
+            first = None if self.is_local else self._worker_manager.healthy_actor_ids()[:1]
+            return self._get_results(self.foreach_learner(function, remote_actor_ids=first))[0]
 
-    def _gather(self, *, inference_only: bool) -> None:
-        if self.config.distributed != "fsdp":
+    def get_state(self, components: Any = None, *, not_components: Any = None, **kwargs: Any) -> dict[str, Any]:
+        """Returns RLlib's state of the group, with whole weights and moments even if the learners hold slices."""
+        with self._telling_death():
+            if self._check_component(COMPONENT_LEARNER, components, not_components):
+                self._gather(inference_only=bool(kwargs.get("inference_only", False)))
+            return super().get_state(components, not_components=not_components, **kwargs)
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Sets the state of all learners.
+
+        Raises:
+            Exception: a learner cannot take it.
+        """
+        if COMPONENT_LEARNER not in state:
             return
-        for call in self.foreach_learner(lambda learner: learner.gather_state(inference_only=inference_only)):
-            if not call.ok:
-                raise call.get()
+        if self.is_local:
+            super().set_state(state)
+            return
+        reference = ray.put(state[COMPONENT_LEARNER])
+        self.ask(partial(_take_state, reference=reference))
 
     def save_to_path(self, path: Any = None, *, state: dict[str, Any] | None = None, **kwargs: Any) -> str:
         """Saves `state`, or by default the state of the group, as RLlib does."""
         return super().save_to_path(path, state=self.get_state() if state is None else state, **kwargs)
+
+    def _gather(self, *, inference_only: bool) -> None:
+        if self.config.distributed == "fsdp":
+            self.ask(lambda learner: learner.gather_state(inference_only=inference_only))
+
+    @contextmanager
+    def _telling_death(self) -> Iterator[None]:
+        try:
+            yield
+        except LearnerDied:
+            raise
+        except Exception as error:
+            dead = [] if self.is_local else self._dead()
+            if not dead:
+                raise
+            raise LearnerDied(
+                f"learner {', '.join(map(str, dead))} of {len(self._workers)} died (learners count from 0): its process was killed, "
+                "often for want of memory, or its node was lost; what it had trained since the last checkpoint is gone. Go on from "
+                f"the newest checkpoint, as --resume does (first error: {error})"
+            ) from error
+
+    def _dead(self) -> list[int]:
+        """Returns which learners are gone. One that is at work has some time to answer, and counts as alive after it."""
+        calls = [worker.apply.remote(_answer) for worker in self._workers]
+        ray.wait(calls, num_returns=len(calls), timeout=_ANSWER_S, fetch_local=False)
+        return [index for index, call in enumerate(calls) if _is_gone(call)]
+
+
+def _take_state(learner: Any, *, reference: Any) -> None:
+    learner.set_state(ray.get(reference))
+
+
+def _answer(learner: Any) -> None:
+    """Does nothing."""
+
+
+def _is_gone(call: Any) -> bool:
+    try:
+        ray.get(call, timeout=0)
+    except RayActorError:
+        return True
+    except Exception:
+        return False
+    return False

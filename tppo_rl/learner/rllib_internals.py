@@ -25,12 +25,19 @@ CONTRACT: Contract = {
         "configure_optimizers_for_module",
         "register_optimizer",
     ),
-    "ray.rllib.core.learner.learner_group:LearnerGroup": ("_check_component", "foreach_learner", "is_remote", "update"),
+    "ray.rllib.core.learner.learner_group:LearnerGroup": (
+        "_check_component",
+        "_get_results",
+        "foreach_learner",
+        "is_remote",
+        "update",
+    ),
+    "ray.rllib.core.learner.learner:Learner": ("apply",),
     "ray.rllib.core.learner.training_data:TrainingData": ("batch", "batches", "batch_refs", "episodes", "solve_refs"),
 }
-"""Beside these a learner has `_is_built`, `_weights_seq_no`, `_named_optimizers`, `_optimizer_name_to_module`, `_device` and
-`_learner_connector`, and a config `_learner_connector`: attributes that are set when they are made, and that the learner's tests
-read."""
+"""Beside these a group has `_workers` and `_worker_manager`, a learner has `_is_built`, `_weights_seq_no`, `_named_optimizers`,
+`_optimizer_name_to_module`, `_device` and `_learner_connector`, and a config `_learner_connector`: attributes that are set when they
+are made, and that the learner's tests read."""
 MODULE_STATE = "_rl_module_state_after_update"
 """Key under which RLlib expects the weights in the result of `update(return_state=True)`."""
 

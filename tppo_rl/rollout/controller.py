@@ -69,7 +69,6 @@ class RolloutController:
         options: Options of the run.
         weights: Sends weights; an env-runner with old weights would hold up every update.
         restore: Tries to bring lost env-runners back (RLlib's `restore_env_runners`).
-        patience_s: Seconds without any healthy env-runner after which the run gives up.
     """
 
     def __init__(
@@ -79,7 +78,6 @@ class RolloutController:
         weights: Weights,
         *,
         restore: Callable[[], None],
-        patience_s: float = 300.0,
     ) -> None:
         self.ledger = Ledger(
             seed=options.run.seed,
@@ -91,7 +89,7 @@ class RolloutController:
         self._group = group
         self._weights = weights
         self._restore = restore
-        self._patience_s = patience_s
+        self._patience_s = options.pipeline.env_runner_timeout_s
         self._batch_tokens = options.batch_tokens
         self._asynchronous = options.pipeline.mode == "async"
         self._max_staleness = options.pipeline.max_staleness
@@ -120,7 +118,7 @@ class RolloutController:
         """Waits until an update at the trainer's version may begin and returns its fragments (async).
 
         Raises:
-            RuntimeError: no env-runner was healthy for `patience_s` seconds.
+            RuntimeError: no env-runner was healthy for `env_runner_timeout_s` seconds.
             StageCut: the user stops the run; what was sampled stays in the queue.
         """
         with stage("sampling", total=self._batch_tokens, unit="tokens", cut="soon", part="update") as sampling:
@@ -384,6 +382,9 @@ class RolloutController:
     def _wait_for_health(self, last_healthy: float) -> None:
         waited = time.monotonic() - last_healthy
         if waited > self._patience_s:
-            raise RuntimeError(f"no env-runner was healthy for {waited:.0f} s; see the actors' logs for the reason")
+            raise RuntimeError(
+                f"no env-runner was healthy for {waited:.0f} s; see the actors' logs for the reason (one that only starts slowly needs a "
+                "larger env_runner_timeout_s)"
+            )
         self._restore()
         time.sleep(0.5)

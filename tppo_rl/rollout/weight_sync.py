@@ -25,7 +25,6 @@ from tppo_rl.rollout.weight_proof import WeightProof
 logger = logging.getLogger(__name__)
 
 WEIGHTS_TAG = "tppo_weights"
-DELIVERY_TIMEOUT_S = 300.0
 
 
 class LogProbDiff(NamedTuple):
@@ -46,6 +45,7 @@ class WeightSync:
         proof: Says what difference on the probe is a fault.
         probe: Tokens on which trainer and engines are compared, see `probe_tokens`.
         dtype: Number format in which engines hold weights; None: the learners'.
+        timeout_s: Seconds that an env-runner has to take weights.
         first_change: First version whose weights differ from those of the start; the proof is due after its push.
     """
 
@@ -57,12 +57,14 @@ class WeightSync:
         proof: WeightProof,
         probe: Sequence[int],
         dtype: torch.dtype | None = None,
+        timeout_s: float = 300.0,
         first_change: int = 1,
     ) -> None:
         self.version = 0
         self._first_change = first_change
         self._proof_is_due = True
         self._dtype = dtype
+        self._timeout_s = timeout_s
         self._learner_group = learner_group
         self._group = group
         self._proof = proof
@@ -114,7 +116,7 @@ class WeightSync:
         """Sends the learners' weights to all env-runners and takes over their policy version."""
         remote = self._group.healthy_env_runner_ids()
         publish = partial(_publish, dtype=self._dtype, to_store=bool(remote))
-        state = self._learner_group.on_first_learner(publish)
+        state = self._learner_group.ask_first(publish)
         self.version = int(state[WEIGHTS_SEQ_NO])
         if remote:
             self._state = state
@@ -187,13 +189,13 @@ class WeightSync:
         """Waits until every healthy env-runner has been sent the newest weights; its next requests then use them.
 
         Raises:
-            RuntimeError: an env-runner took none for `DELIVERY_TIMEOUT_S`.
+            RuntimeError: an env-runner took none for `timeout_s`.
         """
-        deadline = time.monotonic() + DELIVERY_TIMEOUT_S
+        deadline = time.monotonic() + self._timeout_s
         while self._undelivered & set(self._group.healthy_env_runner_ids()):
             if time.monotonic() > deadline:
                 raise RuntimeError(
-                    f"env-runners {sorted(self._undelivered)} took no weights for {DELIVERY_TIMEOUT_S:.0f} s"
+                    f"env-runners {sorted(self._undelivered)} took no weights for {self._timeout_s:g} s (env_runner_timeout_s)"
                 )
             self.deliver()
             time.sleep(0.01)
@@ -210,7 +212,7 @@ class WeightSync:
 
     def _log_probs_of_trainer(self, sequences: Sequence[Sequence[int]], temperature: float) -> list[np.ndarray]:
         score = partial(_log_probs_on_learner, sequences=sequences, temperature=temperature)
-        return list(self._learner_group.foreach_learner(score).result_or_errors[0].get())
+        return list(self._learner_group.ask(score)[0])
 
 
 def _publish(learner: Any, *, dtype: torch.dtype | None, to_store: bool) -> dict[str, Any]:

@@ -31,6 +31,13 @@ class PipelineOptions(Section):
         gt=0,
     )
 
+    env_runner_timeout_s: float = option(
+        300.0,
+        "Seconds after which a run gives up while no env-runner is there, or one takes no weights; large models on slow disks "
+        "start for longer.",
+        gt=0,
+    )
+
     def largest_log_prob_diff(self, dtype: str) -> float:
         """Returns the mean difference of log-probs, in nats, above which the alarm goes on."""
         return self.log_prob_diff_alarm or _LOG_PROB_DIFF_ALARM[dtype]
