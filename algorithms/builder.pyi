@@ -154,6 +154,7 @@ class OptionBuilder(AlgorithmConfig):
         seed: int = ...,
         rollout_log_fragments: int = ...,
         results_folder: str | None = ...,
+        runtime_env: Mapping[str, Any] | None = ...,
         **kwargs: Any,
     ) -> Self:
         """Sets seed and what a run leaves behind."""

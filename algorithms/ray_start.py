@@ -7,9 +7,11 @@ import os
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
+from tppo_rl.core.errors import OptionError
 from tppo_rl.core.waiting import stage
 
 _STDERR = 2
@@ -59,15 +61,38 @@ def _without_log_level() -> Iterator[None]:
                     os.write(_STDERR, line)
 
 
-def start_ray() -> None:
+def start_ray(runtime_env: Mapping[str, Any] | None = None) -> None:
     """Starts Ray on this machine, or joins the cluster that `RAY_ADDRESS` names, unless it runs already.
 
     Actors, with the libraries in them, write to Ray's log files. Whoever wants their lines on the terminal, such as what a reward
     function prints, starts Ray before, by `ray.init()`.
+
+    Args:
+        runtime_env: Ray's environment of all actors; None: nothing.
+
+    Raises:
+        OptionError: Ray runs already, and its job has no such environment.
     """
     import ray
 
-    if not ray.is_initialized():
-        quiet_ray()
-        with stage("starting Ray"), _without_log_level():
-            ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    if ray.is_initialized():
+        _check_environment(runtime_env or {}, ray.get_runtime_context().runtime_env)
+        return
+    quiet_ray()
+    with stage("starting Ray"), _without_log_level():
+        ray.init(
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            runtime_env=dict(runtime_env) if runtime_env else None,
+        )
+
+
+def _check_environment(wanted: Mapping[str, Any], present: Mapping[str, Any]) -> None:
+    """Compares the keys alone: Ray replaces folders by addresses of what it has packed."""
+    missing = sorted(wanted.keys() - present.keys())
+    if missing:
+        raise OptionError(
+            f"runtime_env={dict(wanted)!r}: Ray runs already, without {', '.join(missing)}; give it to ray.init(runtime_env=…), or leave "
+            "the start of Ray to the run"
+        )

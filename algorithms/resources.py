@@ -27,7 +27,7 @@ def check_resources(config: AlgorithmConfig) -> None:
         OptionError: this process started Ray on this machine alone, and it has too few. Where Ray was there before, nodes may
             still join, so it is a warning. Or a learner in this process wants a GPU beside those of env-runners.
     """
-    start_ray()
+    start_ray(config.options.run.runtime_env)
     if get_current_placement_group() is not None:
         return
     _refuse_an_uncounted_gpu(config)

@@ -49,10 +49,13 @@ def needs_of(trainable: Any, options: Mapping[str, Any]) -> TrialNeeds:
     return TrialNeeds(total, bundles, dict(options))
 
 
-def machine() -> tuple[dict[str, float], list[dict[str, float]]]:
+def machine(runtime_env: Mapping[str, Any] | None = None) -> tuple[dict[str, float], list[dict[str, float]]]:
     """Resources of all machines together and of each: of the cluster if Ray runs or is to be joined, else of this one.
 
     Nothing is started on this machine.
+
+    Args:
+        runtime_env: Of the actors of a cluster that is joined.
     """
     if not ray.is_initialized() and not os.environ.get("RAY_ADDRESS"):
         import torch
@@ -62,7 +65,7 @@ def machine() -> tuple[dict[str, float], list[dict[str, float]]]:
     if not ray.is_initialized():
         from tppo_rl.algorithms.ray_start import start_ray
 
-        start_ray()
+        start_ray(runtime_env)
     return dict(ray.cluster_resources()), [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
 
 
@@ -85,7 +88,7 @@ def check_fit(experiment: Experiment, trainable: Any) -> Table:
     for point in points_to_check(experiment.options()):
         needs = needs_of(trainable, point)
         all_needs[repr(sorted(needs.total.items()))] = needs
-    total, nodes = machine()
+    total, nodes = machine(experiment.options().get("runtime_env"))
     for needs in all_needs.values():
         _refuse_if_too_much(needs, total, nodes)
     largest = max(all_needs.values(), key=lambda needs: sum(needs.total.values()))

@@ -88,13 +88,13 @@ def run_trials(
         ended = sum(1 for _ in folder.glob(f"*/{SUMMARY}"))
         console.print(f"{experiment.name}: {ended} trials have ended before", highlight=False)
         console.print(needs)
-        start_ray()
+        start_ray(experiment.options().get("runtime_env"))
         tuner = tune.Tuner.restore(str(folder), trainable, resume_unfinished=True, restart_errored=True)
     else:
         tuner = make_tuner(experiment, trainable, results, console=console)
         console.print(needs)
         write_definition(experiment, folder)
-        start_ray()
+        start_ray(experiment.options().get("runtime_env"))
     grid = tuner.fit()
     _report_end(experiment, grid, folder, console)
     return grid

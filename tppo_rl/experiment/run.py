@@ -96,7 +96,7 @@ def build_algorithm(experiment: Experiment, options: Mapping[str, Any], folder: 
     from tppo_rl.algorithms.ray_start import start_ray
     from tppo_rl.algorithms.rllib_classes import rllib_classes
 
-    start_ray()
+    start_ray(options.get("runtime_env"))
     logging.getLogger("ray.rllib").setLevel(logging.ERROR)
     algorithm, config_type = rllib_classes(experiment.spec)
     config = config_type().update_from_dict(dict(options))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from tppo_rl.config.section import Section, option
 
 
 class RunOptions(Section):
-    """Seed, log and folder of a run."""
+    """Seed, log and folder of a run, and what its processes find on other nodes."""
 
     seed: int = option(0, "Seed of prompts, sampling and minibatches.", ge=0)
     rollout_log_fragments: int = option(
@@ -14,4 +16,9 @@ class RunOptions(Section):
     )
     results_folder: str | None = option(
         None, "Folder of TensorBoard events and `rollouts/`; None: Tune's folder of the trial."
+    )
+    runtime_env: dict[str, Any] | None = option(
+        None,
+        "Ray's `runtime_env` of all actors, such as `{working_dir: .}` or `{py_modules: [my_rewards]}`: files, modules and "
+        "variables that other nodes of a cluster do not have. None: nothing.",
     )
