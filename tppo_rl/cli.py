@@ -238,6 +238,21 @@ main.add_command(bench)
 main.add_command(plan)
 
 
+@main.command()
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="Of the weights on file.")
+@click.option("--adapter", is_flag=True, help="Write the adapter of a run with lora alone.")
+@click.option("--critic", type=click.Path(path_type=Path), help="Also write the critic, into this folder.")
+@one_clear_error
+def export(checkpoint: Path, folder: Path, dtype: str | None, adapter: bool, critic: Path | None) -> None:
+    """Write the policy of CHECKPOINT, or of a run's newest one, as a Hugging Face model into FOLDER."""
+    from tppo_rl.experiment.export import export_policy
+
+    taken = export_policy(checkpoint, folder, dtype=dtype, adapter=adapter, critic=critic)
+    click.echo(f"{taken} is in {folder}: transformers and vLLM load it from there")
+
+
 def _checked(name: str, load: Callable[[], list[Experiment]]) -> list[Experiment]:
     """Reads and checks experiments, which may take long where data are read, and says so."""
     from rich.console import Console

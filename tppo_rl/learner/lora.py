@@ -9,7 +9,9 @@ alone, because W is loaded from the model's source again. There is no dropout: t
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -83,6 +85,28 @@ def merged_weights(model: nn.Module, weights: Mapping[str, np.ndarray]) -> dict[
             product = layer.scaling[_ADAPTER] * (up @ down)
             merged[f"{name}.weight"] = merged[f"{name}.weight"] + (product.T if layer.fan_in_fan_out else product)
     return merged
+
+
+def save_adapter(model: Any, base: str, folder: Path) -> None:
+    """Writes the adapters and their config in the form of peft, for `PeftModel.from_pretrained` and vLLM.
+
+    Args:
+        model: Model with adapters.
+        base: Folder or hub id of the model without them.
+        folder: Is made.
+    """
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    config = copy.deepcopy(model.peft_config[_ADAPTER])
+    config.base_model_name_or_path, config.task_type = base, "CAUSAL_LM"
+    config.save_pretrained(folder)
+    weights = {
+        f"base_model.model.{name.replace(f'.{_ADAPTER}.', '.')}": parameter.detach().contiguous()
+        for name, parameter in model.named_parameters()
+        if ".lora_" in name
+    }
+    save_file(weights, folder / "adapter_model.safetensors")
 
 
 def trained_weights(model: nn.Module, weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -1,12 +1,12 @@
 """The proof that an engine holds the trainer's weights: both give the same log-probs to a fixed text.
 
 A text, for log-probs of random tokens are the ones that half precision gets most wrong. (A checksum would prove less: an engine
-may keep weights in the layout of its kernels.) What "the same" means, in nats on average over the text's likely tokens:
+may keep weights in the layout of its kernels.) What "the same" means, in nats on average over the text's tokens:
 
 | engine | difference after a push | its own log-probs since the last proof |
 |---|---|---|
 | float32 | at most `LARGEST_DIFF` | moved at least half as far as the trainer's, once these have moved by `_LEAST_MOVE` |
-| half precision, quantized | at most twice that of before the first push, when both held what they had read from the same files | the same |
+| half precision, quantized | at most `_TIMES_CONTROL` times that of before the first push, when both held what they had read from the same files | the same |
 
 The first column of the second row is the engine's rounding, whatever its format; the second tells new weights from old ones also
 where an update moves log-probs by less than that, for an engine that took no weights gives the very same numbers again.
@@ -27,20 +27,17 @@ LONGEST_PROBE = 96
 SHORTEST_PROBE = 16
 """Tokens of a probe; the mean over fewer says little."""
 LARGEST_DIFF = 1e-4
-"""Largest difference in float32, and what is allowed beside twice the control."""
+"""Largest difference in float32, and what is allowed beside the control."""
 LARGEST_CONTROL = 0.5
-"""Largest difference before the first push. Log-probs of likely tokens that another model gives are further away."""
+"""Largest difference before the first push. Log-probs that another model gives are further away."""
 _LEAST_MOVE = 1e-3
 _FAR = 4
+_TIMES_CONTROL = 3
+"""Rounding differs from weights to weights: on SmolLM2-135M in bfloat16 it gave 0.05 to 0.07 nats after updates of any size."""
 _PROBE = (
     "A train leaves the station at 9:40 and covers 126 km at 84 km/h. How many minutes does it need, and when does it arrive? "
     "Think step by step: 126 / 84 = 1.5 hours, which is 90 minutes, so it arrives at 11:10."
 )
-_LIKELY = -1.0
-"""Log-prob of the probe's tokens that count. Half precision rounds large logits: on SmolLM2-135M in bfloat16 likely tokens differ
-by 0.01 nats on average, unlikely ones by 0.1 and more."""
-_FEWEST_LIKELY = 8
-"""Likely tokens that a probe must have; with fewer all of its tokens count."""
 
 
 def probe_tokens(chat: Chat, longest: int) -> list[int]:
@@ -85,11 +82,10 @@ class WeightProof:
         Raises:
             RuntimeError: the difference is too large for rounding.
         """
-        counts = _likely(trainer)
-        self._control = max(_distance(engine, trainer, counts) for engine in engines)
+        self._control = max(_distance(engine, trainer) for engine in engines)
         if not self._control <= LARGEST_CONTROL:
             raise RuntimeError(
-                f"engine and trainer differ by {self._control:.2e} nats on average over {counts.sum()} tokens of a probe, before "
+                f"engine and trainer differ by {self._control:.2e} nats on average over {len(trainer)} tokens of a probe, before "
                 f"any update (largest allowed: {LARGEST_CONTROL:g}); they do not compute the same model: its family, the engine's "
                 "arguments or its number format are not supported"
             )
@@ -105,24 +101,21 @@ class WeightProof:
         Raises:
             RuntimeError: an engine does not hold the trainer's weights.
         """
-        counts = _likely(trainer)
-        difference = max(_distance(engine, trainer, counts) for engine in engines)
-        largest = LARGEST_DIFF + 2 * (self._control or 0.0)
+        difference = max(_distance(engine, trainer) for engine in engines)
+        largest = LARGEST_DIFF + _TIMES_CONTROL * (self._control or 0.0)
         if not difference <= largest:
             raise RuntimeError(
-                f"weight sync failed: engine and trainer differ by {difference:.2e} nats on average over {counts.sum()} tokens of "
+                f"weight sync failed: engine and trainer differ by {difference:.2e} nats on average over {len(trainer)} tokens of "
                 f"a probe (largest allowed: {largest:.0e}); the engine samples from other weights than are trained"
             )
-        self._check_movement(trainer, engines, counts, far=max(_LEAST_MOVE, _FAR * largest))
+        self._check_movement(trainer, engines, far=max(_LEAST_MOVE, _FAR * largest))
         return difference
 
-    def _check_movement(
-        self, trainer: np.ndarray, engines: Sequence[np.ndarray], counts: np.ndarray, far: float
-    ) -> None:
+    def _check_movement(self, trainer: np.ndarray, engines: Sequence[np.ndarray], far: float) -> None:
         if self._before is not None:
             trainer_before, engine_before = self._before
-            moved = _distance(trainer, trainer_before, counts)
-            engine_moved = min(_distance(engine, engine_before, counts) for engine in engines)
+            moved = _distance(trainer, trainer_before)
+            engine_moved = min(_distance(engine, engine_before) for engine in engines)
             if moved >= _LEAST_MOVE and engine_moved < moved / 2:
                 raise RuntimeError(
                     f"weight sync failed: on a probe the trainer's log-probs have moved by {moved:.2e} nats on average, and an "
@@ -134,11 +127,5 @@ class WeightProof:
         self._before = (trainer, np.mean(engines, axis=0))
 
 
-def _likely(trainer: np.ndarray) -> np.ndarray:
-    """Returns which tokens count, bool [n]."""
-    counts = trainer > _LIKELY
-    return counts if counts.sum() >= _FEWEST_LIKELY else np.ones_like(counts)
-
-
-def _distance(one: np.ndarray, other: np.ndarray, counts: np.ndarray) -> float:
-    return float(np.abs(one - other)[counts].mean())
+def _distance(one: np.ndarray, other: np.ndarray) -> float:
+    return float(np.abs(one - other).mean())

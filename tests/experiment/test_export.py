@@ -1,0 +1,157 @@
+"""What `tppo-rl export` writes computes what the trainer computes, in transformers, peft and vLLM."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+from tppo_rl.algorithms import TPPOConfig
+from tppo_rl.base_models import resolve_model
+from tppo_rl.cli import main
+from tppo_rl.learner.module import LanguageModelModule
+
+IDS = torch.arange(4, 68)[None]
+
+
+def save_checkpoint(folder: Path, **options: Any) -> tuple[Path, LanguageModelModule]:
+    """A checkpoint as a run writes it, of models whose weights have moved."""
+    config = TPPOConfig().environment("tppo_rl/ArithmeticChain-v0", env_config={"max_steps": 3})
+    config = config.language_model("tppo_rl/arithmetic-chain").update_from_dict(options)
+    model_config = {"policy_model": resolve_model("tppo_rl/arithmetic-chain"), "lora": options.get("lora")}
+    module = LanguageModelModule(observation_space=None, action_space=None, model_config=model_config)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in module.parameters():
+        if parameter.requires_grad:
+            parameter.data.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+    checkpoint = folder / "run" / "checkpoints" / "iteration_000007"
+    module.save_to_path(checkpoint / "learner_group" / "learner" / "rl_module" / "default_policy")
+    import cloudpickle
+
+    algorithm_arguments = {"class": None, "ctor_args_and_kwargs": ((config.to_dict(),), {})}
+    (checkpoint / "class_and_ctor_args.pkl").write_bytes(cloudpickle.dumps(algorithm_arguments))
+    return checkpoint, module
+
+
+def export(*arguments: Any, code: int = 0) -> str:
+    result = CliRunner().invoke(main, ["export", *map(str, arguments)])
+    assert result.exit_code == code, result.output + repr(result.exception)
+    return result.stderr if code else result.stdout
+
+
+@torch.no_grad()
+def logits(model: Any) -> torch.Tensor:
+    return model(input_ids=IDS).logits
+
+
+@torch.no_grad()
+def trainer_logits(module: LanguageModelModule) -> torch.Tensor:
+    return module.policy.logits(IDS)
+
+
+@pytest.mark.parametrize("lora", [None, {"rank": 4}])
+def test_transformers_computes_what_the_trainer_computes(tmp_path: Path, lora: Any) -> None:
+    checkpoint, module = save_checkpoint(tmp_path, lora=lora)
+    # A run's folder stands for its newest checkpoint.
+    assert "iteration_000007" in export(tmp_path / "run", tmp_path / "model")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    before = AutoModelForCausalLM.from_pretrained(resolve_model("tppo_rl/arithmetic-chain"))
+    difference = (logits(loaded).log_softmax(-1) - trainer_logits(module).log_softmax(-1)).abs()
+    assert difference.mean() <= 1e-5
+    assert difference.max() <= 1e-3
+    assert (logits(loaded) - logits(before)).abs().max() > 0.1
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
+    own = AutoTokenizer.from_pretrained(resolve_model("tppo_rl/arithmetic-chain"))
+    message = [{"role": "user", "content": "1 + 2"}]
+    assert tokenizer.apply_chat_template(message, tokenize=False) == own.apply_chat_template(message, tokenize=False)
+    generation = GenerationConfig.from_pretrained(tmp_path / "model")
+    assert own.eos_token_id in generation.eos_token_id
+    assert checkpoint.is_dir()
+
+
+def test_an_adapter_goes_onto_the_base_model(tmp_path: Path) -> None:
+    from peft import PeftModel
+
+    checkpoint, module = save_checkpoint(tmp_path, lora={"rank": 4})
+    export(checkpoint, tmp_path / "adapter", "--adapter")
+    base = AutoModelForCausalLM.from_pretrained(resolve_model("tppo_rl/arithmetic-chain"))
+    loaded = PeftModel.from_pretrained(base, str(tmp_path / "adapter"))
+    torch.testing.assert_close(logits(loaded), trainer_logits(module), atol=1e-5, rtol=0)
+
+
+def test_the_critic_gives_the_same_values(tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    checkpoint, module = save_checkpoint(tmp_path)
+    export(checkpoint, tmp_path / "model", "--critic", tmp_path / "critic", "--dtype", "bfloat16")
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype="auto").dtype == torch.bfloat16
+    backbone = AutoModel.from_pretrained(tmp_path / "critic")
+    head = load_file(tmp_path / "critic" / "value_head.safetensors")
+    with torch.no_grad():
+        states = backbone(input_ids=IDS).last_hidden_state
+        values = (states @ head["weight"].T + head["bias"])[..., 0]
+        assert module.critic is not None
+        torch.testing.assert_close(values, module.critic(IDS), atol=1e-5, rtol=0)
+
+
+def test_the_card_says_what_was_trained_and_measured(tmp_path: Path) -> None:
+    checkpoint, _ = save_checkpoint(tmp_path, lr=3e-5)
+    figures = {
+        f"heldout_{name}_{moment}{suffix}": value
+        for name, values in {"accuracy": (0.1, 0.4), "standard_error": (0.01, 0.02)}.items()
+        for moment, value in zip(("before", "after"), values, strict=True)
+        for suffix in ("", "_greedy")
+    }
+    summary = tmp_path / "run" / "summary.json"
+    summary.write_text(json.dumps(figures | {"updates": 7, "heldout_n": 300}), encoding="utf-8")
+    export(checkpoint, tmp_path / "model")
+    card = (tmp_path / "model" / "README.md").read_text(encoding="utf-8")
+    assert "| accuracy, greedy | 10.0 ± 1.0 % | 40.0 ± 2.0 % |" in card
+    assert '"lr": 3e-05' in card
+    # Figures of another checkpoint say nothing of this one.
+    summary.write_text(json.dumps(figures | {"updates": 8, "heldout_n": 300}), encoding="utf-8")
+    export(checkpoint, tmp_path / "other")
+    assert "Held-out" not in (tmp_path / "other" / "README.md").read_text(encoding="utf-8")
+
+
+def test_what_cannot_be_exported_is_said_and_leaves_nothing(tmp_path: Path) -> None:
+    checkpoint, _ = save_checkpoint(tmp_path)
+    assert "is no checkpoint, and no run's folder" in export(tmp_path / "nothing", tmp_path / "model", code=2)
+    assert "--adapter: the policy was trained without lora" in export(
+        checkpoint, tmp_path / "model", "--adapter", code=2
+    )
+    assert not (tmp_path / "model").exists()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    assert "is in use" in export(checkpoint, tmp_path / "full", code=2)
+    (checkpoint / "learner_group" / "learner" / "rl_module" / "default_policy" / "module_state.pkl").unlink()
+    assert "holds no policy" in export(checkpoint, tmp_path / "model", code=2)
+
+
+@pytest.mark.integration
+def test_vllm_computes_what_a_run_has_trained(tmp_path: Path) -> None:
+    from tppo_rl.rollout.vllm_engine import VLLMEngine
+
+    checkpoint, module = save_checkpoint(tmp_path)
+    export(checkpoint, tmp_path / "model")
+    engine = VLLMEngine(
+        str(tmp_path / "model"),
+        dtype="float32",
+        max_model_len=256,
+        max_num_seqs=4,
+        end_of_turn=[1],
+        kv_on_update="keep",
+    )
+    try:
+        scores = engine.score(IDS[0].tolist())
+    finally:
+        engine.stop()
+    expected = trainer_logits(module)[0, :-1].log_softmax(-1).gather(-1, IDS[0, 1:, None])[:, 0]
+    np.testing.assert_allclose(scores, expected.numpy(), atol=1e-4)
+    assert np.abs(scores - expected.numpy()).mean() < 1e-5

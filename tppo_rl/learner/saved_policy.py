@@ -1,0 +1,102 @@
+"""A policy out of a checkpoint, as a transformers model: with its adapters merged, or as an adapter.
+
+Neither a learner nor Ray's actors are started; the critic is loaded only where it is asked for.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+import numpy as np
+import torch
+from ray.rllib.core import DEFAULT_MODULE_ID
+
+from tppo_rl.core.errors import OptionError
+from tppo_rl.learner.lora import has_adapters, merged_weights, save_adapter
+from tppo_rl.learner.models import load_causal_lm, parse_dtype
+from tppo_rl.learner.module import LanguageModelModule
+from tppo_rl.learner.sharding import gather_weights, load_weights
+
+_MODULE = Path("learner_group", "learner", "rl_module", DEFAULT_MODULE_ID)
+_CTOR = "class_and_ctor_args.pkl"
+_STATE = "module_state.pkl"
+CRITIC_FILE = "value_head.safetensors"
+
+
+def load_module(checkpoint: Path, *, critic: bool = False) -> LanguageModelModule:
+    """Loads the models of a checkpoint on the CPU.
+
+    Args:
+        checkpoint: Folder of one checkpoint.
+        critic: Whether to load the critic as well, where there is one.
+
+    Raises:
+        OptionError: the folder is no checkpoint of this package, or the model that it began with is gone.
+    """
+    folder = checkpoint / _MODULE
+    try:
+        arguments = cloudpickle.loads((folder / _CTOR).read_bytes())["ctor_args_and_kwargs"][1]
+        state: dict[str, Any] = cloudpickle.loads((folder / _STATE).read_bytes())
+    except (OSError, KeyError, ImportError, EOFError) as error:
+        raise OptionError(
+            f"checkpoint={str(checkpoint)!r}: holds no policy ({error}); give a run's folder or a checkpoint"
+        ) from None
+    config = dict(arguments["model_config"]) | {"reference_model": None, "gradient_checkpointing": False}
+    try:
+        module = LanguageModelModule(**(arguments | {"model_config": config, "inference_only": not critic}))
+    except ValueError as error:
+        raise OptionError(f"checkpoint={str(checkpoint)!r}: its base model cannot be loaded: {error}") from None
+    module.set_state(state)
+    return module
+
+
+def save_policy(module: LanguageModelModule, folder: Path, *, dtype: torch.dtype | None, adapter: bool = False) -> None:
+    """Writes the policy's weights and config as transformers does.
+
+    Args:
+        module: From `load_module`.
+        folder: Is made.
+        dtype: Number format of the weights on file; None: that in which they were trained.
+        adapter: Whether to write the adapter alone, in the form of peft.
+
+    Raises:
+        OptionError: there is no adapter.
+    """
+    source = str((module.model_config or {})["policy_model"])
+    model = module.policy.model
+    if adapter:
+        if not has_adapters(model):
+            raise OptionError("--adapter: the policy was trained without lora; leave it out")
+        save_adapter(model, source, folder)
+        return
+    weights = merged_weights(model, gather_weights(model))
+    config = module.model_config or {}
+    plain = load_causal_lm(source, torch.float32, weights_dtype=parse_dtype(config.get("weights_dtype", "float32")))
+    load_weights(plain, _in_names_of(plain, weights), strict=True)
+    (plain if dtype is None else plain.to(dtype)).save_pretrained(folder)
+
+
+def save_critic(module: LanguageModelModule, folder: Path) -> None:
+    """Writes the critic's backbone as transformers does, and its value head (`CRITIC_FILE`) beside it.
+
+    Raises:
+        OptionError: there is no critic.
+    """
+    from safetensors.torch import save_file
+
+    if module.critic is None:
+        raise OptionError("--critic: the run had no critic; leave it out")
+    critic = module.critic
+    if has_adapters(critic):
+        raise OptionError("--critic: a critic with lora cannot be written as a model of its own; leave it out")
+    critic.backbone.save_pretrained(folder)
+    head = {name: tensor.detach().contiguous() for name, tensor in critic.value_head.state_dict().items()}
+    save_file(head, folder / CRITIC_FILE)
+
+
+def _in_names_of(model: torch.nn.Module, weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Adds the second names of tied weights."""
+    tied = getattr(model, "all_tied_weights_keys", {})
+    return weights | {name: weights[own] for name, own in tied.items() if own in weights}
