@@ -12,25 +12,29 @@ from tppo_rl.bench.sync import sync_figures
 pytestmark = pytest.mark.integration
 
 NAMES = [
-    "weight_sync_seconds",
-    "weight_gather_seconds",
+    "weight_publish_seconds",
     "weight_load_seconds",
     "kv_forget_seconds",
     "plain_copy_seconds",
-    "weights",
+    "weights_sent",
+    "bytes_per_parameter",
 ]
 
 
 def test_the_engine_takes_the_weights_and_the_records_are_written(tmp_path: Path) -> None:
     file = tmp_path / "figures.json"
-    command = [sys.executable, "-m", "tppo_rl", "bench", "sync", "--random-weights", "tiny", "--repeats", "2", "--json"]
-    run = subprocess.run([*command, str(file)], capture_output=True, text=True, timeout=300, check=False)
+    command = [sys.executable, "-m", "tppo_rl", "bench", "sync", "--random-weights", "tiny", "--repeats", "2"]
+    command += ["--dtype", "bfloat16", "--linear", "packed", "--json", str(file)]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert run.returncode == 0, run.stderr
     records = json.loads(file.read_text(encoding="utf-8"))
     assert [record["figure"] for record in records] == [
         "weight_sync_ratio",
-        *(f"{name}, tiny, float32" for name in NAMES),
+        "weight_pause_ratio",
+        *(f"{name}, tiny, bfloat16" for name in NAMES),
     ]
+    # The tied output layer is sent once. Tensors begin at multiples of 64 bytes.
+    assert 2.0 <= records[-1]["median"] < 2.05
     assert {tuple(record) for record in records} == {("figure", "median", "low", "high", "repeats", "unit")}
 
 

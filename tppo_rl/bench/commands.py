@@ -74,7 +74,9 @@ def advantages(**options: Any) -> Sequence[Figure]:
 
 @bench.command()
 @click.option("--model", default="tppo_rl/arithmetic-chain", show_default=True, help="Folder or hub id.")
-@click.option("--random-weights", metavar="SHAPE", help="Instead of a model: tiny, 50m, qwen2.5-0.5b or qwen2.5-1.5b.")
+@click.option(
+    "--random-weights", metavar="SHAPE", help="Instead of a model: tiny, 50m, qwen2.5-0.5b, 1b or qwen2.5-1.5b."
+)
 @click.option("--length", "lengths", multiple=True, default=(64, 256), show_default=True, help="Of whole episodes.")
 @click.option("--window", type=click.IntRange(1), default=32, show_default=True, help="Of T-PPO's fragments, tokens.")
 @click.option("--tokens", type=click.IntRange(1), default=4096, show_default=True, help="Sampled tokens of an update.")
@@ -93,12 +95,18 @@ def learner(**options: Any) -> Sequence[Figure]:
 
 @bench.command()
 @click.option("--model", default="tppo_rl/arithmetic-chain", show_default=True, help="Folder or hub id.")
-@click.option("--random-weights", metavar="SHAPE", help="Instead of a model: tiny, 50m, qwen2.5-0.5b or qwen2.5-1.5b.")
+@click.option(
+    "--random-weights", metavar="SHAPE", help="Instead of a model: tiny, 50m, qwen2.5-0.5b, 1b or qwen2.5-1.5b."
+)
 @click.option("--dtype", default="float32", show_default=True, help="Of the engine: float32 or bfloat16.")
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Torch threads.")
+@click.option(
+    "--linear", type=click.Choice(["in_place", "packed"]), help="Layout of linear layers.  [default: a run's]"
+)
+@click.option("--own-process", is_flag=True, help="Give the engine's core a process of its own.")
 @_measures(repeats=9)
 def sync(**options: Any) -> Sequence[Figure]:
-    """Weights from a learner into a vLLM engine against a plain copy of the same bytes."""
+    """Weights from a learner into a vLLM engine against a plain copy of the bytes that are sent."""
     from tppo_rl.bench.sync import sync_figures
 
     return sync_figures(**options)

@@ -1,7 +1,8 @@
-"""Weights from a learner into a vLLM engine in this process, against a plain copy of the same bytes: `tppo-rl bench sync`.
+"""Weights from a learner into a vLLM engine, against a plain copy of the bytes that are sent: `tppo-rl bench sync`.
 
-Timed is what a weight update takes beside Ray: the learner gathers its weights, the engine loads them; and apart from that
-what it takes to drop the keys and values of the old ones. The plain copy goes from the learner's tensors into others that are there already.
+Timed is what a weight update takes beside Ray, in two parts: the learner publishes its weights, in the engine's number format,
+while the engine goes on; the engine loads them, and samples nothing meanwhile. And apart from that what it takes to drop the
+keys and values of the old ones. There is neither an optimizer nor a critic.
 """
 
 from __future__ import annotations
@@ -18,8 +19,10 @@ import torch
 from tppo_rl.base_models import resolve_model
 from tppo_rl.bench.records import Figure, figure_of
 from tppo_rl.bench.workloads import RANDOM_MODELS, random_model
+from tppo_rl.learner.hub_weights import HubLayout
 from tppo_rl.learner.models import load_causal_lm, parse_dtype
 from tppo_rl.learner.sharding import WeightViews
+from tppo_rl.rollout.packed_weights import PackedWeights
 from tppo_rl.rollout.vllm_engine import VLLMEngine
 
 _PROBE = list(range(2, 34))
@@ -28,7 +31,16 @@ _LARGEST_GAP = {"float32": 1e-4, "bfloat16": 0.05}
 _GIB = 2**30
 
 
-def sync_figures(*, model: str, random_weights: str | None, dtype: str, threads: int, repeats: int) -> list[Figure]:
+def sync_figures(
+    *,
+    model: str,
+    random_weights: str | None,
+    dtype: str,
+    threads: int,
+    repeats: int,
+    linear: str | None = None,
+    own_process: bool = False,
+) -> list[Figure]:
     """Times weight updates of an engine that generates nothing meanwhile.
 
     Args:
@@ -37,6 +49,8 @@ def sync_figures(*, model: str, random_weights: str | None, dtype: str, threads:
         dtype: "float32" or "bfloat16", of the engine; the learner's weights are float32.
         threads: Torch threads of both.
         repeats: Updates that are timed.
+        linear: Layout of the engine's linear layers, "in_place" or "packed"; None: that of a run.
+        own_process: Whether the engine's core has a process of its own, which gets weights through shared memory.
 
     Raises:
         ValueError: an unknown model or dtype.
@@ -60,6 +74,7 @@ def sync_figures(*, model: str, random_weights: str | None, dtype: str, threads:
             end_of_turn=[1],
             kv_on_update="keep",
             num_threads=threads,
+            engine_args=({"linear": linear} if linear else {}) | ({"multiprocessing": True} if own_process else {}),
         )
         try:
             return _measure(policy, engine, dtype, f"{random_weights or Path(source).name}, {dtype}", repeats)
@@ -68,47 +83,47 @@ def sync_figures(*, model: str, random_weights: str | None, dtype: str, threads:
 
 
 def _measure(policy: torch.nn.Module, engine: VLLMEngine, dtype: str, name: str, repeats: int) -> list[Figure]:
-    tensors = [parameter.detach() for parameter in policy.parameters()]
-    copies = [tensor.clone() for tensor in tensors]
+    parameters = list(policy.parameters())
+    views, layout = WeightViews(policy), HubLayout(policy)
 
-    def copy() -> None:
-        for tensor, into in zip(tensors, copies, strict=True):
-            into.copy_(tensor)
+    def publish() -> PackedWeights:
+        return PackedWeights.pack(layout.of(views.of_now()), parse_dtype(dtype))
 
-    views = WeightViews(policy)
-    copy_seconds, gather_seconds, load_seconds, forget_seconds = [], [], [], []
+    copy = np.empty_like(publish().buffer)
+    copy_seconds, publish_seconds, load_seconds, forget_seconds = [], [], [], []
     for version in range(1, repeats + 2):
         with torch.no_grad():
-            for tensor in tensors:
-                tensor.mul_(1.0 + 0.01 / version)
-        copied = _seconds(copy)
+            for parameter in parameters:
+                parameter.mul_(1.0 + 0.01 / version)
         start = time.perf_counter()
-        weights = views.of_now()
-        gathered = time.perf_counter() - start
-        loaded = _seconds(partial(engine.load_weights, weights, version))
+        packed = publish()
+        published = time.perf_counter() - start
+        copied = _seconds(partial(np.copyto, copy, packed.buffer))
+        loaded = _seconds(partial(engine.load_weights, packed.unpack(), version))
         forgotten = _seconds(engine.forget_kv)
         if version == 1:
             continue  # The first time vLLM compiles and imports what the others find.
         copy_seconds.append(copied)
-        gather_seconds.append(gathered)
+        publish_seconds.append(published)
         load_seconds.append(loaded)
         forget_seconds.append(forgotten)
     _check(policy, engine, dtype)
 
-    seconds = [sum(parts) for parts in zip(gather_seconds, load_seconds, strict=True)]
-    size = sum(tensor.nbytes for tensor in tensors) / _GIB
+    sent, count = len(copy), sum(parameter.numel() for parameter in parameters)
+    rows = list(zip(publish_seconds, load_seconds, copy_seconds, strict=True))
     return [
         figure_of(
             "weight_sync_ratio",
-            [sync / plain for sync, plain in zip(seconds, copy_seconds, strict=True)],
+            [(published + loaded) / plain for published, loaded, plain in rows],
             "times a plain copy",
         ),
-        figure_of(f"weight_sync_seconds, {name}", seconds, "s"),
-        figure_of(f"weight_gather_seconds, {name}", gather_seconds, "s"),
+        figure_of("weight_pause_ratio", [loaded / plain for _, loaded, plain in rows], "times a plain copy"),
+        figure_of(f"weight_publish_seconds, {name}", publish_seconds, "s"),
         figure_of(f"weight_load_seconds, {name}", load_seconds, "s"),
         figure_of(f"kv_forget_seconds, {name}", forget_seconds, "s"),
         figure_of(f"plain_copy_seconds, {name}", copy_seconds, "s"),
-        figure_of(f"weights, {name}", [size], "GiB"),
+        figure_of(f"weights_sent, {name}", [sent / _GIB], "GiB"),
+        figure_of(f"bytes_per_parameter, {name}", [sent / count], "bytes"),
     ]
 
 

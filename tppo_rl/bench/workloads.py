@@ -38,6 +38,14 @@ RANDOM_MODELS: dict[str, dict[str, Any]] = {
         "num_attention_heads": 14,
         "num_key_value_heads": 2,
     },
+    "1b": {
+        "vocab_size": 32768,
+        "hidden_size": 2048,
+        "intermediate_size": 5632,
+        "num_hidden_layers": 21,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 4,
+    },
     "qwen2.5-1.5b": {
         "vocab_size": 151936,
         "hidden_size": 1536,
