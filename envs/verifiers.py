@@ -120,7 +120,7 @@ def exact(response: str, answer: str, *, ignore_case: bool = False, extract: Ext
     """
     if not answer.strip():
         raise VerifierError("the known answer is empty")
-    found = _extracted(response, extract)
+    found = extracted(response, extract)
     if found is None:
         return 0.0
     texts = [" ".join(text.split()) for text in (found, answer)]
@@ -155,7 +155,7 @@ def numeric(
     wanted = last_number(answer)
     if wanted is None:
         raise VerifierError(f"the known answer {answer[:100]!r} has no number")
-    found = last_number(_extracted(response, extract) or "")
+    found = last_number(extracted(response, extract) or "")
     if found is None:
         return 0.0
     return float(found.equals(wanted, tolerance=tolerance, relative_tolerance=relative_tolerance))
@@ -182,7 +182,7 @@ def multiple_choice(
     wanted = _leading_letter(answer, letters)
     if wanted is None:
         raise VerifierError(f"the known answer {answer[:100]!r} is none of {', '.join(choices)}")
-    found = _extracted(response, extract)
+    found = extracted(response, extract)
     return float(found is not None and _choice(found, letters) == wanted)
 
 
@@ -202,7 +202,7 @@ def math(response: str, answer: str, *, extract: Extract = _ALL) -> float:
             costly to evaluate, or a pattern of `extract` took too long.
     """
     where = Extraction.parse(extract)
-    found = _extracted(response, where)
+    found = extracted(response, where)
     if found is None:
         return 0.0
     text = found if where.where == "all" else f"${found}$"
@@ -248,7 +248,16 @@ def _depth(text: str) -> int:
     return deepest
 
 
-def _extracted(response: str, extract: Any) -> str | None:
+def extracted(response: str, extract: Any) -> str | None:
+    """Returns the answer in a response, a number in one form whatever way it was written; None where there is none.
+
+    Args:
+        response: Text of the response.
+        extract: See `Extraction`.
+
+    Raises:
+        VerifierError: the search for a user's pattern took too long.
+    """
     where = Extraction.parse(extract)
     if where.where == "last_number":
         number = last_number(response)

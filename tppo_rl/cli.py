@@ -239,6 +239,88 @@ main.add_command(plan)
 
 
 @main.command()
+@click.argument("model")
+@click.option("--env", help="Environment; by default that of the checkpoint's run.")
+@click.option("--env-config", "env_config_text", help="Options of the environment as YAML or JSON.")
+@click.option(
+    "--n", "repeats", type=click.IntRange(0), default=32, show_default=True, help="Sampled answers to a problem."
+)
+@click.option("--problems", type=click.IntRange(1), help="The first ones of the held-out split.  [default: all]")
+@click.option("--temperature", type=click.FloatRange(0, min_open=True), help="[default: that of the training]")
+@click.option("--greedy", is_flag=True, help="Answer each problem once more, greedily.")
+@click.option("--extract", default="last_number", show_default=True, help="What votes for a majority, as YAML.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of the results.  [default: evaluations/MODEL]")
+@click.option("--against", type=click.Path(path_type=Path), help="Compare with the evaluation in this folder.")
+@_set
+@one_clear_error
+def evaluate(
+    model: str,
+    env: str | None,
+    env_config_text: str | None,
+    repeats: int,
+    problems: int | None,
+    temperature: float | None,
+    greedy: bool,
+    extract: str,
+    out: Path | None,
+    against: Path | None,
+    overrides: tuple[str, ...],
+) -> None:
+    """Evaluate MODEL, a folder, hub id, checkpoint or run, on held-out problems: avg@n, pass@k, maj@k with intervals.
+
+    The same command goes on with an evaluation that was stopped.
+    """
+    if not repeats and not greedy:
+        raise OptionError("--n=0: there is nothing to ask; give --greedy, or --n above 0")
+    from rich.console import Console
+
+    from tppo_rl.config.run_files import parse_yaml
+    from tppo_rl.core.waiting import watched_by
+    from tppo_rl.experiment.evaluate import evaluate as run
+    from tppo_rl.experiment.stages import StageDisplay
+
+    values = {} if env is None else {"env": env}
+    values |= {} if env_config_text is None else {"env_config": parse_yaml(env_config_text)}
+    folder = out or Path("evaluations", Path(model).name)
+    display = StageDisplay(Console(), "evaluate")
+    with display, watched_by(display):
+        run(
+            model,
+            folder,
+            values=values,
+            overrides=overrides,
+            repeats=repeats,
+            problems=problems,
+            temperature=temperature,
+            greedy=greedy,
+            extract=parse_yaml(extract),
+            against=against,
+        )
+    _show_report(folder)
+
+
+@main.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--verifier", required=True, help="Name, module:function, ./file.py:function, or YAML with arguments.")
+@click.option("--extract", default="last_number", show_default=True, help="What votes for a majority, as YAML.")
+@one_clear_error
+def rescore(folder: Path, verifier: str, extract: str) -> None:
+    """Score the answers of an evaluation in FOLDER again, by another verifier."""
+    from tppo_rl.config.run_files import parse_yaml
+    from tppo_rl.experiment.evaluate import rescore as score
+
+    score(folder, parse_yaml(verifier), parse_yaml(extract))
+    _show_report(folder / "rescored")
+
+
+def _show_report(folder: Path) -> None:
+    """Prints a report but for its table of problems."""
+    text = (folder / "evaluation.md").read_text(encoding="utf-8")
+    click.echo(text.partition("\n## Problems")[0])
+    click.echo(f"{folder}: evaluation.md has a row for each problem, evaluation.json the figures")
+
+
+@main.command()
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="Of the weights on file.")

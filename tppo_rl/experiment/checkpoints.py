@@ -39,6 +39,20 @@ def newest_checkpoint(folder: Path) -> Path:
     return found
 
 
+def checkpoint_in(source: Path) -> Path:
+    """Returns the checkpoint at `source`, or the newest one of the run there.
+
+    Raises:
+        OptionError: there is none.
+    """
+    if (source / "learner_group").is_dir():
+        return source
+    found = find_newest_checkpoint(source)
+    if found is None:
+        raise OptionError(f"checkpoint={str(source)!r}: is no checkpoint, and no run's folder that holds one")
+    return found
+
+
 def save_checkpoint(algorithm: Any, target: Path, num_to_keep: int | None) -> Path:
     """Saves a checkpoint whole or not at all, and removes the oldest beside it.
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from tppo_rl.config.options import OPTIONS, Options
 from tppo_rl.core.errors import OptionError
-from tppo_rl.experiment.checkpoints import find_newest_checkpoint, iteration_of
+from tppo_rl.experiment.checkpoints import checkpoint_in, iteration_of
 from tppo_rl.experiment.provenance import read_provenance
 from tppo_rl.experiment.summary import SUMMARY, read_summary
 
@@ -59,20 +59,6 @@ def export_policy(
             shutil.rmtree(target, ignore_errors=True)
         raise
     return checkpoint
-
-
-def checkpoint_in(source: Path) -> Path:
-    """Returns the checkpoint at `source`, or the newest one of the run there.
-
-    Raises:
-        OptionError: there is none.
-    """
-    if (source / "learner_group").is_dir():
-        return source
-    found = find_newest_checkpoint(source)
-    if found is None:
-        raise OptionError(f"checkpoint={str(source)!r}: is no checkpoint, and no run's folder that holds one")
-    return found
 
 
 def options_of(checkpoint: Path) -> Options:
