@@ -14,7 +14,7 @@ from tppo_rl.core.one_clear_error import one_clear_error
 from tppo_rl.plan.commands import plan
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from tppo_rl.config.run_files import Experiment
 
@@ -311,6 +311,49 @@ def rescore(folder: Path, verifier: str, extract: str) -> None:
 
     score(folder, parse_yaml(verifier), parse_yaml(extract))
     _show_report(folder / "rescored")
+
+
+@main.command()
+@click.argument("model")
+@click.option("--temperature", type=click.FloatRange(0), help="0 is greedy.  [default: that of the training]")
+@click.option("--probabilities", is_flag=True, help="List the tokens of an answer with their probabilities.")
+@click.option("--values", is_flag=True, help="List them with the critic's values; of a checkpoint or run.")
+@_set
+@one_clear_error
+def chat(model: str, temperature: float | None, probabilities: bool, values: bool, overrides: tuple[str, ...]) -> None:
+    """Talk to MODEL, a folder, hub id, checkpoint or run: a line is a prompt, an empty input ends it."""
+    from rich.console import Console
+
+    from tppo_rl.core.waiting import watched_by
+    from tppo_rl.experiment.conversation import converse
+    from tppo_rl.experiment.stages import StageDisplay
+
+    display = StageDisplay(Console(stderr=True), "chat")
+    with display, watched_by(display):
+        converse(
+            model,
+            _typed_lines(),
+            lambda text: click.echo(text, nl=False),
+            values={},
+            overrides=overrides,
+            temperature=temperature,
+            probabilities=probabilities,
+            critic=values,
+        )
+
+
+def _typed_lines() -> Iterator[str]:
+    """Lines from the terminal or a pipe, up to its end; on a terminal an empty one ends them too."""
+    import sys
+
+    stream = sys.stdin
+    while True:
+        if stream.isatty():
+            click.echo("> ", nl=False)
+        line = stream.readline()
+        if not line or (stream.isatty() and not line.strip()):
+            return
+        yield line
 
 
 def _show_report(folder: Path) -> None:

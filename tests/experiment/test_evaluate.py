@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,14 @@ def run(*arguments: Any, code: int = 0) -> str:
     result = CliRunner().invoke(main, [str(argument) for argument in arguments])
     assert result.exit_code == code, result.output + repr(result.exception)
     return result.output
+
+
+def run_apart(*arguments: Any, code: int = 0) -> str:
+    """The same in a process of its own: vLLM keeps the streams of the process that it starts in."""
+    command = [sys.executable, "-m", "tppo_rl", *map(str, arguments)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    assert result.returncode == code, result.stdout + result.stderr
+    return result.stdout + result.stderr
 
 
 ANSWERS = [
@@ -125,6 +135,11 @@ def test_stored_answers_are_scored_again(tmp_path: Path) -> None:
         (["tppo_rl/arithmetic-chain", "--env", "tppo_rl/ArithmeticChain-v0", "--extract", "somewhere"], "--extract="),
         (["tppo_rl/arithmetic-chain", "--env", "tppo_rl/ArithmeticChain-v0", "--n", "0"], "--n=0"),
         (["tppo_rl/arithmetic-chain", "--env", "tppo_rl/ArithmeticChain-v0", "--set", "lrr=1"], "lrr"),
+        (["no/model", "--env", "tppo_rl/ArithmeticChain-v0"], "policy_model='no/model'"),
+        (
+            ["tppo_rl/arithmetic-chain", "--env", "tppo_rl/ArithmeticChain-v0", "--set", "env_config.max_steps=3"],
+            "max_steps",
+        ),
     ],
 )
 def test_bad_input_is_refused_before_an_engine_starts(arguments: list[str], message: str, tmp_path: Path) -> None:
@@ -138,7 +153,7 @@ def test_an_evaluation_is_counted_and_completed_after_a_kill(tmp_path: Path) -> 
     out = tmp_path / "out"
     command = ["evaluate", "tppo_rl/arithmetic-chain", "--env", "tppo_rl/ArithmeticChain-v0", "--n", 2, "--problems", 8]
     command += ["--greedy", "--out", out, "--set", "max_response_length=64", "--set", "num_envs_per_env_runner=4"]
-    run(*command)
+    run_apart(*command)
     answers = read_answers(out / "answers.jsonl")
     figures = json.loads((out / "evaluation.json").read_text(encoding="utf-8"))["figures"]
     assert len(answers) == 16
@@ -149,13 +164,13 @@ def test_an_evaluation_is_counted_and_completed_after_a_kill(tmp_path: Path) -> 
     content = (out / "answers.jsonl").read_bytes()
     kept = b"".join(content.splitlines(keepends=True)[:5])
     (out / "answers.jsonl").write_bytes(kept + b'{"problem": 3, "rep')
-    run(*command)
+    run_apart(*command)
     again = (out / "answers.jsonl").read_bytes()
     assert again.startswith(kept)
     assert {(one.problem, one.repeat) for one in read_answers(out / "answers.jsonl")} == {
         (problem, repeat) for problem in range(8) for repeat in range(2)
     }
-    assert "holds an evaluation with other settings (repeats)" in run(*command, "--n", 3, code=2)
+    assert "holds an evaluation with other settings (repeats)" in run_apart(*command, "--n", 3, code=2)
     # With all answers there no engine is needed.
-    output = run(*command, "--against", out)
+    output = run_apart(*command, "--against", out)
     assert "Accuracy differs by +0.0 points" in output

@@ -22,7 +22,7 @@ IDS = torch.arange(4, 68)[None]
 
 def save_checkpoint(folder: Path, **options: Any) -> tuple[Path, LanguageModelModule]:
     """A checkpoint as a run writes it, of models whose weights have moved."""
-    config = TPPOConfig().environment("tppo_rl/ArithmeticChain-v0", env_config={"max_steps": 3})
+    config = TPPOConfig().environment("tppo_rl/ArithmeticChain-v0", env_config={"max_operands": 3})
     config = config.language_model("tppo_rl/arithmetic-chain").update_from_dict(options)
     model_config = {"policy_model": resolve_model("tppo_rl/arithmetic-chain"), "lora": options.get("lora")}
     module = LanguageModelModule(observation_space=None, action_space=None, model_config=model_config)

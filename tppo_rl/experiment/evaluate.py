@@ -14,27 +14,17 @@ from pathlib import Path
 from typing import Any
 
 from tppo_rl.config.options import Options
-from tppo_rl.config.run_files import apply_override
 from tppo_rl.config.text_envs import num_problems
 from tppo_rl.core.errors import OptionError
 from tppo_rl.envs.answer_extraction import Extraction, VerifierError
 from tppo_rl.envs.verifiers import extracted, find_verifier
 from tppo_rl.experiment.answer_report import compare_answers, figures_of, write_report
 from tppo_rl.experiment.answers import Answer, Problem, problems_of, read_answers, sample_answers
-from tppo_rl.experiment.checkpoints import checkpoint_in
-from tppo_rl.experiment.export import export_policy, options_of
+from tppo_rl.experiment.sources import exported, options_of_source
 
 SETTINGS = "settings.json"
 PROBLEMS = "problems.jsonl"
 _MODEL = "model"
-_HERE = {
-    "num_env_runners": 0,
-    "evaluation_num_env_runners": 0,
-    "num_learners": 0,
-    "mode": "sync",
-    "kl_coef": 0.0,
-}
-"""Options of an engine in this process, without a learner."""
 _ENDLESS = 128
 """Problems of an environment that has them without end."""
 
@@ -74,7 +64,11 @@ def evaluate(
         Exception: what the engine or the environment raises.
     """
     vote = _vote(extract)
-    options, checkpoint = _options(source, values, overrides)
+    options, checkpoint = options_of_source(source, values, overrides)
+    if options.environment.env is None:
+        raise OptionError(
+            "--env: a model alone does not say what it is asked; give an environment, such as tppo_rl/Dataset-v0"
+        )
     number = _number_of_problems(options, problems)
     heat = options.rollout.sampling.temperature if temperature is None else temperature
     settings = {
@@ -89,10 +83,7 @@ def evaluate(
     }
     _claim(folder, settings)
     if checkpoint is not None:
-        model = folder / _MODEL
-        if not model.exists():
-            export_policy(checkpoint, model)
-        options = options.replace(policy_model=str(model))
+        options = options.replace(policy_model=str(exported(checkpoint, folder / _MODEL)))
     asked = problems_of(options, number)
     _write_problems(folder, asked)
     answers = _answers(options, folder, number, repeats, heat, greedy=greedy)
@@ -151,22 +142,6 @@ def rescore(folder: Path, verifier: Any, extract: Any) -> dict[str, Any]:
     (folder / "rescored").mkdir(exist_ok=True)
     write_report(folder / "rescored", evaluation, asked, answers)
     return evaluation
-
-
-def _options(source: str, values: Mapping[str, Any], overrides: Sequence[str]) -> tuple[Options, Path | None]:
-    """Returns the options, with one engine in this process, and the checkpoint if the source is one."""
-    path = Path(source)
-    is_run = path.is_dir() and any((path / name).is_dir() for name in ("learner_group", "checkpoints"))
-    checkpoint = checkpoint_in(path) if is_run else None
-    config = {"policy_model": source} if checkpoint is None else options_of(checkpoint).flat()
-    body: dict[str, Any] = {"config": config | dict(values)}
-    for override in overrides:
-        apply_override(body, override)
-    if not body["config"].get("env"):
-        raise OptionError(
-            "--env: a model alone does not say what it is asked; give an environment, such as tppo_rl/Dataset-v0"
-        )
-    return Options.of(**(body["config"] | _HERE)), checkpoint
 
 
 def _number_of_problems(options: Options, asked: int | None) -> int:
