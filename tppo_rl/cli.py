@@ -222,6 +222,27 @@ def check_env(env: str, env_config_text: str, episodes: int, deadline: float, ov
         raise RunError(f"{env}: {broken} {'check fails' if broken == 1 else 'checks fail'}")
 
 
+@main.command()
+@click.option("--quick", is_flag=True, help="Leave out what computes: an update and an engine.")
+@one_clear_error
+def doctor(quick: bool) -> None:
+    """Look at machine and installation as a run would use them; each finding with its remedy.
+
+    The exit status is 1 where something is wrong.
+    """
+    from tppo_rl.bench.doctor import examine
+
+    wrong = 0
+    for finding in examine(compute=not quick):
+        color = {"fine": "green", "look": "yellow", "wrong": "red"}[finding.verdict]
+        click.echo(f"{click.style(f'{finding.verdict:6}', fg=color)}  {finding.subject:16}  {finding.seen}")
+        if finding.remedy:
+            click.echo(f"{'':26}-> {finding.remedy}")
+        wrong += finding.verdict == "wrong"
+    if wrong:
+        raise RunError(f"{wrong} {'finding is' if wrong == 1 else 'findings are'} wrong")
+
+
 @main.command("import-model")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
