@@ -14,7 +14,7 @@ from tppo_rl.core.one_clear_error import one_clear_error
 from tppo_rl.plan.commands import plan
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from tppo_rl.config.run_files import Experiment
 
@@ -361,6 +361,68 @@ def chat(model: str, temperature: float | None, probabilities: bool, values: boo
             probabilities=probabilities,
             critic=values,
         )
+
+
+@main.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--from", "first", type=click.IntRange(1), default=1, show_default=True, help="First iteration.")
+@click.option("--to", "last", type=click.IntRange(1), help="Last iteration.  [default: the newest]")
+@click.option("--finished/--open", "finished", default=None, help="Windows that ended their episode, or the others.")
+@click.option("--right/--wrong", "correct", default=None, help="Right answers, or wrong ones.")
+@click.option("--search", help="Words in prompt or response.")
+@click.option(
+    "--sort",
+    type=click.Choice(["iteration", "reward", "length", "staleness"]),
+    default="iteration",
+    show_default=True,
+    help="Largest first.",
+)
+@click.option("--ascending", is_flag=True, help="Smallest first.")
+@click.option("--limit", type=click.IntRange(1), default=20, show_default=True)
+@click.option("--show", "in_full", is_flag=True, help="Print them whole, tokens colored by their probability.")
+@click.option("--model", help="Whose tokenizer to take.  [default: that of the newest checkpoint]")
+@one_clear_error
+def rollouts(
+    run: Path,
+    first: int,
+    last: int | None,
+    finished: bool | None,
+    correct: bool | None,
+    search: str | None,
+    sort: str,
+    ascending: bool,
+    limit: int,
+    in_full: bool,
+    model: str | None,
+) -> None:
+    """Look at what the model wrote in RUN: the fragments that were kept, one row each."""
+    from rich.console import Console
+
+    from tppo_rl.algorithms.ray_start import quiet_libraries
+    from tppo_rl.experiment.rollout_view import chosen, read_rollouts, table_of, tokenizer_of, whole
+
+    quiet_libraries()
+    tokenizer = tokenizer_of(run, model)
+
+    def text(tokens: Sequence[int]) -> str:
+        return str(tokenizer.decode(tokens, skip_special_tokens=True))
+
+    kept = chosen(
+        read_rollouts(run, first, last),
+        text,
+        finished=finished,
+        correct=correct,
+        search=search,
+        sort=sort,
+        descending=not ascending,
+        limit=limit,
+    )
+    console = Console()
+    if in_full:
+        for one in kept:
+            console.print(whole(one, tokenizer), soft_wrap=True)
+    else:
+        console.print(table_of(kept, text))
 
 
 def _typed_lines() -> Iterator[str]:
