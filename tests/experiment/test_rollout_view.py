@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from tppo_rl.base_models import resolve_model
 from tppo_rl.cli import main
 from tppo_rl.core.fragments import Fragment, table_from_fragments
-from tppo_rl.experiment.rollout_view import Kept, chosen, whole
+from tppo_rl.experiment.rollout_view import Kept, chosen, whole, without_what_all_share
 
 MODEL = "tppo_rl/arithmetic-chain"
 
@@ -82,6 +82,14 @@ def test_tokens_are_colored_by_their_probability() -> None:
     assert text.plain == "iteration 6, episode 3, window 1: wrong, cut\nhijfghi\n"
     assert [str(span.style) for span in text.spans][-5:-1] == ["cyan", "red", "yellow", "default"]
     assert str(text.spans[-1].style) == "green"
+
+
+def test_what_all_prompts_share_is_left_out() -> None:
+    asked = ["system: be brief. user: 1+1? assistant:", "system: be brief. user: 1+12? assistant:"]
+    assert without_what_all_share(asked) == ["1+1?", "1+12?"]
+    assert without_what_all_share(["say a", "say b", "say a"]) == ["a", "b", "a"]
+    assert without_what_all_share(["all the same", "all the same"]) == ["all the same", "all the same"]
+    assert without_what_all_share([]) == []
 
 
 def write_run(folder: Path) -> None:

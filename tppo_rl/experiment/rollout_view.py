@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -127,13 +128,16 @@ def chosen(
 def table_of(rollouts: Sequence[Kept], text: Callable[[Sequence[int]], str]) -> Table:
     """One row for each fragment."""
     table = Table("iteration", "episode", "window", "prompt", "window's text", "length", "reward", "staleness", "end")
-    for kept in rollouts:
+    prompts = without_what_all_share(
+        [text(kept.fragment.context[: kept.fragment.prompt_length].tolist()) for kept in rollouts]
+    )
+    for kept, prompt in zip(rollouts, prompts, strict=True):
         fragment = kept.fragment
         table.add_row(
             str(kept.iteration),
             str(fragment.episode_id),
             str(fragment.window_index),
-            Text(_cell(text(fragment.context[: fragment.prompt_length].tolist()))),
+            Text(_cell(prompt)),
             Text(_cell(text(fragment.tokens.tolist()))),
             str(kept.length),
             f"{kept.reward:.2f}",
@@ -141,6 +145,22 @@ def table_of(rollouts: Sequence[Kept], text: Callable[[Sequence[int]], str]) -> 
             _end(fragment),
         )
     return table
+
+
+def without_what_all_share(prompts: Sequence[str]) -> list[str]:
+    """Leaves out the words at the beginning and the end that different prompts share: system message and template."""
+    words = [prompt.split() for prompt in prompts]
+    if len({*map(tuple, words)}) < 2:
+        return list(prompts)
+    start = _shared(words)
+    rest = [of_prompt[start:] for of_prompt in words]
+    end = _shared([of_prompt[::-1] for of_prompt in rest])
+    return [" ".join(of_prompt[: len(of_prompt) - end]) for of_prompt in rest]
+
+
+def _shared(rows: Sequence[Sequence[str]]) -> int:
+    """Words that all rows begin with."""
+    return sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, zip(*rows, strict=False)))
 
 
 def whole(kept: Kept, tokenizer: Any) -> Text:
