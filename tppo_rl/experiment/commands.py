@@ -1,0 +1,219 @@
+"""The commands on a model or run that is there: `evaluate`, `rescore`, `rollouts`, `chat`, `export`.
+
+Heavy imports stand inside them, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from tppo_rl.core.errors import OptionError
+from tppo_rl.core.one_clear_error import one_clear_error
+from tppo_rl.core.shared_options import set_option
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+
+@click.command()
+@click.argument("model")
+@click.option("--env", help="Environment; by default that of the checkpoint's run.")
+@click.option("--env-config", "env_config_text", help="Options of the environment as YAML or JSON.")
+@click.option(
+    "--n", "repeats", type=click.IntRange(0), default=32, show_default=True, help="Sampled answers to a problem."
+)
+@click.option("--problems", type=click.IntRange(1), help="The first ones of the held-out split.  [default: all]")
+@click.option("--temperature", type=click.FloatRange(0, min_open=True), help="[default: that of the training]")
+@click.option("--greedy", is_flag=True, help="Answer each problem once more, greedily.")
+@click.option("--extract", default="last_number", show_default=True, help="What votes for a majority, as YAML.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of the results.  [default: evaluations/MODEL]")
+@click.option("--against", type=click.Path(path_type=Path), help="Compare with the evaluation in this folder.")
+@set_option
+@one_clear_error
+def evaluate(
+    model: str,
+    env: str | None,
+    env_config_text: str | None,
+    repeats: int,
+    problems: int | None,
+    temperature: float | None,
+    greedy: bool,
+    extract: str,
+    out: Path | None,
+    against: Path | None,
+    overrides: tuple[str, ...],
+) -> None:
+    """Evaluate MODEL, a folder, hub id, checkpoint or run, on held-out problems: avg@n, pass@k, maj@k with intervals.
+
+    The same command goes on with an evaluation that was stopped.
+    """
+    if not repeats and not greedy:
+        raise OptionError("--n=0: there is nothing to ask; give --greedy, or --n above 0")
+    from rich.console import Console
+
+    from tppo_rl.config.run_files import parse_yaml
+    from tppo_rl.core.waiting import watched_by
+    from tppo_rl.experiment.evaluate import evaluate as run
+    from tppo_rl.experiment.stages import StageDisplay
+
+    values = {} if env is None else {"env": env}
+    values |= {} if env_config_text is None else {"env_config": parse_yaml(env_config_text)}
+    folder = out or Path("evaluations", Path(model).name)
+    display = StageDisplay(Console(), "evaluate")
+    with display, watched_by(display):
+        run(
+            model,
+            folder,
+            values=values,
+            overrides=overrides,
+            repeats=repeats,
+            problems=problems,
+            temperature=temperature,
+            greedy=greedy,
+            extract=parse_yaml(extract),
+            against=against,
+        )
+    _show_report(folder)
+
+
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--verifier", required=True, help="Name, module:function, ./file.py:function, or YAML with arguments.")
+@click.option("--extract", default="last_number", show_default=True, help="What votes for a majority, as YAML.")
+@one_clear_error
+def rescore(folder: Path, verifier: str, extract: str) -> None:
+    """Score the answers of an evaluation in FOLDER again, by another verifier."""
+    from tppo_rl.config.run_files import parse_yaml
+    from tppo_rl.experiment.evaluate import rescore as score
+
+    score(folder, parse_yaml(verifier), parse_yaml(extract))
+    _show_report(folder / "rescored")
+
+
+@click.command()
+@click.argument("model")
+@click.option("--temperature", type=click.FloatRange(0), help="0 is greedy.  [default: that of the training]")
+@click.option("--probabilities", is_flag=True, help="List the tokens of an answer with their probabilities.")
+@click.option("--values", is_flag=True, help="List them with the critic's values; of a checkpoint or run.")
+@set_option
+@one_clear_error
+def chat(model: str, temperature: float | None, probabilities: bool, values: bool, overrides: tuple[str, ...]) -> None:
+    """Talk to MODEL, a folder, hub id, checkpoint or run: a line is a prompt, an empty input ends it."""
+    from rich.console import Console
+
+    from tppo_rl.core.waiting import watched_by
+    from tppo_rl.experiment.conversation import converse
+    from tppo_rl.experiment.stages import StageDisplay
+
+    display = StageDisplay(Console(stderr=True), "chat")
+    with display, watched_by(display):
+        converse(
+            model,
+            _typed_lines(),
+            lambda text: click.echo(text, nl=False),
+            values={},
+            overrides=overrides,
+            temperature=temperature,
+            probabilities=probabilities,
+            critic=values,
+        )
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--from", "first", type=click.IntRange(1), default=1, show_default=True, help="First iteration.")
+@click.option("--to", "last", type=click.IntRange(1), help="Last iteration.  [default: the newest]")
+@click.option("--finished/--open", "finished", default=None, help="Windows that ended their episode, or the others.")
+@click.option("--right/--wrong", "correct", default=None, help="Right answers, or wrong ones.")
+@click.option("--search", help="Words in prompt or response.")
+@click.option(
+    "--sort",
+    type=click.Choice(["iteration", "reward", "length", "staleness"]),
+    default="iteration",
+    show_default=True,
+    help="Largest first.",
+)
+@click.option("--ascending", is_flag=True, help="Smallest first.")
+@click.option("--limit", type=click.IntRange(1), default=20, show_default=True)
+@click.option("--show", "in_full", is_flag=True, help="Print them whole, tokens colored by their probability.")
+@click.option("--model", help="Whose tokenizer to take.  [default: that of the newest checkpoint]")
+@one_clear_error
+def rollouts(
+    run: Path,
+    first: int,
+    last: int | None,
+    finished: bool | None,
+    correct: bool | None,
+    search: str | None,
+    sort: str,
+    ascending: bool,
+    limit: int,
+    in_full: bool,
+    model: str | None,
+) -> None:
+    """Look at what the model wrote in RUN: the fragments that were kept, one row each."""
+    from rich.console import Console
+
+    from tppo_rl.algorithms.ray_start import quiet_libraries
+    from tppo_rl.experiment.rollout_view import chosen, read_rollouts, table_of, tokenizer_of, whole
+
+    quiet_libraries()
+    tokenizer = tokenizer_of(run, model)
+
+    def text(tokens: Sequence[int]) -> str:
+        return str(tokenizer.decode(tokens, skip_special_tokens=True))
+
+    kept = chosen(
+        read_rollouts(run, first, last),
+        text,
+        finished=finished,
+        correct=correct,
+        search=search,
+        sort=sort,
+        descending=not ascending,
+        limit=limit,
+    )
+    console = Console()
+    if in_full:
+        for one in kept:
+            console.print(whole(one, tokenizer), soft_wrap=True)
+    else:
+        console.print(table_of(kept, text))
+
+
+def _typed_lines() -> Iterator[str]:
+    """Lines from the terminal or a pipe, up to its end; on a terminal an empty one ends them too."""
+    stream = sys.stdin
+    while True:
+        if stream.isatty():
+            click.echo("> ", nl=False)
+        line = stream.readline()
+        if not line or (stream.isatty() and not line.strip()):
+            return
+        yield line
+
+
+def _show_report(folder: Path) -> None:
+    """Prints a report but for its table of problems."""
+    text = (folder / "evaluation.md").read_text(encoding="utf-8")
+    click.echo(text.partition("\n## Problems")[0])
+    click.echo(f"{folder}: evaluation.md has a row for each problem, evaluation.json the figures")
+
+
+@click.command()
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="Of the weights on file.")
+@click.option("--adapter", is_flag=True, help="Write the adapter of a run with lora alone.")
+@click.option("--critic", type=click.Path(path_type=Path), help="Also write the critic, into this folder.")
+@one_clear_error
+def export(checkpoint: Path, folder: Path, dtype: str | None, adapter: bool, critic: Path | None) -> None:
+    """Write the policy of CHECKPOINT, or of a run's newest one, as a Hugging Face model into FOLDER."""
+    from tppo_rl.experiment.export import export_policy
+
+    taken = export_policy(checkpoint, folder, dtype=dtype, adapter=adapter, critic=critic)
+    click.echo(f"{taken} is in {folder}: transformers and vLLM load it from there")
