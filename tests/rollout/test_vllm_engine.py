@@ -27,6 +27,7 @@ from tppo_rl.core.fragments import Fragment
 from tppo_rl.core.prompts import Ticket
 from tppo_rl.rollout.chat import Chat
 from tppo_rl.rollout.engine import Request, Sampling
+from tppo_rl.rollout.packed_weights import PackedWeights
 from tppo_rl.rollout.sampler import EpisodeLimits, Sampler
 from tppo_rl.rollout.vllm_engine import VLLMEngine, _allow_read_only_weights
 
@@ -65,8 +66,9 @@ def weights_of(policy: Any) -> Any:
         generator = torch.Generator().manual_seed(version)
         noise = 0.01 if version else 0.0
         changed = {k: w * (1 + noise * torch.randn(w.shape, generator=generator)) for k, w in base.items()}
-        # A tied output layer is sent under one name, as `HubWeights` does.
-        return {name: weight for name, weight in changed.items() if name != "lm_head.weight"}
+        # As a run sends them: a tied output layer under one name, all in one buffer.
+        sent = {name: weight.numpy() for name, weight in changed.items() if name != "lm_head.weight"}
+        return PackedWeights.pack(sent).unpack()
 
     return weights
 

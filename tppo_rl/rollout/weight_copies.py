@@ -7,8 +7,10 @@ noted once and made again at each update.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -70,8 +72,11 @@ class _NoteCopies(TorchDispatchMode):
         super().__init__()
         self.copies: list[_Copy] = []
         self.complete = True
-        self._names = {tensor.untyped_storage().data_ptr(): name for name, tensor in weights.items()}
-        self._offsets = {name: tensor.storage_offset() for name, tensor in weights.items()}
+        # By addresses: tensors of one buffer share a storage.
+        self._tensors = sorted(
+            ((tensor.data_ptr(), name, tensor) for name, tensor in weights.items() if tensor.numel()),
+            key=itemgetter(0, 1),
+        )
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten.copy_.default:
@@ -79,9 +84,18 @@ class _NoteCopies(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
     def _note(self, into: torch.Tensor, source: torch.Tensor) -> None:
-        name = self._names.get(source.untyped_storage().data_ptr())
-        if name is None or into.shape != source.shape:
+        found = self._whole_of(source)
+        if found is None or into.shape != source.shape:
             self.complete = False
             return
-        offset = source.storage_offset() - self._offsets[name]
-        self.copies.append(_Copy(into, name, int(offset), tuple(source.shape), source.stride()))
+        start, name = found
+        offset = (source.data_ptr() - start) // source.element_size()
+        self.copies.append(_Copy(into, name, offset, tuple(source.shape), source.stride()))
+
+    def _whole_of(self, source: torch.Tensor) -> tuple[int, str] | None:
+        """Returns address and name of the given tensor that `source` is a part of; None if it is a part of none."""
+        index = bisect_right(self._tensors, source.data_ptr(), key=itemgetter(0)) - 1
+        if index < 0:
+            return None
+        start, name, tensor = self._tensors[index]
+        return (start, name) if source.data_ptr() < start + tensor.nbytes else None
