@@ -16,7 +16,7 @@ pytestmark = pytest.mark.integration
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize(("num_learners", "killed"), [(1, 0), (2, 1)])
+@pytest.mark.parametrize(("num_learners", "killed"), [(1, 0), pytest.param(2, 1, marks=pytest.mark.slow)])
 def test_a_killed_learner_is_the_error_of_the_run(small_config: TPPOConfig, num_learners: int, killed: int) -> None:
     small_config.learners(num_learners=num_learners).evaluation(evaluation_interval=None)
     algorithm: Any = small_config.build_algo()

@@ -49,7 +49,7 @@ def test_a_line_is_answered_as_the_model_itself_answers_it() -> None:
     assert math.isclose(sum(map(float, first)), 1.0, rel_tol=1e-4)
 
 
-@pytest.mark.integration
+@pytest.mark.slow
 def test_values_are_those_of_the_critic_of_a_checkpoint(tmp_path: Path) -> None:
     _, module = save_checkpoint(tmp_path)
     output = chat(tmp_path / "run", "--values", "--temperature", 0, "--set", "max_response_length=4", typed="1+2=\n")

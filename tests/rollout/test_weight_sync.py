@@ -76,6 +76,16 @@ def test_nobody_who_answers_is_no_proof() -> None:
         sync_with(None, None).verify()
 
 
+def test_a_proof_that_nobody_answers_is_made_up_for_after_the_next_push() -> None:
+    sync = sync_with(None)
+    sync.push = lambda: None  # type: ignore[method-assign]
+    assert sync.push_and_verify() is None
+    assert sync._proof_is_due
+    sync._group.answers = (TRUE,)
+    assert sync.push_and_verify() == 0.0
+    assert not sync._proof_is_due
+
+
 def test_one_that_was_lost_has_to_prove_its_weights_later() -> None:
     lost = sync_with(TRUE, None)
     assert lost.verify() == 0.0

@@ -96,12 +96,19 @@ class TPPOLearnerGroup(LearnerGroup):
         except Exception as error:
             dead = [] if self.is_local else self._dead()
             if not dead:
+                self._keep_all_in_use()
                 raise
             raise LearnerDied(
                 f"learner {', '.join(map(str, dead))} of {len(self._workers)} died (learners count from 0): its process was killed, "
                 "often for want of memory, or its node was lost; what it had trained since the last checkpoint is gone. Go on from "
                 f"the newest checkpoint, as --resume does (first error: {error})"
             ) from error
+
+    def _keep_all_in_use(self) -> None:
+        """RLlib leaves an actor that has raised out of all later calls, and says nothing of it."""
+        if not self.is_local:
+            for actor in self._worker_manager.actors():
+                self._worker_manager.set_actor_state(actor, healthy=True)
 
     def _dead(self) -> list[int]:
         """Returns which learners are gone. One that is at work has some time to answer, and counts as alive after it."""

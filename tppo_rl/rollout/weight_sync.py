@@ -34,6 +34,10 @@ class LogProbDiff(NamedTuple):
     largest: float
 
 
+class _NobodyAnswered(RuntimeError):
+    """All env-runners were lost while they were asked."""
+
+
 class WeightSync:
     """Sends weights to env-runners.
 
@@ -92,7 +96,8 @@ class WeightSync:
         8, … updates, until they have moved log-probs far enough, and after an env-runner's restart.
 
         Returns:
-            The largest mean difference on the probe over all engines, nats; None if no proof was due.
+            The largest mean difference on the probe over all engines, nats; None if no proof was due, or if all env-runners
+            were lost meanwhile: it is then due after the next push.
 
         Raises:
             RuntimeError: as `verify`.
@@ -102,7 +107,12 @@ class WeightSync:
         again = not self._proof.is_decided and self.version > self._first_change and _is_power_of_two(self.version)
         if not (self._proof_is_due or self.version == self._first_change or again):
             return None
-        return self.verify()
+        try:
+            return self.verify()
+        except _NobodyAnswered:
+            # Whoever samples waits for env-runners, and gives up after a time.
+            self._proof_is_due = True
+            return None
 
     def revive(self, env_runner: int) -> None:
         """Sends the newest weights to an env-runner that was restarted; the proof waits for the next push.
@@ -180,7 +190,7 @@ class WeightSync:
             if isinstance(answer, Exception):
                 raise answer
         if not answers:
-            raise RuntimeError(
+            raise _NobodyAnswered(
                 f"weight sync failed: none of the env-runners {env_runners} answered; all were lost meanwhile"
             )
         return list(answers)
