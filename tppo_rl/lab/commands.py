@@ -31,6 +31,13 @@ def critic() -> None:
 @click.option(
     "--continuations", default=8, show_default=True, type=click.IntRange(2), help="From each state, an even number."
 )
+@click.option(
+    "--gradient-states",
+    default=256,
+    show_default=True,
+    type=click.IntRange(0),
+    help="States at which gradients are compared: 4 backward passes, and 6 for each critic; 0: none.",
+)
 @click.option("--split", type=click.Choice(["train", "heldout"]), default="heldout", show_default=True)
 @click.option("--seed", default=0, show_default=True, help="Of the engine, and of the states that are taken.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the results.  [default: critic_labs/MODEL]")
@@ -45,6 +52,7 @@ def lab(
     responses: int,
     prefixes: int,
     continuations: int,
+    gradient_states: int,
     split: str,
     seed: int,
     out: Path | None,
@@ -70,7 +78,15 @@ def lab(
     plan = Plan(tokens, responses, prefixes, continuations, cast(Any, split), seed)
     display = StageDisplay(Console(), "critic lab")
     with display, watched_by(display):
-        measure(model, folder, values=values, overrides=overrides, plan=plan, critics=critics)
+        measure(
+            model,
+            folder,
+            values=values,
+            overrides=overrides,
+            plan=plan,
+            critics=critics,
+            gradient_states=gradient_states,
+        )
     text = (folder / MARKDOWN_FILE).read_text(encoding="utf-8").partition(DETAILS)[0]
     click.echo("\n".join(line for line in text.splitlines() if not line.startswith("![")))
     click.echo(f"{folder}: {MARKDOWN_FILE} has calibration, boundary values and figures too")

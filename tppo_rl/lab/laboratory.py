@@ -34,6 +34,7 @@ def measure(
     overrides: Sequence[str] = (),
     plan: Plan,
     critics: Sequence[Path] = (),
+    gradient_states: int = 0,
 ) -> dict[str, Any]:
     """Samples a policy, measures critics, and writes the report.
 
@@ -44,6 +45,7 @@ def measure(
         overrides: Further changes, as `key=value`.
         plan: How much is sampled.
         critics: Checkpoints or runs, whose critics are measured on the same states.
+        gradient_states: States at which gradients of unfinished windows are taken; 0: none.
 
     Returns:
         What is written to `critic_lab.json`: `settings` and what `figures_of` returns.
@@ -74,7 +76,12 @@ def measure(
         results: dict[str, Any] = {"settings": settings} | figures_of(
             samples, along, gamma=options.advantages.gamma, window=options.rollout.window
         )
-        write_report(folder, results)
+    if loaded and gradient_states:
+        with stage("gradients of the policy"):
+            policy = _policy(options, checkpoint)
+            for name, figures in _gradients(policy, loaded, samples, options, gradient_states).items():
+                results["critics"][name]["gradients"] = figures
+    write_report(folder, results)
     return results
 
 
@@ -139,6 +146,32 @@ def _load(critics: Sequence[Path]) -> dict[str, Any]:
         name = _name(path)
         loaded[name if name not in loaded else str(path)] = load_critic(path)
     return loaded
+
+
+def _policy(options: Options, checkpoint: Path | None) -> Any:
+    """The policy that was sampled, with its gradients."""
+    from tppo_rl.base_models import resolve_model
+    from tppo_rl.learner.models import Policy, load_causal_lm, parse_dtype
+    from tppo_rl.learner.saved_policy import load_module
+
+    if checkpoint is not None:
+        return load_module(checkpoint).policy
+    dtype = parse_dtype(options.models.dtype)
+    return Policy(load_causal_lm(resolve_model(str(options.models.policy_model)), dtype), dtype)
+
+
+def _gradients(
+    policy: Any, critics: Mapping[str, Any], samples: Samples, options: Options, number: int
+) -> dict[str, dict[str, Any]]:
+    from tppo_rl.lab.critics import values_after
+    from tppo_rl.lab.gradients import Windows, measure_gradients
+
+    own = options.advantages
+    windows = Windows(
+        options.rollout.window, own.gamma, own.lambda_, own.lambda_alpha, options.rollout.sampling.temperature
+    )
+    values = {name: partial(values_after, critic) for name, critic in critics.items()}
+    return measure_gradients(policy, values, samples, windows, number)
 
 
 def _name(path: Path) -> str:
