@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from scipy import stats
@@ -60,10 +61,14 @@ def cluster_sums(columns: Sequence[np.ndarray], weights: np.ndarray, clusters: n
     return np.stack([np.bincount(index, column, minlength=number) for column in weighted], axis=1)
 
 
+@lru_cache(maxsize=2)
 def drawn_counts(number: int, *, drawings: int = _DRAWINGS, seed: int = 0) -> np.ndarray:
-    """Returns how often each of `number` clusters is drawn, float64 [drawings, number]; rows sum to `number`."""
-    rng = np.random.default_rng(seed)
-    return rng.multinomial(number, np.full(number, 1.0 / number), size=drawings).astype(np.float64)
+    """Returns how often each of `number` clusters is drawn, float64 [drawings, number], read-only; rows sum to `number`."""
+    drawn = np.random.default_rng(seed).integers(number, size=(drawings, number))
+    flat = (drawn + number * np.arange(drawings)[:, None]).ravel()
+    counts = np.bincount(flat, minlength=drawings * number).reshape(drawings, number).astype(np.float64)
+    counts.flags.writeable = False
+    return counts
 
 
 def estimate(sums: np.ndarray, statistic: Statistic) -> Estimate:
