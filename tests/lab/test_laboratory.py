@@ -113,7 +113,7 @@ def test_bad_input_is_refused_before_an_engine_starts(arguments: list[str], mess
 def test_samples_are_read_again_for_another_critic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[Any] = []
 
-    def draw(options: Any, plan: Any) -> Samples:
+    def draw(options: Any, plan: Any, earlier: Any, keep: Any) -> Samples:
         drawn.append(plan)
         return made_up()
 
@@ -140,7 +140,7 @@ def test_samples_are_read_again_for_another_critic(tmp_path: Path, monkeypatch: 
 def test_the_critic_of_a_checkpoint_is_measured_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[str] = []
 
-    def draw(options: Any, plan: Any) -> Samples:
+    def draw(options: Any, plan: Any, earlier: Any, keep: Any) -> Samples:
         seen.append(options.models.policy_model)
         return made_up()
 
@@ -154,6 +154,26 @@ def test_the_critic_of_a_checkpoint_is_measured_too(tmp_path: Path, monkeypatch:
     results = json.loads((out / "critic_lab.json").read_text(encoding="utf-8"))
     assert list(results["critics"]) == ["run, iteration_000007"]
     assert results["settings"]["env_config"] == {"max_operands": 3}
+
+
+def test_a_draw_that_was_stopped_is_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+
+    def draw(options: Any, plan: Any, earlier: Any, keep: Any) -> Samples:
+        seen.append(earlier)
+        keep(made_up(30))
+        if len(seen) == 1:
+            raise KeyboardInterrupt
+        return made_up()
+
+    monkeypatch.setattr("tppo_rl.lab.laboratory.draw", draw)
+    monkeypatch.setattr("tppo_rl.lab.laboratory._SAVE_EVERY_S", 0.0)
+    out = tmp_path / "out"
+    assert CliRunner().invoke(main, ["critic", "lab", MODEL, "--env", ENV, "--out", str(out)]).exit_code != 0
+    assert not (out / "critic_lab.md").exists()
+    run(MODEL, "--env", ENV, "--out", out)
+    run(MODEL, "--env", ENV, "--out", out)
+    assert [None if earlier is None else len(earlier.responses) for earlier in seen] == [None, 30]
 
 
 @pytest.mark.integration

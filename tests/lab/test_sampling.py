@@ -98,6 +98,35 @@ def test_the_budget_is_kept_and_leaves_no_half_pairs() -> None:
     assert counts.max() - counts.min() <= 1
 
 
+def test_a_draw_that_was_stopped_goes_on_where_it_was() -> None:
+    class Stop(Exception):
+        pass
+
+    kept: list[Samples] = []
+
+    def keep(samples: Samples) -> None:
+        kept.append(Samples(samples.responses, samples.places, list(samples.continuations)))
+        if len(kept) == 3:
+            raise Stop
+
+    small = plan(responses=50, continuations=4)
+    with pytest.raises(Stop):
+        Draw(walk_sampler(1, slots=8), small, None).samples(keep=keep)
+    earlier = kept[-1]
+    assert 0 < len(earlier.continuations) < 4 * len(earlier.places)
+    before = [id(one) for one in earlier.continuations]
+    found = Draw(walk_sampler(2, slots=8), small, None).samples(earlier)
+    assert [id(one) for one in found.continuations[: len(before)]] == before
+    counts = np.bincount([2 * one.state + one.half for one in found.continuations], minlength=2 * len(found.places))
+    assert set(counts.tolist()) == {2}
+    # What was spent before counts.
+    spent = found.num_tokens
+    sampler = walk_sampler(3, slots=2)
+    again = Draw(sampler, plan(responses=50, continuations=40, tokens=spent + 2000), None).samples(found)
+    assert spent + 1000 < again.num_tokens < spent + 2600
+    assert sampler.num_tokens_sampled == again.num_tokens - spent
+
+
 def test_problems_of_a_small_split_come_again() -> None:
     found = Draw(walk_sampler(), plan(responses=10), 4).samples()
     assert [response.problem for response in found.responses] == [0, 1, 2, 3, 0, 1, 2, 3, 0, 1]

@@ -3,13 +3,14 @@
     source ──▶ options, engine ──▶ responses, states, continuations ──▶ Parquet ──┐
     checkpoints ──▶ critics ──▶ values along the responses ───────────────────────┴─▶ figures ──▶ critic_lab.md, .json
 
-Samples are drawn once: the same command with another critic reads them again.
+Samples are drawn once: the same command with another critic reads them again, and goes on where it was stopped.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from tppo_rl.lab.sampling import Draw, Plan, check_one_turn
 
 SETTINGS = "settings.json"
 _MODEL = "model"
+_COMPLETE = "samples_complete"
+_SAVE_EVERY_S = 30.0
 
 
 def measure(
@@ -61,11 +64,12 @@ def measure(
     loaded = _load([*own, *critics])
     _claim(folder, settings)
     samples = Samples.load(folder)
-    if samples is None:
+    if samples is None or not (folder / _COMPLETE).is_file():
         if checkpoint is not None:
             options = options.replace(policy_model=str(exported(checkpoint, folder / _MODEL)))
-        samples = draw(options, plan)
+        samples = draw(options, plan, samples, _Keeper(folder, options.advantages.gamma))
         samples.save(folder, options.advantages.gamma)
+        (folder / _COMPLETE).touch()
     from tppo_rl.lab.critics import values_along
     from tppo_rl.lab.quality import figures_of
     from tppo_rl.lab.report import write_report
@@ -85,12 +89,33 @@ def measure(
     return results
 
 
-def draw(options: Options, plan: Plan) -> Samples:
+class _Keeper:
+    """Saves samples while they are drawn, at most twice a minute."""
+
+    def __init__(self, folder: Path, gamma: float) -> None:
+        self._folder = folder
+        self._gamma = gamma
+        self._saved = time.monotonic()
+
+    def __call__(self, samples: Samples) -> None:
+        if time.monotonic() - self._saved > _SAVE_EVERY_S:
+            samples.save(self._folder, self._gamma)
+            self._saved = time.monotonic()
+
+
+def draw(
+    options: Options,
+    plan: Plan,
+    earlier: Samples | None = None,
+    keep: Callable[[Samples], None] = lambda samples: None,
+) -> Samples:
     """Starts an engine of the policy and draws samples.
 
     Args:
         options: Of the policy; its rewards score the responses.
         plan: How much.
+        earlier: See `Draw.samples`.
+        keep: See `Draw.samples`.
 
     Raises:
         OptionError: see `Draw.samples`.
@@ -104,8 +129,10 @@ def draw(options: Options, plan: Plan) -> Samples:
 
     quiet_libraries()
     chat, rollout = Chat.of(options), options.rollout
+    # With the seed of the first engine, continuations would be drawn with random numbers that were used.
+    seed = plan.seed + (0 if earlier is None else 1 + len(earlier.continuations))
     with stage("starting an engine"):
-        engine = build_engine(options, chat.end_of_turn, seed=plan.seed)
+        engine = build_engine(options, chat.end_of_turn, seed=seed)
     try:
         sampler = ContinuationSampler(
             engine,
@@ -119,7 +146,7 @@ def draw(options: Options, plan: Plan) -> Samples:
             environment=str(options.environment.env),
         )
         try:
-            return Draw(sampler, plan, num_problems(options.environment, plan.split)).samples()
+            return Draw(sampler, plan, num_problems(options.environment, plan.split)).samples(earlier, keep)
         finally:
             sampler.close()
     finally:

@@ -135,18 +135,17 @@ class Samples:
 
     def save(self, folder: Path, gamma: float) -> None:
         """Writes the three files; sums in `states.parquet` are of discounted returns."""
-        rows = [{name: getattr(response, name) for name in _RESPONSES.names} for response in self.responses]
-        _write(folder / RESPONSES, rows, _RESPONSES)
-        _write(
-            folder / CONTINUATIONS,
-            [{name: getattr(one, name) for name in _CONTINUATIONS.names} for one in self.continuations],
-            _CONTINUATIONS,
-        )
+        for file, rows, schema in (
+            (RESPONSES, self.responses, _RESPONSES),
+            (CONTINUATIONS, self.continuations, _CONTINUATIONS),
+        ):
+            columns = [{name: getattr(row, name) for name in schema.names} for row in rows]
+            _write(folder / file, pa.Table.from_pylist(columns, schema))
         returns = self.returns(gamma)
         by_name = {"count": np.ones(len(returns)), "sum": returns, "squares": returns**2}
         halves = {name: self._halves(values) for name, values in by_name.items()}
         responses = [self.responses[place.response] for place in self.places]
-        columns: dict[str, Any] = {
+        of_states: dict[str, Any] = {
             "episode_id": [response.episode_id for response in responses],
             "position": [place.position for place in self.places],
             "weight": [place.weight for place in self.places],
@@ -156,8 +155,8 @@ class Samples:
             ],
         }
         for half, name in enumerate(("first", "second")):
-            columns |= {f"{name}_{what}": sums[:, half] for what, sums in halves.items()}
-        pq.write_table(pa.table(columns), folder / STATES)
+            of_states |= {f"{name}_{what}": sums[:, half] for what, sums in halves.items()}
+        _write(folder / STATES, pa.table(of_states))
 
     @classmethod
     def load(cls, folder: Path) -> Samples | None:
@@ -180,8 +179,11 @@ def _discounted(reward: float, steps: int, gamma: float) -> float:
     return float(reward * gamma ** (steps - 1))
 
 
-def _write(file: Path, rows: list[dict[str, Any]], schema: pa.Schema) -> None:
-    pq.write_table(pa.Table.from_pylist(rows, schema), file)
+def _write(file: Path, table: pa.Table) -> None:
+    """Writes a file whole or not at all."""
+    part = file.with_suffix(".part")
+    pq.write_table(table, part)
+    part.rename(file)
 
 
 def _read(file: Path) -> list[dict[str, Any]]:

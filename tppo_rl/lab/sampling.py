@@ -10,7 +10,7 @@ none whatever the continuation says.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
@@ -100,32 +100,43 @@ class Draw:
         self._plan = plan
         self._num_problems = num_problems
         self._rng = np.random.default_rng(plan.seed)
+        self._spent_earlier = 0
         self._chunk = _CHUNK_OF_SLOTS * sampler.num_slots
 
-    def samples(self) -> Samples:
+    def samples(
+        self, earlier: Samples | None = None, keep: Callable[[Samples], None] = lambda samples: None
+    ) -> Samples:
         """Draws everything.
+
+        Args:
+            earlier: What a draw by the same plan had when it was stopped; it is completed.
+            keep: Gets all samples so far, whenever a part of a round is there.
 
         Raises:
             OptionError: the environment has a second turn, nothing could be scored, or the budget is too small for a
                 continuation.
         """
-        responses = self._responses()
-        places = [
-            Place(index, position, float(weight))
-            for index, response in enumerate(responses)
-            for position, weight in spread_over(len(response), self._plan.prefixes, self._rng)
-        ]
-        continuations = self._continuations(responses, places)
-        if not continuations:
+        if earlier is None:
+            responses = self._responses()
+            places = [
+                Place(index, position, float(weight))
+                for index, response in enumerate(responses)
+                for position, weight in spread_over(len(response), self._plan.prefixes, self._rng)
+            ]
+            earlier = Samples(responses, places, [])
+        else:
+            self._spent_earlier = earlier.num_tokens
+        samples = self._complete(earlier, keep)
+        if not samples.continuations:
             raise OptionError(
-                f"--tokens={self._plan.tokens}: {len(responses)} responses leave nothing for continuations; give more, or fewer "
-                "--responses"
+                f"--tokens={self._plan.tokens}: {len(samples.responses)} responses leave nothing for continuations; give more, or "
+                "fewer --responses"
             )
-        return Samples(responses, places, continuations)
+        return samples
 
     @property
     def _spent(self) -> int:
-        return self._sampler.num_tokens_sampled
+        return self._spent_earlier + self._sampler.num_tokens_sampled
 
     def _problem(self, response: int) -> int:
         return response if self._num_problems is None else response % self._num_problems
@@ -144,20 +155,26 @@ class Draw:
             raise OptionError("no response could be scored; look at the environment with `tppo-rl check-env`")
         return found
 
-    def _continuations(self, responses: Sequence[Response], places: Sequence[Place]) -> list[Continuation]:
-        found: list[Continuation] = []
+    def _complete(self, samples: Samples, keep: Callable[[Samples], None]) -> Samples:
+        """Adds pairs of continuations, round by round."""
         rounds, size = self._plan.continuations // 2, max(1, self._chunk // 2)
-        began, pairs = self._spent, 0
-        with stage("continuations", total=2 * rounds * len(places), unit="sampled", part="evaluation") as progress:
-            for _ in range(rounds):
-                order = self._rng.permutation(len(places))
-                for chunk in (order[start : start + size] for start in range(0, len(places), size)):
+        rows = [one.state for one in samples.continuations if one.half == 0]
+        there = np.bincount(rows, minlength=len(samples.places))
+        began = self._spent - sum(len(one.tokens) for one in samples.continuations)
+        with stage("continuations", total=2 * rounds * len(there), unit="sampled", part="evaluation") as progress:
+            for number in range(rounds):
+                order = self._rng.permutation(np.flatnonzero(there <= number))
+                for chunk in (order[start : start + size] for start in range(0, len(order), size)):
+                    pairs = int(there.sum())
                     expected = len(chunk) * (self._spent - began) / pairs if pairs else 0
                     if self._spent + expected > self._plan.tokens:
-                        return found
-                    found += self._pairs(chunk, responses, places, progress, 2 * pairs)
-                    pairs += len(chunk)
-        return found
+                        return samples
+                    samples.continuations.extend(
+                        self._pairs(chunk, samples.responses, samples.places, progress, 2 * pairs)
+                    )
+                    there[chunk] += 1
+                    keep(samples)
+        return samples
 
     def _pairs(
         self,
