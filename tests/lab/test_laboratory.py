@@ -124,7 +124,7 @@ def test_samples_are_read_again_for_another_critic(tmp_path: Path, monkeypatch: 
     one, two = save_checkpoint(tmp_path / "one"), save_checkpoint(tmp_path / "two")
     output = run(MODEL, "--env", ENV, "--out", out, "--critic", tmp_path / "one", "--critic", two)
     assert "## Gradient of unfinished windows" in (out / "critic_lab.md").read_text(encoding="utf-8")
-    assert "one explains | two, iteration_000007 explains" in output
+    assert "| one: returns | one: true values | two, iteration_000007: returns |" in output
     assert len(drawn) == 1
     results = json.loads((out / "critic_lab.json").read_text(encoding="utf-8"))
     critics = results["critics"]

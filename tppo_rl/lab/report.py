@@ -89,19 +89,19 @@ def _head(results: Mapping[str, Any]) -> Iterator[str]:
 
 def _parts(results: Mapping[str, Any]) -> Iterator[str]:
     critics = list(results["critics"])
-    yield _row("states", "number", "ceiling", "true values explain", *(f"{name} explains" for name in critics))
-    yield "|---" * (4 + len(critics)) + "|"
+    columns = [f"{name}: {of}" for name in critics for of in ("returns", "true values")]
+    yield _row("states", "number", "ceiling", "true values explain", *columns)
+    yield "|---" * (4 + len(columns)) + "|"
     for part in results["parts"]:
-        yield _row(
-            f"{_KINDS[part['kind']]}: {part['name']}",
-            str(part["states"]),
-            _number(part["ceiling"]),
-            _number(part["by_true_values"]),
-            *(_number(part["critics"].get(name, {}).get("explained_of_returns")) for name in critics),
-        )
+        cells = [_number(part["ceiling"]), _number(part["by_true_values"])]
+        for name in critics:
+            of = part["critics"].get(name, {})
+            cells.append(_number(of.get("explained_of_returns")))
+            cells.append(_number(of.get("explained_of_true_values")) if _varies(part) else "-")
+        yield _row(f"{_KINDS[part['kind']]}: {part['name']}", str(part["states"]), *cells)
     yield ""
     yield (
-        "Shares of the variance of returns. Parts by share and by length look ahead: there the ceiling bounds nothing, and critics "
+        "Explained shares of the variance of returns, and of the variance of true values where these differ. Parts by share and by length look ahead: there the ceiling bounds nothing, and critics "
         "compare with what the true values explain."
     )
 
@@ -168,6 +168,11 @@ def _gradients(results: Mapping[str, Any]) -> Iterator[str]:
                 _number(figures["cosine_of_all"]),
                 _number(figures["tokens_per_signal"], digits=0),
             )
+
+
+def _varies(part: Mapping[str, Any]) -> bool:
+    """Whether the true values of a part's states differ by more than chance."""
+    return part["ceiling"] is not None and (part["ceiling"]["low"] or 0.0) > 0
 
 
 def _row(*cells: str) -> str:
