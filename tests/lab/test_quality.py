@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from walks import true_value, walk_sampler
 
+from tppo_rl.lab.page import to_markdown
 from tppo_rl.lab.quality import boundaries, figures_of, parts_of
-from tppo_rl.lab.report import DETAILS, markdown, write_report
+from tppo_rl.lab.report import DETAILS, blocks_of, write_report
 from tppo_rl.lab.samples import Samples
 from tppo_rl.lab.sampling import Draw, Plan
 
@@ -143,6 +144,9 @@ def test_the_page_has_every_figure(results: dict[str, Any], tmp_path: Path) -> N
     assert line.split(" | ")[4] == f"{slope['value']:.2f} ± {slope['error']:.2f}"
     assert line.split(" | ")[3] == "-"
     assert "| half as far | hold |" in text.partition(DETAILS)[2]
+    page = (tmp_path / "critic_lab.html").read_text(encoding="utf-8")
+    assert page.count("data:image/png;base64,") == 2
+    assert f"<td>{slope['value']:.2f} ± {slope['error']:.2f}</td>" in page
     tables = [line for line in text.splitlines() if line.startswith("|")]
     for head, rule in pairwise(tables):
         if rule.startswith("|---"):
@@ -158,7 +162,7 @@ def test_without_critics_the_page_tells_the_ceiling(samples: Samples, tmp_path: 
     assert "explained.png" in text
     assert "calibration" not in text
     assert not (tmp_path / "calibration.png").exists()
-    assert text.startswith(markdown(results).rstrip())
+    assert text.startswith(to_markdown(blocks_of(results)).rstrip())
 
 
 def test_without_verdicts_high_returns_are_right(samples: Samples) -> None:

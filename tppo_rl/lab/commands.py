@@ -69,7 +69,7 @@ def lab(
     from tppo_rl.core.waiting import watched_by
     from tppo_rl.experiment.stages import StageDisplay
     from tppo_rl.lab.laboratory import measure
-    from tppo_rl.lab.report import DETAILS, MARKDOWN_FILE
+    from tppo_rl.lab.report import DETAILS, HTML_FILE, MARKDOWN_FILE
     from tppo_rl.lab.sampling import Plan
 
     values: dict[str, Any] = {} if env is None else {"env": env}
@@ -89,4 +89,4 @@ def lab(
         )
     text = (folder / MARKDOWN_FILE).read_text(encoding="utf-8").partition(DETAILS)[0]
     click.echo("\n".join(line for line in text.splitlines() if not line.startswith("![")))
-    click.echo(f"{folder}: {MARKDOWN_FILE} has calibration, boundary values and figures too")
+    click.echo(f"{folder / HTML_FILE} has calibration, boundary values and figures too")

@@ -1,4 +1,4 @@
-"""The report of the laboratory: JSON for programs, Markdown with figures for people."""
+"""The report of the laboratory: JSON for programs, Markdown and one HTML page with figures for people."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from tppo_rl.lab.figures import draw_figures
+from tppo_rl.lab.page import Block, Heading, Image, Table, Text, to_html, to_markdown
 
-JSON_FILE, MARKDOWN_FILE = "critic_lab.json", "critic_lab.md"
+JSON_FILE, MARKDOWN_FILE, HTML_FILE = "critic_lab.json", "critic_lab.md", "critic_lab.html"
 DETAILS = "\n## Calibration"
 """Where the part of the report begins that is too long for a terminal."""
 _KINDS = {
@@ -23,6 +24,7 @@ _OF_CRITICS = (
     ("explained_of_returns", "explained variance of returns"),
     ("by_response", "the same, responses weigh the same"),
     ("explained_of_true_values", "explained variance of true values"),
+    ("true_values_by_response", "the same, responses weigh the same"),
     ("correlation", "correlation with true values"),
     ("slope", "slope of true values on its own"),
     ("correlation_of_differences", "correlation of differences"),
@@ -31,143 +33,151 @@ _OF_CRITICS = (
     ("mean_error", "mean error"),
     ("root_mean_square_error", "root mean square error"),
 )
+_BY_RESPONSE = {"by_response": "explained_of_returns", "true_values_by_response": "explained_of_true_values"}
+_AT_BEST = {"mean_error": "0", "root_mean_square_error": "0"}
+"""All others are 1 at best, or what is measured."""
 _WAYS = {
     "hold": "hold",
     "bootstrap": "bootstrap",
     "tail_corrected": "tail corrected",
     "returns": "return minus the mean of other continuations",
 }
+_NOTHING = "-"
 
 
 def write_report(folder: Path, results: Mapping[str, Any]) -> None:
-    """Writes `critic_lab.json`, `critic_lab.md` and the figures.
+    """Writes `critic_lab.json`, `critic_lab.md`, `critic_lab.html` and the figures.
 
     Args:
         folder: Exists.
         results: What `tppo_rl.lab.laboratory.measure` returns.
     """
     (folder / JSON_FILE).write_text(json.dumps(results, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    figures = draw_figures(results, folder)
-    (folder / MARKDOWN_FILE).write_text(markdown(results, figures), encoding="utf-8")
+    blocks = list(blocks_of(results, draw_figures(results, folder)))
+    (folder / MARKDOWN_FILE).write_text(to_markdown(blocks), encoding="utf-8")
+    (folder / HTML_FILE).write_text(to_html(blocks, folder), encoding="utf-8")
 
 
-def markdown(results: Mapping[str, Any], figures: Sequence[tuple[str, str]] = ()) -> str:
-    """Returns the report as Markdown; numbers stand with one standard error.
+def blocks_of(results: Mapping[str, Any], figures: Sequence[tuple[str, str]] = ()) -> Iterator[Block]:
+    """Gives the blocks of the report; numbers stand with one standard error.
 
     Args:
         results: See `write_report`.
         figures: File names and captions.
     """
-    lines = [*_head(results), "", "## What there is to know", "", *_parts(results)]
-    if results["critics"]:
-        lines += ["", "## Critics", "", *_critics(results)]
+    critics = results["critics"]
+    yield from _head(results)
+    yield Heading("What there is to know")
+    yield from _parts(results)
+    if critics:
+        yield Heading("Critics")
+        yield from _critics(results)
     for name, caption in figures:
-        lines += ["", f"![{caption}]({name})", "", caption]
-    if results["critics"]:
-        lines += [DETAILS, "", *_calibration(results), "", "## Boundary values", "", *_boundaries(results)]
-        if any(critic.get("gradients") for critic in results["critics"].values()):
-            lines += ["", "## Gradient of unfinished windows", "", *_gradients(results)]
-    return "\n".join([*lines, ""])
+        yield Image(name, caption)
+    if critics:
+        yield Heading(DETAILS.removeprefix("\n## "))
+        yield _calibration(critics)
+        yield Heading("Boundary values")
+        yield _boundaries(critics)
+    if any(critic.get("gradients") for critic in critics.values()):
+        yield Heading("Gradient of unfinished windows")
+        yield _gradients(critics)
 
 
-def _head(results: Mapping[str, Any]) -> Iterator[str]:
+def _head(results: Mapping[str, Any]) -> Iterator[Block]:
     settings, sampled = results["settings"], results["sampled"]
     accuracy = "" if sampled["accuracy"] is None else f"accuracy {sampled['accuracy']:.2f}, "
-    yield f"# Critic laboratory: {settings['model']}"
-    yield ""
-    yield f"`{settings['environment']}`, {settings['split']} split, temperature {settings['temperature']:g}."
-    yield ""
-    yield (
+    yield Heading(f"Critic laboratory: {settings['model']}", 1)
+    yield Text(f"`{settings['environment']}`, {settings['split']} split, temperature {settings['temperature']:g}.")
+    yield Text(
         f"{sampled['responses']} responses to {sampled['problems']} problems: {accuracy}mean return "
         f"{sampled['mean_return']:.2f}, mean length {sampled['mean_length']:.0f} tokens (median {sampled['median_length']:.0f}), "
         f"{sampled['truncated']:.0%} truncated. {sampled['known_states']} of {sampled['states']} states have continuations, "
         f"{sampled['continuations_per_state']:.1f} each. {sampled['tokens']:,} tokens were sampled."
     )
-    yield ""
-    yield "± is one standard error, over problems."
+    yield Text("± is one standard error, over problems.")
 
 
-def _parts(results: Mapping[str, Any]) -> Iterator[str]:
+def _parts(results: Mapping[str, Any]) -> Iterator[Block]:
     critics = list(results["critics"])
     columns = [f"{name}: {of}" for name in critics for of in ("returns", "true values")]
-    yield _row("states", "number", "ceiling", "true values explain", *columns)
-    yield "|---" * (4 + len(columns)) + "|"
+    rows = []
     for part in results["parts"]:
         cells = [_number(part["ceiling"]), _number(part["by_true_values"])]
         for name in critics:
             of = part["critics"].get(name, {})
             cells.append(_number(of.get("explained_of_returns")))
-            cells.append(_number(of.get("explained_of_true_values")) if _varies(part) else "-")
-        yield _row(f"{_KINDS[part['kind']]}: {part['name']}", str(part["states"]), *cells)
-    yield ""
-    yield (
-        "Explained shares of the variance of returns, and of the variance of true values where these differ. Parts by share and by length look ahead: there the ceiling bounds nothing, and critics "
-        "compare with what the true values explain."
+            cells.append(_number(of.get("explained_of_true_values")) if _varies(part) else _NOTHING)
+        rows.append([f"{_KINDS[part['kind']]}: {part['name']}", str(part["states"]), *cells])
+    yield Table(["states", "number", "ceiling", "true values explain", *columns], rows)
+    yield Text(
+        "Explained shares of the variance of returns, and of the variance of true values where these differ. Parts by share and by "
+        "length look ahead: there the ceiling bounds nothing, and critics compare with what the true values explain."
     )
 
 
-def _critics(results: Mapping[str, Any]) -> Iterator[str]:
+def _critics(results: Mapping[str, Any]) -> Iterator[Block]:
     critics = results["critics"]
     by_name = {part["name"]: part for part in results["parts"] if part["kind"] == "all"}
-    bounds = {
+    best = _AT_BEST | {
         "explained_of_returns": _number(results["ceilings"]["explained_of_returns"]),
         "by_response": _number(by_name["responses"]["by_true_values"]),
         "auroc": _number(results["ceilings"]["auroc"]) + " or more",
-        "explained_of_true_values": "1",
-        "correlation": "1",
-        "slope": "1",
-        "correlation_of_differences": "1",
-        "slope_of_differences": "1",
-        "mean_error": "0",
-        "root_mean_square_error": "0",
     }
-    yield _row("", "at best", *critics)
-    yield "|---" * (2 + len(critics)) + "|"
-    for key, words in _OF_CRITICS:
-        cells = []
-        for name, critic in critics.items():
-            of_tokens, of_responses = (by_name[part]["critics"].get(name, {}) for part in ("tokens", "responses"))
-            found = of_responses.get("explained_of_returns") if key == "by_response" else critic.get(key)
-            cells.append(_number(found or of_tokens.get(key)))
-        yield _row(words, bounds[key], *cells)
+
+    def found(name: str, key: str) -> str:
+        if key in critics[name]:
+            return _number(critics[name][key])
+        part = by_name["responses" if key in _BY_RESPONSE else "tokens"]
+        return _number(part["critics"].get(name, {}).get(_BY_RESPONSE.get(key, key)))
+
+    rows = [[words, best.get(key, "1"), *(found(name, key) for name in critics)] for key, words in _OF_CRITICS]
+    yield Table(["", "at best", *critics], rows)
     distances = [critic["mean_distance"] for critic in critics.values() if critic["mean_distance"] is not None]
     if distances:
-        yield ""
-        yield f"Differences are those of neighboring states of a response, {distances[0]:.1f} tokens apart on average."
+        yield Text(
+            f"Differences are those of neighboring states of a response, {distances[0]:.1f} tokens apart on average."
+        )
 
 
-def _calibration(results: Mapping[str, Any]) -> Iterator[str]:
-    yield _row("critic", "share of tokens", "its value", "mean return", "true value")
-    yield "|---|---|---|---|---|"
-    for name, critic in results["critics"].items():
-        for row in critic["calibration"]:
-            yield _row(name, f"{row['share']:.2f}", *(f"{row[key]:.3f}" for key in ("value", "returns", "true_value")))
+def _calibration(critics: Mapping[str, Any]) -> Block:
+    rows = [
+        [name, f"{row['share']:.2f}", *(f"{row[key]:.3f}" for key in ("value", "returns", "true_value"))]
+        for name, critic in critics.items()
+        for row in critic["calibration"]
+    ]
+    return Table(["critic", "share of tokens", "its value", "mean return", "true value"], rows)
 
 
-def _boundaries(results: Mapping[str, Any]) -> Iterator[str]:
-    yield _row("critic", "boundary value", "mean error", "root mean square error")
-    yield "|---|---|---|---|"
-    for name, critic in results["critics"].items():
-        for way, figures in critic["boundaries"].items():
-            yield _row(
-                name, _WAYS[way], _number(figures["mean_error"]), _number(figures["root_mean_square_error"], digits=3)
-            )
+def _boundaries(critics: Mapping[str, Any]) -> Block:
+    rows = [
+        [name, _WAYS[way], *(_number(of[key], digits=3) for key in ("mean_error", "root_mean_square_error"))]
+        for name, critic in critics.items()
+        for way, of in critic["boundaries"].items()
+    ]
+    return Table(["critic", "boundary value", "mean error", "root mean square error"], rows)
 
 
-def _gradients(results: Mapping[str, Any]) -> Iterator[str]:
-    yield _row(
-        "critic", "advantages", "cosine", "cosine with that of all tokens", "tokens for noise as large as the signal"
-    )
-    yield "|---|---|---|---|---|"
-    for name, critic in results["critics"].items():
-        for way, figures in (critic.get("gradients") or {}).items():
-            yield _row(
-                name,
-                _WAYS[way],
-                _number(figures["cosine"]),
-                _number(figures["cosine_of_all"]),
-                _number(figures["tokens_per_signal"], digits=0),
-            )
+def _gradients(critics: Mapping[str, Any]) -> Block:
+    rows = [
+        [
+            name,
+            _WAYS[way],
+            _number(of["cosine"]),
+            _number(of["cosine_of_all"]),
+            _number(of["tokens_per_signal"], digits=0),
+        ]
+        for name, critic in critics.items()
+        for way, of in (critic.get("gradients") or {}).items()
+    ]
+    heads = [
+        "critic",
+        "advantages",
+        "cosine",
+        "cosine with that of all tokens",
+        "tokens for noise as large as the signal",
+    ]
+    return Table(heads, rows)
 
 
 def _varies(part: Mapping[str, Any]) -> bool:
@@ -175,12 +185,8 @@ def _varies(part: Mapping[str, Any]) -> bool:
     return part["ceiling"] is not None and (part["ceiling"]["low"] or 0.0) > 0
 
 
-def _row(*cells: str) -> str:
-    return f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"
-
-
 def _number(estimate: Mapping[str, Any] | None, *, digits: int = 2) -> str:
     if estimate is None or estimate["value"] is None:
-        return "-"
+        return _NOTHING
     error = "" if estimate["error"] is None else f" ± {estimate['error']:,.{digits}f}"
     return f"{estimate['value']:,.{digits}f}{error}"
