@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -15,6 +14,8 @@ _STYLE = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, 
 _PANELS = (("position", "tokens of the response before the state"), ("share", "share of the response"))
 _LOWEST = -0.5
 """Critics may explain far less than nothing; the axis ends here."""
+_COSINES = (-1.05, 1.35)
+"""Estimates may lie beyond 1."""
 
 
 def draw_figures(results: Mapping[str, Any], folder: Path) -> list[tuple[str, str]]:
@@ -63,7 +64,7 @@ def _explained(results: Mapping[str, Any]) -> Figure:
     figure = Figure(figsize=(9, 3.4), layout="constrained")
     for axes, (kind, label) in zip(figure.subplots(1, 2, sharey=True), _PANELS, strict=True):
         prompts = [row for row in results["parts"] if row["name"] == "prompts"] if kind == "position" else []
-        rows = [*prompts, *(row for row in results["parts"] if row["kind"] == kind)]
+        rows = [*prompts, *(row for row in results["parts"] if row["kind"] == kind and row["ceiling"] is not None)]
         # By share the weights look ahead, and what bounds a critic is what the true values explain.
         bound = "ceiling" if kind == "position" else "by_true_values"
         _line(axes, rows, lambda row, bound=bound: row[bound], "0.2", "true values")
@@ -110,22 +111,24 @@ def _calibration(results: Mapping[str, Any]) -> Figure:
 
 
 def _gradients(results: Mapping[str, Any]) -> Figure:
-    figure = Figure(figsize=(6, 3.4), layout="constrained")
+    rows = list(_cosines(results))
+    figure = Figure(figsize=(6, 1.0 + 0.3 * len(rows)), layout="constrained")
     axes = figure.subplots()
-    for place, (label, estimate, color) in enumerate(_cosines(results)):
-        axes.barh(place, estimate["value"], color=color, height=0.7)
+    for place, (_, estimate, color) in enumerate(rows):
+        axes.plot(estimate["value"], place, "o", color=color, markersize=5)
         if estimate["low"] is not None:
-            axes.plot([estimate["low"], estimate["high"]], [place, place], color="0.2", linewidth=1)
-        axes.text(0.0, place, f" {label}", va="center", fontsize=8)
-    axes.set_yticks([])
+            axes.plot([estimate["low"], estimate["high"]], [place, place], color=color, linewidth=1.2)
+    axes.set_yticks(range(len(rows)), [label for label, _, _ in rows])
     axes.invert_yaxis()
-    axes.axvline(0.0, color="0.5", linewidth=0.8)
-    axes.set(xlabel="cosine with the true gradient", xlim=(min(-0.2, axes.get_xlim()[0]), 1.1))
+    axes.axvline(0.0, color="0.8", linewidth=0.8, zorder=0)
+    axes.axvline(1.0, color="0.8", linewidth=0.8, zorder=0)
+    axes.set(xlabel="cosine with the true gradient", xlim=_COSINES)
     return figure
 
 
 def _cosines(results: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any], str]]:
+    """Label, cosine and color of each critic's gradients."""
     for index, (name, critic) in enumerate(results["critics"].items()):
         for way, figures in (critic.get("gradients") or {}).items():
-            if figures["cosine"]["value"] is not None and np.isfinite(figures["cosine"]["value"]):
-                yield f"{name}: {way}", figures["cosine"], f"C{index}"
+            if way != "returns" and figures["cosine"]["value"] is not None:
+                yield f"{name}, {way.replace('_', ' ')}", figures["cosine"], f"C{index}"

@@ -189,4 +189,5 @@ def _number(estimate: Mapping[str, Any] | None, *, digits: int = 2) -> str:
     if estimate is None or estimate["value"] is None:
         return _NOTHING
     error = "" if estimate["error"] is None else f" ± {estimate['error']:,.{digits}f}"
-    return f"{estimate['value']:,.{digits}f}{error}"
+    # Adding 0 turns a rounded -0.0 into 0.0.
+    return f"{round(estimate['value'], digits) + 0.0:,.{digits}f}{error}"
