@@ -7,13 +7,15 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from walks import END, GOAL, place_of, true_value, walk_sampler
+from walks import DOWN, END, GOAL, FailingEnv, place_of, true_value, walk_sampler
 
 from tppo_rl.core.errors import OptionError
 from tppo_rl.core.prompts import Ticket
+from tppo_rl.core.reward_parts import RewardParts
 from tppo_rl.lab.samples import STATES, Samples
 from tppo_rl.lab.sampling import Draw, Plan, spread_over
 from tppo_rl.maths.value_quality import agreement, ceiling, explained_of_true_values, mean_error
+from tppo_rl.rollout.rewards import Rewards
 
 
 def plan(**changes: int) -> Plan:
@@ -143,6 +145,29 @@ def test_a_response_that_the_cap_ends_is_scored_as_truncated() -> None:
     # Prefix and continuation share the cap.
     ends = [found.places[one.state].position + len(one.tokens) for one in found.continuations]
     assert max(ends) == 6
+
+
+def test_responses_that_are_not_trained_are_left_out() -> None:
+    """A critic has never seen their returns."""
+    masked = Draw(walk_sampler(cap=12, rewards=Rewards(truncated="mask")), plan(), None).samples()
+    assert 10 < len(masked.responses) < 60
+    assert not any(response.truncated for response in masked.responses)
+    assert all(one.tokens[-1] == END for one in masked.continuations)
+    failed = Draw(walk_sampler(env=FailingEnv), plan(), None).samples()
+    assert 10 < len(failed.responses) < 60
+    for one in failed.continuations:
+        place = failed.places[one.state]
+        walked = [*failed.responses[place.response].tokens[: place.position], *one.tokens]
+        assert walked.count(DOWN) % 2 == 0
+    # States that lost all continuations of a half have no true value.
+    assert len(failed.states(1.0)) == len(failed.known()) <= len(failed.places)
+
+
+def test_rewards_are_those_of_the_run() -> None:
+    parts = RewardParts.parse([{"type": "plus_minus_one", "weight": 2.0}])
+    found = Draw(walk_sampler(rewards=Rewards(parts)), plan(), None).samples()
+    assert {response.reward for response in found.responses} == {-2.0, 2.0}
+    assert all(response.reward == (2.0 if response.correct else -2.0) for response in found.responses)
 
 
 def test_what_was_saved_is_read_again(samples: Samples, tmp_path: Path) -> None:

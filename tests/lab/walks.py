@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from tppo_rl.rollout.continuations import ContinuationSampler
 from tppo_rl.rollout.engine import Output, Request, Sampling
+from tppo_rl.rollout.rewards import Rewards
 from tppo_rl.rollout.sampler import EpisodeLimits
 
 END, DOWN, UP = 0, 1, 2
@@ -103,14 +104,32 @@ class WalkEnv:
         pass
 
 
-def walk_sampler(seed: int = 0, *, cap: int = 400, slots: int = 32, turns: int = 1) -> ContinuationSampler:
+class FailingEnv(WalkEnv):
+    """Cannot score walks of an odd number of steps down."""
+
+    def step(self, text: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        if text.count(str(DOWN)) % 2:
+            raise RuntimeError("no score")
+        return super().step(text)
+
+
+def walk_sampler(
+    seed: int = 0,
+    *,
+    cap: int = 400,
+    slots: int = 32,
+    turns: int = 1,
+    env: Callable[[], Any] | None = None,
+    rewards: Rewards | None = None,
+) -> ContinuationSampler:
     return ContinuationSampler(
         WalkEngine(seed),
-        lambda: WalkEnv(turns),
+        env or (lambda: WalkEnv(turns)),
         WalkChat(),
         num_slots=slots,
         limits=EpisodeLimits(8, cap, None),
         sampling=Sampling(),
+        rewards=rewards,
         name="lab",
         environment="walks-v0",
     )
