@@ -166,8 +166,10 @@ def _check(options: Options, plan: Plan) -> None:
 
 
 def _load(critics: Sequence[Path]) -> dict[str, Any]:
+    from tppo_rl.algorithms.ray_start import quiet_libraries
     from tppo_rl.lab.critics import load_critic
 
+    quiet_libraries()
     loaded = {}
     for path in critics:
         name = _name(path)

@@ -29,7 +29,7 @@ _MOST_WINDOWS = 8
 _LEAST_STATES = 20
 """States of a part below which it has no figures."""
 _QUARTERS = ("first quarter", "second quarter", "third quarter", "last quarter")
-_LENGTHS = ("shortest third", "middle third", "longest third")
+_LENGTHS = ("short", "middle", "long")
 
 
 class Part(NamedTuple):
