@@ -25,6 +25,7 @@ from tppo_rl.algorithms.rllib_internals import report_restored, trial_folder
 from tppo_rl.algorithms.tppo import TrainingLoop
 from tppo_rl.config.options import Options
 from tppo_rl.config.text_envs import num_problems
+from tppo_rl.config.value_forms import value_form_settings
 from tppo_rl.core.algorithm_spec import AlgorithmSpec
 from tppo_rl.core.errors import OptionError
 from tppo_rl.core.fragments import fragments_from_table, table_from_fragments
@@ -162,6 +163,7 @@ class LanguageModelAlgorithm(Algorithm):
             "held": self.loop.learners.held_episodes(),
             "recorder": self.loop.recorder.state(),
             "evaluations": self.evaluator.state(),
+            "value_form": value_form_settings(self.options),
         }
         return state
 
@@ -218,6 +220,7 @@ class LanguageModelAlgorithm(Algorithm):
     def _restore_loop(self, saved: dict[str, Any]) -> None:
         queued = fragments_from_table(saved["queue"])
         check_restorable(self.options, saved["ledger"], all(fragment.finished for fragment in queued))
+        check_value_form(self.options, saved.get("value_form", {"loss": "squared_error"}))
         ledger = Ledger.from_state(saved["ledger"])
         self.loop.recorder.restore(saved["recorder"], ledger.counts().sampled)
         self.evaluator.restore(saved["evaluations"])
@@ -261,6 +264,33 @@ def check_restorable(options: Options, ledger: dict[str, Any], whole_responses_w
             f"window_length={options.rollout.window_length}: windows of unfinished responses wait in the checkpoint, and whole "
             "responses are to be trained; go on with the window_length and mode that it was saved with"
         )
+
+
+def check_value_form(options: Options, saved: dict[str, Any] | None) -> None:
+    """Checks that the outputs of a checkpoint's value head mean what those of this run's critic mean.
+
+    Args:
+        options: Of the run that goes on.
+        saved: Form of the value head in the checkpoint; None: it has no critic.
+
+    Raises:
+        OptionError: they mean something else.
+    """
+    form = value_form_settings(options)
+    if form is not None and saved is not None and form != saved:
+        raise OptionError(
+            f"critic_loss={options.critic.critic_loss!r}: gives the value head the form {_form_text(form)}, and the checkpoint's "
+            f"critic has the form {_form_text(saved)}; go on with that one, or begin anew"
+        )
+
+
+def _form_text(form: dict[str, Any]) -> str:
+    """The options that give a form."""
+    keys = {"loss": "critic_loss", "bins": "value_bins"}
+    parts = [f"{keys[key]}={value!r}" for key, value in form.items() if key in keys]
+    if "low" in form:
+        parts.append(f"value_range={[form['low'], form['high']]}")
+    return ", ".join(parts)
 
 
 _Classes = tuple[type[LanguageModelAlgorithm], type[LanguageModelConfig]]

@@ -18,6 +18,7 @@ from tppo_rl.learner.context_cache import ContextCache
 from tppo_rl.learner.lora import add_adapters
 from tppo_rl.learner.models import Critic, Policy, load_causal_lm
 from tppo_rl.learner.targets import ModelSet, Targets, estimate
+from tppo_rl.maths.value_forms import ValueForm
 
 VOCABULARY = 50
 
@@ -51,8 +52,9 @@ def load_models(
     value_head: bool = True,
     weights_dtype: torch.dtype = torch.float32,
     lora: dict[str, Any] | None = None,
+    form: ValueForm | None = None,
 ) -> tuple[Policy, Critic]:
-    """Loads policy and critic; `value_head` fills the critic's zero head so that its backbone has gradients.
+    """Loads policy and critic of a form; `value_head` fills the critic's zero head so that its backbone has gradients.
 
     With `lora` both have adapters, filled so that all of them have gradients.
     """
@@ -61,7 +63,7 @@ def load_models(
         for model in (policy_model, critic_model):
             add_adapters(model, lora)
             fill_adapters(model)
-    policy, critic = Policy(policy_model, dtype), Critic(critic_model, dtype)
+    policy, critic = Policy(policy_model, dtype), Critic(critic_model, dtype, form)
     if value_head:
         generator = torch.Generator().manual_seed(1)
         with torch.no_grad():

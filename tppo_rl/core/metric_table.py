@@ -161,8 +161,8 @@ METRICS = (
     ),
     Metric(
         "critic/loss",
-        "reward^2",
-        "half squared error to the target, mean over the value batch",
+        "",
+        "loss of `critic_loss`, mean over the tokens of the value batch: half squared errors, or nats",
         "value_loss",
     ),
     Metric(
@@ -170,6 +170,12 @@ METRICS = (
         "fraction",
         "fraction of the variance of finished episodes' Monte-Carlo returns that the values explain",
         "explained_variance",
+    ),
+    Metric(
+        "critic/explained_variance_by_response",
+        "fraction",
+        "the same with all responses weighing the same: few long ones hold most of the tokens",
+        "explained_variance_by_response",
     ),
     Metric(
         "critic/explained_variance_unfinished",

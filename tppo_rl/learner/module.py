@@ -26,6 +26,7 @@ from tppo_rl.learner.models import (
 )
 from tppo_rl.learner.sharding import WeightViews, gather_weights, is_sharded, load_weights
 from tppo_rl.learner.values import CriticValues, critic_values
+from tppo_rl.maths.value_forms import value_form
 
 TRAIN_BATCH = "train_batch"
 """Key of the `TrainBatch` in a module's batch."""
@@ -34,6 +35,7 @@ _MODEL_CONFIG_KEYS = {
     "policy_model",
     "critic",
     "critic_layers",
+    "value_form",
     "reference_model",
     "dtype",
     "head_dtype",
@@ -52,6 +54,7 @@ class LanguageModelModule(TorchRLModule, ValueFunctionAPI, InferenceOnlyAPI):
         critic: "separate" starts the critic's own backbone from `policy_model`; a folder or hub id starts it from that
             model; None: no critic (group-relative algorithms).
         critic_layers: Number of its backbone's first layers that the critic keeps; None, the default: all.
+        value_form: Form of the critic's value head (see `value_forms.value_form`); None, the default: squared error.
         reference_model: Folder or hub id of the model that the policy is kept close to; None, the default, loads none.
         dtype: Compute dtype of the training, "float32" by default.
         head_dtype: "float32" for logits in single precision, None (the default) for those of `dtype`.
@@ -88,7 +91,8 @@ class LanguageModelModule(TorchRLModule, ValueFunctionAPI, InferenceOnlyAPI):
         self.critic = None
         if critic_source is not None and not self.inference_only:
             backbone = source if critic_source == "separate" else critic_source
-            self.critic = Critic(_load(backbone, dtype, config, num_layers=config.get("critic_layers")), dtype)
+            model = _load(backbone, dtype, config, num_layers=config.get("critic_layers"))
+            self.critic = Critic(model, dtype, value_form(config.get("value_form")))
         self.reference = None
         if config.get("reference_model") is not None and not self.inference_only:
             self.reference = _load_policy(config["reference_model"], dtype, config | {"lora": None})
