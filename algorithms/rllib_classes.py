@@ -30,6 +30,7 @@ from tppo_rl.core.algorithm_spec import AlgorithmSpec
 from tppo_rl.core.errors import OptionError
 from tppo_rl.core.fragments import fragments_from_table, table_from_fragments
 from tppo_rl.core.registry import ALGORITHMS
+from tppo_rl.core.value_head_file import SQUARED_ERROR, form_text
 from tppo_rl.core.waiting import StageCut, stage, stop_here
 from tppo_rl.learner.boundaries import BoundaryTracker
 from tppo_rl.learner.client import LearnerClient
@@ -220,7 +221,7 @@ class LanguageModelAlgorithm(Algorithm):
     def _restore_loop(self, saved: dict[str, Any]) -> None:
         queued = fragments_from_table(saved["queue"])
         check_restorable(self.options, saved["ledger"], all(fragment.finished for fragment in queued))
-        check_value_form(self.options, saved.get("value_form", {"loss": "squared_error"}))
+        check_saved_form(self.options, saved.get("value_form", SQUARED_ERROR))
         ledger = Ledger.from_state(saved["ledger"])
         self.loop.recorder.restore(saved["recorder"], ledger.counts().sampled)
         self.evaluator.restore(saved["evaluations"])
@@ -266,7 +267,7 @@ def check_restorable(options: Options, ledger: dict[str, Any], whole_responses_w
         )
 
 
-def check_value_form(options: Options, saved: dict[str, Any] | None) -> None:
+def check_saved_form(options: Options, saved: dict[str, Any] | None) -> None:
     """Checks that the outputs of a checkpoint's value head mean what those of this run's critic mean.
 
     Args:
@@ -279,18 +280,9 @@ def check_value_form(options: Options, saved: dict[str, Any] | None) -> None:
     form = value_form_settings(options)
     if form is not None and saved is not None and form != saved:
         raise OptionError(
-            f"critic_loss={options.critic.critic_loss!r}: gives the value head the form {_form_text(form)}, and the checkpoint's "
-            f"critic has the form {_form_text(saved)}; go on with that one, or begin anew"
+            f"critic_loss={options.critic.critic_loss!r}: gives the value head the form {form_text(form)}, and the checkpoint's "
+            f"critic has the form {form_text(saved)}; go on with that one, or begin anew"
         )
-
-
-def _form_text(form: dict[str, Any]) -> str:
-    """The options that give a form."""
-    keys = {"loss": "critic_loss", "bins": "value_bins"}
-    parts = [f"{keys[key]}={value!r}" for key, value in form.items() if key in keys]
-    if "low" in form:
-        parts.append(f"value_range={[form['low'], form['high']]}")
-    return ", ".join(parts)
 
 
 _Classes = tuple[type[LanguageModelAlgorithm], type[LanguageModelConfig]]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, cast
 
+from tppo_rl.base_models import resolve_model
 from tppo_rl.config.options import Options
 from tppo_rl.config.text_envs import make_text_env
 from tppo_rl.core.errors import OptionError
 from tppo_rl.core.reward_parts import RewardPart
+from tppo_rl.core.value_head_file import SQUARED_ERROR, form_on_file, form_text
 
 _RANGES = {
     "zero_one": (0.0, 1.0),
@@ -29,11 +32,11 @@ def value_form_settings(options: Options) -> dict[str, Any] | None:
     if options.models.critic is None:
         return None
     if critic.critic_loss == "squared_error" or (critic.critic_loss == "auto" and critic.value_clip is not None):
-        return {"loss": "squared_error"}
+        return SQUARED_ERROR
     bounds = critic.value_range or return_range(options)
     if critic.critic_loss == "auto":
         if bounds is None:
-            return {"loss": "squared_error"}
+            return SQUARED_ERROR
         return {"loss": "cross_entropy", "low": bounds[0], "high": bounds[1]}
     if bounds is None:
         raise OptionError(
@@ -42,6 +45,24 @@ def value_form_settings(options: Options) -> dict[str, Any] | None:
         )
     settings = {"loss": critic.critic_loss, "low": bounds[0], "high": bounds[1]}
     return settings | {"bins": critic.value_bins} if critic.critic_loss == "hl_gauss" else settings
+
+
+def check_value_form(options: Options) -> None:
+    """Checks that there is a form, and that it is that of the value head that `critic` brings along.
+
+    Raises:
+        OptionError: as for `value_form_settings`, or the two forms differ.
+    """
+    form = value_form_settings(options)
+    critic = options.models.critic
+    if form is None or critic in ("separate", None):
+        return
+    found = form_on_file(Path(resolve_model(str(critic))))
+    if found is not None and found != form:
+        raise OptionError(
+            f"critic={critic!r}: its value head has the form {form_text(found)}, and the options give {form_text(form)}; set these "
+            "options as the head has them"
+        )
 
 
 def return_range(options: Options) -> tuple[float, float] | None:
