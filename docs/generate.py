@@ -299,7 +299,8 @@ _METRICS = """\
 
 Every iteration writes these metrics. The same name stands in three places:
 
-- TensorBoard: the tag, over sampled tokens.
+- TensorBoard: the tag, over sampled tokens. Weights & Biases, MLflow and trackio get the same, and some responses as tables, where
+  `trackers` names them: `trackers: {wandb: {project: words}}`. Each has a package of its own, such as `pip install wandb`.
 - `result.json`: a path, such as `result["rollout"]["return_mean"]`.
 - `progress.csv`: a column, where the first result of the run has it.
 

@@ -61,7 +61,10 @@ def _price(window: int, response: int, slots: int, updates: int, cache: int, hin
         micro_batch_tokens=4096,
     )
     torch.manual_seed(0)
-    policy, critic = Policy(random_model("tiny", num_hidden_layers=1)), Critic(random_model("tiny", num_hidden_layers=1))
+    policy, critic = (
+        Policy(random_model("tiny", num_hidden_layers=1)),
+        Critic(random_model("tiny", num_hidden_layers=1)),
+    )
     caches = [ContextCache(cache) for _ in range(2)] if cache else [None, None]
     step = UpdateStep(policy, critic, options, cache=caches[0])
     tracker = BoundaryTracker(options)

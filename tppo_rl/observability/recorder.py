@@ -1,7 +1,7 @@
 """The run recorder: clocks, totals, alarms and files of a run.
 
 clock(part) ─┐
-evaluation ──┼──▶ Iteration ──▶ metrics ──▶ alarms, TensorBoard, rollouts/*.parquet, boundary_errors.jsonl
+evaluation ──┼──▶ Iteration ──▶ metrics ──▶ alarms, TensorBoard, trackers, rollouts/*.parquet, boundary_errors.jsonl
 update … ────┘                     └──────▶ totals of the run
 """
 
@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from tppo_rl.config.options import Options
 from tppo_rl.core.boundaries import ClosedBoundary
+from tppo_rl.core.fragments import Fragment
 from tppo_rl.core.update_report import UpdateReport
 from tppo_rl.observability.alarms import Alarms
 from tppo_rl.observability.boundary_errors import position_bin_width
@@ -23,12 +24,17 @@ from tppo_rl.observability.iteration import Iteration
 from tppo_rl.observability.metrics import heldout_metrics
 from tppo_rl.observability.tensorboard import RunLog, TextOf
 from tppo_rl.observability.totals import RunTotals
+from tppo_rl.observability.trackers import Trackers
 from tppo_rl.rollout.evaluation import Evaluation
 from tppo_rl.rollout.ledger import TokenCounts
 from tppo_rl.rollout.statistics import RolloutStatistics
 from tppo_rl.rollout.weight_sync import LogProbDiff
 
 logger = logging.getLogger(__name__)
+
+_TABLE_COLUMNS = ("iteration", "prompt", "response", "return", "correct", "length")
+_TABLE_ROWS = 8
+"""Responses of an iteration that trackers get."""
 
 
 class Recorded(NamedTuple):
@@ -63,6 +69,8 @@ class RunRecorder:
             seed=options.run.seed,
             position_bin_width=position_bin_width(options.rollout.max_response_length),
         )
+        self._to_text = to_text
+        self._trackers = Trackers(options.run.trackers, options.flat(), folder)
         self._started = time.perf_counter()
         self._iteration_started = self._started
         self._sampled_before = 0
@@ -139,6 +147,7 @@ class RunRecorder:
             values["mismatch/heldout_log_prob_diff_mean"] = difference.mean
             values["mismatch/heldout_log_prob_diff_max"] = difference.largest
         self._log.scalars(sampled_tokens, values)
+        self._trackers.scalars(sampled_tokens, values)
 
     def run_totals(self) -> dict[str, Any]:
         """Returns sums over the whole run, for its summary."""
@@ -164,13 +173,26 @@ class RunRecorder:
     def close(self) -> None:
         """Flushes and closes the files."""
         self._log.close()
+        self._trackers.close()
 
     def _write(self, iteration: Iteration, metrics: Mapping[str, float]) -> None:
         step = iteration.counts.sampled
         self._log.boundary_errors(iteration.number, iteration.closed)
         self._log.histogram(step, "staleness/histogram", iteration.update.staleness_histogram)
         self._log.scalars(step, metrics)
+        self._trackers.scalars(step, metrics)
+        finished = [fragment for fragment in iteration.rollouts.fragments if fragment.finished][:_TABLE_ROWS]
+        if finished and self._trackers:
+            rows = [self._row(iteration.number, fragment) for fragment in finished]
+            self._trackers.table(step, "rollouts", _TABLE_COLUMNS, rows)
         self._log.rollouts(iteration.number, step, iteration.rollouts.fragments)
+
+    def _row(self, number: int, fragment: Fragment) -> list[Any]:
+        """A response as a row of `_TABLE_COLUMNS`."""
+        tokens = [*fragment.context.tolist(), *fragment.tokens.tolist()]
+        prompt, response = tokens[: fragment.prompt_length], tokens[fragment.prompt_length :]
+        reward = float(fragment.context_rewards.sum() + fragment.rewards.sum())
+        return [number, self._to_text(prompt), self._to_text(response), reward, fragment.correct, len(response)]
 
     def _watch_mismatch(self, metrics: Mapping[str, float]) -> dict[str, float]:
         """Compares trainer and engine on tokens of the trainer's own version; returns the alarm if anything was compared."""
