@@ -1,4 +1,4 @@
-"""The commands on a model or run that is there: `evaluate`, `rescore`, `rollouts`, `chat`, `export`.
+"""The commands on a model or run that is there: `evaluate`, `rescore`, `rollouts`, `timeline`, `chat`, `export`.
 
 Heavy imports stand inside them, so that `--help` answers at once.
 """
@@ -217,3 +217,21 @@ def export(checkpoint: Path, folder: Path, dtype: str | None, adapter: bool, cri
 
     taken = export_policy(checkpoint, folder, dtype=dtype, adapter=adapter, critic=critic)
     click.echo(f"{taken} is in {folder}: transformers and vLLM load it from there")
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--from", "first", type=click.IntRange(1), default=1, show_default=True, help="First iteration.")
+@click.option("--to", "last", type=click.IntRange(1), help="Last iteration.  [default: the newest]")
+@click.option("--out", type=click.Path(path_type=Path), help="File.  [default: timeline.json in the run's folder]")
+@one_clear_error
+def timeline(run: Path, first: int, last: int | None, out: Path | None) -> None:
+    """Write what driver, learner, engines and scoring workers of RUN did when, as a trace for https://ui.perfetto.dev."""
+    import json
+
+    from tppo_rl.observability.timeline import trace
+
+    found = trace(run, first, last)
+    file = out or run / "timeline.json"
+    file.write_text(json.dumps(found), encoding="utf-8")
+    click.echo(f"{file}: open it in https://ui.perfetto.dev or chrome://tracing")

@@ -17,12 +17,14 @@ from typing import Any, NamedTuple
 from tppo_rl.config.options import Options
 from tppo_rl.core.boundaries import ClosedBoundary
 from tppo_rl.core.fragments import Fragment
+from tppo_rl.core.spans import Span
 from tppo_rl.core.update_report import UpdateReport
 from tppo_rl.observability.alarms import Alarms
 from tppo_rl.observability.boundary_errors import position_bin_width
 from tppo_rl.observability.iteration import Iteration
 from tppo_rl.observability.metrics import heldout_metrics
 from tppo_rl.observability.tensorboard import RunLog, TextOf
+from tppo_rl.observability.timeline import DRIVER, append_spans, learner_spans
 from tppo_rl.observability.totals import RunTotals
 from tppo_rl.observability.trackers import Trackers
 from tppo_rl.rollout.evaluation import Evaluation
@@ -75,6 +77,9 @@ class RunRecorder:
         self._iteration_started = self._started
         self._sampled_before = 0
         self._seconds: dict[str, float] = {}
+        self._spans: list[Span] = []
+        self._folder = folder
+        self._parallel_critic = options.critic.parallel_critic
         self._heldout_diff: LogProbDiff | None = None
         self._probe_diff: float | None = None
 
@@ -89,6 +94,7 @@ class RunRecorder:
         """Adds wall-clock to a part of the run; the iteration keeps the last one of each part."""
         self.totals.add_seconds(part, seconds)
         self._seconds[part] = seconds
+        self._spans.append(Span(DRIVER, part.replace("_", " "), time.time() - seconds, seconds))
 
     def begin_iteration(self) -> None:
         """Starts the iteration's clock."""
@@ -131,7 +137,7 @@ class RunRecorder:
         self._watch_environment(rollouts, metrics)
         self._write(iteration, metrics)
         self._sampled_before = counts.sampled
-        self._seconds, self._heldout_diff, self._probe_diff, self._mismatch = {}, None, None, False
+        self._spans, self._seconds, self._heldout_diff, self._probe_diff, self._mismatch = [], {}, None, None, False
         return Recorded(iteration, metrics)
 
     def record_probe(self, difference: float) -> None:
@@ -177,6 +183,9 @@ class RunRecorder:
 
     def _write(self, iteration: Iteration, metrics: Mapping[str, float]) -> None:
         step = iteration.counts.sampled
+        append_spans(
+            self._folder, iteration.number, [*self._spans, *self._of_learners(iteration), *iteration.rollouts.spans]
+        )
         self._log.boundary_errors(iteration.number, iteration.closed)
         self._log.histogram(step, "staleness/histogram", iteration.update.staleness_histogram)
         self._log.scalars(step, metrics)
@@ -186,6 +195,12 @@ class RunRecorder:
             rows = [self._row(iteration.number, fragment) for fragment in finished]
             self._trackers.table(step, "rollouts", _TABLE_COLUMNS, rows)
         self._log.rollouts(iteration.number, step, iteration.rollouts.fragments)
+
+    def _of_learners(self, iteration: Iteration) -> list[Span]:
+        updates = [span.start for span in self._spans if span.name == "update"]
+        if not updates:
+            return []
+        return learner_spans(updates[-1], iteration.update.metrics, parallel_critic=self._parallel_critic)
 
     def _row(self, number: int, fragment: Fragment) -> list[Any]:
         """A response as a row of `_TABLE_COLUMNS`."""
