@@ -34,7 +34,7 @@ ALLOWED = {
     "rollout": {"core", "config", "kernels", "envs", "base_models"},
     "learner": {"core", "config", "maths", "kernels", "base_models"},
     "pretrain": {"core", "envs"},
-    "observability": {"core", "config", "rollout", "learner"},
+    "observability": {"core", "config", "maths", "rollout", "learner"},
     "plan": {"core", "config", "rollout", "base_models"},
 }
 # The command line and the package itself may know all rooms; nothing imports them.

@@ -182,6 +182,11 @@ METRICS = (
         "fraction",
         "fraction of the variance of the returns after unfinished fragments that the fragments' mean values explain",
     ),
+    Metric(
+        "critic/difference_slope",
+        "",
+        "how much of V(s_l) - V(s_0) over windows that did not finish the returns bear out: 1 for true values, 0 for noise",
+    ),
     Metric("critic/value_mean", "reward", "mean value of response tokens of finished episodes", "finished_value_mean"),
     Metric("critic/return_mean", "reward", "mean Monte-Carlo return of the same tokens", "return_mean"),
     Metric("critic/gradient_norm", "", "global norm before clipping, mean over optimizer steps", "critic_grad_norm"),
