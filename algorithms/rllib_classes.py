@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from tppo_rl.algorithms.rllib_internals import report_restored, trial_folder
 from tppo_rl.algorithms.tppo import TrainingLoop
 from tppo_rl.config.options import Options
 from tppo_rl.config.text_envs import num_problems
-from tppo_rl.config.value_forms import value_form_settings
+from tppo_rl.config.value_forms import evaluated_return, value_form_settings
 from tppo_rl.core.algorithm_spec import AlgorithmSpec
 from tppo_rl.core.errors import OptionError
 from tppo_rl.core.fragments import fragments_from_table, table_from_fragments
@@ -34,6 +35,7 @@ from tppo_rl.core.value_head_file import SQUARED_ERROR, form_text
 from tppo_rl.core.waiting import StageCut, stage, stop_here
 from tppo_rl.learner.boundaries import BoundaryTracker
 from tppo_rl.learner.client import LearnerClient
+from tppo_rl.learner.learner import TPPOLearner
 from tppo_rl.learner.models import parse_dtype
 from tppo_rl.observability.metrics import without_unknown
 from tppo_rl.observability.recorder import RunRecorder
@@ -110,6 +112,7 @@ class LanguageModelAlgorithm(Algorithm):
         if evaluator.is_due_before_training:
             evaluator.before = self.evaluate()
             stop_here()
+            self._start_critic()
         sampled_before = ledger.counts().sampled
         results = without_unknown(super().step())
         if evaluator.counts_tokens and evaluator.is_due(sampled_before, ledger.counts().sampled):
@@ -191,6 +194,12 @@ class LanguageModelAlgorithm(Algorithm):
     def _run_one_evaluation(self, parallel_train_future: Any = None) -> dict[str, Any]:
         """RLlib counts iterations alone."""
         return {} if self.evaluator.counts_tokens else super()._run_one_evaluation(parallel_train_future)
+
+    def _start_critic(self) -> None:
+        """Tells new critics the mean return that the first evaluation has found."""
+        value = evaluated_return(self.options, self.evaluator.before.get("sampled", {}))
+        if value is not None:
+            self.loop.learners.ask(partial(TPPOLearner.start_critic, value=value))
 
     def _call_back(self, name: str, **arguments: Any) -> None:
         make_callback(

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tppo_rl.config.options import Options
-from tppo_rl.config.value_forms import return_range, value_form_settings
+from tppo_rl.config.value_forms import evaluated_return, return_range, value_form_settings
 from tppo_rl.core.errors import OptionError
 
 CHAIN = {"env": "tppo_rl/ArithmeticChain-v0"}
@@ -61,6 +61,31 @@ def test_the_range_of_returns(options: dict[str, Any], expected: tuple[float, fl
 )
 def test_the_form(options: dict[str, Any], expected: dict[str, Any] | None) -> None:
     assert value_form_settings(Options.of(CHAIN | options)) == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, 0.4),
+        ({"rewards": "zero_one"}, 0.25),
+        ({"rewards": "plus_minus_one"}, -0.5),
+        ({"rewards": [{"type": "environment", "weight": 2}, {"type": "plus_minus_one"}]}, 0.3),
+        ({"rewards": [{"type": "zero_one"}, {"type": "calculation", "weight": 0.3}]}, None),
+        ({"critic_initial_value": 0.1}, None),
+        ({"critic": None}, None),
+        ({"kl_coef": 0.1, "kl_in": "reward"}, None),
+    ],
+)
+def test_the_mean_return_that_an_evaluation_tells(options: dict[str, Any], expected: float | None) -> None:
+    found = evaluated_return(Options.of(CHAIN | options), {"accuracy": 0.25, "return_mean": 0.4})
+    assert found == (None if expected is None else pytest.approx(expected))
+
+
+def test_without_right_and_wrong_an_evaluation_tells_the_return_alone() -> None:
+    statistics = {"return_mean": 0.4}
+    assert evaluated_return(Options.of(CHAIN), statistics) == 0.4
+    assert evaluated_return(Options.of(CHAIN | {"rewards": "zero_one"}), statistics) is None
+    assert evaluated_return(Options.of(CHAIN), {}) is None
 
 
 def test_a_range_that_nobody_knows_is_asked_for() -> None:

@@ -18,5 +18,5 @@ def test_responses_may_be_shorter_than_a_window() -> None:
 
 
 def test_a_model_that_is_not_there_is_refused() -> None:
-    with pytest.raises(OptionError, match="policy_model='./nowhere'"):
+    with pytest.raises(OptionError, match=r"policy_model=.\./nowhere."):
         options_of_source("./nowhere", {}, [])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -63,6 +64,32 @@ def check_value_form(options: Options) -> None:
             f"critic={critic!r}: its value head has the form {form_text(found)}, and the options give {form_text(form)}; set these "
             "options as the head has them"
         )
+
+
+def evaluated_return(options: Options, statistics: Mapping[str, float]) -> float | None:
+    """Returns the mean return of training, given that of held-out responses sampled at the training temperature.
+
+    It is known before the first responses of training have ended. Of those the short ones end first, so that their mean says little.
+
+    Args:
+        options: Of the run.
+        statistics: Of an evaluation: `return_mean` of the environment's rewards and, where responses are right or wrong, `accuracy`.
+
+    Returns:
+        None where no critic wants it, or an evaluation does not tell it: other rewards are given in training alone.
+    """
+    if options.models.critic is None or options.critic.critic_initial_value != "mean_return":
+        return None
+    accuracy, mean_return = statistics.get("accuracy"), statistics.get("return_mean")
+    of_part = {
+        "environment": mean_return,
+        "zero_one": accuracy,
+        "plus_minus_one": None if accuracy is None else 2 * accuracy - 1,
+    }
+    values = [(part.weight, of_part.get(part.spec.name)) for part in options.rewards.rewards]
+    if options.policy_loss.has_kl_in_rewards or any(value is None for _, value in values):
+        return None
+    return sum(weight * value for weight, value in values if value is not None)
 
 
 def return_range(options: Options) -> tuple[float, float] | None:

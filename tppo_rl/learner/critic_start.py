@@ -2,7 +2,8 @@
 
 A cold critic says 0 everywhere, while the mean return is something else. As its backbone lifts the value, it writes slopes along the
 response that the true values do not have, and the advantages of unfinished windows are made of these slopes alone. So the head's bias
-starts where a constant critic would end: at the mean of the first returns.
+starts where a constant critic would end: at the mean return. The first evaluation tells it; without one the first finished responses do,
+which are the short ones where responses are cut into windows.
 """
 
 from __future__ import annotations

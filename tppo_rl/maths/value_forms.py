@@ -30,8 +30,10 @@ _BINS_BEYOND = 3
 MIN_BINS = 2 * _BINS_BEYOND + 2
 """Fewest bins of HL-Gauss: two inside of the range."""
 
-_SMALLEST_SHARE = 1e-3
-"""Bound on the shares that a head starts at, so that no output starts at infinity."""
+_SMALLEST_SHARE = 0.01
+"""Bound on the share that a sigmoid starts at: from further out it would come back slowly."""
+_SMALLEST_BINS = 1e-3
+"""Share of all bins together that no return has reached."""
 
 
 class ValueForm(Protocol):
@@ -137,7 +139,7 @@ class HLGauss:
         return -(self.targets(returns).detach() * outputs.log_softmax(-1)).sum(-1)
 
     def start(self, mean_targets: torch.Tensor) -> torch.Tensor:
-        return mean_targets.clamp_min(_SMALLEST_SHARE / self.num_outputs).log()
+        return mean_targets.clamp_min(_SMALLEST_BINS / self.num_outputs).log()
 
 
 def value_form(settings: dict[str, Any] | None) -> ValueForm:

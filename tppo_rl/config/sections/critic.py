@@ -55,8 +55,8 @@ class CriticOptions(Section):
     )
     critic_initial_value: Annotated[float, Field(allow_inf_nan=False)] | Literal["mean_return"] = option(
         "mean_return",
-        "Value that a new critic gives everywhere before it has learned anything: the mean return of the first finished "
-        "responses, or a number in units of reward.",
+        "Value that a new critic gives everywhere before it has learned anything: the mean return of the first evaluation (without "
+        "one, or where the reward has parts of its own, of the first finished responses), or a number in units of reward.",
         read_with=HAS_CRITIC,
     )
     critic_targets: Literal["monte_carlo", "lambda_returns", "include_unfinished"] = option(
