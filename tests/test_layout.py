@@ -24,7 +24,7 @@ FLOORS = (
     ("observability", "plan"),
     ("algorithms",),
     ("experiment",),
-    ("tune",),
+    ("tune", "lab"),
     ("bench",),
 )
 # Fewer than the floor would allow: what these rooms do not need to know.

@@ -10,11 +10,15 @@ environments, windows or episodes. `VLLMEngine` runs a real model; `SimulatedEng
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+
+from tppo_rl.base_models import resolve_model
+from tppo_rl.config.options import Options
+from tppo_rl.core.registry import ENGINES
 
 KV_ON_UPDATE = ("recompute", "keep")
 """Handling of running requests' KV cache when weights change: it is computed anew by the new weights (default), or kept,
@@ -82,3 +86,32 @@ class Engine(Protocol):
 
     def stop(self) -> None:
         """Releases the engine's memory and processes. The engine is not used afterwards."""
+
+
+def build_engine(options: Options, end_of_turn: Sequence[int], *, seed: int) -> Engine:
+    """Builds the engine of a run's policy.
+
+    Args:
+        options: Of the run.
+        end_of_turn: Token ids that end a turn.
+        seed: Of the engine's sampler.
+
+    Raises:
+        OptionError: the engine cannot work with the options.
+    """
+    rollout, head_dtype = options.rollout, options.models.head_dtype
+    build: Callable[..., Engine] = ENGINES.find(rollout.engine.type)
+    return build(
+        resolve_model(str(options.models.policy_model)),
+        dtype=options.models.dtype,
+        max_model_len=rollout.max_prompt_length + rollout.max_response_length,
+        max_num_seqs=rollout.num_envs_per_env_runner,
+        end_of_turn=end_of_turn,
+        kv_on_update=options.pipeline.kv_on_update,
+        seed=seed,
+        num_threads=max(1, int(rollout.num_cpus_per_env_runner)),
+        device=rollout.engine.device or ("cuda" if rollout.num_gpus_per_env_runner else "cpu"),
+        engine_args=rollout.engine.arguments,
+        # Engines of users know the other arguments.
+        **({} if head_dtype is None else {"head_dtype": head_dtype}),
+    )

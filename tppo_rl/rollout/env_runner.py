@@ -30,17 +30,15 @@ from ray.rllib.utils.metrics import (
     WEIGHTS_SEQ_NO,
 )
 
-from tppo_rl.base_models import resolve_model
 from tppo_rl.config.options import Options
 from tppo_rl.config.text_envs import make_text_env
 from tppo_rl.core.errors import portable
 from tppo_rl.core.fragments import Fragment, table_from_fragments
 from tppo_rl.core.prompts import Ticket
-from tppo_rl.core.registry import ENGINES
 from tppo_rl.core.spans import Span
 from tppo_rl.rollout.callbacks import EnvRunnerCallbacks
 from tppo_rl.rollout.chat import Chat
-from tppo_rl.rollout.engine import Engine, Sampling
+from tppo_rl.rollout.engine import Engine, Sampling, build_engine
 from tppo_rl.rollout.packed_weights import PackedWeights
 from tppo_rl.rollout.pooled_sampler import PooledSampler
 from tppo_rl.rollout.responses import REWARD_FAILED, Scores
@@ -242,23 +240,8 @@ class VLLMEnvRunner(EnvRunner):
         return ["train", "heldout"] if evaluates else ["train"]
 
     def _build_engine(self) -> Engine:
-        options, rollout = self._options, self._options.rollout
-        build: Callable[..., Engine] = ENGINES.find(rollout.engine.type)
-        head_dtype = options.models.head_dtype
-        return build(
-            resolve_model(str(options.models.policy_model)),
-            dtype=options.models.dtype,
-            max_model_len=rollout.max_prompt_length + rollout.max_response_length,
-            max_num_seqs=rollout.num_envs_per_env_runner,
-            end_of_turn=self._chat.end_of_turn,
-            kv_on_update=options.pipeline.kv_on_update,
-            seed=options.run.seed + 1000 * self.worker_index + (500 if self.config.in_evaluation else 0),
-            num_threads=max(1, int(rollout.num_cpus_per_env_runner)),
-            device=rollout.engine.device or ("cuda" if rollout.num_gpus_per_env_runner else "cpu"),
-            engine_args=rollout.engine.arguments,
-            # Engines of users know the other arguments.
-            **({} if head_dtype is None else {"head_dtype": head_dtype}),
-        )
+        seed = self._options.run.seed + 1000 * self.worker_index + (500 if self.config.in_evaluation else 0)
+        return build_engine(self._options, self._chat.end_of_turn, seed=seed)
 
     def _limits(self, window_length: int | None) -> EpisodeLimits:
         rollout = self._options.rollout

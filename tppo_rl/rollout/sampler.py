@@ -252,10 +252,13 @@ class Sampler:
     def _start_episode(self, prompt: Prompt) -> None:
         request_id = f"{self._name}-{prompt.ticket.episode_id}"
         assert request_id not in self._open, f"two tickets for episode {prompt.ticket.episode_id}"
-        self._open[request_id] = OpenEpisode(prompt.ticket, prompt.tokens, self._env_runner, self._engine.version)
+        self._open[request_id] = self._episode(prompt)
         self._dialogs[request_id] = Dialog(prompt.env, prompt.text, prompt.info, wrong_reward=prompt.wrong_reward)
         self.num_refills += 1
         self._submit(request_id)
+
+    def _episode(self, prompt: Prompt) -> OpenEpisode:
+        return OpenEpisode(prompt.ticket, prompt.tokens, self._env_runner, self._engine.version)
 
     def _submit(self, request_id: str) -> None:
         episode = self._open[request_id]
