@@ -196,7 +196,7 @@ def _of_fragment(kept: Kept) -> Episode:
 def _runs(windows: list[Window]) -> list[Episode]:
     """Episodes out of windows that follow upon one another; one whose beginning is missing has no prompt and is left out."""
     episodes: list[Episode] = []
-    for window in sorted(windows, key=lambda one: (one.recorded.start, one.iteration)):
+    for window in sorted(windows, key=lambda one: (one.iteration, one.recorded.start)):
         fragment = window.fragment
         if window.recorded.start == 0:
             arrays = (fragment.tokens, fragment.sampled, fragment.rewards)

@@ -62,7 +62,7 @@ class EpisodeList {
     const open = this.chosen >= 0 ? this.found[this.chosen] : -1;
     this.found = this.sorted(found);
     this.chosen = this.found.indexOf(open);
-    byId("count").textContent = `${this.found.length} of ${counting(run.size, "episode")}`;
+    byId("count").textContent = `${this.found.length.toLocaleString("en")} of ${counting(run.size, "episode")}`;
     byId("none").hidden = this.found.length > 0;
     this.box.hidden = this.found.length === 0;
     this.space.style.height = this.found.length * ROW + "px";
