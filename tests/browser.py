@@ -46,13 +46,12 @@ class Page:
         assert "exceptionDetails" not in result, json.dumps(result["exceptionDetails"])[:2000]
         return result["result"].get("value")
 
-    def until(self, expression: str) -> Any:
-        """Waits until an expression is true, and returns its value."""
+    def until(self, condition: str) -> None:
+        """Waits until an expression is true."""
         end = time.monotonic() + PATIENCE_S
-        while not (value := self.js(expression)):
-            assert time.monotonic() < end, f"never true: {expression}"
+        while not self.js(f"Boolean({condition})"):
+            assert time.monotonic() < end, f"never true: {condition}"
             time.sleep(0.02)
-        return value
 
     def resize(self, width: int, height: int) -> None:
         """Sets the size of the screen; narrow ones are those of a phone."""

@@ -22,6 +22,7 @@ pytestmark = [
 LONGEST = 8000
 HOSTILE_EPISODE = 900_000
 TEXT_EPISODE = 900_001
+SEARCHED = PieceTokenizer().decode([3 * len(WORDS) + WORDS.index("therefore")]).strip()
 LONG_TASKS = """
 window.longTasks = [];
 new PerformanceObserver((list) => list.getEntries().forEach((one) => window.longTasks.push(one.duration)))
@@ -129,7 +130,7 @@ def test_nothing_that_a_model_wrote_runs(page: Page, show: Callable[..., None]) 
     assert any(text in row for text in shown for row in texts(page, ".episode .name"))
     assert page.js("document.querySelectorAll('script').length") == 1
     assert page.js("document.querySelectorAll('img, svg[onload], iframe, object, a, [onerror], [onload]').length") == 0
-    assert page.js("document.title") == "</title><script>window.pwned=8</script> – rollouts"
+    assert page.js("document.title").startswith("</title><script>window.pwned=8</script>")
     assert page.js("typeof window.pwned") == "undefined"
 
 
@@ -155,9 +156,9 @@ def test_conditions_and_searches_find_what_they_should(page: Page, episodes: lis
     set_to(page, "to", "40", "input")
     between = [episode for episode in right if 20 <= episode.iteration <= 40]
     count(page, len(between))
-    set_to(page, "search", "THEREFORE133", "input")
+    set_to(page, "search", SEARCHED.upper(), "input")
     tokenizer = PieceTokenizer()
-    found = [one for one in between if "therefore133" in tokenizer.decode([*one.tokens]).casefold()]
+    found = [one for one in between if SEARCHED in tokenizer.decode([*one.tokens]).casefold()]
     assert 0 < len(found) < len(between)
     count(page, len(found))
     set_to(page, "search", "no such words", "input")
@@ -241,7 +242,7 @@ def test_a_long_response_is_whole_with_windows_shades_and_values(
     assert f"token {second + 1} of {LONGEST}" in told
     assert f"value {values[second]:.3f}" in told
     assert f"advantage {advantages[second]:.3f}" in told
-    assert f"probability {np.exp(log_probs[second]):.4f}" in told
+    assert f"probability {np.exp(log_probs[second]):.3f}" in told
     set_to(page, "shade", "advantages")
     record_property("longest_task_ms", page.js("Math.max(0, ...window.longTasks)"))
 
@@ -274,12 +275,12 @@ def test_groups_stand_side_by_side_and_answers_in_the_order_of_training(
 
 
 def test_searched_words_are_marked_in_the_response(page: Page, episodes: list[Episode]) -> None:
-    set_to(page, "search", "therefore133", "input")
+    set_to(page, "search", SEARCHED, "input")
     tokenizer = PieceTokenizer()
-    count(page, sum("therefore133" in tokenizer.decode([*one.tokens]).casefold() for one in episodes))
+    count(page, sum(SEARCHED in tokenizer.decode([*one.tokens]).casefold() for one in episodes))
     page.js("document.querySelector('.episode:not([hidden])').click()")
     page.until("document.querySelector('#panel .hits button')")
-    assert all("herefore133" in text for text in texts(page, "#panel .t.hit"))
+    assert all(text.strip() == SEARCHED for text in texts(page, "#panel .t.hit"))
     assert texts(page, "#panel .hits button")[0].startswith("Hit 1 of")
 
 

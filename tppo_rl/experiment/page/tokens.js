@@ -4,7 +4,7 @@ const SHADES = 8;
 const QUANTITIES = {
   advantages: { label: "advantage", signed: true, digits: 3 },
   values: { label: "value", signed: false, digits: 3 },
-  probability: { label: "probability", signed: false, digits: 4 },
+  probability: { label: "probability", signed: false, digits: 3 },
   staleness: { label: "staleness", signed: false, digits: 0 },
 };
 
