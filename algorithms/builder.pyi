@@ -153,6 +153,7 @@ class OptionBuilder(AlgorithmConfig):
         *,
         seed: int = ...,
         rollout_log_fragments: int = ...,
+        record_episodes: int = ...,
         results_folder: str | None = ...,
         runtime_env: Mapping[str, Any] | None = ...,
         **kwargs: Any,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -14,10 +15,15 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import pytest
 from websockets.sync.client import ClientConnection, connect
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-MISSING = "no Chromium in PATH: `make browser` installs Debian's"
+needs_browser = pytest.mark.skipif(
+    CHROMIUM is None and os.environ.get("PAGE_TESTS") != "yes",
+    reason="no Chromium in PATH: `make browser` installs Debian's",
+)
+"""`make test` sets PAGE_TESTS: there a browser that is missing is an error."""
 PATIENCE_S = 60.0
 
 
@@ -81,7 +87,7 @@ class Page:
 @contextmanager
 def opened(url: str = "about:blank") -> Iterator[Page]:
     """Opens a page in a browser of its own, which ends with the context."""
-    assert CHROMIUM is not None, MISSING
+    assert CHROMIUM is not None, "no Chromium in PATH"
     with TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         command = [
             CHROMIUM,

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from browser import CHROMIUM, MISSING, Page, opened
+from browser import Page, needs_browser, opened
 from synthetic_rollouts import HOSTILE, WORDS, PieceTokenizer, ids_of, many_episodes, windows_of
 
 from tppo_rl.experiment.recorded_episodes import Episode, episodes_of
 from tppo_rl.experiment.rollout_page import write_page
 
-pytestmark = [
-    pytest.mark.integration,
-    pytest.mark.skipif(CHROMIUM is None and os.environ.get("BROWSER") != "yes", reason=MISSING),
-]
+pytestmark = [pytest.mark.integration, needs_browser]
 LONGEST = 8000
 HOSTILE_EPISODE = 900_000
 TEXT_EPISODE = 900_001

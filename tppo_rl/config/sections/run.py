@@ -22,7 +22,7 @@ class RunOptions(Section):
         ge=0,
     )
     results_folder: str | None = option(
-        None, "Folder of TensorBoard events and `rollouts/`; None: Tune's folder of the trial."
+        None, "Folder of TensorBoard events, `rollouts/` and `episodes/`; None: Tune's folder of the trial."
     )
     runtime_env: dict[str, Any] | None = option(
         None,

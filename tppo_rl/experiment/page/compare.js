@@ -11,10 +11,7 @@ class CompareView {
     this.element = make("article", "compare");
     this.closed = false;
     const ordered = [...episodes].sort((a, b) => run.columns.episode_iteration[a] - run.columns.episode_iteration[b]);
-    const prompt = make("details", "prompt");
-    prompt.open = run.prompt(e).length < 600;
-    prompt.append(make("summary", "", "Prompt"), make("div", "text", visible(run.prompt(e))));
-    this.element.append(make("p", "soft", this.summary(ordered, overTraining)), prompt);
+    this.element.append(make("p", "soft", this.summary(ordered, overTraining)), promptBox(run, e));
     if (overTraining && ordered.length > 1) this.element.append(this.history(ordered, e, open));
     const cards = make("div", "cards");
     this.element.append(cards);

@@ -1,6 +1,6 @@
 // The list: conditions, order, and rows that are there only where one looks.
 
-const ROW = 68;
+const ROW = 84;
 const ROWS_AROUND = 6;
 const PREVIEW_TOKENS = 40;
 const SEARCH_MS = 10;
@@ -170,7 +170,7 @@ class Row {
     this.name = make("span", "name");
     this.preview = make("span", "preview soft");
     this.meta = make("span", "meta soft");
-    this.element.append(this.verdict, this.name, this.meta, this.preview);
+    this.element.append(this.verdict, this.meta, this.name, this.preview);
     this.e = -1;
   }
 
@@ -197,8 +197,6 @@ class Row {
       `it ${c.episode_iteration[e]} · r ${figure(c.episode_reward[e], 2)} · ${c.episode_length[e]} tok`;
   }
 }
-
-function oneLine(text) { return visible(text.slice(0, 300).replace(/\s+/g, " ").trim()); }
 
 function counted(column) {
   const found = new Map();

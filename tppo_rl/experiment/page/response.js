@@ -17,7 +17,7 @@ class ResponseView {
     this.chosen = -1;
     this.closed = false;
     this.element = make("article", "response");
-    this.element.append(this.facts(), this.prompt(), this.controls(), this.curveBox(), this.body());
+    this.element.append(this.facts(), promptBox(this.run, this.e), this.controls(), this.curveBox(), this.body());
     this.shade();
     this.draw();
     this.fill();
@@ -51,13 +51,6 @@ class ResponseView {
     add("iteration", String(c.episode_iteration[e]));
     add("staleness", figure(c.episode_staleness[e], 1));
     add("episode", String(c.episode_id[e]));
-    return found;
-  }
-
-  prompt() {
-    const found = make("details", "prompt");
-    found.open = this.run.prompt(this.e).length < 600;
-    found.append(make("summary", "", "Prompt"), make("div", "text", visible(this.run.prompt(this.e))));
     return found;
   }
 

@@ -1,6 +1,8 @@
 // Elements, texts and shades. Text of a model goes into `textContent` and nowhere else.
 
 const SHADES = 8;
+const OPEN_PROMPT = 160;
+const LONGEST_LINE = 300;
 const QUANTITIES = {
   advantages: { label: "advantage", signed: true, digits: 3 },
   values: { label: "value", signed: false, digits: 3 },
@@ -21,6 +23,8 @@ const UNSEEN = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u061c\u200e\u200f\u2028
 function visible(text) {
   return text.replace(UNSEEN, (letter) => `⟨${letter.charCodeAt(0).toString(16).toUpperCase().padStart(4, "0")}⟩`);
 }
+
+function oneLine(text) { return visible(text.slice(0, LONGEST_LINE).replace(/\s+/g, " ").trim()); }
 
 const byId = (id) => document.getElementById(id);
 
@@ -80,5 +84,16 @@ function legend(name, [low, high]) {
   found.append(make("span", "soft", label + " " + figure(first, Math.min(digits, 2))));
   for (const step of steps) found.append(make("i", step));
   found.append(make("span", "soft", figure(last, Math.min(digits, 2))));
+  return found;
+}
+
+// Closed, it shows what other prompts do not say.
+function promptBox(run, e) {
+  const found = make("details", "prompt");
+  const text = run.prompt(e);
+  found.open = text.length < OPEN_PROMPT;
+  const summary = make("summary", "soft", "Prompt");
+  summary.append(make("span", "", oneLine(run.name(e))));
+  found.append(summary, make("div", "text", visible(text)));
   return found;
 }
