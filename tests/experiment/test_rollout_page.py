@@ -23,7 +23,7 @@ from tppo_rl.base_models import resolve_model
 from tppo_rl.cli import main
 from tppo_rl.core.fragments import table_from_fragments
 from tppo_rl.core.recorded_windows import recorded_window, table_from_windows, windows_from_table
-from tppo_rl.experiment.recorded_episodes import Episode, episodes_of, matching, thinned
+from tppo_rl.experiment.recorded_episodes import Episode, episodes_of, matching, read_episodes, thinned
 from tppo_rl.experiment.rollout_page import LARGEST_FILE, page_of, write_page
 from tppo_rl.experiment.rollout_view import Kept
 from tppo_rl.experiment.token_pieces import pieces_of
@@ -150,6 +150,13 @@ def test_a_part_of_the_episodes_keeps_prompts_whole() -> None:
     assert 400 <= sum(len(one.tokens) for one in few_tokens) <= 560
 
 
+def test_prompts_with_recorded_values_go_first() -> None:
+    sampled = [kept(iteration, 0, 3, episode_id=10 + iteration, context=[iteration, 2]) for iteration in range(1, 9)]
+    whole = windows_of(3, [20, 21], prompt=[5, 2], prompt_index=0, iteration=2, length=9)
+    some = thinned(episodes_of(sampled, whole), 2)
+    assert {one.last.episode_id for one in some} == {3, 15}
+
+
 def kept(iteration: int, start: int, stop: int, **fields: Any) -> Kept:
     """A part of the response 5, 6, 7, … to the prompt 1, 2."""
     response = list(range(5, 5 + stop))
@@ -241,6 +248,19 @@ def test_pieces_of_a_shipped_tokenizer_are_its_text() -> None:
     tokenizer = AutoTokenizer.from_pretrained(resolve_model(MODEL))
     tokens = tokenizer.encode("12 + 7 * 3 = ?", add_special_tokens=False)
     assert "".join(pieces_of(tokenizer, tokens).texts) == tokenizer.decode(tokens)
+
+
+def test_an_episode_that_began_before_the_chosen_iterations_is_whole(tmp_path: Path) -> None:
+    windows = windows_of(9, [8, 9, 10], prompt=[6], prompt_index=2, iteration=3, length=2)
+    (tmp_path / "episodes").mkdir()
+    for window in windows:
+        table = table_from_windows([window.recorded])
+        pq.write_table(table, tmp_path / "episodes" / f"iteration_{window.iteration:06d}.parquet")
+    (episode,) = read_episodes(tmp_path, 4, None)
+    assert (episode.tokens.tolist(), episode.iteration) == ([8, 9, 10], 4)
+    (beginning,) = read_episodes(tmp_path, 1, 3)
+    assert beginning.tokens.tolist() == [8, 9]
+    assert read_episodes(tmp_path, 5, None) == []
 
 
 def write_run(folder: Path) -> None:

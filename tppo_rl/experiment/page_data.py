@@ -30,6 +30,8 @@ _MISSING = -32768
 _ALIGNMENT = 8
 _LONGEST_PROMPT = 20_000
 """Letters of a prompt; the middle of a longer one is left out."""
+_LONGEST_NAME = 300
+"""Letters of what stands in the list."""
 
 
 def pack(episodes: Sequence[Episode], tokenizer: Any, facts: dict[str, Any]) -> bytes:
@@ -50,7 +52,7 @@ def pack(episodes: Sequence[Episode], tokenizer: Any, facts: dict[str, Any]) -> 
     header: dict[str, Any] = {
         "facts": facts,
         "prompts": [_shortened(prompt) for prompt in prompts],
-        "names": without_what_all_share([_shortened(prompt) for prompt in prompts]),
+        "names": [name[:_LONGEST_NAME] for name in without_what_all_share(prompts)],
         "pieces": pieces.texts,
         "parts": {str(position): raw.hex() for position, raw in pieces.parts.items()},
         "special": sorted(pieces.special),

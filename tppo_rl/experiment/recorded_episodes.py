@@ -73,6 +73,11 @@ class Episode:
         return int(np.count_nonzero(self.sampled))
 
     @property
+    def has_estimates(self) -> bool:
+        """Whether values or advantages were recorded."""
+        return any(window.recorded.advantages is not None for window in self.windows)
+
+    @property
     def staleness(self) -> float | None:
         """Mean over the kept windows' tokens; None where no version is known."""
         ages = [
@@ -97,9 +102,11 @@ def read_episodes(run: Path, first: int, last: int | None) -> list[Episode]:
     Raises:
         OptionError: the run has kept nothing.
     """
-    windows = list(read_windows(run, first, last))
-    has_sample = (run / SAMPLE_FOLDER).is_dir() or not windows
-    return episodes_of(read_rollouts(run, first, last) if has_sample else (), windows)
+    # An episode that ends in these iterations may have begun before them.
+    windows = list(read_windows(run, 1, last))
+    has_sample = any((run / SAMPLE_FOLDER).glob("*.parquet")) or not windows
+    episodes = episodes_of(read_rollouts(run, first, last) if has_sample else (), windows)
+    return [episode for episode in episodes if episode.iteration >= first]
 
 
 def matching(
@@ -158,7 +165,8 @@ def episodes_of(kept: Iterable[Kept], windows: Iterable[Window] = ()) -> list[Ep
 def thinned(episodes: Sequence[Episode], most: int, most_tokens: int | None = None) -> list[Episode]:
     """Returns at most so many episodes and tokens, all answers to a prompt or none where that will do.
 
-    Of a prompt whose answers are too many, some are taken, evenly over the run. The choice is always the same.
+    Prompts with a response that was recorded whole come first. Of a prompt whose answers are too many, some are taken, evenly
+    over the run. The choice is always the same.
     """
     by_prompt: defaultdict[bytes, list[Episode]] = defaultdict(list)
     for episode in episodes:
@@ -166,9 +174,8 @@ def thinned(episodes: Sequence[Episode], most: int, most_tokens: int | None = No
     taken: list[Episode] = []
     left, tokens_left = most, float("inf") if most_tokens is None else float(most_tokens)
     prompts = list(by_prompt.values())
-    order = np.random.default_rng(0).permutation(len(prompts))
-    for index in order:
-        answers = prompts[index]
+    drawn = (prompts[place] for place in np.random.default_rng(0).permutation(len(prompts)))
+    for answers in sorted(drawn, key=lambda of_prompt: not any(one.has_estimates for one in of_prompt)):
         mean = max(1.0, float(np.mean([len(one.tokens) + 1 for one in answers])))
         count = int(min(len(answers), left, tokens_left // mean))
         if count > 0:

@@ -57,7 +57,10 @@ async function start() {
     return undefined;
   }
 
-  byId("back").addEventListener("click", () => { location.hash = ""; });
+  byId("back").addEventListener("click", () => {
+    location.hash = "";
+    byId("list").focus({ preventScroll: true });
+  });
   byId("tabs").addEventListener("click", (event) => {
     if (event.target.dataset.tab) open(state.e, event.target.dataset.tab);
   });
