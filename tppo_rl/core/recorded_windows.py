@@ -14,9 +14,6 @@ import pyarrow as pa
 
 from tppo_rl.core.fragments import FRAGMENT_SCHEMA, Fragment, fragments_from_table, table_from_fragments
 
-BYTES_PER_TOKEN = 25
-"""Of a recorded token before compression: five numbers of four bytes, id and version among them, and a flag."""
-
 _FLOAT32_LIST = pa.list_(pa.field("item", pa.float32(), nullable=False))
 _MORE = (
     pa.field("start", pa.int32(), nullable=False),
