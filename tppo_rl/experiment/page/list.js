@@ -81,7 +81,7 @@ class EpisodeList {
       "": () => true,
       right: (e) => c.episode_correct[e] === 1,
       wrong: (e) => c.episode_correct[e] === 0,
-      ended: (e) => c.episode_end[e] !== 0,
+      finished: (e) => c.episode_end[e] !== 0,
       cut: (e) => c.episode_end[e] === 2,
       open: (e) => c.episode_end[e] === 0,
     };
@@ -194,7 +194,7 @@ class Row {
     this.name.textContent = oneLine(run.name(e)) || "(empty prompt)";
     this.preview.textContent = oneLine(run.beginning(e, PREVIEW_TOKENS));
     this.meta.textContent =
-      `it ${c.episode_iteration[e]} · r ${figure(c.episode_reward[e], 2)} · ${c.episode_length[e]} tok`;
+      `iteration ${c.episode_iteration[e]} · reward ${figure(c.episode_reward[e], 2)} · ${counting(c.episode_length[e], "token")}`;
   }
 }
 
