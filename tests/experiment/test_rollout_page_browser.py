@@ -187,7 +187,7 @@ def test_the_list_holds_rows_only_where_one_looks_and_keeps_its_order(page: Page
 
 
 def tokens_of(figures: str) -> int:
-    return int(figures.split(" · ")[2].split()[0].replace(",", ""))
+    return int(figures.rpartition(" · ")[2].partition(" ")[0].replace(",", ""))
 
 
 def sorted_rows(page: Page) -> list[str]:
