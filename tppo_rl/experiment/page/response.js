@@ -95,7 +95,8 @@ class ResponseView {
     const notes = [];
     if (name === "values") notes.push("Dots: the critic's value after the last token of a window. ");
     notes.push("Dashed lines: a window begins.");
-    if (!this.run.has("values")) notes.push(" This run recorded no values; record_episodes keeps them.");
+    if (this.run.has("advantages") && !this.run.has("values")) notes.push(" There are no values without a critic.");
+    else if (!this.run.has("values")) notes.push(" This run recorded no values; record_episodes keeps them.");
     this.curveElement.replaceChildren(this.curve.canvas, make("p", "soft note", notes.join("")));
     this.curve.mark(this.chosen);
   }
