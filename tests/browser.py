@@ -46,6 +46,13 @@ class Page:
                 return dict(message["result"])
             self.events.append(message)
 
+    def goto(self, url: str) -> None:
+        """Loads a page and waits until its scripts have been started; `events` are then its own."""
+        self.events.clear()
+        self.call("Page.navigate", url=url)
+        while not self.of("Page.loadEventFired"):
+            self.events.append(json.loads(self._connection.recv(timeout=PATIENCE_S)))
+
     def js(self, expression: str) -> Any:
         """Evaluates an expression, or awaits a promise, and returns its value."""
         result = self.call("Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True)
@@ -109,7 +116,7 @@ def opened(url: str = "about:blank") -> Iterator[Page]:
                 page = Page(connection)
                 for domain in ("Page", "Runtime", "Network", "Log"):
                     page.call(f"{domain}.enable")
-                page.call("Page.navigate", url=url)
+                page.goto(url)
                 yield page
         finally:
             process.kill()

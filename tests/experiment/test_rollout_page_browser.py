@@ -59,8 +59,7 @@ def page(file: Path) -> Iterator[Page]:
     with opened() as page:
         page.resize(1280, 800)
         page.call("Page.addScriptToEvaluateOnNewDocument", source=LONG_TASKS)
-        page.events.clear()
-        page.call("Page.navigate", url=file.as_uri())
+        page.goto(file.as_uri())
         page.until("document.documentElement.dataset.ready")
         yield page
 
@@ -270,7 +269,16 @@ def test_groups_stand_side_by_side_and_answers_in_the_order_of_training(
     heads = texts(page, "#panel .card header")
     assert [int(head.split("iteration ")[1].split(" ")[0]) for head in heads] == same[:24]
     assert page.js("document.querySelectorAll('#panel .history circle').length") == 2 * len(same)
-    page.js("document.querySelector('#panel .card button').click()")
+    longest = page.js(
+        "[...document.querySelectorAll('#panel .card')].findIndex((e) => e.querySelector('.text button'))"
+    )
+    card = f"document.querySelectorAll('#panel .card')[{longest}]"
+    assert page.js(f"{card}.querySelectorAll('.t').length") == 400
+    size = int(heads[longest].split(" · ")[2].split(" ")[0])
+    assert page.js(f"{card}.querySelector('.text button').textContent") == f"{size - 400:,} more tokens"
+    page.js(f"{card}.querySelector('.text button').click()")
+    assert page.js(f"{card}.querySelectorAll('.t').length") == min(size, 800)
+    page.js("document.querySelector('#panel .card header button').click()")
     page.until("document.querySelector('#panel .response')")
 
 

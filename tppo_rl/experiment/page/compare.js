@@ -1,6 +1,6 @@
 // Answers to one prompt: those of a group side by side, and all of them over the training.
 
-const CARD_TOKENS = 1500;
+const CARD_TOKENS = 400;
 const CARDS = 24;
 const SVG = "http://www.w3.org/2000/svg";
 
@@ -66,18 +66,28 @@ class CompareView {
     button.addEventListener("click", () => open(e, "response"));
     head.append(button);
     const body = make("div", "text tokens");
+    const more = make("button", "");
+    more.type = "button";
     const [from, to] = run.range(e);
-    const shown = run.shown(from, Math.min(to, from + CARD_TOKENS));
+    const shown = run.shown(from, to);
     const name = this.choice.shade;
     const numbers = name ? run.numbers(e, name) : null;
     const bounds = name ? limits(name, numbers) : null;
-    shown.forEach((one, index) => {
-      const element = tokenElement(one, index, !c.token_sampled[from + index]);
-      const shade = name ? shadeOf(name, numbers[index], bounds) : "";
-      if (shade) element.classList.add(shade);
-      body.append(element);
-    });
-    if (to - from > CARD_TOKENS) body.append(make("span", "soft", ` … ${to - from - CARD_TOKENS} more tokens`));
+    let at = 0;
+    const show = () => {
+      const until = Math.min(shown.length, at + CARD_TOKENS);
+      for (; at < until; at++) {
+        const element = tokenElement(shown[at], at, !c.token_sampled[from + at]);
+        const shade = name ? shadeOf(name, numbers[at], bounds) : "";
+        if (shade) element.classList.add(shade);
+        body.append(element);
+      }
+      more.textContent = counting(shown.length - at, "more token");
+      if (at < shown.length) body.append(more);
+      else more.remove();
+    };
+    more.addEventListener("click", show);
+    show();
     card.append(head, body);
     return card;
   }
