@@ -340,5 +340,22 @@ def test_without_values_none_are_offered(tmp_path: Path) -> None:
         page.until("document.querySelector('#curve-of')")
         assert texts(page, "#shade option") == ["nothing", "probability", "staleness"]
         assert texts(page, "#curve-of option") == ["probability", "staleness"]
-        assert "recorded no values" in texts(page, ".curvebox .note")[0]
+        assert "no values were recorded" in texts(page, ".curvebox .note")[0]
         assert not texts(page, "#panel .boundary")
+        assert not page.js("document.getElementById('estimated').checkVisibility()")
+
+
+def test_a_response_without_values_shows_probabilities_beside_those_that_have_them(tmp_path: Path) -> None:
+    file = tmp_path / "some.html"
+    plain = many_episodes(3, mean_length=9, longest=9, with_values=False)
+    windows = windows_of(70, [20, 21], prompt=[30], prompt_index=9, iteration=1, length=9)
+    write_page(file, [*plain, *episodes_of((), windows)], PieceTokenizer(), title="some", most=9)
+    with opened(f"{file.as_uri()}#3/response") as page:
+        page.until("document.querySelector('#curve-of')")
+        chosen = "['shade', 'curve-of'].map((id) => document.getElementById(id).value).join()"
+        assert page.js(chosen) == "advantages,values"
+        page.js("location.hash = '#0/response'")
+        page.until("document.querySelector('#curve-of').options.length === 2")
+        assert page.js(chosen) == "probability,probability"
+        page.js("document.getElementById('estimated').click()")
+        page.until("document.getElementById('count').textContent === '1 of 4 episodes'")

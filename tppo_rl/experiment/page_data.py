@@ -153,6 +153,7 @@ def _episode_columns(episodes: Sequence[Episode]) -> dict[str, np.ndarray]:
         "episode_staleness": column(np.float32, staleness),
         "episode_correct": column(np.int8, correct),
         "episode_end": column(np.uint8, end),
+        "episode_is_estimated": column(np.uint8, lambda one: one.has_estimates),
         "window_first": np.concatenate([[0], np.cumsum([len(one.windows) for one in episodes])]).astype(np.uint32),
     }
 

@@ -22,7 +22,8 @@ class EpisodeList {
       if (row) this.open(row.place);
     });
     new ResizeObserver(() => this.draw()).observe(this.box);
-    for (const id of ["outcome", "answers", "sort"]) byId(id).addEventListener("change", () => this.apply());
+    byId("estimated-label").hidden = !run.has("advantages");
+    for (const id of ["outcome", "answers", "sort", "estimated"]) byId(id).addEventListener("change", () => this.apply());
     for (const id of ["search", "from", "to"]) {
       byId(id).addEventListener("input", () => {
         clearTimeout(this.waiting);
@@ -38,6 +39,7 @@ class EpisodeList {
     });
     byId("clear").addEventListener("click", () => {
       for (const id of ["search", "from", "to", "outcome", "answers"]) byId(id).value = "";
+      byId("estimated").checked = false;
       this.apply();
     });
   }
@@ -90,7 +92,9 @@ class EpisodeList {
       group: (e) => this.hasGroup(e),
       again: (e) => this.wasAskedAgain(e),
     };
+    const isEstimated = byId("estimated").checked;
     return (e) =>
+      (!isEstimated || c.episode_is_estimated[e]) &&
       outcomes[outcome](e) && prompts[answers](e) && c.episode_iteration[e] >= first && c.episode_iteration[e] <= last;
   }
 

@@ -14,6 +14,7 @@ class ResponseView {
     this.rewards = run.rewards(e);
     this.spans = new Array(this.to - this.from);
     this.known = {};
+    this.offered = Object.keys(QUANTITIES).filter((name) => this.run.has(name) && this.numbersOf(name).some(Number.isFinite));
     this.chosen = -1;
     this.closed = false;
     this.element = make("article", "response");
@@ -32,6 +33,13 @@ class ResponseView {
   numbersOf(name) {
     this.known[name] ??= this.run.numbers(this.e, name);
     return this.known[name];
+  }
+
+  // What was last chosen, or where this response has none of it, its probabilities.
+  chosenFor(key) {
+    const name = this.choice[key];
+    if (name === "" || this.offered.includes(name)) return name;
+    return "probability";
   }
 
   facts() {
@@ -56,7 +64,6 @@ class ResponseView {
 
   controls() {
     const found = make("div", "row controls");
-    const offered = Object.keys(QUANTITIES).filter((name) => this.run.has(name));
     const select = (id, label, names, key) => {
       const box = make("select");
       box.id = id;
@@ -65,7 +72,7 @@ class ResponseView {
         option.value = name;
         box.append(option);
       }
-      box.value = this.choice[key];
+      box.value = this.chosenFor(key);
       box.addEventListener("change", () => {
         this.choice[key] = box.value;
         if (key === "shade") this.shade(); else this.draw();
@@ -74,8 +81,8 @@ class ResponseView {
       around.append(box);
       found.append(around);
     };
-    select("shade", "Shade by", ["", ...offered], "shade");
-    select("curve-of", "Curve of", offered, "curve");
+    select("shade", "Shade by", ["", ...this.offered], "shade");
+    select("curve-of", "Curve of", this.offered, "curve");
     this.legendBox = make("span");
     found.append(this.legendBox);
     this.hitBox = make("span", "hits");
@@ -90,13 +97,13 @@ class ResponseView {
 
   draw() {
     if (this.curve) this.curve.close();
-    const name = this.choice.curve;
+    const name = this.chosenFor("curve");
     this.curve = new Curve(name, this.numbersOf(name), this.windows, (index) => this.choose(index, true));
     const notes = [];
     if (name === "values") notes.push("Dots: the critic's value after the last token of a window. ");
     notes.push("Dashed lines: a window begins.");
-    if (this.run.has("advantages") && !this.run.has("values")) notes.push(" There are no values without a critic.");
-    else if (!this.run.has("values")) notes.push(" This run recorded no values; record_episodes keeps them.");
+    if (!this.offered.includes("advantages")) notes.push(" Of this response no values were recorded; record_episodes keeps some.");
+    else if (!this.offered.includes("values")) notes.push(" There are no values without a critic.");
     this.curveElement.replaceChildren(this.curve.canvas, make("p", "soft note", notes.join("")));
     this.curve.mark(this.chosen);
   }
@@ -171,7 +178,7 @@ class ResponseView {
   }
 
   shade() {
-    const name = this.choice.shade;
+    const name = this.chosenFor("shade");
     this.numbers = name ? this.numbersOf(name) : null;
     this.limits = name ? limits(name, this.numbers) : null;
     this.legendBox.replaceChildren(...(name ? [legend(name, this.limits)] : []));
@@ -188,7 +195,7 @@ class ResponseView {
   paint(index) {
     const element = this.spans[index];
     if (!element) return;
-    const shade = this.numbers ? shadeOf(this.choice.shade, this.numbers[index], this.limits) : "";
+    const shade = this.numbers ? shadeOf(this.chosenFor("shade"), this.numbers[index], this.limits) : "";
     if (element.shade) element.classList.remove(element.shade);
     if (shade) element.classList.add(shade);
     element.shade = shade;
