@@ -8,7 +8,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 # Torch's CPU build is not on every registry; its own index is asked only if the configured ones lack it.
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 
-.PHONY: setup setup-gpu gpu-check train real real-seeds test test-unit test-slow test-trackers lint format docs clean
+.PHONY: setup setup-gpu gpu-check train real real-seeds browser test test-unit test-slow test-trackers lint format docs clean
 
 setup: $(VENV)/.installed
 
@@ -78,8 +78,23 @@ test-trackers: setup $(TRACKERS)/.installed
 # Two workers, each with whole files: modules share what is slow to start.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
+# Chromium for the tests of pages: one that is there, else Debian's, which takes root. `make test PAGE_TESTS=no` skips those tests.
+PAGE_TESTS ?= yes
+export PAGE_TESTS
+NO_BROWSER := $(VENV)/.no-browser
+FIND_BROWSER := for name in chromium chromium-browser google-chrome; do command -v $$name >/dev/null && exit 0; done
+
+browser:
+ifeq ($(PAGE_TESTS),yes)
+	@$(FIND_BROWSER); \
+	  timeout 120 apt-get -o APT::Update::Error-Mode=any update -qq || { \
+	    echo "no Chromium, and no Debian packages to be had here: the tests of pages are skipped" >&2; touch $(NO_BROWSER); exit 0; }; \
+	  timeout 300 apt-get install -qq -y --no-install-recommends chromium >/dev/null || \
+	  { echo "no Chromium: install it, or skip the tests of pages with PAGE_TESTS=no" >&2; exit 1; }
+endif
+
 # Everything that takes no minutes of its own.
-test: setup
+test: setup browser
 	$(PYTEST) --durations=25
 
 # What starts neither Ray nor vLLM.

@@ -157,6 +157,7 @@ class OptionBuilder(AlgorithmConfig):
         *,
         seed: int = ...,
         rollout_log_fragments: int = ...,
+        record_episodes: int = ...,
         results_folder: str | None = ...,
         trackers: Mapping[str, Any] = ...,
         runtime_env: Mapping[str, Any] | None = ...,

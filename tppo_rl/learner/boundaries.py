@@ -62,7 +62,8 @@ class BoundaryTracker:
             reports: Reports of all learners (`tppo_rl.learner.update.FRAGMENT_REPORT_SCHEMA`).
             version: Policy version before the update.
         """
-        rows = {(row["episode_id"], row["window_index"]): row for row in reports.to_pylist()}
+        numbers = reports.select(["episode_id", "window_index", "held_value", "boundary_value", "mean_value"])
+        rows = {(row["episode_id"], row["window_index"]): row for row in numbers.to_pylist()}
         times = Counter((fragment.episode_id, fragment.window_index) for fragment in fragments)
         closed: list[ClosedBoundary] = []
         for fragment in sorted(fragments, key=lambda fragment: fragment.window_index):

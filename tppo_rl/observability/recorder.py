@@ -3,6 +3,7 @@
 clock(part) ─┐
 evaluation ──┼──▶ Iteration ──▶ metrics ──▶ alarms, TensorBoard, trackers, rollouts/*.parquet, boundary_errors.jsonl
 update … ────┘                     └──────▶ totals of the run
+batch ──────────────────────────────────────▶ episodes/*.parquet
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pyarrow as pa
+
 from tppo_rl.config.options import Options
 from tppo_rl.core.boundaries import ClosedBoundary
 from tppo_rl.core.fragments import Fragment
@@ -21,6 +24,7 @@ from tppo_rl.core.spans import Span
 from tppo_rl.core.update_report import UpdateReport
 from tppo_rl.observability.alarms import Alarms
 from tppo_rl.observability.boundary_errors import position_bin_width
+from tppo_rl.observability.episode_log import EpisodeLog
 from tppo_rl.observability.iteration import Iteration
 from tppo_rl.observability.metrics import heldout_metrics
 from tppo_rl.observability.tensorboard import RunLog, TextOf
@@ -73,6 +77,7 @@ class RunRecorder:
         )
         self._to_text = to_text
         self._trackers = Trackers(options.run.trackers, options.flat(), folder)
+        self._episodes = EpisodeLog(folder, episodes_per_iteration=options.run.record_episodes, seed=options.run.seed)
         self._started = time.perf_counter()
         self._iteration_started = self._started
         self._sampled_before = 0
@@ -99,6 +104,15 @@ class RunRecorder:
     def begin_iteration(self) -> None:
         """Starts the iteration's clock."""
         self._iteration_started = time.perf_counter()
+
+    def record_episodes(self, batch: Sequence[Fragment], report: pa.Table) -> None:
+        """Keeps the windows of some whole episodes, before `record` ends the iteration.
+
+        Args:
+            batch: Fragments that were trained, without windows in hindsight.
+            report: The learners' report of them (`tppo_rl.learner.update.FRAGMENT_REPORT_SCHEMA`).
+        """
+        self._episodes.record(self.num_iterations + 1, batch, report)
 
     def record(
         self,
@@ -130,6 +144,7 @@ class RunRecorder:
             probe_diff=self._probe_diff if probe_diff is None else probe_diff,
             heldout_diff=self._heldout_diff,
         )
+        self._episodes.forget(rollouts.scores.left_out)
         self.totals.add_rollouts(rollouts)
         self.totals.add_update(update)
         metrics = iteration.metrics()
@@ -163,7 +178,7 @@ class RunRecorder:
     def state(self) -> dict[str, Any]:
         """Returns the state for a checkpoint."""
         totals = self.totals.state() | {"wall_s": self.run_totals()["wall_s"]}
-        return {"totals": totals, "num_iterations": self.num_iterations}
+        return {"totals": totals, "num_iterations": self.num_iterations, "recorded_episodes": self._episodes.open}
 
     def restore(self, state: Mapping[str, Any], sampled_tokens: int) -> None:
         """Goes on from what `state` returned.
@@ -175,6 +190,7 @@ class RunRecorder:
         self._sampled_before = sampled_tokens
         self.totals = RunTotals(**state["totals"])
         self.num_iterations = int(state["num_iterations"])
+        self._episodes.follow(state.get("recorded_episodes", ()))
 
     def close(self) -> None:
         """Flushes and closes the files."""
