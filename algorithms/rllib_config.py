@@ -19,6 +19,7 @@ from tppo_rl.config.installation import check_installation
 from tppo_rl.config.options import OPTIONS, RENAMED_KEYS, Options, with_new_names
 from tppo_rl.config.places import absolute_place
 from tppo_rl.config.rllib_options import check_callback_classes, check_rllib_keys, unread_rllib_keys, with_callbacks
+from tppo_rl.config.value_forms import check_value_form, value_form_settings
 from tppo_rl.core.algorithm_spec import AlgorithmSpec
 from tppo_rl.core.errors import OptionError, unknown_key
 from tppo_rl.core.waiting import stage
@@ -113,6 +114,7 @@ class LanguageModelConfig(OptionBuilder):
             check_environment(options)
             check_attention(options)
             check_chat(options)
+            check_value_form(options)
         if self.evaluation_parallel_to_training:
             raise OptionError(
                 "evaluation_parallel_to_training=True: evaluation shares engines with training; set it to False"
@@ -139,6 +141,7 @@ class LanguageModelConfig(OptionBuilder):
             "policy_model": resolve_model(str(models.policy_model)),
             "critic": resolve_model(str(models.critic)) if own_critic else models.critic,
             "critic_layers": models.critic_layers,
+            "value_form": value_form_settings(options),
             "dtype": models.dtype,
             "head_dtype": models.head_dtype,
             "lora": None if models.lora is None else models.lora.model_dump(exclude_none=True),

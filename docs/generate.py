@@ -3,15 +3,18 @@
     tppo_rl/config/sections/, core/registry.py         ─▶ docs/configuration.md     options, algorithms
     core/metric_table.py, learner/metrics.py, alarms   ─▶ docs/metrics.md           metrics, alarms
     algorithms/builder.py, sections                    ─▶ algorithms/builder.pyi    signatures for editors and type checkers
+    plan/memory.py                                     ─▶ docs/memory_table.txt      memory by model and length
 
-It imports neither Ray nor torch: modules that need them are read as text.
+It does not import Ray: modules that need it are read as text.
 """
 
 from __future__ import annotations
 
 import ast
 import difflib
+import json
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import UnionType
@@ -23,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
-from tppo_rl.config.options import OPTIONS, RENAMED_KEYS, RENAMED_VALUES, SECTIONS, OptionField  # noqa: E402
+from tppo_rl.config.options import OPTIONS, RENAMED_KEYS, RENAMED_VALUES, SECTIONS, OptionField, Options  # noqa: E402
 from tppo_rl.config.section import Pair, Section  # noqa: E402
 from tppo_rl.config.sections.optimizer import Schedule  # noqa: E402
 from tppo_rl.core.algorithm_spec import AlgorithmSpec  # noqa: E402
@@ -31,6 +34,7 @@ from tppo_rl.core.metric_table import METRICS  # noqa: E402
 from tppo_rl.core.registry import ALGORITHMS, PartSpec  # noqa: E402
 from tppo_rl.core.reward_parts import RewardParts  # noqa: E402
 from tppo_rl.observability import alarms  # noqa: E402
+from tppo_rl.plan.memory import GIB, Memory, memory_of  # noqa: E402
 
 BUILDER = ROOT / "algorithms" / "builder.py"
 LEARNER_METRICS = ROOT / "tppo_rl" / "learner" / "metrics.py"
@@ -299,7 +303,8 @@ _METRICS = """\
 
 Every iteration writes these metrics. The same name stands in three places:
 
-- TensorBoard: the tag, over sampled tokens.
+- TensorBoard: the tag, over sampled tokens. Weights & Biases, MLflow and trackio get the same, and some responses as tables, where
+  `trackers` names them: `trackers: {wandb: {project: words}}`. Each has a package of its own, such as `pip install wandb`.
 - `result.json`: a path, such as `result["rollout"]["return_mean"]`.
 - `progress.csv`: a column, where the first result of the run has it.
 
@@ -432,11 +437,66 @@ def _shown_as(names: str, named: dict[str, str]) -> str:
     return ", ".join(f"`{named[name]}`" for name in full if name in named) or "-"
 
 
+# Memory by model and length
+
+_SHAPES: dict[str, dict[str, Any]] = {
+    "SmolLM2-135M": {"model_type": "llama", "hidden_size": 576, "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3,
+                     "intermediate_size": 1536, "vocab_size": 49152, "tie_word_embeddings": True},
+    "Qwen2.5-0.5B": {"model_type": "qwen2", "hidden_size": 896, "num_hidden_layers": 24, "num_attention_heads": 14, "num_key_value_heads": 2,
+                     "intermediate_size": 4864, "vocab_size": 151936, "tie_word_embeddings": True},
+    "Qwen2.5-1.5B": {"model_type": "qwen2", "hidden_size": 1536, "num_hidden_layers": 28, "num_attention_heads": 12, "num_key_value_heads": 2,
+                     "intermediate_size": 8960, "vocab_size": 151936, "tie_word_embeddings": True},
+    "Qwen2.5-7B": {"model_type": "qwen2", "hidden_size": 3584, "num_hidden_layers": 28, "num_attention_heads": 28, "num_key_value_heads": 4,
+                   "intermediate_size": 18944, "vocab_size": 152064, "tie_word_embeddings": False},
+    "Qwen2.5-32B": {"model_type": "qwen2", "hidden_size": 5120, "num_hidden_layers": 64, "num_attention_heads": 40, "num_key_value_heads": 8,
+                    "intermediate_size": 27648, "vocab_size": 152064, "tie_word_embeddings": False},
+}  # fmt: skip
+_RESPONSES = (1024, 8192, 32768)
+
+
+def memory_table() -> str:
+    """`docs/memory_table.txt`: what learner and engine take, by the formulas that a run prints."""
+    lines = [
+        f"| model | learner | {' | '.join(f'engine, responses of {length:,}' for length in _RESPONSES)} |",
+        f"|---|---|{'---|' * len(_RESPONSES)}",
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        for name, shape in _SHAPES.items():
+            (Path(folder) / "config.json").write_text(json.dumps(shape), encoding="utf-8")
+            plain = _memory(folder, _RESPONSES[0])
+            small = _memory(
+                folder, _RESPONSES[0], gradient_checkpointing=True, critic_layers=shape["num_hidden_layers"] // 4
+            )
+            engines = [f"{_memory(folder, length).of('env-runner') / GIB:.1f}" for length in _RESPONSES]
+            learner = f"{plain.of('learner') / GIB:.1f} ({small.of('learner') / GIB:.1f})"
+            lines.append(f"| {name} | {learner} | {' | '.join(engines)} |")
+    return "\n".join(lines)
+
+
+def _memory(folder: str, response: int, **options: Any) -> Memory:
+    return memory_of(
+        Options.of(
+            policy_model=folder,
+            dtype="bfloat16",
+            num_envs_per_env_runner=64,
+            num_env_runners=1,
+            num_learners=1,
+            num_gpus_per_env_runner=1,
+            num_gpus_per_learner=1,
+            max_prompt_length=512,
+            max_response_length=response,
+            micro_batch_tokens=16384,
+            **options,
+        )
+    )
+
+
 # Files
 
 PAGES: dict[Path, Callable[[], str]] = {
     ROOT / "docs" / "configuration.md": configuration,
     ROOT / "docs" / "metrics.md": metrics,
+    ROOT / "docs" / "memory_table.txt": memory_table,
     ROOT / "algorithms" / "builder.pyi": stub,
 }
 

@@ -85,6 +85,8 @@ class ArithmeticChain(TextEnv[Chain]):
         ValueError: On a bad option; names the option, its value and what is allowed.
     """
 
+    rewards_scores_alone = True
+
     def __init__(
         self, *, max_operands: int = MAX_OPERANDS, tail_exponent: float = 2.2, long_share: float = 0.0, **common: Any
     ) -> None:

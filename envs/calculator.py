@@ -117,6 +117,14 @@ class Calculator(TextEnv[Expression]):
         self.no_call_reward = float(no_call_reward)
         self._called: set[str] = set()
 
+    @property
+    def return_range(self) -> tuple[float, float]:
+        """Lowest and highest sum of an episode's rewards."""
+        calls = self.max_operations * self.call_reward
+        others = self.max_turns * self.no_call_reward
+        low, high = min(0.0, self.wrong_reward), max(0.0, self.correct_reward)
+        return low + min(0.0, calls) + min(0.0, others), high + max(0.0, calls) + max(0.0, others)
+
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
         """Start an episode, see `TextEnv.reset`."""
         self._called = set()

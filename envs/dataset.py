@@ -56,6 +56,8 @@ class Dataset(TextEnv[DatasetProblem]):
         ValueError: On a bad option or an unfit row; names the option or the line, and what is allowed.
     """
 
+    rewards_scores_alone = True
+
     def __init__(
         self,
         *,

@@ -40,6 +40,8 @@ class GuessNumber(TextEnv[Secret]):
         ValueError: On a bad option; names the option, its value and what is allowed.
     """
 
+    rewards_scores_alone = True
+
     def __init__(self, *, numbers: int = 100, max_turns: int | None = None, **common: Any) -> None:
         super().__init__(**common)
         require(is_integer(numbers) and 2 <= numbers <= 10**6, "numbers", numbers, "give an integer from 2 to 10^6")

@@ -61,6 +61,8 @@ class ReasoningGym(TextEnv[Item]):
         ValueError: On a bad option; names the option, its value and what is allowed.
     """
 
+    rewards_scores_alone = True
+
     def __init__(
         self, *, task: str = "chain_sum", task_config: dict[str, Any] | None = None, steps: bool = False, **common: Any
     ) -> None:

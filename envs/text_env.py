@@ -155,6 +155,16 @@ class TextEnv(gymnasium.Env[str, str], ABC, Generic[ProblemT]):
         """Whether steps have rewards of the environment's own; without them a run needs a reward function."""
         return self.gives_correct
 
+    rewards_scores_alone: bool = False
+    """Whether all rewards are those of scores: turns without a score give none."""
+
+    @property
+    def return_range(self) -> tuple[float, float] | None:
+        """Lowest and highest sum of an episode's rewards, 0 included (an episode may be cut off); None: that is not known."""
+        if not self.rewards_scores_alone:
+            return None
+        return min(0.0, self.wrong_reward), max(0.0, self.correct_reward)
+
     @property
     def num_problems(self) -> int | None:
         """Number of problems of this split, where there is an end to them: numbers k and k + `num_problems` are then of two

@@ -47,6 +47,8 @@ class TRLEnvironment(Dataset):
         ValueError: On a bad option; names the option, its value and what is allowed.
     """
 
+    rewards_scores_alone = False
+
     def __init__(
         self,
         *,

@@ -47,7 +47,7 @@ def window_config(*, cap: int = CAP, parts: Sequence[int] = PARTS, seeds: Sequen
         .pipeline(max_staleness=3, kv_on_update="keep")
         .evaluation(evaluation_interval=2000, evaluation_interval_unit="tokens", evaluation_duration=256)
         .debugging(seed=tune.grid_search(list(seeds)))
-        .reporting(rollout_log_fragments=0)
+        .reporting(rollout_log_fragments=0, record_episodes=0)
     )
 
 

@@ -29,6 +29,7 @@ def test_a_killed_learner_is_the_error_of_the_run(small_config: TPPOConfig, num_
         algorithm.stop()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_state_that_a_learner_cannot_take_is_an_error(small_config: TPPOConfig) -> None:
     small_config.learners(num_learners=1).evaluation(evaluation_interval=None)

@@ -51,10 +51,14 @@ def assert_accounts_add_up(algorithm: TPPO, result: dict[str, Any]) -> None:
 
 def test_async_run_survives_a_lost_env_runner_and_a_restore(small_config: TPPOConfig, tmp_path: Path) -> None:
     algorithm = small_config.build_algo()
-    for _ in range(4):
+    for iteration in range(4):
         result = algorithm.train()
         assert_accounts_add_up(algorithm, result)
         assert result["staleness"]["max"] <= small_config.max_staleness
+        if iteration == 0:
+            # The new critic says of all states what the first evaluation found.
+            expected = min(max(result["heldout_before"]["sampled"]["return_mean"], 0.01), 0.99)
+            assert result["critic"]["value_mean"] == pytest.approx(expected, abs=1e-3)
     assert result["run"]["slot_occupancy_lifetime"] >= 0.95
     assert result["heldout_before"]["sampled"]["n"] == 40
     assert result["tokens"]["dropped"] == 0

@@ -16,6 +16,7 @@ from tppo_rl.bench.device_engine import STEPS as ENGINE_STEPS
 from tppo_rl.cli import main
 
 
+@pytest.mark.slow
 @pytest.mark.integration
 def test_all_steps_pass_on_a_cpu(tmp_path: Path) -> None:
     file = tmp_path / "check.json"

@@ -15,16 +15,23 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, Generat
 from tppo_rl.algorithms import TPPOConfig
 from tppo_rl.base_models import resolve_model
 from tppo_rl.cli import main
+from tppo_rl.config.model_files import load_model_config
+from tppo_rl.config.options import Options
+from tppo_rl.config.value_forms import check_value_form
+from tppo_rl.core.errors import OptionError
 from tppo_rl.learner.module import LanguageModelModule
 
 IDS = torch.arange(4, 68)[None]
 
 
-def save_checkpoint(folder: Path, **options: Any) -> tuple[Path, LanguageModelModule]:
+def save_checkpoint(
+    folder: Path, form: dict[str, Any] | None = None, **options: Any
+) -> tuple[Path, LanguageModelModule]:
     """A checkpoint as a run writes it, of models whose weights have moved."""
     config = TPPOConfig().environment("tppo_rl/ArithmeticChain-v0", env_config={"max_operands": 3})
     config = config.language_model("tppo_rl/arithmetic-chain").update_from_dict(options)
     model_config = {"policy_model": resolve_model("tppo_rl/arithmetic-chain"), "lora": options.get("lora")}
+    model_config["value_form"] = form
     module = LanguageModelModule(observation_space=None, action_space=None, model_config=model_config)
     generator = torch.Generator().manual_seed(0)
     for parameter in module.parameters():
@@ -98,6 +105,38 @@ def test_the_critic_gives_the_same_values(tmp_path: Path) -> None:
         values = (states @ head["weight"].T + head["bias"])[..., 0]
         assert module.critic is not None
         torch.testing.assert_close(values, module.critic(IDS), atol=1e-5, rtol=0)
+
+
+def test_another_run_goes_on_with_an_exported_critic(tmp_path: Path) -> None:
+    form = {"loss": "hl_gauss", "low": 0.0, "high": 1.0, "bins": 21}
+    checkpoint, module = save_checkpoint(tmp_path, form=form, critic_loss="hl_gauss", value_bins=21)
+    export(checkpoint, tmp_path / "model", "--critic", tmp_path / "critic")
+    model_config = {"policy_model": str(tmp_path / "model"), "critic": str(tmp_path / "critic"), "value_form": form}
+    again = LanguageModelModule(observation_space=None, action_space=None, model_config=model_config)
+    assert module.critic is not None
+    assert again.critic is not None
+    with torch.no_grad():
+        torch.testing.assert_close(again.critic(IDS), module.critic(IDS), atol=1e-5, rtol=0)
+
+
+def test_a_critic_of_another_form_is_refused(tmp_path: Path) -> None:
+    checkpoint, _ = save_checkpoint(tmp_path)
+    export(checkpoint, tmp_path / "model", "--critic", tmp_path / "critic")
+    options = Options.of(
+        env="tppo_rl/ArithmeticChain-v0", policy_model=str(tmp_path / "model"), critic=str(tmp_path / "critic")
+    )
+    with pytest.raises(OptionError, match=r"critic=.*has the form critic_loss='squared_error', and the options give"):
+        check_value_form(options)
+    check_value_form(options.replace(critic_loss="squared_error"))
+
+
+@pytest.mark.parametrize("place", [".", "checkpoints/iteration_000007"])
+def test_a_checkpoint_is_no_model_yet(tmp_path: Path, place: str) -> None:
+    save_checkpoint(tmp_path)
+    with pytest.raises(
+        OptionError, match=r"policy_model=.*is a checkpoint of a run; write its model with `tppo-rl export"
+    ):
+        load_model_config("policy_model", str(tmp_path / "run" / place))
 
 
 def test_the_card_says_what_was_trained_and_measured(tmp_path: Path) -> None:

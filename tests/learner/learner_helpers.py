@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from tppo_rl.learner.context_cache import ContextCache
 from tppo_rl.learner.lora import add_adapters
 from tppo_rl.learner.models import Critic, Policy, load_causal_lm
 from tppo_rl.learner.targets import ModelSet, Targets, estimate
+from tppo_rl.maths.value_forms import ValueForm
 
 VOCABULARY = 50
 
@@ -51,8 +53,9 @@ def load_models(
     value_head: bool = True,
     weights_dtype: torch.dtype = torch.float32,
     lora: dict[str, Any] | None = None,
+    form: ValueForm | None = None,
 ) -> tuple[Policy, Critic]:
-    """Loads policy and critic; `value_head` fills the critic's zero head so that its backbone has gradients.
+    """Loads policy and critic of a form; `value_head` fills the critic's zero head so that its backbone has gradients.
 
     With `lora` both have adapters, filled so that all of them have gradients.
     """
@@ -61,7 +64,7 @@ def load_models(
         for model in (policy_model, critic_model):
             add_adapters(model, lora)
             fill_adapters(model)
-    policy, critic = Policy(policy_model, dtype), Critic(critic_model, dtype)
+    policy, critic = Policy(policy_model, dtype), Critic(critic_model, dtype, form)
     if value_head:
         generator = torch.Generator().manual_seed(1)
         with torch.no_grad():
@@ -153,6 +156,37 @@ def make_fragments(seed: int, count: int = 8, **options: Any) -> list[Fragment]:
         )
         for index in range(count)
     ]
+
+
+def windows(seed: int, *, prompt: int = 4, lengths: tuple[int, ...] = (5, 6, 3), turns: bool = False) -> list[Fragment]:
+    """Consecutive windows of one episode, the last of them finished; with `turns` each ends in environment text."""
+    rng = np.random.default_rng(seed)
+    tokens = rng.integers(2, VOCABULARY, prompt + sum(lengths)).astype(np.int32)
+    sampled = np.r_[np.zeros(prompt, np.uint8), np.ones(sum(lengths), np.uint8)]
+    rewards = np.zeros(len(tokens), np.float32)
+    stops = prompt + np.cumsum(lengths)
+    if turns:
+        sampled[stops[:-1] - 1] = 0
+    rewards[-1] = 1.0
+    fragments = []
+    for index, (length, stop) in enumerate(zip(lengths, stops.tolist(), strict=True)):
+        start = stop - length
+        of_window = sampled[start:stop]
+        fragments.append(
+            replace(
+                make_fragment(rng, episode_id=seed, context=start, tokens=length, finished=index == len(lengths) - 1),
+                window_index=index,
+                prompt_length=prompt,
+                context=tokens[:start],
+                context_sampled=sampled[:start],
+                tokens=tokens[start:stop],
+                sampled=of_window,
+                behavior_log_probs=np.where(of_window, np.float32(-2.0), np.float32(0.0)),
+                versions=np.where(of_window, 0, NO_VERSION).astype(np.int32),
+                rewards=rewards[start:stop],
+            )
+        )
+    return fragments
 
 
 def estimate_targets(

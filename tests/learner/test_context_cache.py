@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 from host_config import learner_config
-from learner_helpers import VOCABULARY, estimate_targets, load_models, make_fragment
+from learner_helpers import estimate_targets, load_models, windows
 from transformers import DynamicCache, PreTrainedModel
 
 from tppo_rl.config.options import Options
-from tppo_rl.core.fragments import NO_VERSION, Fragment, table_from_fragments
+from tppo_rl.core.fragments import Fragment, table_from_fragments
 from tppo_rl.learner.batch import TrainBatch, batch_from_fragments, last_positions
 from tppo_rl.learner.context_cache import ContextCache
 from tppo_rl.learner.contexts import window_contexts
@@ -22,37 +22,6 @@ from tppo_rl.learner.values import critic_values
 
 OPTIONS = Options.of(context_gradient=False, context_cache_tokens=1000, micro_batch_tokens=40, lr=1e-3)
 FROZEN = OPTIONS.replace(lr=0.0, critic_lr=0.0)
-
-
-def windows(seed: int, *, prompt: int = 4, lengths: tuple[int, ...] = (5, 6, 3), turns: bool = False) -> list[Fragment]:
-    """Consecutive windows of one episode, the last of them finished; with `turns` each ends in environment text."""
-    rng = np.random.default_rng(seed)
-    tokens = rng.integers(2, VOCABULARY, prompt + sum(lengths)).astype(np.int32)
-    sampled = np.r_[np.zeros(prompt, np.uint8), np.ones(sum(lengths), np.uint8)]
-    rewards = np.zeros(len(tokens), np.float32)
-    stops = prompt + np.cumsum(lengths)
-    if turns:
-        sampled[stops[:-1] - 1] = 0
-    rewards[-1] = 1.0
-    fragments = []
-    for index, (length, stop) in enumerate(zip(lengths, stops.tolist(), strict=True)):
-        start = stop - length
-        of_window = sampled[start:stop]
-        fragments.append(
-            replace(
-                make_fragment(rng, episode_id=seed, context=start, tokens=length, finished=index == len(lengths) - 1),
-                window_index=index,
-                prompt_length=prompt,
-                context=tokens[:start],
-                context_sampled=sampled[:start],
-                tokens=tokens[start:stop],
-                sampled=of_window,
-                behavior_log_probs=np.where(of_window, np.float32(-2.0), np.float32(0.0)),
-                versions=np.where(of_window, 0, NO_VERSION).astype(np.int32),
-                rewards=rewards[start:stop],
-            )
-        )
-    return fragments
 
 
 EPISODES = [

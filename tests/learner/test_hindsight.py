@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from helpers import make_fragment
 
 from tppo_rl.core.fragments import Fragment, fragments_from_table, return_after, table_from_fragments
-from tppo_rl.learner.hindsight import HindsightBuffer
+from tppo_rl.learner.hindsight import HindsightBuffer, joined
+from tppo_rl.learner.partition import partition
 
 
 def episode() -> tuple[Fragment, Fragment, Fragment]:
@@ -80,3 +83,52 @@ def test_return_after_counts_sampled_tokens_only() -> None:
     assert return_after(spoken, 2, gamma=0.5) == 1.0
     assert return_after(last, 1, gamma=1.0) == 1.5
     assert return_after(last, 7, gamma=1.0) == 0.0
+
+
+def _due(**changes: object) -> list[Fragment]:
+    first, second, _ = episode()
+    return [replace(first, hindsight_residual=0.25), replace(second, **({"hindsight_residual": -0.5} | changes))]
+
+
+def test_windows_that_follow_each_other_are_one_row_in_the_place_of_the_first() -> None:
+    other = make_fragment(episode_id=4, context=[7], tokens=[8])
+    first, second = _due()
+    other_row, row = joined([second, other, first])
+    assert other_row.fragment is other
+    assert other_row.due == ()
+    assert row.fragment.tokens.tolist() == [1, 2, 3, 4]
+    assert row.fragment.context.tolist() == [9]
+    assert row.due == ((2, 0.25), (2, -0.5))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"hindsight_residual": None},
+        {"episode_id": 5},
+        {"context": np.array([9, 1, 7], np.int32)},
+        {"context": np.array([9, 1], np.int32), "context_sampled": np.ones(2, np.uint8)},
+    ],
+)
+def test_other_windows_stay_rows_of_their_own(changes: dict[str, object]) -> None:
+    rows = joined(_due(**changes))
+    assert len(rows) == 2
+    assert rows[0].due == ((2, 0.25),)
+
+
+def test_windows_of_one_response_go_to_one_learner() -> None:
+    shares = partition([*_due(), make_fragment(episode_id=9)], 2)
+    assert sorted(len(share) for share in shares) == [1, 2]
+    assert [fragment.episode_id for fragment in max(shares, key=len)] == [3, 3]
+
+
+def test_what_waits_for_the_end_of_an_episode_is_kept_without_contexts() -> None:
+    context = list(range(100))
+    buffer = HindsightBuffer(gamma=1.0)
+    buffer.add(make_fragment(episode_id=3, context=context, tokens=[1, 2]), 0.0)
+    assert buffer.num_bytes == 2 * 17
+    buffer.close(make_fragment(episode_id=3, context=[*context, 1, 2], tokens=[3], window_index=1, terminated=True))
+    (due,) = buffer.drain()
+    assert due.context.tolist() == context
+    assert due.tokens.tolist() == [1, 2]
+    assert buffer.num_bytes == 0

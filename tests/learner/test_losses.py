@@ -11,7 +11,7 @@ import reference
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from learner_helpers import estimate_targets, load_models, make_fragment, make_fragments, save_tiny_model
+from learner_helpers import estimate_targets, load_models, make_fragment, make_fragments, save_tiny_model, windows
 from test_update import NO_CLIPPING, Run, near_policy
 
 from tppo_rl.core.fragments import Fragment
@@ -62,6 +62,35 @@ def in_hindsight(fragments: list[Fragment]) -> list[Fragment]:
     rng = np.random.default_rng(7)
     again = [replace(f, hindsight_residual=float(rng.normal())) for f in fragments if not f.finished]
     return fragments + again
+
+
+def one_response_in_hindsight(fragments: list[Fragment]) -> list[Fragment]:
+    """Three windows of one response in hindsight, in another order, and other fragments."""
+    rng = np.random.default_rng(8)
+    again = [
+        replace(f, hindsight_residual=float(rng.normal())) for f in windows(90, lengths=(5, 6, 3, 2), turns=True)[:3]
+    ]
+    return [again[2], *fragments, again[0], again[1]]
+
+
+@pytest.mark.parametrize("name", POLICY_OPTIONS.keys() - {"response mean"})
+def test_windows_of_one_response_in_hindsight_have_the_gradient_of_each(model_folder: str, name: str) -> None:
+    run = Run(model_folder, **(COMMON | {"importance_cap": 1.2} | POLICY_OPTIONS[name]))
+    fragments = one_response_in_hindsight(near_policy(run.policy, make_fragments(0, 4)))
+    policy, critic = load_models(model_folder, torch.float64)
+    expected = reference.gradient(reference.policy_loss(policy, critic, fragments, run.options), policy).float()
+    result = run.update(fragments)
+    torch.testing.assert_close(run.gradients()[0], expected, atol=1e-5, rtol=1e-4)
+    assert result.metrics["hindsight_tokens"] == 5 - 1 + 6 - 1 + 3 - 1
+
+
+def test_windows_of_one_response_in_hindsight_are_processed_once(model_folder: str) -> None:
+    again = one_response_in_hindsight([])
+    *_, last = windows(90, lengths=(5, 6, 3, 2), turns=True)
+    result = Run(model_folder, **COMMON).update(again)
+    # The last state predicts the last sampled token, behind which stands one of the environment.
+    assert result.metrics["processed_tokens"] == len(last.context) - 2
+    assert len(batch_from_fragments(again)) == 1
 
 
 @pytest.mark.parametrize("hindsight", [False, True])

@@ -272,8 +272,10 @@ def test_fragment_report(model_folder: str) -> None:
     run = Run(model_folder)
     fragments = make_fragments(10, 5)
     exact = copy.deepcopy(run.critic)
+    batch = batch_from_fragments(fragments)
+    advantages = estimate_targets(run.critic, batch, run.options).advantages
     report = run.update(fragments).fragment_report.to_pylist()
-    for row, fragment in zip(report, fragments, strict=True):
+    for place, (row, fragment) in enumerate(zip(report, fragments, strict=True)):
         sequence = torch.from_numpy(np.r_[fragment.context, fragment.tokens].astype(np.int64))
         with torch.no_grad():
             values = exact(sequence[None])[0]
@@ -283,6 +285,17 @@ def test_fragment_report(model_folder: str) -> None:
         assert row["boundary_value"] == pytest.approx(float(values[-1]), abs=1e-5)
         assert row["held_value"] == pytest.approx(float(states[-1]), abs=1e-5)
         assert row["mean_value"] == pytest.approx(float(states.mean()), abs=1e-5)
+        assert row["values"] == pytest.approx(states.tolist(), abs=1e-5)
+        assert row["advantages"] == pytest.approx(advantages[place, : len(fragment)].tolist(), abs=1e-5)
+
+
+def test_values_of_tokens_are_reported_where_episodes_are_recorded(model_folder: str) -> None:
+    report = Run(model_folder, record_episodes=0).update(make_fragments(10, 5)).fragment_report
+    assert report["values"].null_count == report["advantages"].null_count == 5
+    hindsight = [replace(one, hindsight_residual=0.5) for one in make_fragments(10, 2, finished=False)]
+    fragments = make_fragments(11, 3)
+    both = Run(model_folder).update(hindsight + fragments).fragment_report
+    assert [len(row) for row in both["values"].to_pylist()] == [len(one) for one in fragments]
 
 
 def test_statistics_of_advantages_and_values(model_folder: str) -> None:
@@ -408,6 +421,8 @@ def test_without_a_critic(model_folder: str) -> None:
     assert result.metrics["finished_episodes"] == 2
     assert "value_mean" not in result.metrics
     assert result.fragment_report["boundary_value"].null_count == 4
+    assert result.fragment_report["values"].null_count == 4
+    assert [sum(row) for row in result.fragment_report["advantages"].to_pylist()] == batch.window.lengths.tolist()
 
 
 def test_a_token_from_the_future_is_our_bug(model_folder: str) -> None:

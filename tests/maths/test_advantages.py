@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,6 +26,22 @@ def rows(seed: int, count: int, width: int, dtype: torch.dtype = torch.float64) 
     next_values = torch.randn(count, generator=generator, dtype=dtype)
     lengths = torch.randint(1, width + 1, (count,), generator=generator)
     return rewards, values, next_values, lengths
+
+
+def hindsight(
+    returns_after: torch.Tensor,
+    used: torch.Tensor,
+    lengths: torch.Tensor,
+    num_steps: int,
+    *,
+    tail_corrected: torch.Tensor | None = None,
+    **options: Any,
+) -> torch.Tensor:
+    """What hindsight adds to windows of these lengths, one a row, [B, num_steps]."""
+    remaining = (lengths[:, None] - torch.arange(num_steps)).clamp(min=0)
+    residuals = (returns_after - used)[:, None].expand(remaining.shape)
+    corrected, plain = (hindsight_advantages(residuals, remaining, tail_corrected=c, **options) for c in (True, False))
+    return plain if tail_corrected is None else torch.where(tail_corrected[:, None], corrected, plain)
 
 
 def plain_loop(
@@ -414,9 +431,9 @@ def test_length_adaptive_lambda_equals_the_definition(lengths: list[int], alpha:
 def test_hindsight_worked_by_hand() -> None:
     # The boundary rises by 2: the last token gains gamma * 2, the one before gamma * lambda times that.
     arguments = torch.tensor([5.0, 4.0]), torch.tensor([3.0, 4.0]), torch.tensor([2, 1]), 3
-    assert hindsight_advantages(*arguments, gamma=1.0, lambda_=0.5).tolist() == [[1.0, 2.0, 0.0], [0.0, 0.0, 0.0]]
-    assert hindsight_advantages(*arguments, gamma=0.5, lambda_=0.5).tolist() == [[0.25, 1.0, 0.0], [0.0, 0.0, 0.0]]
-    corrected = hindsight_advantages(*arguments, gamma=1.0, lambda_=0.5, tail_corrected=torch.tensor([True, True]))
+    assert hindsight(*arguments, gamma=1.0, lambda_=0.5).tolist() == [[1.0, 2.0, 0.0], [0.0, 0.0, 0.0]]
+    assert hindsight(*arguments, gamma=0.5, lambda_=0.5).tolist() == [[0.25, 1.0, 0.0], [0.0, 0.0, 0.0]]
+    corrected = hindsight(*arguments, gamma=1.0, lambda_=0.5, tail_corrected=torch.tensor([True, True]))
     # Of the first token's two estimators, weighed 2 : 1, the second alone sees the boundary.
     assert corrected[0].tolist() == pytest.approx([2.0 / 3.0, 2.0, 0.0])
 
@@ -434,7 +451,7 @@ def test_hindsight_turns_the_used_boundary_into_the_true_return(
         options["tail_corrected"] = torch.rand(5, generator=generator) < 0.5
     with_used = egae(rewards, values, used, lengths, **options)
     with_true = egae(rewards, values, returns_after, lengths, **options)
-    correction = hindsight_advantages(returns_after, used, lengths, 8, **options)
+    correction = hindsight(returns_after, used, lengths, 8, **options)
     torch.testing.assert_close(with_used + correction, with_true, atol=1e-12, rtol=0)
     for row, length in enumerate(lengths.tolist()):
         if not corrected:
@@ -442,14 +459,15 @@ def test_hindsight_turns_the_used_boundary_into_the_true_return(
             expected = [gamma * (gamma * lambda_) ** (length - 1 - t) * gap for t in range(length)]
             assert correction[row, :length].tolist() == pytest.approx(expected, abs=1e-12)
         assert not correction[row, length:].any()
-    wider = hindsight_advantages(returns_after, used, lengths, 11, **options)
-    assert torch.equal(wider[:, :8], correction)
+    wider = hindsight(returns_after, used, lengths, 11, **options)
+    # Powers of long rows may be computed by other instructions.
+    torch.testing.assert_close(wider[:, :8], correction, atol=0, rtol=1e-12)
     assert not wider[:, 8:].any()
     order = torch.randperm(5, generator=generator)
     if corrected:
         options["tail_corrected"] = options["tail_corrected"][order]
-    shuffled = hindsight_advantages(returns_after[order], used[order], lengths[order], 8, **options)
-    assert torch.equal(shuffled, correction[order])
+    shuffled = hindsight(returns_after[order], used[order], lengths[order], 8, **options)
+    torch.testing.assert_close(shuffled, correction[order], atol=0, rtol=1e-12)
 
 
 @settings(deadline=None, max_examples=30, derandomize=True)
@@ -461,10 +479,8 @@ def test_hindsight_makes_a_window_whole(seed: int, cut: int, gamma: float) -> No
     length = torch.tensor([cut])
     window = egae(rewards[:, :cut], values[:, :cut], used, length, gamma=gamma, lambda_=1.0)
     after = sum(gamma**k * reward for k, reward in enumerate(rewards[0, cut:].tolist()))
-    hindsight = hindsight_advantages(
-        torch.tensor([after], dtype=torch.float64), used, length, cut, gamma=gamma, lambda_=1.0
-    )
-    torch.testing.assert_close(window + hindsight, whole[:, :cut], atol=1e-11, rtol=0)
+    added = hindsight(torch.tensor([after], dtype=torch.float64), used, length, cut, gamma=gamma, lambda_=1.0)
+    torch.testing.assert_close(window + added, whole[:, :cut], atol=1e-11, rtol=0)
 
 
 def test_gradients() -> None:
@@ -479,7 +495,7 @@ def test_gradients() -> None:
     assert torch.autograd.gradcheck(lambda r, v: gae(r, v, lengths, **options), arguments[:2])
     returns_after = torch.tensor([1.0, -2.0], dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(
-        lambda g, b: hindsight_advantages(g, b, lengths, 4, tail_corrected=~finished, **options),
+        lambda g, b: hindsight(g, b, lengths, 4, tail_corrected=~finished, **options),
         [returns_after, boundary],
     )
     for mode in ("hold", "bootstrap", "tail_corrected"):
@@ -497,8 +513,8 @@ def test_no_rows() -> None:
     for corrected in (None, finished):
         advantages = egae(wide, wide, none, lengths, gamma=1.0, lambda_=1.0, tail_corrected=corrected)
         assert advantages.shape == (0, 5)
-        hindsight = hindsight_advantages(none, none, lengths, 5, gamma=1.0, lambda_=1.0, tail_corrected=corrected)
-        assert hindsight.shape == (0, 5)
+        added = hindsight(none, none, lengths, 5, gamma=1.0, lambda_=1.0, tail_corrected=corrected)
+        assert added.shape == (0, 5)
     assert gae(wide, wide, lengths, gamma=1.0, lambda_=1.0).shape == (0, 5)
 
 
@@ -523,10 +539,8 @@ def test_misfits_are_refused() -> None:
         egae(rewards, values, boundary, lengths, gamma=1.0, lambda_=1.0, tail_corrected=open_ended[:2])
     with pytest.raises(ValueError, match="rewards"):
         gae(rewards[:2], values, lengths, gamma=1.0, lambda_=1.0)
-    with pytest.raises(ValueError, match="returns_after"):
-        hindsight_advantages(boundary[:2], boundary, lengths, 4, gamma=1.0, lambda_=1.0)
-    with pytest.raises(ValueError, match=r"1 \.\. 2"):
-        hindsight_advantages(boundary, boundary, torch.tensor([1, 2, 3]), 2, gamma=1.0, lambda_=1.0)
+    with pytest.raises(ValueError, match="residuals and remaining"):
+        hindsight_advantages(values, lengths, gamma=1.0, lambda_=1.0)
     with pytest.raises(ValueError, match="alpha"):
         length_adaptive_lambda(lengths, alpha=0.0)
     with pytest.raises(ValueError, match="at least 1"):

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tppo_rl.maths.reduce import variance
-from tppo_rl.maths.value import clipped_value_loss, explained_variance, value_loss
+from tppo_rl.maths.value import clipped_value_loss, difference_slope, explained_variance, value_loss
 
 
 def test_loss_worked_by_hand() -> None:
@@ -103,3 +104,22 @@ def test_loss_equals_the_definition_in_any_order(pairs, random) -> None:
     random.shuffle(pairs)
     values, returns = (torch.tensor(column, dtype=torch.float64) for column in zip(*pairs, strict=True))
     assert value_loss(values, returns).tolist() == pytest.approx([0.5 * (v - g) ** 2 for v, g in pairs])
+
+
+@pytest.mark.parametrize(("knows", "expected"), [(1.0, 1.0), (0.5, 0.5), (0.0, 0.0)])
+def test_difference_slope_is_what_the_returns_bear_out(knows: float, expected: float) -> None:
+    """True values walk at random, and returns end them; the critic's differences are true ones or noise of the same size."""
+    rng = np.random.default_rng(0)
+    before = rng.normal(size=200_000)
+    step, noise = rng.normal(size=(2, 200_000))
+    returns = before + step + rng.normal(size=200_000)
+    seen = step if knows == 1 else noise if knows == 0 else (step + noise)
+    slope = difference_slope(before, before + seen, returns)
+    assert slope == pytest.approx(expected, abs=0.01)
+
+
+def test_difference_slope_needs_differences() -> None:
+    values = np.arange(20.0)
+    assert difference_slope(values, values, values) is None
+    assert difference_slope(values[:7], values[:7] ** 2, values[:7]) is None
+    assert difference_slope(values, values**2, 3.0 * values**2) == pytest.approx(3.0)

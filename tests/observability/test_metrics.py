@@ -1,10 +1,12 @@
 import math
 
+import numpy as np
 import pytest
 from helpers import make_fragment
 
 from tppo_rl.core.boundaries import Boundary, ClosedBoundary
 from tppo_rl.core.metric_table import METRICS
+from tppo_rl.maths.value import difference_slope
 from tppo_rl.observability.metrics import boundary_metrics, episode_metrics, heldout_metrics, learner_metrics
 
 
@@ -46,6 +48,20 @@ def test_boundary_errors_and_explained_variance() -> None:
     assert metrics["critic/explained_variance_unfinished"] == pytest.approx(0.0)
     assert boundary_metrics([]) == {}
     assert "critic/explained_variance_unfinished" not in boundary_metrics(closed[:1])
+
+
+def test_differences_of_values_are_those_of_windows_that_follow_each_other() -> None:
+    def closed(window: int, value: float, following: float) -> ClosedBoundary:
+        return ClosedBoundary(window, Boundary(0.0, value, 0.0), return_after=following, position=window)
+
+    rng = np.random.default_rng(0)
+    walks = rng.normal(size=(20, 3)).cumsum(axis=1)
+    boundaries = [closed(window, walk[window], 2.0 * walk[2]) for walk in walks for window in range(3)]
+    first, second = walks[:, :2].ravel(), walks[:, 1:].ravel()
+    expected = difference_slope(first, second, np.repeat(2.0 * walks[:, 2], 2))
+    assert expected is not None
+    assert boundary_metrics(boundaries)["critic/difference_slope"] == pytest.approx(expected)
+    assert "critic/difference_slope" not in boundary_metrics(boundaries[::3])
 
 
 def test_heldout_metrics_name_both_ways_of_sampling() -> None:

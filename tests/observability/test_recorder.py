@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from helpers import make_fragment
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -114,6 +115,26 @@ def test_files_hold_what_was_recorded(tmp_path: Path) -> None:
     (cells,) = read_boundary_errors(tmp_path)[1].values()
     assert [cell.count for cell in cells] == [1]
     assert [path.name for path in (tmp_path / "rollouts").iterdir()] == ["iteration_000001.parquet"]
+
+
+def test_episodes_are_recorded_under_the_number_of_their_iteration_and_on_after_a_restart(tmp_path: Path) -> None:
+    first, second = make_fragment(), make_fragment(context=[1, 2, 5, 6, 7], prompt_length=2, window_index=1)
+    rows = [{"episode_id": 0, "window_index": index, "trained_tokens": 3, "advantages": [0.5] * 3} for index in (0, 1)]
+    reports = [pa.Table.from_pylist([row], schema=FRAGMENT_REPORT_SCHEMA) for row in rows]
+    run = recorder(tmp_path)
+    run.record_episodes([first], reports[0])
+    record(run)
+    again = recorder(tmp_path)
+    again.restore(run.state(), sampled_tokens=COUNTS.sampled)
+    again.record_episodes([second], reports[1])
+    assert sorted(path.name for path in (tmp_path / "episodes").iterdir()) == [
+        "iteration_000001.parquet",
+        "iteration_000002.parquet",
+    ]
+    left_out = RolloutStatistics(scores=Scores(left_out={0: REWARD_FAILED}))
+    record(again, rollouts=left_out)
+    assert run.state()["recorded_episodes"] == [0]
+    assert again.state()["recorded_episodes"] == []
 
 
 def test_totals_and_count_go_on_after_a_restart(tmp_path: Path) -> None:

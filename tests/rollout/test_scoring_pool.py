@@ -202,6 +202,20 @@ def test_a_slow_reset_is_made_ahead_of_need(make_pool: MakePool) -> None:
     assert (sampler.num_productive_slot_steps - productive) / (sampler.num_slot_steps - steps) >= 0.98
 
 
+def test_what_workers_did_when_is_told_once(make_pool: MakePool) -> None:
+    pool, options = make_pool(1, env_config={"reset_seconds": 0.05})
+    began = time.time()
+    sampler = sampler_of(pool, options, SimulatedEngine(lambda rng: 4), slots=1)
+    sampler.tickets.extend(tickets(2))
+    sampler.run_until_empty()
+    spans = pool.pop_spans("env-runner 1")
+    assert {span.track for span in spans} == {"env-runner 1, scoring worker 0"}
+    assert {"reset", "step"} <= {span.name for span in spans}
+    assert all(began <= span.start and span.start + span.seconds <= time.time() for span in spans)
+    assert min(span.seconds for span in spans if span.name == "reset") >= 0.05
+    assert pool.pop_spans("env-runner 1") == []
+
+
 class EchoingChat(IntegerChat):
     """What the environment says becomes tokens, so that a test sees which turns it knew."""
 

@@ -35,6 +35,7 @@ SWEEP: dict[str, Any] = {
         "max_response_length": 64,
         "train_batch_size_per_learner": 100,
         "rollout_log_fragments": 0,
+        "record_episodes": 0,
     },
     "tune_config": {
         "metric": "policy/unfinished_fraction",

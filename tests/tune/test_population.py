@@ -32,6 +32,7 @@ OPTIONS: dict[str, Any] = {
     "max_response_length": 64,
     "train_batch_size_per_learner": 100,
     "rollout_log_fragments": 0,
+    "record_episodes": 0,
 }
 LRS = (1e-5, 1e-3)
 SWEEP: dict[str, Any] = {

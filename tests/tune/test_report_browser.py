@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import html
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+from browser import CHROMIUM, needs_browser
 from synthetic_sweep import write_comparison
 
 from tppo_rl.tune.report import write_report
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = [
-    pytest.mark.integration,
-    pytest.mark.skipif(CHROMIUM is None, reason="no chromium or google-chrome in PATH"),
-]
+pytestmark = [pytest.mark.integration, needs_browser]
 
 PROBE = """<!doctype html><iframe id="page" style="width:{width}px;height:900px;border:0" srcdoc="{page}"></iframe>
 <p id="found">waiting</p>

@@ -87,10 +87,11 @@ def advantages(**options: Any) -> Sequence[Figure]:
 @click.option("--peak-tflops", type=float, help="Of the device, in this dtype: gives the utilization.")
 @_measures(repeats=7)
 def learner(**options: Any) -> Sequence[Figure]:
-    """The update step against a bare torch loop over the same micro-batches."""
+    """The update step against a bare torch loop over the same micro-batches, and the price of windows."""
     from tppo_rl.bench.learner import learner_figures
+    from tppo_rl.bench.window_price import window_price
 
-    return learner_figures(**options)
+    return [*learner_figures(**options), *window_price(window=options["window"], response=500)]
 
 
 @bench.command()

@@ -309,6 +309,8 @@ def _report_of(fragments: Sequence[Fragment]) -> pa.Table:
         values,
         values,
         values,
+        [None] * len(fragments),
+        [None] * len(fragments),
     ]
     fields = FRAGMENT_REPORT_SCHEMA
     arrays = [pa.array(column).cast(field.type) for column, field in zip(columns, fields, strict=True)]

@@ -26,6 +26,11 @@ def load_model_config(key: str, name: str) -> dict[str, Any]:
     folder = Path(model)
     if folder.is_dir():
         config = folder / "config.json"
+        if (folder / "learner_group").is_dir() or any(folder.glob("checkpoints/*/learner_group")):
+            raise OptionError(
+                f"{key}={name!r}: is a checkpoint of a run; write its model with `tppo-rl export {name} DIR` (its critic with "
+                "--critic DIR), and give that folder"
+            )
         if not config.is_file():
             raise OptionError(f"{key}={name!r}: the folder has no config.json; give a Hugging Face model folder")
         return dict(json.loads(config.read_text(encoding="utf-8")))

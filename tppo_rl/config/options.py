@@ -183,7 +183,9 @@ OPTIONS: dict[str, OptionField] = {
 """Every option by key."""
 
 
-MAPPINGS = frozenset({"env_config", "sampling", "engine", "lora", *(key for key in OPTIONS if takes_a_part(key))})
+MAPPINGS = frozenset(
+    {"env_config", "sampling", "engine", "lora", "trackers", *(key for key in OPTIONS if takes_a_part(key))}
+)
 """Options whose value may be a mapping that is no search word."""
 
 

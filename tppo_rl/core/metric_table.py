@@ -161,8 +161,8 @@ METRICS = (
     ),
     Metric(
         "critic/loss",
-        "reward^2",
-        "half squared error to the target, mean over the value batch",
+        "",
+        "loss of `critic_loss`, mean over the tokens of the value batch: half squared errors, or nats",
         "value_loss",
     ),
     Metric(
@@ -172,9 +172,20 @@ METRICS = (
         "explained_variance",
     ),
     Metric(
+        "critic/explained_variance_by_response",
+        "fraction",
+        "the same with all responses weighing the same: few long ones hold most of the tokens",
+        "explained_variance_by_response",
+    ),
+    Metric(
         "critic/explained_variance_unfinished",
         "fraction",
         "fraction of the variance of the returns after unfinished fragments that the fragments' mean values explain",
+    ),
+    Metric(
+        "critic/difference_slope",
+        "",
+        "how much of V(s_l) - V(s_0) over windows that did not finish the returns bear out: 1 for true values, 0 for noise",
     ),
     Metric("critic/value_mean", "reward", "mean value of response tokens of finished episodes", "finished_value_mean"),
     Metric("critic/return_mean", "reward", "mean Monte-Carlo return of the same tokens", "return_mean"),

@@ -1,4 +1,4 @@
-"""The commands on a model or run that is there: `evaluate`, `rescore`, `rollouts`, `chat`, `export`.
+"""The commands on a model or run that is there: `evaluate`, `rescore`, `rollouts`, `timeline`, `chat`, `export`.
 
 Heavy imports stand inside them, so that `--help` answers at once.
 """
@@ -138,8 +138,9 @@ def chat(model: str, temperature: float | None, probabilities: bool, values: boo
     help="Largest first.",
 )
 @click.option("--ascending", is_flag=True, help="Smallest first.")
-@click.option("--limit", type=click.IntRange(1), default=20, show_default=True)
+@click.option("--limit", type=click.IntRange(1), help="Most of them.  [default: 20; with --html 2000]")
 @click.option("--show", "in_full", is_flag=True, help="Print them whole, tokens colored by their probability.")
+@click.option("--html", type=click.Path(path_type=Path, dir_okay=False), help="Write one page for a browser instead.")
 @click.option("--model", help="Whose tokenizer to take.  [default: that of the newest checkpoint]")
 @one_clear_error
 def rollouts(
@@ -151,17 +152,36 @@ def rollouts(
     search: str | None,
     sort: str,
     ascending: bool,
-    limit: int,
+    limit: int | None,
     in_full: bool,
+    html: Path | None,
     model: str | None,
 ) -> None:
-    """Look at what the model wrote in RUN: the fragments that were kept, one row each."""
+    """Look at what the model wrote in RUN: the fragments that were kept, one row each, or all in one page."""
     from rich.console import Console
 
     from tppo_rl.algorithms.ray_start import quiet_libraries
     from tppo_rl.experiment.rollout_view import chosen, read_rollouts, table_of, tokenizer_of, whole
 
     quiet_libraries()
+    if html is not None:
+        if in_full or ascending or sort != "iteration":
+            raise OptionError("--html: the page shows whole texts and sorts them; drop --show, --sort and --ascending")
+        from tppo_rl.experiment.rollout_page import write_page_of_run
+
+        shown, recorded = write_page_of_run(
+            html,
+            run,
+            model,
+            first=first,
+            last=last,
+            most=limit or 2000,
+            finished=finished,
+            correct=correct,
+            search=search,
+        )
+        click.echo(f"{html}: {shown} of {recorded} episodes, {html.stat().st_size / 1e6:.1f} MB")
+        return
     tokenizer = tokenizer_of(run, model)
 
     def text(tokens: Sequence[int]) -> str:
@@ -175,7 +195,7 @@ def rollouts(
         search=search,
         sort=sort,
         descending=not ascending,
-        limit=limit,
+        limit=limit or 20,
     )
     console = Console()
     if in_full:
@@ -217,3 +237,21 @@ def export(checkpoint: Path, folder: Path, dtype: str | None, adapter: bool, cri
 
     taken = export_policy(checkpoint, folder, dtype=dtype, adapter=adapter, critic=critic)
     click.echo(f"{taken} is in {folder}: transformers and vLLM load it from there")
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--from", "first", type=click.IntRange(1), default=1, show_default=True, help="First iteration.")
+@click.option("--to", "last", type=click.IntRange(1), help="Last iteration.  [default: the newest]")
+@click.option("--out", type=click.Path(path_type=Path), help="File.  [default: timeline.json in the run's folder]")
+@one_clear_error
+def timeline(run: Path, first: int, last: int | None, out: Path | None) -> None:
+    """Write what driver, learner, engines and scoring workers of RUN did when, as a trace for https://ui.perfetto.dev."""
+    import json
+
+    from tppo_rl.observability.timeline import trace
+
+    found = trace(run, first, last)
+    file = out or run / "timeline.json"
+    file.write_text(json.dumps(found), encoding="utf-8")
+    click.echo(f"{file}: open it in https://ui.perfetto.dev or chrome://tracing")

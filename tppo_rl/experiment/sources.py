@@ -21,6 +21,8 @@ _HERE = {
 }
 """Options of an engine in this process, without a learner."""
 
+_WITHOUT_WINDOWS = {"hindsight": False, "unfinished_advantage_scale": 1.0}
+
 
 def options_of_source(source: str, values: Mapping[str, Any], overrides: Sequence[str]) -> tuple[Options, Path | None]:
     """Returns options for an engine in this process, and the checkpoint if the source is one.
@@ -42,6 +44,10 @@ def options_of_source(source: str, values: Mapping[str, Any], overrides: Sequenc
         apply_override(body, override)
     env = {"env": body["env"]} if "env" in body else {}
     options = Options.of(**(body["config"] | env | _HERE))
+    window = options.rollout.window_length
+    if window is not None and window > options.rollout.max_response_length:
+        # Nothing is trained, so no window is cut.
+        options = options.replace(window_length=None, **_WITHOUT_WINDOWS)
     check_model(options)
     if options.environment.env is not None:
         check_environment(options)

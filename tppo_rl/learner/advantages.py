@@ -52,14 +52,16 @@ def extended_advantages(batch: TrainBatch, values: CriticValues | None, options:
         advantages = advantages * scales[:, None]
     if not batch.hindsight.any():
         return advantages
+    if options.advantages.lambda_ == LENGTH_ADAPTIVE:
+        # Of every window the lambda that it was trained with first.
+        at_end = batch.sampled_at_end.clamp(min=1)
+        lambda_ = length_adaptive_lambda(at_end.flatten(), alpha=options.advantages.lambda_alpha).view(at_end.shape)
     corrections = hindsight_advantages(
         batch.residuals,
-        torch.zeros_like(batch.residuals),
-        window.lengths,
-        window.tokens.shape[1],
+        batch.remaining,
         gamma=options.advantages.gamma,
         lambda_=lambda_,
-        tail_corrected=tail_corrected,
+        tail_corrected=options.advantages.boundary_value == "tail_corrected",
     )
     return torch.where(batch.hindsight[:, None], corrections, advantages)
 

@@ -5,18 +5,20 @@ policy loss and, if the episode is finished, the whole response's for the value 
 in the sequence but in neither set. So the state after a sampled token is the state before the NEXT sampled token, or
 the end of the sequence.
 
-A fragment that is trained a second time in hindsight is never finished: the policy alone trains on it.
+A fragment that is trained a second time in hindsight is never finished: the policy alone trains on it. Such windows of one
+episode that follow each other are one sequence (`hindsight.joined`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from tppo_rl.core.fragments import Fragment
+from tppo_rl.learner.hindsight import Row, joined
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,9 +69,13 @@ class TrainBatch:
     correct: torch.Tensor
     """bool [B]: whether the fragment finished its episode and the environment found the response right."""
     hindsight: torch.Tensor
-    """bool [B]: whether the fragment is trained a second time, on `residuals`."""
+    """bool [B]: whether the row is trained a second time, on `residuals`."""
     residuals: torch.Tensor
-    """float32 [B]: return after the fragment minus the boundary value that was used; 0 if not in hindsight."""
+    """float32 [B, T]: return after the token's window minus the boundary value that was used; 0 if not in hindsight."""
+    remaining: torch.Tensor
+    """int64 [B, T]: sampled tokens from this one to the end of its window; 0 if not in hindsight."""
+    sampled_at_end: torch.Tensor
+    """int64 [B, T]: sampled tokens of the response up to the end of the token's window; 0 if not in hindsight."""
     all_sampled: SampledTokens
     """[B, Q]: sampled tokens of the whole sequence, earlier windows included."""
     groups: torch.Tensor
@@ -120,12 +126,14 @@ class TrainBatch:
 
 
 def batch_from_fragments(fragments: Sequence[Fragment]) -> TrainBatch:
-    """Returns the train batch of the fragments, in their order.
+    """Returns the train batch of the fragments, in their order; windows in hindsight that follow each other are one row.
 
     Raises:
         ValueError: a fragment without a sampled token, without a context to predict its first token from, or with a
             reward on a token that no policy sampled.
     """
+    rows = joined(fragments)
+    fragments = [row.fragment for row in rows]
     lengths = np.array([fragment.num_positions for fragment in fragments], np.int64)
     offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
     tokens = _interleave(fragments, "context", "tokens", np.int64)
@@ -153,8 +161,10 @@ def batch_from_fragments(fragments: Sequence[Fragment]) -> TrainBatch:
         finished_rows=torch.from_numpy(finished_rows),
         response=_Columns(response_positions, offsets, finished_rows).sampled_tokens(tokens, rewards),
         correct=torch.tensor([f.finished and bool(f.correct) for f in fragments], dtype=torch.bool),
-        hindsight=torch.tensor([f.hindsight_residual is not None for f in fragments], dtype=torch.bool),
-        residuals=torch.tensor([f.hindsight_residual or 0.0 for f in fragments], dtype=torch.float32),
+        hindsight=torch.tensor([bool(row.due) for row in rows], dtype=torch.bool),
+        residuals=columns.pad(_per_token(rows, _residuals, np.float32)),
+        remaining=columns.pad(_per_token(rows, _remaining, np.int64)),
+        sampled_at_end=columns.pad(_per_token(rows, _sampled_at_end, np.int64)),
         all_sampled=_Columns(np.flatnonzero(sampled), offsets, np.arange(len(fragments))).sampled_tokens(
             tokens, rewards
         ),
@@ -188,6 +198,25 @@ class _Columns:
             tokens=self.pad(tokens[self._flat_positions]),
             rewards=self.pad(rewards[self._flat_positions]),
         )
+
+
+def _per_token(rows: Sequence[Row], of_row: Callable[[Row], np.ndarray], dtype: type) -> np.ndarray:
+    """Returns a quantity of the windows in hindsight at the window tokens of all rows, back to back; 0 elsewhere."""
+    parts = [of_row(row) if row.due else np.zeros(len(row.fragment)) for row in rows]
+    return np.concatenate(parts).astype(dtype) if parts else np.zeros(0, dtype)
+
+
+def _residuals(row: Row) -> np.ndarray:
+    return np.repeat([window.residual for window in row.due], [window.length for window in row.due])
+
+
+def _remaining(row: Row) -> np.ndarray:
+    return np.concatenate([np.arange(window.length, 0, -1) for window in row.due])
+
+
+def _sampled_at_end(row: Row) -> np.ndarray:
+    lengths = [window.length for window in row.due]
+    return np.repeat(np.count_nonzero(row.fragment.context_sampled) + np.cumsum(lengths), lengths)
 
 
 def _concatenate(fragments: Sequence[Fragment], name: str, dtype: type) -> np.ndarray:

@@ -6,18 +6,16 @@ episode ends  ─────▶  its boundaries and the returns that followed t
 
 from __future__ import annotations
 
-import zlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 import pyarrow as pa
 
 from tppo_rl.config.options import Options
 from tppo_rl.core.boundaries import Boundary, ClosedBoundary
 from tppo_rl.core.fragments import Fragment, return_after
-from tppo_rl.learner.hindsight import HindsightBuffer
+from tppo_rl.learner.hindsight import HindsightBuffer, checksum
 
 
 class _OpenBoundary(NamedTuple):
@@ -64,7 +62,8 @@ class BoundaryTracker:
             reports: Reports of all learners (`tppo_rl.learner.update.FRAGMENT_REPORT_SCHEMA`).
             version: Policy version before the update.
         """
-        rows = {(row["episode_id"], row["window_index"]): row for row in reports.to_pylist()}
+        numbers = reports.select(["episode_id", "window_index", "held_value", "boundary_value", "mean_value"])
+        rows = {(row["episode_id"], row["window_index"]): row for row in numbers.to_pylist()}
         times = Counter((fragment.episode_id, fragment.window_index) for fragment in fragments)
         closed: list[ClosedBoundary] = []
         for fragment in sorted(fragments, key=lambda fragment: fragment.window_index):
@@ -92,7 +91,7 @@ class BoundaryTracker:
         values = Boundary(row["held_value"], row["boundary_value"], row["mean_value"])
         end = fragment.num_positions
         # By window index, so that an episode that is generated anew after the loss of an env-runner replaces its windows.
-        self._open[fragment.episode_id][fragment.window_index] = _OpenBoundary(end, _checksum(fragment, end), values)
+        self._open[fragment.episode_id][fragment.window_index] = _OpenBoundary(end, checksum(fragment, end), values)
         # While the policy is frozen no window is trained, so hindsight has nothing to correct.
         if self._has_hindsight and version >= self._frozen_updates:
             self._hindsight.add(fragment, values.held if self._held else values.bootstrap)
@@ -108,11 +107,5 @@ class BoundaryTracker:
             )
             for window_index, boundary in self._open.pop(finished.episode_id, {}).items()
             # Boundaries with another checksum are of an attempt that was lost with its env-runner.
-            if _checksum(finished, boundary.position) == boundary.checksum
+            if checksum(finished, boundary.position) == boundary.checksum
         ]
-
-
-def _checksum(fragment: Fragment, position: int) -> int:
-    """Returns a checksum of the first `position` tokens of a fragment's episode."""
-    sequence = np.concatenate([fragment.context, fragment.tokens])[:position]
-    return zlib.crc32(sequence.tobytes())

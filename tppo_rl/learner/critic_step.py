@@ -16,7 +16,7 @@ from tppo_rl.learner.packing import model_input
 from tppo_rl.learner.sharding import ShardedGradientStep, same_number_of_passes
 from tppo_rl.learner.targets import ValueBatch
 from tppo_rl.maths.reduce import token_mean
-from tppo_rl.maths.value import clipped_value_loss, value_loss
+from tppo_rl.maths.value import clipped_value_loss
 
 CRITIC_SUMS = ("value_loss_sum", "critic_passes")
 """Sums that the critic's part adds to `metric_sums`."""
@@ -83,13 +83,14 @@ class CriticStep:
             mask = tokens.mask[group]
             inputs = model_input(value_batch.batch, value_batch.rows[group], lengths[group], device, packing=packing)
             states = inputs.places(mask.nonzero()[:, 0], tokens.positions[group][mask])
-            values = self._critic(inputs.input_ids, inputs.position_ids)[states]
+            outputs = self._critic(inputs.input_ids, inputs.position_ids, outputs=True)[states]
             targets = value_batch.targets[group][mask].to(device)
             if self._options.critic.value_clip is None:
-                loss = value_loss(values, targets)
+                loss = self._critic.form.loss(outputs, targets)
             else:
                 assert value_batch.old_values is not None, "the value clip needs the values before the update"
                 old_values = value_batch.old_values[group][mask].to(device)
+                values = self._critic.form.values(outputs)
                 loss = clipped_value_loss(values, old_values, targets, clip=self._options.critic.value_clip)
             self._step.backward(token_mean(loss, global_count))
             metric_sums.add("value_loss_sum", loss)

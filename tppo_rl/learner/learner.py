@@ -27,6 +27,7 @@ from tppo_rl.learner.batch import TrainBatch
 from tppo_rl.learner.collective import current_collective
 from tppo_rl.learner.connectors import ESTIMATES, connectors
 from tppo_rl.learner.context_cache import ContextCache
+from tppo_rl.learner.critic_start import is_cold, start_critic
 from tppo_rl.learner.models import parse_dtype
 from tppo_rl.learner.module import LanguageModelModule
 from tppo_rl.learner.optimizers import trainable
@@ -159,6 +160,12 @@ class TPPOLearner(InsideTorchLearner):
     def compute_loss_for_module(self, **kwargs: Any) -> torch.Tensor:
         """Not used: the update step has its own losses and loop."""
         raise NotImplementedError("TPPOLearner trains in update(): change the update step or the learner pipeline")
+
+    def start_critic(self, value: float) -> None:
+        """Lets a critic that has learned nothing begin with a value, in units of reward; all learners must call it."""
+        critic, collective = self._language_model().critic, current_collective(self.device)
+        if critic is not None and is_cold(critic, collective):
+            start_critic(critic, torch.zeros(0), value, collective)
 
     def held_episodes(self) -> pa.Table:
         """Returns this learner's finished episodes that wait for a full value batch (`FRAGMENT_SCHEMA`)."""

@@ -17,8 +17,9 @@
 | policy_grad_norm, critic_grad_norm | global norm before clipping, mean over optimizer steps; absent without steps |
 | policy_steps, critic_steps | optimizer steps |
 | policy_skipped_steps, critic_skipped_steps | optimizer steps that were skipped because the gradient was not finite |
-| value_loss | 0.5 (V - G)^2 per token, mean over all critic steps; absent without steps |
+| value_loss | the critic's loss per token (`critic_loss`), mean over all critic steps; absent without steps |
 | explained_variance | fraction of the variance of finished episodes' returns that the values before the update explain; absent if returns are equal |
+| explained_variance_by_response | the same with all responses weighing the same, however long they are |
 | value_mean | V(s_t), mean over window tokens |
 | finished_value_mean, return_mean | V and G, means over finished responses; absent without them |
 | finished_episodes | episodes that finished in the batch |
@@ -50,7 +51,7 @@ from tppo_rl.learner.optimizers import StepReport
 from tppo_rl.learner.targets import Targets
 from tppo_rl.learner.value_batches import finished_returns
 from tppo_rl.maths.importance import effective_sample_size
-from tppo_rl.maths.reduce import mean, variance
+from tppo_rl.maths.reduce import mean, response_weights, variance
 from tppo_rl.maths.value import explained_variance
 
 STATISTIC_SUMS = (
@@ -71,6 +72,11 @@ STATISTIC_SUMS = (
     "squared_return_sum",
     "error_sum",
     "squared_error_sum",
+    "predicted_responses",
+    "return_by_response",
+    "squared_return_by_response",
+    "error_by_response",
+    "squared_error_by_response",
 )
 """Sums that `add_statistics` adds to `metric_sums`."""
 
@@ -111,6 +117,12 @@ def add_statistics(
     metric_sums.add("squared_return_sum", returns.square())
     metric_sums.add("error_sum", returns - predicted)
     metric_sums.add("squared_error_sum", (returns - predicted).square())
+    weights = response_weights(batch.response.lengths)[finished.nonzero()[:, 0]].double()
+    metric_sums.add("predicted_responses", batch.response.lengths > 0)
+    metric_sums.add("return_by_response", weights * returns)
+    metric_sums.add("squared_return_by_response", weights * returns.square())
+    metric_sums.add("error_by_response", weights * (returns - predicted))
+    metric_sums.add("squared_error_by_response", weights * (returns - predicted).square())
 
 
 def scalars(
@@ -209,12 +221,23 @@ def _critic_metrics(totals: dict[str, float]) -> dict[str, float]:
     if count:
         metrics["finished_value_mean"] = mean(totals["predicted_value_sum"], count)
         metrics["return_mean"] = mean(totals["return_sum"], count)
-        spread = variance(totals["return_sum"], totals["squared_return_sum"], count)
-        # Equal returns leave a variance of rounding errors alone, which values cannot explain.
-        if spread > 1e-12 * max(1.0, totals["squared_return_sum"] / count):
-            error = variance(totals["error_sum"], totals["squared_error_sum"], count)
-            metrics["explained_variance"] = explained_variance(error, spread)
+        explained = _explained(totals, "sum", count)
+        if explained is not None:
+            metrics["explained_variance"] = explained
+        explained = _explained(totals, "by_response", totals["predicted_responses"])
+        if explained is not None:
+            metrics["explained_variance_by_response"] = explained
     return metrics
+
+
+def _explained(totals: dict[str, float], weighing: str, count: float) -> float | None:
+    """Returns the explained variance by the sums with this ending; None where all returns are equal."""
+    spread = variance(totals[f"return_{weighing}"], totals[f"squared_return_{weighing}"], count)
+    # Equal returns leave a variance of rounding errors alone, which values cannot explain.
+    if spread <= 1e-12 * max(1.0, totals[f"squared_return_{weighing}"] / count):
+        return None
+    error = variance(totals[f"error_{weighing}"], totals[f"squared_error_{weighing}"], count)
+    return explained_variance(error, spread)
 
 
 def _step_metrics(model: str, reports: list[StepReport]) -> dict[str, float]:

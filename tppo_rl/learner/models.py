@@ -23,6 +23,7 @@ from torch.utils.checkpoint import checkpoint
 
 from tppo_rl.core.insides import TRANSFORMERS
 from tppo_rl.maths.log_probs import TokenLogProbs, token_log_probs
+from tppo_rl.maths.value_forms import SquaredError, ValueForm
 
 MAX_LOGITS = 2**25
 """Most logits (positions x vocabulary) that are held at once; more are computed in parts, and again in the backward pass.
@@ -260,11 +261,16 @@ class Policy(_EvaluationMode):
 class Critic(_EvaluationMode):
     """A causal language model's backbone with a scalar value at every position.
 
-    The value head starts at zero: a cold critic gives 0 everywhere instead of noise of the backbone's scale.
+    The value head starts at zero: the outputs of a cold critic are 0 everywhere instead of noise of the backbone's scale.
     """
 
-    def __init__(self, model: Any, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, model: Any, dtype: torch.dtype = torch.float32, form: ValueForm | None = None) -> None:
         """Takes the backbone of a transformers causal language model, which computes in `dtype`.
+
+        Args:
+            model: See above.
+            dtype: Compute dtype of the training.
+            form: How the head's outputs stand for a value; None: as they are (`SquaredError`).
 
         Raises:
             ValueError: the model has no backbone apart from its output layer.
@@ -276,7 +282,8 @@ class Critic(_EvaluationMode):
         width = model.get_output_embeddings().weight.shape[1]
         # All trained parameters have one dtype, so beside adapters the head has theirs.
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self.value_head = nn.Linear(width, 1, dtype=trained[0].dtype)
+        self.form = form or SquaredError()
+        self.value_head = nn.Linear(width, self.form.num_outputs, dtype=trained[0].dtype)
         nn.init.zeros_(self.value_head.weight)
         nn.init.zeros_(self.value_head.bias)
         self.train()
@@ -287,6 +294,8 @@ class Critic(_EvaluationMode):
         position_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         past_key_values: Any = None,
+        *,
+        outputs: bool = False,
     ) -> torch.Tensor:
         """Returns V(s) of the state after each position, [b, n] in the dtype of the weights, float32 for bfloat16.
 
@@ -295,6 +304,7 @@ class Critic(_EvaluationMode):
             position_ids: As for `Policy.forward`.
             attention_mask: As for `Policy.forward`.
             past_key_values: As for `Policy.forward`.
+            outputs: Return the head's outputs, [b, n, K], which `form.loss` takes, instead of values.
         """
         with self.autocast():
             output = self.backbone(
@@ -307,9 +317,9 @@ class Critic(_EvaluationMode):
             hidden = output.last_hidden_state
         head = self.value_head
         dtype = torch.promote_types(head.weight.dtype, torch.float32)
-        values = nn.functional.linear(hidden.to(dtype), head.weight.to(dtype), head.bias.to(dtype))
+        predicted = nn.functional.linear(hidden.to(dtype), head.weight.to(dtype), head.bias.to(dtype))
         # A clone, no view: the hook that gathers sharded weights for the backward pass sits on the returned tensor.
-        return values[..., 0].clone()
+        return (predicted if outputs else self.form.values(predicted)).clone()
 
 
 @torch.no_grad()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from ray.rllib.core.columns import Columns
 from ray.rllib.core.rl_module.apis import InferenceOnlyAPI, ValueFunctionAPI
 from ray.rllib.core.rl_module.torch import TorchRLModule
 
+from tppo_rl.core.value_head_file import VALUE_HEAD_FILE
 from tppo_rl.kernels.onednn_linear import use_fastest_linear
 from tppo_rl.learner.context_cache import ContextCache
 from tppo_rl.learner.hub_weights import HubLayout
@@ -26,6 +28,7 @@ from tppo_rl.learner.models import (
 )
 from tppo_rl.learner.sharding import WeightViews, gather_weights, is_sharded, load_weights
 from tppo_rl.learner.values import CriticValues, critic_values
+from tppo_rl.maths.value_forms import value_form
 
 TRAIN_BATCH = "train_batch"
 """Key of the `TrainBatch` in a module's batch."""
@@ -34,6 +37,7 @@ _MODEL_CONFIG_KEYS = {
     "policy_model",
     "critic",
     "critic_layers",
+    "value_form",
     "reference_model",
     "dtype",
     "head_dtype",
@@ -50,8 +54,9 @@ class LanguageModelModule(TorchRLModule, ValueFunctionAPI, InferenceOnlyAPI):
     `model_config`:
         policy_model: Local folder or hub id of a causal language model.
         critic: "separate" starts the critic's own backbone from `policy_model`; a folder or hub id starts it from that
-            model; None: no critic (group-relative algorithms).
+            model and, where there is one, its value head; None: no critic (group-relative algorithms).
         critic_layers: Number of its backbone's first layers that the critic keeps; None, the default: all.
+        value_form: Form of the critic's value head (see `value_forms.value_form`); None, the default: squared error.
         reference_model: Folder or hub id of the model that the policy is kept close to; None, the default, loads none.
         dtype: Compute dtype of the training, "float32" by default.
         head_dtype: "float32" for logits in single precision, None (the default) for those of `dtype`.
@@ -87,8 +92,12 @@ class LanguageModelModule(TorchRLModule, ValueFunctionAPI, InferenceOnlyAPI):
         self.policy = _load_policy(source, dtype, config)
         self.critic = None
         if critic_source is not None and not self.inference_only:
-            backbone = source if critic_source == "separate" else critic_source
-            self.critic = Critic(_load(backbone, dtype, config, num_layers=config.get("critic_layers")), dtype)
+            own_critic = critic_source != "separate"
+            backbone = critic_source if own_critic else source
+            model = _load(backbone, dtype, config, num_layers=config.get("critic_layers"))
+            self.critic = Critic(model, dtype, value_form(config.get("value_form")))
+            if own_critic:
+                _load_value_head(self.critic, Path(backbone))
         self.reference = None
         if config.get("reference_model") is not None and not self.inference_only:
             self.reference = _load_policy(config["reference_model"], dtype, config | {"lora": None})
@@ -205,6 +214,16 @@ class LanguageModelModule(TorchRLModule, ValueFunctionAPI, InferenceOnlyAPI):
                 f"the sharded weights of the {name} are not gathered here: ask TPPOLearnerGroup.get_state"
             )
         return weights
+
+
+def _load_value_head(critic: Critic, folder: Path) -> None:
+    """Loads the value head that stands beside a critic's backbone, if there is one."""
+    from safetensors.torch import load_file
+
+    file = folder / VALUE_HEAD_FILE
+    if file.is_file():
+        head = {name: tensor.to(critic.value_head.weight.dtype) for name, tensor in load_file(file).items()}
+        critic.value_head.load_state_dict(head)
 
 
 def _load_policy(source: str, dtype: torch.dtype, config: dict[str, Any]) -> Policy:

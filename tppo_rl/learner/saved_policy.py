@@ -14,6 +14,7 @@ import torch
 from ray.rllib.core import DEFAULT_MODULE_ID
 
 from tppo_rl.core.errors import OptionError
+from tppo_rl.core.value_head_file import VALUE_HEAD_FILE, form_metadata
 from tppo_rl.learner.lora import has_adapters, merged_weights, save_adapter
 from tppo_rl.learner.models import load_causal_lm, parse_dtype
 from tppo_rl.learner.module import LanguageModelModule
@@ -22,7 +23,6 @@ from tppo_rl.learner.sharding import gather_weights, load_weights
 _MODULE = Path("learner_group", "learner", "rl_module", DEFAULT_MODULE_ID)
 _CTOR = "class_and_ctor_args.pkl"
 _STATE = "module_state.pkl"
-CRITIC_FILE = "value_head.safetensors"
 
 
 def load_module(checkpoint: Path, *, critic: bool = False) -> LanguageModelModule:
@@ -79,7 +79,7 @@ def save_policy(module: LanguageModelModule, folder: Path, *, dtype: torch.dtype
 
 
 def save_critic(module: LanguageModelModule, folder: Path) -> None:
-    """Writes the critic's backbone as transformers does, and its value head (`CRITIC_FILE`) beside it.
+    """Writes the critic's backbone as transformers does, and its value head beside it (`core.value_head_file`).
 
     Raises:
         OptionError: there is no critic.
@@ -93,7 +93,7 @@ def save_critic(module: LanguageModelModule, folder: Path) -> None:
         raise OptionError("--critic: a critic with lora cannot be written as a model of its own; leave it out")
     critic.backbone.save_pretrained(folder)
     head = {name: tensor.detach().contiguous() for name, tensor in critic.value_head.state_dict().items()}
-    save_file(head, folder / CRITIC_FILE)
+    save_file(head, folder / VALUE_HEAD_FILE, form_metadata((module.model_config or {}).get("value_form")))
 
 
 def _in_names_of(model: torch.nn.Module, weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

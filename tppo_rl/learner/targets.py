@@ -1,6 +1,6 @@
 """What is computed before the first optimizer step, in stages: values, advantages, what the critic regresses.
 
-    fragments ─▶ [reference KL] ─▶ [values] ─▶ advantages ─▶ [normalization] ─▶ [value batch] ─▶ Targets
+    fragments ─▶ [reference KL] ─▶ [critic start] ─▶ [values] ─▶ advantages ─▶ [normalization] ─▶ [value batch] ─▶ Targets
 
 Stages in brackets are there where the options ask for them; without a critic there are neither values nor a value batch. A
 stage fills in its part of `Estimates`. Learners run the stages as RLlib connectors (`tppo_rl.learner.connectors`), so that one
@@ -23,9 +23,16 @@ from tppo_rl.learner.advantages import normalized_advantages
 from tppo_rl.learner.batch import TrainBatch, batch_from_fragments
 from tppo_rl.learner.collective import Collective, SingleLearner
 from tppo_rl.learner.context_cache import ContextCache
+from tppo_rl.learner.critic_start import is_cold, start_critic
 from tppo_rl.learner.models import Critic, Policy
 from tppo_rl.learner.sampled_log_probs import sampled_log_probs, with_kl_rewards
-from tppo_rl.learner.value_batches import ValueBatch, include_unfinished_batch, lambda_return_batch, monte_carlo_batch
+from tppo_rl.learner.value_batches import (
+    ValueBatch,
+    finished_returns,
+    include_unfinished_batch,
+    lambda_return_batch,
+    monte_carlo_batch,
+)
 from tppo_rl.learner.value_buffer import ValueBuffer
 from tppo_rl.learner.values import CriticValues, critic_values
 
@@ -114,6 +121,7 @@ def default_stages(
     if options.policy_loss.kl_coef:
         stages["reference_kl"] = _kl_rewards(options) if options.policy_loss.has_kl_in_rewards else _reference(options)
     if critic:
+        stages["critic_start"] = _critic_start(options, collective or SingleLearner())
         stages["values"] = _values(options, cache)
     stages["advantages"] = _advantages(options)
     if options.advantages.advantage_normalization != "none":
@@ -178,6 +186,23 @@ def _reference(options: Options) -> Stage:
             temperature=options.rollout.sampling.temperature,
             micro_batch_tokens=options.compute.micro_batch_tokens,
             packing=options.compute.packing,
+        )
+
+    return stage
+
+
+def _critic_start(options: Options, collective: Collective) -> Stage:
+    """Sets a cold critic's value to the mean of the first returns."""
+    started = False
+
+    def stage(estimates: Estimates, models: Models) -> None:
+        nonlocal started
+        assert models.critic is not None
+        if started:
+            return
+        returns = finished_returns(estimates.batch, options)[estimates.batch.response.mask]
+        started = not is_cold(models.critic, collective) or start_critic(
+            models.critic, returns, options.critic.critic_initial_value, collective
         )
 
     return stage

@@ -48,13 +48,16 @@ FRAGMENT_REPORT_SCHEMA = pa.schema(
         pa.field("boundary_value", pa.float32()),
         pa.field("held_value", pa.float32()),
         pa.field("mean_value", pa.float32()),
+        pa.field("values", pa.list_(pa.float32())),
+        pa.field("advantages", pa.list_(pa.float32())),
     ]
 )
 """One row per fragment of this learner's share but those in hindsight; values are the critic's before the update (null
 without a critic).
 
 `trained_tokens`: sampled tokens that the update consumed, also where the policy was frozen. `boundary_value`: V(s_l)
-after the last token, also where the episode ended. `held_value`: V(s_{l-1}). `mean_value`: mean V(s_t) of the window.
+after the last token, also where the episode ended. `held_value`: V(s_{l-1}). `mean_value`: mean V(s_t) of the window. `values`
+and `advantages`: V(s_t) and A_t of each sampled token, both null where no episodes are recorded.
 """
 
 
@@ -197,7 +200,8 @@ class UpdateStep:
         if self._critic_step is not None:
             metrics["critic_learning_rate"] = critic_lr
         histogram = self._staleness_histogram(batch, policy_version, int(max(-1.0, totals["staleness_max"])))
-        return UpdateResult(metrics, histogram, fragment_report(batch, targets))
+        report = fragment_report(batch, targets, with_tokens=options.run.record_episodes > 0)
+        return UpdateResult(metrics, histogram, report)
 
     def get_state(self) -> dict[str, Any]:
         """Returns the counters that the next update depends on, beside weights and optimizers.
@@ -273,8 +277,14 @@ _SECONDS = {
 }
 
 
-def fragment_report(batch: TrainBatch, targets: Targets) -> pa.Table:
-    """Returns the report of this learner's fragments, in the order of the batch; those in hindsight have had theirs."""
+def fragment_report(batch: TrainBatch, targets: Targets, *, with_tokens: bool = False) -> pa.Table:
+    """Returns the report of this learner's fragments, in the order of the batch; those in hindsight have had theirs.
+
+    Args:
+        batch: The fragments.
+        targets: What was estimated for them.
+        with_tokens: Whether the value and the advantage of each token are wanted.
+    """
     lengths = batch.window.lengths
     columns: list[Any] = [batch.episode_ids, batch.window_indices, lengths.numpy()]
     if targets.values is None or not len(batch):
@@ -283,6 +293,19 @@ def fragment_report(batch: TrainBatch, targets: Targets) -> pa.Table:
         held = targets.values.window.gather(1, lengths[:, None] - 1)[:, 0]
         mean = targets.values.window.sum(dim=1) / lengths
         columns += [targets.values.after.numpy(), held.numpy(), mean.numpy()]
+    values = None if targets.values is None else targets.values.window
+    for of_tokens in (values, targets.advantages):
+        if with_tokens and of_tokens is not None and len(batch):
+            columns.append(_rows(of_tokens, lengths))
+        else:
+            columns.append(pa.nulls(len(batch), pa.list_(pa.float32())))
     arrays = [pa.array(column).cast(field.type) for column, field in zip(columns, FRAGMENT_REPORT_SCHEMA, strict=True)]
     report = pa.Table.from_arrays(arrays, schema=FRAGMENT_REPORT_SCHEMA)
     return report.filter(pa.array(~batch.hindsight.numpy()))
+
+
+def _rows(padded: torch.Tensor, lengths: torch.Tensor) -> pa.ListArray:
+    """The first `lengths[i]` numbers of each row of float32 [B, T]."""
+    inside = torch.arange(padded.shape[1]) < lengths[:, None]
+    offsets = np.concatenate([[0], lengths.cumsum(0).numpy()]).astype(np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(padded[inside].detach().float().cpu().numpy()))

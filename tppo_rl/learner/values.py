@@ -28,10 +28,13 @@ class CriticValues(NamedTuple):
 def position_values(
     critic: Critic, batch: TrainBatch, micro_batch_tokens: int, *, packing: bool = False
 ) -> torch.Tensor:
-    """Returns the critic's V(s) of the state after each position of all sequences, float32 [S] on the CPU."""
+    """Returns the critic's V(s) of the state after each position of all sequences, float32 [S] on the CPU.
+
+    Sequences that are trained in hindsight need none; theirs are 0.
+    """
     lengths = batch.sequence_lengths
     values = torch.zeros(len(batch.tokens))
-    groups = micro_batches(lengths, torch.arange(len(batch)), micro_batch_tokens, packing=packing).rows
+    groups = micro_batches(lengths, _first_time(batch), micro_batch_tokens, packing=packing).rows
     # Not in inference mode: what a sharded critic gathers its weights into is used again where gradients are needed.
     with torch.no_grad():
         for rows in same_number_of_passes(critic, groups):
@@ -56,7 +59,7 @@ def position_values_after_contexts(
         for known, length in zip(cache.values(batch, contexts), lengths, strict=True)
     ]
     missing = lengths - contexts.lengths
-    groups = micro_batches(missing, torch.arange(len(batch)), micro_batch_tokens, contexts=contexts.lengths).rows
+    groups = micro_batches(missing, _first_time(batch), micro_batch_tokens, contexts=contexts.lengths).rows
     with torch.no_grad():
         for rows in same_number_of_passes(critic, groups):
             inputs = contexts.model_input(batch, rows, lengths[rows], critic.device, record=True)
@@ -67,6 +70,11 @@ def position_values_after_contexts(
                 cache.keep(batch, rows, contexts, inputs, values)
     cache.drop_finished(batch)
     return torch.cat(values) if values else torch.zeros(0)
+
+
+def _first_time(batch: TrainBatch) -> torch.Tensor:
+    """int64: sequences that are not trained in hindsight."""
+    return (~batch.hindsight).nonzero()[:, 0]
 
 
 def critic_values(

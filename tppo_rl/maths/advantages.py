@@ -133,48 +133,44 @@ def length_adaptive_lambda(response_lengths: torch.Tensor, *, alpha: float) -> t
 
 
 def hindsight_advantages(
-    returns_after: torch.Tensor,
-    used_boundary_values: torch.Tensor,
-    lengths: torch.Tensor,
-    num_steps: int,
+    residuals: torch.Tensor,
+    remaining: torch.Tensor,
     *,
     gamma: float,
     lambda_: float | torch.Tensor,
-    tail_corrected: torch.Tensor | None = None,
+    tail_corrected: bool = False,
 ) -> torch.Tensor:
-    """Returns the change of each window's EGAE once its true return is known, [B, num_steps]; padding is exactly 0.
+    """Returns the change of each token's EGAE once the true return after its window is known, in the shape of `residuals`.
 
-    EGAE is linear in the boundary value. With V for the value that was used and G for the return after the window:
+    EGAE is linear in the boundary value. With V for the value that was used, G for the return after the window and n for the
+    number of tokens up to the window's end, of the estimators of 1 to n steps only the last one sees the boundary:
 
-        A_t(G) - A_t(V) = EGAE_t of zero rewards, zero values and the boundary value G - V
+        A_t(G) - A_t(V) = w_n gamma^n (G - V),    w_n = lambda^(n - 1)
+
+    With `tail_corrected` the weights are divided by their sum, 1 + lambda + … + lambda^(n - 1).
 
     Args:
-        returns_after: [B], G, the discounted return of the state after the window's last token.
-        used_boundary_values: [B], V(s_l) with which the advantages of the window were computed.
-        lengths: int64 [B], number of tokens in each window, between 1 and `num_steps`.
-        num_steps: T, number of columns of the result.
+        residuals: Any shape, G - V of the token's window.
+        remaining: int64 of the same shape, n, the token itself included; 0 on padding, which gets 0.
         gamma: Discount; it and the next two are those with which the window's advantages were computed.
-        lambda_: A float or a tensor [B].
-        tail_corrected: bool [B] or None.
+        lambda_: A float, or a tensor of the same shape.
+        tail_corrected: Whether the boundary value was "tail_corrected".
 
     Raises:
-        ValueError: shapes that do not fit together, or a length outside 1 .. num_steps.
+        ValueError: shapes that differ.
     """
-    if returns_after.shape != used_boundary_values.shape:
+    if residuals.shape != remaining.shape:
         raise ValueError(
-            "returns_after and used_boundary_values differ in shape: "
-            f"{tuple(returns_after.shape)} and {tuple(used_boundary_values.shape)}"
+            f"residuals and remaining differ in shape: {tuple(residuals.shape)} and {tuple(remaining.shape)}"
         )
-    nothing = returns_after.new_zeros(len(returns_after), num_steps)
-    return egae(
-        nothing,
-        nothing,
-        returns_after - used_boundary_values,
-        lengths,
-        gamma=gamma,
-        lambda_=lambda_,
-        tail_corrected=tail_corrected,
-    )
+    lambdas = torch.as_tensor(lambda_, dtype=residuals.dtype).expand(residuals.shape)
+    steps = remaining.clamp(min=1).to(residuals.dtype)
+    weights = lambdas ** (steps - 1)
+    if tail_corrected:
+        # The sum of a geometric series, which is n where lambda is 1.
+        sums = torch.where(lambdas == 1, steps, (1 - lambdas**steps) / torch.where(lambdas == 1, 1.0, 1 - lambdas))
+        weights = weights / sums
+    return torch.where(remaining > 0, weights * gamma**steps * residuals, 0.0)
 
 
 def boundary_values(

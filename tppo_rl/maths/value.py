@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 
@@ -45,6 +46,29 @@ def clipped_value_loss(
         raise ValueError(f"clip={clip} must be positive: the critic could not move")
     held = old_values.detach() + (values - old_values.detach()).clamp(-clip, clip)
     return torch.maximum(value_loss(values, returns), value_loss(held, returns))
+
+
+def difference_slope(before: np.ndarray, after: np.ndarray, returns: np.ndarray) -> float | None:
+    """Returns how much of a difference of values the returns bear out: b in the least-squares fit
+
+        G = a + c V_before + b (V_after - V_before)
+
+    The advantages of unfinished windows are made of such differences. A critic that knows the true values has b = 1; one whose
+    differences are noise has b = 0, and one that exaggerates them less than 1. b is the factor on the difference that predicts the
+    return best, given the value before.
+
+    Args:
+        before: float [n], V of the state before each window.
+        after: float [n], V of the state after it.
+        returns: float [n], the return that followed the window.
+
+    Returns:
+        None where the values or their differences are all equal, or fewer than 8.
+    """
+    columns = np.stack([np.ones(len(before)), before, after - before], axis=1).astype(np.float64)
+    if len(before) < 8 or np.linalg.matrix_rank(columns) < columns.shape[1]:
+        return None
+    return float(np.linalg.lstsq(columns, returns.astype(np.float64), rcond=None)[0][2])
 
 
 def explained_variance(error_variance: float, return_variance: float) -> float:

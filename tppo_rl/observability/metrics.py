@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from tppo_rl.core.boundaries import ClosedBoundary
 from tppo_rl.core.fragments import Fragment, accuracy
 from tppo_rl.core.metric_table import METRICS
 from tppo_rl.core.reward_parts import ALL_FAILURES
+from tppo_rl.maths.value import difference_slope
 from tppo_rl.rollout.groups import GroupSample
 from tppo_rl.rollout.responses import KILLED, Scores
 
@@ -101,7 +103,14 @@ def boundary_metrics(boundaries: Sequence[ClosedBoundary]) -> dict[str, float]:
     }
     if returns.var() > 0:
         metrics["critic/explained_variance_unfinished"] = float(1 - (returns - means).var() / returns.var())
-    return metrics
+    # Boundaries of an episode follow each other.
+    pairs = [(a, b) for a, b in pairwise(boundaries) if b.window_index == a.window_index + 1]
+    slope = difference_slope(
+        np.array([first.values.bootstrap for first, _ in pairs]),
+        np.array([second.values.bootstrap for _, second in pairs]),
+        np.array([second.return_after for _, second in pairs]),
+    )
+    return metrics if slope is None else metrics | {"critic/difference_slope": slope}
 
 
 def heldout_metrics(evaluation: Mapping[str, Mapping[str, float]]) -> dict[str, float]:

@@ -1,8 +1,9 @@
 """The run recorder: clocks, totals, alarms and files of a run.
 
 clock(part) ─┐
-evaluation ──┼──▶ Iteration ──▶ metrics ──▶ alarms, TensorBoard, rollouts/*.parquet, boundary_errors.jsonl
+evaluation ──┼──▶ Iteration ──▶ metrics ──▶ alarms, TensorBoard, trackers, rollouts/*.parquet, boundary_errors.jsonl
 update … ────┘                     └──────▶ totals of the run
+batch ──────────────────────────────────────▶ episodes/*.parquet
 """
 
 from __future__ import annotations
@@ -14,21 +15,32 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pyarrow as pa
+
 from tppo_rl.config.options import Options
 from tppo_rl.core.boundaries import ClosedBoundary
+from tppo_rl.core.fragments import Fragment
+from tppo_rl.core.spans import Span
 from tppo_rl.core.update_report import UpdateReport
 from tppo_rl.observability.alarms import Alarms
 from tppo_rl.observability.boundary_errors import position_bin_width
+from tppo_rl.observability.episode_log import EpisodeLog
 from tppo_rl.observability.iteration import Iteration
 from tppo_rl.observability.metrics import heldout_metrics
 from tppo_rl.observability.tensorboard import RunLog, TextOf
+from tppo_rl.observability.timeline import DRIVER, append_spans, learner_spans
 from tppo_rl.observability.totals import RunTotals
+from tppo_rl.observability.trackers import Trackers
 from tppo_rl.rollout.evaluation import Evaluation
 from tppo_rl.rollout.ledger import TokenCounts
 from tppo_rl.rollout.statistics import RolloutStatistics
 from tppo_rl.rollout.weight_sync import LogProbDiff
 
 logger = logging.getLogger(__name__)
+
+_TABLE_COLUMNS = ("iteration", "prompt", "response", "return", "correct", "length")
+_TABLE_ROWS = 8
+"""Responses of an iteration that trackers get."""
 
 
 class Recorded(NamedTuple):
@@ -63,10 +75,16 @@ class RunRecorder:
             seed=options.run.seed,
             position_bin_width=position_bin_width(options.rollout.max_response_length),
         )
+        self._to_text = to_text
+        self._trackers = Trackers(options.run.trackers, options.flat(), folder)
+        self._episodes = EpisodeLog(folder, episodes_per_iteration=options.run.record_episodes, seed=options.run.seed)
         self._started = time.perf_counter()
         self._iteration_started = self._started
         self._sampled_before = 0
         self._seconds: dict[str, float] = {}
+        self._spans: list[Span] = []
+        self._folder = folder
+        self._parallel_critic = options.critic.parallel_critic
         self._heldout_diff: LogProbDiff | None = None
         self._probe_diff: float | None = None
 
@@ -81,10 +99,20 @@ class RunRecorder:
         """Adds wall-clock to a part of the run; the iteration keeps the last one of each part."""
         self.totals.add_seconds(part, seconds)
         self._seconds[part] = seconds
+        self._spans.append(Span(DRIVER, part.replace("_", " "), time.time() - seconds, seconds))
 
     def begin_iteration(self) -> None:
         """Starts the iteration's clock."""
         self._iteration_started = time.perf_counter()
+
+    def record_episodes(self, batch: Sequence[Fragment], report: pa.Table) -> None:
+        """Keeps the windows of some whole episodes, before `record` ends the iteration.
+
+        Args:
+            batch: Fragments that were trained, without windows in hindsight.
+            report: The learners' report of them (`tppo_rl.learner.update.FRAGMENT_REPORT_SCHEMA`).
+        """
+        self._episodes.record(self.num_iterations + 1, batch, report)
 
     def record(
         self,
@@ -116,6 +144,7 @@ class RunRecorder:
             probe_diff=self._probe_diff if probe_diff is None else probe_diff,
             heldout_diff=self._heldout_diff,
         )
+        self._episodes.forget(rollouts.scores.left_out)
         self.totals.add_rollouts(rollouts)
         self.totals.add_update(update)
         metrics = iteration.metrics()
@@ -123,7 +152,7 @@ class RunRecorder:
         self._watch_environment(rollouts, metrics)
         self._write(iteration, metrics)
         self._sampled_before = counts.sampled
-        self._seconds, self._heldout_diff, self._probe_diff, self._mismatch = {}, None, None, False
+        self._spans, self._seconds, self._heldout_diff, self._probe_diff, self._mismatch = [], {}, None, None, False
         return Recorded(iteration, metrics)
 
     def record_probe(self, difference: float) -> None:
@@ -139,6 +168,7 @@ class RunRecorder:
             values["mismatch/heldout_log_prob_diff_mean"] = difference.mean
             values["mismatch/heldout_log_prob_diff_max"] = difference.largest
         self._log.scalars(sampled_tokens, values)
+        self._trackers.scalars(sampled_tokens, values)
 
     def run_totals(self) -> dict[str, Any]:
         """Returns sums over the whole run, for its summary."""
@@ -148,7 +178,7 @@ class RunRecorder:
     def state(self) -> dict[str, Any]:
         """Returns the state for a checkpoint."""
         totals = self.totals.state() | {"wall_s": self.run_totals()["wall_s"]}
-        return {"totals": totals, "num_iterations": self.num_iterations}
+        return {"totals": totals, "num_iterations": self.num_iterations, "recorded_episodes": self._episodes.open}
 
     def restore(self, state: Mapping[str, Any], sampled_tokens: int) -> None:
         """Goes on from what `state` returned.
@@ -160,17 +190,40 @@ class RunRecorder:
         self._sampled_before = sampled_tokens
         self.totals = RunTotals(**state["totals"])
         self.num_iterations = int(state["num_iterations"])
+        self._episodes.follow(state.get("recorded_episodes", ()))
 
     def close(self) -> None:
         """Flushes and closes the files."""
         self._log.close()
+        self._trackers.close()
 
     def _write(self, iteration: Iteration, metrics: Mapping[str, float]) -> None:
         step = iteration.counts.sampled
+        append_spans(
+            self._folder, iteration.number, [*self._spans, *self._of_learners(iteration), *iteration.rollouts.spans]
+        )
         self._log.boundary_errors(iteration.number, iteration.closed)
         self._log.histogram(step, "staleness/histogram", iteration.update.staleness_histogram)
         self._log.scalars(step, metrics)
+        self._trackers.scalars(step, metrics)
+        finished = [fragment for fragment in iteration.rollouts.fragments if fragment.finished][:_TABLE_ROWS]
+        if finished and self._trackers:
+            rows = [self._row(iteration.number, fragment) for fragment in finished]
+            self._trackers.table(step, "rollouts", _TABLE_COLUMNS, rows)
         self._log.rollouts(iteration.number, step, iteration.rollouts.fragments)
+
+    def _of_learners(self, iteration: Iteration) -> list[Span]:
+        updates = [span.start for span in self._spans if span.name == "update"]
+        if not updates:
+            return []
+        return learner_spans(updates[-1], iteration.update.metrics, parallel_critic=self._parallel_critic)
+
+    def _row(self, number: int, fragment: Fragment) -> list[Any]:
+        """A response as a row of `_TABLE_COLUMNS`."""
+        tokens = [*fragment.context.tolist(), *fragment.tokens.tolist()]
+        prompt, response = tokens[: fragment.prompt_length], tokens[fragment.prompt_length :]
+        reward = float(fragment.context_rewards.sum() + fragment.rewards.sum())
+        return [number, self._to_text(prompt), self._to_text(response), reward, fragment.correct, len(response)]
 
     def _watch_mismatch(self, metrics: Mapping[str, float]) -> dict[str, float]:
         """Compares trainer and engine on tokens of the trainer's own version; returns the alarm if anything was compared."""

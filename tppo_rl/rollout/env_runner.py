@@ -35,6 +35,7 @@ from tppo_rl.config.text_envs import make_text_env
 from tppo_rl.core.errors import portable
 from tppo_rl.core.fragments import Fragment, table_from_fragments
 from tppo_rl.core.prompts import Ticket
+from tppo_rl.core.spans import Span
 from tppo_rl.rollout.callbacks import EnvRunnerCallbacks
 from tppo_rl.rollout.chat import Chat
 from tppo_rl.rollout.engine import Engine, Sampling, build_engine
@@ -69,6 +70,7 @@ class VLLMEnvRunner(EnvRunner):
         self._pool: ScoringPool | None = None
         self._weight_seconds = 0.0
         self._idle_seconds = 0.0
+        self._spans: list[Span] = []
         self._options: Options = config.options
         self._counted = {"slot_steps": 0, "productive_slot_steps": 0, "refills": 0, "tokens": 0}
         self._last_call_ended = time.perf_counter()
@@ -116,11 +118,13 @@ class VLLMEnvRunner(EnvRunner):
         Returns:
             A table of finished fragments (`FRAGMENT_SCHEMA`), one for each ticket, in their order; or what went wrong.
         """
+        started = time.perf_counter()
         try:
             return table_from_fragments(self._evaluate(tickets, temperature, answered))
         except Exception as error:
             return portable(error, self._where())
         finally:
+            self._spanned("held-out evaluation", started)
             self._last_call_ended = time.perf_counter()
 
     def _warn_of_failures(self, scores: Scores) -> None:
@@ -170,7 +174,7 @@ class VLLMEnvRunner(EnvRunner):
         with self._keeping_failures():
             self._engine.load_weights(module_state.unpack() if packed else module_state[DEFAULT_MODULE_ID], version)
         self._policy_version = version
-        self._weight_seconds += time.perf_counter() - started
+        self._weight_seconds += self._spanned("new weights", started)
         self._last_call_ended = time.perf_counter()
 
     def get_metrics(self) -> dict[str, Any]:
@@ -334,6 +338,10 @@ class VLLMEnvRunner(EnvRunner):
         self._callbacks.sampled(scored)
         weight_seconds, self._weight_seconds = self._weight_seconds, 0.0
         idle_seconds, self._idle_seconds = self._idle_seconds, 0.0
+        seconds = self._spanned("sampling", started)
+        spans, self._spans = self._spans, []
+        if self._pool is not None:
+            spans += self._pool.pop_spans(self._where())
         return SampleResult(
             fragments=table_from_fragments(fragments),
             incarnation=self._incarnation,
@@ -346,11 +354,18 @@ class VLLMEnvRunner(EnvRunner):
             productive_slot_steps=self._since_last("productive_slot_steps", sampler.num_productive_slot_steps),
             refills=self._since_last("refills", sampler.num_refills),
             scores=scores,
-            seconds=time.perf_counter() - started,
+            seconds=seconds,
             idle_seconds=idle_seconds,
             weight_seconds=weight_seconds,
+            spans=tuple(spans),
             metrics=self.get_metrics(),
         )
+
+    def _spanned(self, name: str, started: float) -> float:
+        """Notes what has been done since `started` (`time.perf_counter`), and returns its seconds."""
+        seconds = time.perf_counter() - started
+        self._spans.append(Span(self._where(), name, time.time() - seconds, seconds))
+        return seconds
 
     def _count_idle(self) -> None:
         """Counts the time since the last call; time before the first weights is no idle time."""

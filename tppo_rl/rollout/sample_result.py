@@ -7,6 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from tppo_rl.core.spans import Span
 from tppo_rl.rollout.responses import Scores
 
 
@@ -40,6 +41,8 @@ class SampleResult:
     """Time since the last call in which the env-runner had no request, before and after new weights."""
     weight_seconds: float = 0.0
     """Time since the last call in which it loaded weights."""
+    spans: tuple[Span, ...] = ()
+    """What the env-runner and its scoring workers did since the last call."""
     metrics: dict[str, Any] = field(default_factory=dict)
     """RLlib's env-runner metrics."""
     error: BaseException | None = None

@@ -35,9 +35,10 @@ from tppo_rl.config.options import Options
 from tppo_rl.config.text_envs import registration
 from tppo_rl.core.errors import OptionError
 from tppo_rl.core.reward_parts import ENVIRONMENT
+from tppo_rl.core.spans import Span
 from tppo_rl.rollout.responses import DIED, MEMORY, TIMEOUT, Failure
 from tppo_rl.rollout.scoring_frames import frame_of
-from tppo_rl.rollout.scoring_jobs import Doing, Job, Message, Raised, Ready, ResetJob, ScoreJob, Setup
+from tppo_rl.rollout.scoring_jobs import Doing, Job, Message, Raised, Ready, ResetJob, ScoreJob, Setup, StepJob
 from tppo_rl.rollout.scoring_process import WATCH_S, WorkerProcess
 
 logger = logging.getLogger(__name__)
@@ -49,6 +50,8 @@ _MEMORY_TO_KEEP = 0.5
 """Part of the memory between a new worker's and the limit; one that keeps more after a job is replaced, so that no later job is
 blamed for what earlier ones did not give back."""
 GIB = 1 << 30
+_MOST_SPANS = 256
+_SPAN_NAMES = {ResetJob: "reset", StepJob: "step", ScoreJob: "rewards"}
 
 
 @dataclass(eq=False)
@@ -58,6 +61,8 @@ class Task:
     job: Job
     on_result: Callable[[Any], None]
     canceled: bool = False
+    given: float = 0.0
+    """When a worker got it, seconds since the epoch."""
 
 
 @dataclass(eq=False)
@@ -98,6 +103,7 @@ class ScoringPool:
         self._ahead: deque[Task] = deque()
         self._over: deque[int] = deque()
         self._finished: deque[tuple[Task, Any]] = deque()
+        self._spans: deque[tuple[int, str, float, float]] = deque(maxlen=_MOST_SPANS)
         self._error: Exception | None = None
         self._closed = False
         self._num_ready = 0
@@ -119,6 +125,18 @@ class ScoringPool:
     def pids(self) -> list[int]:
         """Process ids of the workers."""
         return [worker.process.pid for worker in self._workers]
+
+    def pop_spans(self, owner: str) -> list[Span]:
+        """Returns what the workers have done since the last call, at most the last `_MOST_SPANS` jobs.
+
+        Args:
+            owner: Name of the env-runner, with which the names of the tracks begin.
+        """
+        found = []
+        while self._spans:
+            worker, name, start, seconds = self._spans.popleft()
+            found.append(Span(f"{owner}, scoring worker {worker}", name, start, seconds))
+        return found
 
     def new_episode(self) -> int:
         """Returns a number for `Problem.episode`."""
@@ -295,6 +313,9 @@ class ScoringPool:
         if task is None:
             return
         worker.next_look = 0.0
+        if task.given:
+            name = _SPAN_NAMES[type(task.job)]
+            self._spans.append((self._workers.index(worker), name, task.given, time.time() - task.given))
         with self._changed:
             self._finished.append((task, result))
             self._changed.notify_all()
@@ -343,6 +364,7 @@ class ScoringPool:
         except Exception as error:
             self._finish(worker, Failure(ENVIRONMENT, "exception", f"cannot be sent to a worker: {error}"[:500]))
             return
+        task.given = time.time()
         now = time.monotonic()
         worker.deadline, worker.next_look = now + self._deadline_s, now + WATCH_S
         worker.process.send(frame)

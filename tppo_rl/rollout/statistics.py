@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tppo_rl.core.fragments import Fragment
+from tppo_rl.core.spans import Span
 from tppo_rl.rollout.groups import GroupSample
 from tppo_rl.rollout.responses import REWARD_FAILED, Scores
 from tppo_rl.rollout.sample_result import SampleResult
@@ -24,6 +25,8 @@ class RolloutStatistics:
     sampling_seconds: float = 0.0
     idle_seconds: float = 0.0
     weight_seconds: float = 0.0
+    spans: list[Span] = field(default_factory=list)
+    """What env-runners and scoring workers did."""
     fragments: list[Fragment] = field(default_factory=list)
     queue_staleness: int | None = None
     """The trainer's version minus the oldest version in the train queue, after the update; None where the queue is empty."""
@@ -54,6 +57,7 @@ class RolloutStatistics:
         self.sampling_seconds += result.seconds
         self.idle_seconds += result.idle_seconds
         self.weight_seconds += result.weight_seconds
+        self.spans += result.spans
         self.fragments += fragments
         if result.metrics:
             self.runner_metrics.append(result.metrics)

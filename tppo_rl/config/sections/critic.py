@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+import math
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import PositiveInt
+from pydantic import Field, PositiveInt
 
-from tppo_rl.config.section import Condition, Section, option, refuse
+from tppo_rl.config.section import Condition, Pair, Section, option, refuse
 from tppo_rl.config.sections.models import HAS_CRITIC
 from tppo_rl.config.sections.optimizer import Schedule
 
@@ -16,6 +17,14 @@ if TYPE_CHECKING:
 _REGRESSES_LAMBDA_RETURNS = Condition(
     "critic_targets='lambda_returns' or 'include_unfinished'",
     lambda options: options.critic.critic_targets != "monte_carlo",
+)
+_MAY_BE_BOUNDED = Condition(
+    "a critic whose critic_loss is not 'squared_error'",
+    lambda options: options.models.critic is not None and options.critic.critic_loss != "squared_error",
+)
+_HL_GAUSS = Condition(
+    "a critic with critic_loss='hl_gauss'",
+    lambda options: options.models.critic is not None and options.critic.critic_loss == "hl_gauss",
 )
 
 
@@ -27,6 +36,28 @@ class CriticOptions(Section):
         "Learning rate of the critic (VAPO: twice the policy's): a number or a schedule.",
         read_with=HAS_CRITIC,
         perturbable=True,
+    )
+    critic_loss: Literal["auto", "squared_error", "cross_entropy", "hl_gauss"] = option(
+        "auto",
+        "What the value head is and how it learns. `squared_error`: any number, 0.5 (V - G)^2; `cross_entropy`: a sigmoid over "
+        "`value_range`, for returns that lie at its ends, such as 0 and 1; `hl_gauss`: a histogram over `value_range`, for returns "
+        "in between (arXiv 2403.03950); `auto`: cross-entropy where the range of returns is known, else squared error.",
+        read_with=HAS_CRITIC,
+    )
+    value_range: Pair | None = option(
+        None,
+        "Lowest and highest return; what lies beyond counts as the nearer of the two. None: as `rewards` and the environment "
+        "say. Your own reward functions and reward models do not say it.",
+        read_with=_MAY_BE_BOUNDED,
+    )
+    value_bins: int = option(
+        51, "Bins of the histogram, three beyond each end of `value_range` included.", ge=8, read_with=_HL_GAUSS
+    )
+    critic_initial_value: Annotated[float, Field(allow_inf_nan=False)] | Literal["mean_return"] = option(
+        "mean_return",
+        "Value that a new critic gives everywhere before it has learned anything: the mean return of the first evaluation (without "
+        "one, or where the reward has parts of its own, of the first finished responses), or a number in units of reward.",
+        read_with=HAS_CRITIC,
     )
     critic_targets: Literal["monte_carlo", "lambda_returns", "include_unfinished"] = option(
         "monte_carlo",
@@ -83,6 +114,7 @@ class CriticOptions(Section):
     def check(self, options: Options) -> None:
         """Checks the options against the critic's thread, and against held episodes."""
         learners = options.learners
+        self._check_value_form()
         if self.parallel_critic and learners.num_learners > 1:
             refuse(
                 "parallel_critic",
@@ -116,4 +148,27 @@ class CriticOptions(Section):
                 "value_batch_tokens",
                 self.value_batch_tokens,
                 "held episodes have the environment's rewards alone; set kl_in to 'loss'",
+            )
+
+    def _check_value_form(self) -> None:
+        if self.value_range is not None:
+            low, high = self.value_range
+            if not (math.isfinite(low) and math.isfinite(high) and low < high):
+                refuse(
+                    "value_range",
+                    list(self.value_range),
+                    "give [lowest, highest], two finite numbers, the first below the second",
+                )
+            value = self.critic_initial_value
+            if value != "mean_return" and not low <= value <= high:
+                refuse(
+                    "critic_initial_value",
+                    value,
+                    f"lies outside of value_range={list(self.value_range)}; give a number inside",
+                )
+        if self.value_clip is not None and self.critic_loss not in ("auto", "squared_error"):
+            refuse(
+                "value_clip",
+                self.value_clip,
+                f"is a clip of squared errors; set it to null, or critic_loss={self.critic_loss!r} to 'squared_error'",
             )

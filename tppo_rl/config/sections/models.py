@@ -44,8 +44,8 @@ class ModelOptions(Section):
     )
     critic: str | None = option(
         "separate",
-        "`separate`: a backbone of its own that starts from `policy_model`; a folder or hub id: that model's backbone; None: "
-        "no critic (group-relative advantages).",
+        "`separate`: a backbone of its own that starts from `policy_model`; a folder or hub id: that model's backbone, "
+        "with the value head that `tppo-rl export --critic` has written beside it; None: no critic (group-relative advantages).",
     )
     critic_layers: PositiveInt | None = option(
         None,

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tppo_rl.config.section import Section, option
+from tppo_rl.config.trackers import check_trackers
+
+if TYPE_CHECKING:
+    from tppo_rl.config.options import Options
 
 
 class RunOptions(Section):
@@ -14,11 +18,27 @@ class RunOptions(Section):
     rollout_log_fragments: int = option(
         64, "Most fragments of an iteration that are kept in `rollouts/*.parquet`.", ge=0
     )
+    record_episodes: int = option(
+        8,
+        "Most episodes of an iteration of which all windows are kept in `episodes/*.parquet`, with the value and the advantage "
+        "of each token; 0: none. About 20 bytes a token: 8 responses of 1,000 tokens are 160 kB an iteration. The same prompts "
+        "are chosen whenever they come again, and the answers of a group together.",
+        ge=0,
+    )
     results_folder: str | None = option(
-        None, "Folder of TensorBoard events and `rollouts/`; None: Tune's folder of the trial."
+        None, "Folder of TensorBoard events, `rollouts/` and `episodes/`; None: Tune's folder of the trial."
+    )
+    trackers: dict[str, dict[str, Any]] = option(
+        {},
+        "Experiment trackers that get the metrics of TensorBoard and some responses as tables: `{wandb: {project: words}}`, `mlflow` "
+        "(`tracking_uri`, `experiment`, `run_name`, `tags`), `trackio`. What stands behind a name are the arguments of its `init`.",
     )
     runtime_env: dict[str, Any] | None = option(
         None,
         "Ray's `runtime_env` of all actors, such as `{working_dir: .}` or `{py_modules: [my_rewards]}`: files, modules and "
         "variables that other nodes of a cluster do not have. None: nothing.",
     )
+
+    def check(self, options: Options) -> None:
+        """Checks the trackers."""
+        check_trackers(self.trackers)
