@@ -176,7 +176,7 @@ def test_a_draw_that_was_stopped_is_completed(tmp_path: Path, monkeypatch: pytes
     assert [None if earlier is None else len(earlier.responses) for earlier in seen] == [None, 30]
 
 
-@pytest.mark.integration
+@pytest.mark.slow
 def test_a_policy_is_sampled_and_measured(tmp_path: Path) -> None:
     """The shipped model by vLLM: continuations agree with responses, and the folder is complete."""
     out = tmp_path / "out"
