@@ -52,6 +52,23 @@ def test_the_plain_cosine_would_be_too_low() -> None:
     assert abs(found.value - 1) < 3 * found.error
 
 
+def test_a_gradient_that_noise_hides_has_no_cosine() -> None:
+    rng = np.random.default_rng(3)
+    direction = rng.normal(0, 0.1, COORDINATES)
+    hidden = 0
+    for _ in range(40):
+        _, truth = made_up(rng, direction, np.zeros(COORDINATES))
+        noise = rng.normal(0, 0.3, truth.shape)
+        found = alignment(noise, truth, np.full(GROUPS, STATES), DRAWS)
+        assert np.isnan(found.cosine.value) == np.isnan(found.tokens_per_signal.value)
+        hidden += np.isnan(found.cosine.value)
+        assert np.isnan(alignment(truth, noise, np.full(GROUPS, STATES), DRAWS).cosine.value) == np.isnan(
+            found.cosine.value
+        )
+    # Two standard errors are passed by chance in one of forty, and the jackknife of 16 groups is a little too sure.
+    assert hidden >= 35
+
+
 def test_numbers_worked_by_hand() -> None:
     gradients = np.array([[[1.0, 0.0], [3.0, 0.0]], [[2.0, 2.0], [2.0, 0.0]]])
     truth = np.array([[[1.0, 0.0], [1.0, 0.0]], [[2.0, 0.0], [2.0, 0.0]]])

@@ -24,13 +24,14 @@ from scipy import stats
 from tppo_rl.maths.cluster_bootstrap import CONFIDENCE, Estimate
 
 _LEAST_GROUPS = 3
+_LEAST_ERRORS = 2.0
 
 
 class Alignment(NamedTuple):
     """How one estimator's gradient lies to another's."""
 
     cosine: Estimate
-    """NaN where a squared length is not above 0, which chance can do to a gradient that noise hides."""
+    """NaN where noise hides a gradient: its squared length is not two standard errors above 0."""
     tokens_per_signal: Estimate
     """Of the first estimator; NaN as before."""
 
@@ -57,6 +58,11 @@ def alignment(gradients: np.ndarray, truth: np.ndarray, states: np.ndarray, draw
     halves = gradients.astype(np.float64)
     same, other = (halves**2).sum(2).mean(1), (halves[:, 0] * halves[:, 1]).sum(1)
 
+    def length(product: np.ndarray) -> Callable[[np.ndarray], float]:
+        return lambda kept: _across(product, kept)
+
+    seen = [_is_seen(_jackknife(length(product), number)) for product in products[1:]]
+
     def cosine(kept: np.ndarray) -> float:
         joint, first, second = (_across(product, kept) for product in products)
         return joint / np.sqrt(first * second) if min(first, second) > 0 else np.nan
@@ -67,7 +73,20 @@ def alignment(gradients: np.ndarray, truth: np.ndarray, states: np.ndarray, draw
         among_draws = np.mean(states[kept] * draws * (same[kept] - other[kept]))
         return float(among_states + among_draws) / signal if signal > 0 else np.nan
 
-    return Alignment(_jackknife(cosine, number), _jackknife(tokens_per_signal, number))
+    return Alignment(
+        _jackknife(cosine, number) if all(seen) else _hidden(number),
+        _jackknife(tokens_per_signal, number) if seen[0] else _hidden(number),
+    )
+
+
+def _is_seen(squared_length: Estimate) -> bool:
+    if np.isnan(squared_length.error):
+        return squared_length.value > 0
+    return squared_length.value > _LEAST_ERRORS * squared_length.error
+
+
+def _hidden(number: int) -> Estimate:
+    return Estimate(np.nan, np.nan, np.nan, np.nan, number)
 
 
 def _across(product: np.ndarray, kept: np.ndarray) -> float:
