@@ -115,7 +115,7 @@ class OptionBuilder(AlgorithmConfig):
         critic_loss: Literal["auto", "squared_error", "cross_entropy", "hl_gauss"] = ...,
         value_range: Sequence[float] | None = ...,
         value_bins: int = ...,
-        critic_initial_value: float | Literal["mean_return"] = ...,
+        critic_initial_value: float | Literal["mean_return"] | None = ...,
         critic_targets: Literal["monte_carlo", "lambda_returns", "include_unfinished"] = ...,
         critic_lambda: float = ...,
         value_batch_tokens: int | None = ...,

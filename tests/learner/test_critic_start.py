@@ -31,7 +31,7 @@ from tppo_rl.learner.value_batches import finished_returns
 from tppo_rl.maths.value_forms import CrossEntropy, HLGauss, SquaredError, ValueForm
 
 FORMS = [SquaredError(), CrossEntropy(-1.0, 1.0), HLGauss(-1.0, 1.0, 31)]
-OPTIONS = Options.of(critic_lr=1e-3, value_clip=None)
+OPTIONS = Options.of(critic_lr=1e-3, critic_initial_value="mean_return")
 
 
 def _values(critic: Critic, fragments: list[Fragment], options: Options) -> torch.Tensor:
@@ -76,6 +76,17 @@ def test_it_starts_at_a_given_value(model_folder: str, form: ValueForm) -> None:
     _, critic = load_models(model_folder, value_head=False, form=form)
     values = _values(critic, make_fragments(0), OPTIONS.replace(critic_initial_value=0.4))
     torch.testing.assert_close(values, torch.full_like(values, 0.4), atol=5e-3, rtol=0)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_by_default_a_bounded_head_starts_at_the_mean_return_and_another_one_at_zero(
+    model_folder: str, form: ValueForm
+) -> None:
+    fragments = make_fragments(0)
+    _, critic = load_models(model_folder, value_head=False, form=form)
+    values = _values(critic, fragments, Options.of())
+    expected = 0.0 if isinstance(form, SquaredError) else _mean_return(fragments)
+    torch.testing.assert_close(values, torch.full_like(values, expected), atol=5e-3, rtol=0)
 
 
 def test_zero_as_the_initial_value_is_a_head_of_zeros(model_folder: str) -> None:

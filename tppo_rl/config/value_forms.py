@@ -78,7 +78,7 @@ def evaluated_return(options: Options, statistics: Mapping[str, float]) -> float
     Returns:
         None where no critic wants it, or an evaluation does not tell it: other rewards are given in training alone.
     """
-    if options.models.critic is None or options.critic.critic_initial_value != "mean_return":
+    if options.models.critic is None or isinstance(options.critic.critic_initial_value, float):
         return None
     accuracy, mean_return = statistics.get("accuracy"), statistics.get("return_mean")
     of_part = {

@@ -12,10 +12,20 @@ from typing import Literal
 
 import torch
 
+from tppo_rl.config.options import Options
 from tppo_rl.learner.collective import Collective
 from tppo_rl.learner.models import Critic
 from tppo_rl.learner.sharding import load_weights
 from tppo_rl.maths.reduce import mean
+from tppo_rl.maths.value_forms import SquaredError
+
+
+def initial_value(critic: Critic, options: Options) -> float | Literal["mean_return"]:
+    """Returns what a new critic begins with; by default the mean return, and 0 with squared error."""
+    wanted = options.critic.critic_initial_value
+    if wanted is not None:
+        return wanted
+    return 0.0 if isinstance(critic.form, SquaredError) else "mean_return"
 
 
 def is_cold(critic: Critic, collective: Collective) -> bool:

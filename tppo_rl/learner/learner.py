@@ -27,7 +27,7 @@ from tppo_rl.learner.batch import TrainBatch
 from tppo_rl.learner.collective import current_collective
 from tppo_rl.learner.connectors import ESTIMATES, connectors
 from tppo_rl.learner.context_cache import ContextCache
-from tppo_rl.learner.critic_start import is_cold, start_critic
+from tppo_rl.learner.critic_start import initial_value, is_cold, start_critic
 from tppo_rl.learner.models import parse_dtype
 from tppo_rl.learner.module import LanguageModelModule
 from tppo_rl.learner.optimizers import trainable
@@ -162,9 +162,14 @@ class TPPOLearner(InsideTorchLearner):
         raise NotImplementedError("TPPOLearner trains in update(): change the update step or the learner pipeline")
 
     def start_critic(self, value: float) -> None:
-        """Lets a critic that has learned nothing begin with a value, in units of reward; all learners must call it."""
+        """Lets a critic that has learned nothing begin with the mean return, in units of reward, unless the options say otherwise.
+
+        All learners must call it.
+        """
         critic, collective = self._language_model().critic, current_collective(self.device)
-        if critic is not None and is_cold(critic, collective):
+        if critic is None or initial_value(critic, self._options) != "mean_return":
+            return
+        if is_cold(critic, collective):
             start_critic(critic, torch.zeros(0), value, collective)
 
     def held_episodes(self) -> pa.Table:

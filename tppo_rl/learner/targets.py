@@ -23,7 +23,7 @@ from tppo_rl.learner.advantages import normalized_advantages
 from tppo_rl.learner.batch import TrainBatch, batch_from_fragments
 from tppo_rl.learner.collective import Collective, SingleLearner
 from tppo_rl.learner.context_cache import ContextCache
-from tppo_rl.learner.critic_start import is_cold, start_critic
+from tppo_rl.learner.critic_start import initial_value, is_cold, start_critic
 from tppo_rl.learner.models import Critic, Policy
 from tppo_rl.learner.sampled_log_probs import sampled_log_probs, with_kl_rewards
 from tppo_rl.learner.value_batches import (
@@ -202,7 +202,7 @@ def _critic_start(options: Options, collective: Collective) -> Stage:
             return
         returns = finished_returns(estimates.batch, options)[estimates.batch.response.mask]
         started = not is_cold(models.critic, collective) or start_critic(
-            models.critic, returns, options.critic.critic_initial_value, collective
+            models.critic, returns, initial_value(models.critic, options), collective
         )
 
     return stage

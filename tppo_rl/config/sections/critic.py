@@ -53,10 +53,11 @@ class CriticOptions(Section):
     value_bins: int = option(
         51, "Bins of the histogram, three beyond each end of `value_range` included.", ge=8, read_with=_HL_GAUSS
     )
-    critic_initial_value: Annotated[float, Field(allow_inf_nan=False)] | Literal["mean_return"] = option(
-        "mean_return",
-        "Value that a new critic gives everywhere before it has learned anything: the mean return of the first evaluation (without "
-        "one, or where the reward has parts of its own, of the first finished responses), or a number in units of reward.",
+    critic_initial_value: Annotated[float, Field(allow_inf_nan=False)] | Literal["mean_return"] | None = option(
+        None,
+        "Value that a new critic gives everywhere before it has learned anything. `mean_return`: the mean return of the first "
+        "evaluation (without one, or where the reward has parts of its own, of the first finished responses); or a number in units "
+        "of reward. None: `mean_return`, and 0 with squared error.",
         read_with=HAS_CRITIC,
     )
     critic_targets: Literal["monte_carlo", "lambda_returns", "include_unfinished"] = option(
@@ -160,7 +161,7 @@ class CriticOptions(Section):
                     "give [lowest, highest], two finite numbers, the first below the second",
                 )
             value = self.critic_initial_value
-            if value != "mean_return" and not low <= value <= high:
+            if isinstance(value, float) and not low <= value <= high:
                 refuse(
                     "critic_initial_value",
                     value,
