@@ -26,12 +26,12 @@ from tppo_rl.algorithms.rllib_internals import report_restored, trial_folder
 from tppo_rl.algorithms.tppo import TrainingLoop
 from tppo_rl.config.options import Options
 from tppo_rl.config.text_envs import num_problems
-from tppo_rl.config.value_forms import evaluated_return, value_form_settings
+from tppo_rl.config.value_forms import check_saved_form, evaluated_return, value_form_settings
 from tppo_rl.core.algorithm_spec import AlgorithmSpec
 from tppo_rl.core.errors import OptionError
 from tppo_rl.core.fragments import fragments_from_table, table_from_fragments
 from tppo_rl.core.registry import ALGORITHMS
-from tppo_rl.core.value_head_file import SQUARED_ERROR, form_text
+from tppo_rl.core.value_head_file import SQUARED_ERROR
 from tppo_rl.core.waiting import StageCut, stage, stop_here
 from tppo_rl.learner.boundaries import BoundaryTracker
 from tppo_rl.learner.client import LearnerClient
@@ -273,24 +273,6 @@ def check_restorable(options: Options, ledger: dict[str, Any], whole_responses_w
         raise OptionError(
             f"window_length={options.rollout.window_length}: windows of unfinished responses wait in the checkpoint, and whole "
             "responses are to be trained; go on with the window_length and mode that it was saved with"
-        )
-
-
-def check_saved_form(options: Options, saved: dict[str, Any] | None) -> None:
-    """Checks that the outputs of a checkpoint's value head mean what those of this run's critic mean.
-
-    Args:
-        options: Of the run that goes on.
-        saved: Form of the value head in the checkpoint; None: it has no critic.
-
-    Raises:
-        OptionError: they mean something else.
-    """
-    form = value_form_settings(options)
-    if form is not None and saved is not None and form != saved:
-        raise OptionError(
-            f"critic_loss={options.critic.critic_loss!r}: gives the value head the form {form_text(form)}, and the checkpoint's "
-            f"critic has the form {form_text(saved)}; go on with that one, or begin anew"
         )
 
 

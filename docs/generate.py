@@ -3,7 +3,7 @@
     tppo_rl/config/sections/, core/registry.py         ─▶ docs/configuration.md     options, algorithms
     core/metric_table.py, learner/metrics.py, alarms   ─▶ docs/metrics.md           metrics, alarms
     algorithms/builder.py, sections                    ─▶ algorithms/builder.pyi    signatures for editors and type checkers
-    plan/memory.py                                     ─▶ docs/memory_table.txt      memory by model and length
+    plan/memory.py                                     ─▶ docs/guide.md             memory by model and length
 
 It does not import Ray: modules that need it are read as text.
 """
@@ -452,10 +452,12 @@ _SHAPES: dict[str, dict[str, Any]] = {
                     "intermediate_size": 27648, "vocab_size": 152064, "tie_word_embeddings": False},
 }  # fmt: skip
 _RESPONSES = (1024, 8192, 32768)
+_TABLE_MARK = "<!-- Written by docs/generate.py -->"
+"""In the guide; what follows is the table."""
 
 
 def memory_table() -> str:
-    """`docs/memory_table.txt`: what learner and engine take, by the formulas that a run prints."""
+    """`docs/guide.md` with its table: what learner and engine take, by the formulas that a run prints."""
     lines = [
         f"| model | learner | {' | '.join(f'engine, responses of {length:,}' for length in _RESPONSES)} |",
         f"|---|---|{'---|' * len(_RESPONSES)}",
@@ -470,7 +472,9 @@ def memory_table() -> str:
             engines = [f"{_memory(folder, length).of('env-runner') / GIB:.1f}" for length in _RESPONSES]
             learner = f"{plain.of('learner') / GIB:.1f} ({small.of('learner') / GIB:.1f})"
             lines.append(f"| {name} | {learner} | {' | '.join(engines)} |")
-    return "\n".join(lines)
+    before, mark, _ = (ROOT / "docs" / "guide.md").read_text(encoding="utf-8").partition(_TABLE_MARK)
+    assert mark, "the guide has lost the mark of its table"
+    return before + "\n".join([mark, "", *lines])
 
 
 def _memory(folder: str, response: int, **options: Any) -> Memory:
@@ -496,7 +500,7 @@ def _memory(folder: str, response: int, **options: Any) -> Memory:
 PAGES: dict[Path, Callable[[], str]] = {
     ROOT / "docs" / "configuration.md": configuration,
     ROOT / "docs" / "metrics.md": metrics,
-    ROOT / "docs" / "memory_table.txt": memory_table,
+    ROOT / "docs" / "guide.md": memory_table,
     ROOT / "algorithms" / "builder.pyi": stub,
 }
 

@@ -7,7 +7,13 @@ from typing import Any
 import pytest
 
 from tppo_rl.config.options import Options
-from tppo_rl.config.value_forms import evaluated_return, return_range, value_form_settings
+from tppo_rl.config.value_forms import (
+    check_saved_form,
+    check_value_form,
+    evaluated_return,
+    return_range,
+    value_form_settings,
+)
 from tppo_rl.core.errors import OptionError
 
 CHAIN = {"env": "tppo_rl/ArithmeticChain-v0"}
@@ -92,3 +98,18 @@ def test_a_range_that_nobody_knows_is_asked_for() -> None:
     options = Options.of(CHAIN | {"rewards": f"{__file__}:_own_reward", "critic_loss": "hl_gauss"})
     with pytest.raises(OptionError, match=r"critic_loss='hl_gauss': needs the range of returns.*set\s+value_range"):
         value_form_settings(options)
+
+
+@pytest.mark.parametrize("options", [{}, {"rewards": "plus_minus_one", "critic_loss": "hl_gauss"}])
+def test_a_first_value_outside_of_the_range_is_refused(options: dict[str, Any]) -> None:
+    found = Options.of(CHAIN | options | {"critic_initial_value": 3.0})
+    with pytest.raises(OptionError, match=r"critic_initial_value=3\.0: lies outside of the range of returns, -?[01] to 1;"):
+        check_value_form(found)
+
+
+def test_a_saved_critic_of_another_form_is_refused() -> None:
+    options = Options.of(CHAIN)
+    check_saved_form(options, value_form_settings(options))
+    check_saved_form(options, None)
+    with pytest.raises(OptionError, match=r"critic_loss='auto': .*the checkpoint's critic has the form"):
+        check_saved_form(options, {"loss": "squared_error"})

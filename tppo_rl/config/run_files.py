@@ -264,6 +264,9 @@ def check_experiment(experiment: Experiment) -> None:
         for axis in mutation_axes(experiment.tune_config)
         for value in axis.values()
     ]
+    # It imports environments.
+    from tppo_rl.config.value_forms import check_value_form
+
     worlds = set()
     for point in points:
         checked = check_options(point, experiment.spec, other_keys=other_keys)
@@ -274,6 +277,7 @@ def check_experiment(experiment: Experiment) -> None:
             with stage("looking at the model and the data"):
                 check_model(checked)
                 check_environment(checked)
+                check_value_form(checked)
 
 
 _WORLD = (
@@ -285,8 +289,17 @@ _WORLD = (
     "max_prompt_length",
     "max_response_length",
     "rewards",
+    "critic_loss",
+    "critic_initial_value",
+    "value_range",
+    "value_bins",
+    "value_clip",
+    "kl_coef",
+    "kl_in",
+    "overlong_fraction",
+    "wrong_reward",
 )
-"""Options that `check_model` and `check_environment` read."""
+"""Options that `check_model`, `check_environment` and `check_value_form` read."""
 
 
 def apply_override(body: dict[str, Any], override: str) -> None:

@@ -68,7 +68,9 @@ def refuse(key: str, value: Any, reason: str) -> NoReturn:
 
 
 def _as_tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+    if not isinstance(value, list | tuple) or len(value) != 2:
+        raise ValueError("give two numbers, such as [0, 1]")
+    return tuple(value)
 
 
 Pair = Annotated[tuple[float, float], BeforeValidator(_as_tuple)]

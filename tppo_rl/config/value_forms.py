@@ -49,20 +49,46 @@ def value_form_settings(options: Options) -> dict[str, Any] | None:
 
 
 def check_value_form(options: Options) -> None:
-    """Checks that there is a form, and that it is that of the value head that `critic` brings along.
+    """Checks that there is a form, that values may begin where they are told to, and that a value head which `critic` brings along
+    has this form.
 
     Raises:
-        OptionError: as for `value_form_settings`, or the two forms differ.
+        OptionError: as for `value_form_settings`, the first value lies outside of the range, or the two forms differ.
     """
     form = value_form_settings(options)
-    critic = options.models.critic
-    if form is None or critic in ("separate", None):
+    critic, value = options.models.critic, options.critic.critic_initial_value
+    if form is None:
+        return
+    if isinstance(value, float) and "low" in form and not form["low"] <= value <= form["high"]:
+        raise OptionError(
+            f"critic_initial_value={value!r}: lies outside of the range of returns, {form['low']:g} to {form['high']:g}; give a number "
+            "inside, or value_range"
+        )
+    if critic == "separate":
         return
     found = form_on_file(Path(resolve_model(str(critic))))
     if found is not None and found != form:
         raise OptionError(
             f"critic={critic!r}: its value head has the form {form_text(found)}, and the options give {form_text(form)}; set these "
             "options as the head has them"
+        )
+
+
+def check_saved_form(options: Options, saved: dict[str, Any] | None) -> None:
+    """Checks that the outputs of a checkpoint's value head mean what those of this run's critic mean.
+
+    Args:
+        options: Of the run that goes on.
+        saved: Form of the value head in the checkpoint; None: it has no critic.
+
+    Raises:
+        OptionError: they mean something else.
+    """
+    form = value_form_settings(options)
+    if form is not None and saved is not None and form != saved:
+        raise OptionError(
+            f"critic_loss={options.critic.critic_loss!r}: gives the value head the form {form_text(form)}, and the checkpoint's "
+            f"critic has the form {form_text(saved)}; go on with that one, or begin anew"
         )
 
 

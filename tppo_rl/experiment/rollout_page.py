@@ -86,7 +86,10 @@ def write_page(file: Path, episodes: Sequence[Episode], tokenizer: Any, *, title
             raise OptionError(f"--html: one episode alone is larger than {LARGEST_FILE / 1e6:.0f} MB")
         shown = fewer
         content = page_of(shown, tokenizer, title=title, recorded=len(episodes))
-    file.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise OptionError(f"--html={str(file)!r}: {file.parent} is a file; name a folder") from None
     file.write_bytes(content)
     return len(shown)
 

@@ -14,6 +14,7 @@ from rich.console import Console
 from tppo_rl.algorithms.ray_start import quiet_libraries
 from tppo_rl.config.checks import check_options
 from tppo_rl.config.run_files import Experiment
+from tppo_rl.config.value_forms import check_saved_form, value_form_settings
 from tppo_rl.core.result_keys import check_limits, lookup
 from tppo_rl.core.waiting import StageCut, stage, watched_by
 from tppo_rl.experiment.checkpoints import (
@@ -24,6 +25,7 @@ from tppo_rl.experiment.checkpoints import (
     save_checkpoint,
 )
 from tppo_rl.experiment.display import RunDisplay, memory_table, sizes_table
+from tppo_rl.experiment.export import options_of
 from tppo_rl.experiment.interrupt import RunInterrupted, StopSwitch, listening
 from tppo_rl.experiment.result_log import ResultLog, last_result
 from tppo_rl.experiment.summary import summarize, summary_table, write_summary
@@ -62,6 +64,8 @@ def run_experiment(
     folder.mkdir(parents=True, exist_ok=True)
     (options,) = experiment.points()
     checked = check_options(options, experiment.spec, other_keys=options)
+    if checkpoint is not None:
+        check_saved_form(checked, value_form_settings(options_of(checkpoint)))
     quiet_libraries()
     console.print(sizes_table(checked))
     memory, available = memory_of(checked), machine_memory()

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from tppo_rl.core.errors import OptionError
+from tppo_rl.core.value_head_file import VALUE_HEAD_FILE
 from tppo_rl.experiment.checkpoints import checkpoint_in
 from tppo_rl.lab.samples import Response
 from tppo_rl.learner.models import Critic
@@ -24,6 +25,10 @@ def load_critic(source: Path) -> Critic:
     Raises:
         OptionError: there is no checkpoint, or its run had no critic.
     """
+    if (source / VALUE_HEAD_FILE).is_file():
+        raise OptionError(
+            f"--critic={str(source)!r}: is what `tppo-rl export --critic` has written; name the run or checkpoint that it was taken from"
+        )
     critic = load_module(checkpoint_in(source), critic=True).critic
     if critic is None:
         raise OptionError(f"--critic={str(source)!r}: the run had no critic; name the checkpoint of another run")

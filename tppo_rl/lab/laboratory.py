@@ -9,6 +9,7 @@ Samples are drawn once: the same command with another critic reads them again, a
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -67,7 +68,13 @@ def measure(
     if samples is None or not (folder / _COMPLETE).is_file():
         if checkpoint is not None:
             options = options.replace(policy_model=str(exported(checkpoint, folder / _MODEL)))
-        samples = draw(options, plan, samples, _Keeper(folder, options.advantages.gamma))
+        try:
+            samples = draw(options, plan, samples, _Keeper(folder, options.advantages.gamma))
+        except OptionError:
+            # A command that is put right must not find the settings of this one.
+            if Samples.load(folder) is None:
+                shutil.rmtree(folder)
+            raise
         samples.save(folder, options.advantages.gamma)
         (folder / _COMPLETE).touch()
     from tppo_rl.lab.critics import values_along

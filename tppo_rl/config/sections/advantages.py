@@ -69,7 +69,7 @@ class AdvantageOptions(Section):
     hindsight: bool = option(
         False,
         "Train the earlier windows of an episode once more when it has ended: on the return minus the boundary value that was "
-        "used, with truncated importance weights.",
+        "used, with truncated importance weights. It needs a window_length below max_response_length.",
     )
     advantage_normalization: Literal["none", "whiten", "scale"] = option(
         "none", "`whiten`: to mean 0 and standard deviation 1; `scale`: to standard deviation 1 alone."
@@ -126,7 +126,7 @@ class AdvantageOptions(Section):
         reason = None
         name = self.advantage_estimator.name
         if options.rollout.window == options.rollout.max_response_length:
-            reason = "without windows there is no earlier one to correct; set it to False, or a window_length"
+            reason = f"without windows there is no earlier one to correct; set it to False, or window_length below max_response_length={options.rollout.max_response_length}"
         elif name != "egae":
             reason = (
                 f"it corrects EGAE's boundary value, which advantage_estimator={name!r} does not have; set it to False"

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import BeforeValidator
 
 from tppo_rl.config.section import Section, option
 from tppo_rl.config.trackers import check_trackers
 
 if TYPE_CHECKING:
     from tppo_rl.config.options import Options
+
+
+def _by_name(value: Any) -> Any:
+    if not isinstance(value, Mapping) or not all(isinstance(arguments, Mapping) for arguments in value.values()):
+        raise ValueError("give the arguments of each tracker by its name, such as {wandb: {project: words}}")
+    return value
 
 
 class RunOptions(Section):
@@ -28,7 +37,7 @@ class RunOptions(Section):
     results_folder: str | None = option(
         None, "Folder of TensorBoard events, `rollouts/` and `episodes/`; None: Tune's folder of the trial."
     )
-    trackers: dict[str, dict[str, Any]] = option(
+    trackers: Annotated[dict[str, dict[str, Any]], BeforeValidator(_by_name)] = option(
         {},
         "Experiment trackers that get the metrics of TensorBoard and some responses as tables: `{wandb: {project: words}}`, `mlflow` "
         "(`tracking_uri`, `experiment`, `run_name`, `tags`), `trackio`. What stands behind a name are the arguments of its `init`.",
