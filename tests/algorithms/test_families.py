@@ -60,7 +60,9 @@ def test_a_family_trains(name: str, linear: str, tmp_path: Path) -> None:
         print(f"{name}: log-probs of engine and trainer differ by {largest:.1e} nats at most, {probe:.1e} on the probe")
         assert probe <= 1e-5
         assert largest <= 1e-4
-        assert results[-1]["mismatch"]["log_prob_diff_mean"] <= 1e-5
+        # Of tokens that the trainer's own weights sampled: the policy moves, so older ones differ.
+        fresh = [result["mismatch"].get("fresh_log_prob_diff_mean") for result in results]
+        assert max(mean for mean in fresh if mean is not None) <= 1e-5
         assert AutoTokenizer.from_pretrained(folder).convert_tokens_to_ids(FAMILIES[name].end_of_turn) in _ends(
             algorithm
         )

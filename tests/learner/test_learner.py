@@ -155,8 +155,8 @@ def test_a_piece_of_the_config_stands_among_the_stages(model_folder: str) -> Non
     options = Options.of()
     pieces = connectors(default_stages(options))
     names = [getattr(piece, "stage_name", "batch") for piece in pieces]
-    assert names == ["batch", "values", "advantages", "value_batch"]
-    pieces.insert(3, Halved())
+    assert names == ["batch", "critic_start", "values", "advantages", "value_batch"]
+    pieces.insert(4, Halved())
     halved, whole = (
         local_group(
             model_folder,
