@@ -103,7 +103,9 @@ def test_a_range_that_nobody_knows_is_asked_for() -> None:
 @pytest.mark.parametrize("options", [{}, {"rewards": "plus_minus_one", "critic_loss": "hl_gauss"}])
 def test_a_first_value_outside_of_the_range_is_refused(options: dict[str, Any]) -> None:
     found = Options.of(CHAIN | options | {"critic_initial_value": 3.0})
-    with pytest.raises(OptionError, match=r"critic_initial_value=3\.0: lies outside of the range of returns, -?[01] to 1;"):
+    with pytest.raises(
+        OptionError, match=r"critic_initial_value=3\.0: lies outside of the range of returns, -?[01] to 1;"
+    ):
         check_value_form(found)
 
 
