@@ -65,6 +65,8 @@ class LanguageModelAlgorithm(Algorithm):
         with stage(f"starting {engines} engine{'s' if engines > 1 else ''}"):
             super().setup(config)
         self.options = options = self.config.options
+        # Asked for here and not at every checkpoint: it makes the environment, which may read a data set.
+        self._value_form = value_form_settings(options)
         chat = Chat.of(options)
         recorder = RunRecorder(options, self._results_folder(), chat.text)
         weights = WeightSync(
@@ -167,7 +169,7 @@ class LanguageModelAlgorithm(Algorithm):
             "held": self.loop.learners.held_episodes(),
             "recorder": self.loop.recorder.state(),
             "evaluations": self.evaluator.state(),
-            "value_form": value_form_settings(self.options),
+            "value_form": self._value_form,
         }
         return state
 

@@ -17,9 +17,10 @@
     advantages    A_t = sum_k (gamma lambda)^k delta_(t+k) within the window, V(s_l) := V(s_(l-1)) where it is unfinished
                   (`maths/advantages.py`)
     policy loss   clipped surrogate, mean over the window's tokens (`learner/policy_losses.py`)
-    critic loss   (V(s_t) - G_t)^2 / 2 over finished episodes, Monte-Carlo returns (`learner/value_batches.py`)
+    critic loss   over finished episodes, Monte-Carlo returns (`learner/value_batches.py`): cross-entropy where the range of
+                  returns is known, else (V(s_t) - G_t)^2 / 2 (`maths/value_forms.py`)
 
-An iteration is one update. Differences from the paper: log-probs of the behavior policy come from the engine, and in async
+An iteration is one update. Differences from the paper: the critic's cross-entropy; log-probs of the behavior policy come from the engine, and in async
 mode a response may span several policy versions, each token keeping its own.
 """
 

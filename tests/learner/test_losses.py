@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from learner_helpers import estimate_targets, load_models, make_fragment, make_fragments, save_tiny_model, windows
 from test_update import NO_CLIPPING, Run, near_policy
 
+from tppo_rl.config.options import Options
 from tppo_rl.core.fragments import Fragment
 from tppo_rl.learner.advantages import group_advantages, normalized_advantages, plain_advantages
 from tppo_rl.learner.batch import batch_from_fragments
@@ -90,6 +91,9 @@ def test_windows_of_one_response_in_hindsight_are_processed_once(model_folder: s
     result = Run(model_folder, **COMMON).update(again)
     # The last state predicts the last sampled token, behind which stands one of the environment.
     assert result.metrics["processed_tokens"] == len(last.context) - 2
+    values = estimate_targets(load_models(model_folder)[1], batch_from_fragments(again), Options.of()).values
+    assert values is not None
+    assert not values.window.any(), "the critic does not read what the policy alone trains on"
     assert len(batch_from_fragments(again)) == 1
 
 

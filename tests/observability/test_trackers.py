@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tppo_rl.config.options import Options
-from tppo_rl.config.trackers import check_trackers
+from tppo_rl.config.trackers import TRACKERS, check_trackers
 from tppo_rl.core.errors import OptionError
 from tppo_rl.observability import trackers
 from tppo_rl.observability.trackers import IDS, Trackers
@@ -37,6 +37,10 @@ installed = pytest.mark.skipif(PACKAGES is None, reason="make test-trackers inst
 def test_a_tracker_that_is_not_there_is_refused(wanted: dict[str, Any], message: str) -> None:
     with pytest.raises(OptionError, match=message):
         check_trackers(wanted)
+
+
+def test_what_is_checked_is_what_there_is() -> None:
+    assert set(trackers._KINDS) == set(TRACKERS)
 
 
 class _Broken:
