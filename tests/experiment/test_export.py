@@ -174,23 +174,48 @@ def test_what_cannot_be_exported_is_said_and_leaves_nothing(tmp_path: Path) -> N
 
 
 @pytest.mark.integration
-def test_vllm_computes_what_a_run_has_trained(tmp_path: Path) -> None:
+@pytest.mark.parametrize("lora", [None, {"rank": 4}])
+def test_vllm_computes_what_a_run_has_trained(tmp_path: Path, lora: Any) -> None:
+    checkpoint, module = save_checkpoint(tmp_path, lora=lora)
+    export(checkpoint, tmp_path / "model")
+    assert_vllm_computes(tmp_path / "model", trainer_logits(module))
+
+
+@pytest.mark.slow
+def test_vllm_computes_what_two_sharded_learners_have_trained(tmp_path: Path) -> None:
+    options = {"num_env_runners": 0, "num_envs_per_env_runner": 8, "mode": "sync", "lr": 1e-3}
+    learners = {"num_learners": 2, "num_cpus_per_learner": 0.5, "distributed": "fsdp", "gradient_checkpointing": True}
+    config = TPPOConfig().environment("tppo_rl/ArithmeticChain-v0", env_config={"max_operands": 3})
+    config = config.language_model("tppo_rl/arithmetic-chain").update_from_dict(options | learners)
+    algorithm = config.build_algo()
+    try:
+        for _ in range(2):
+            algorithm.train()
+        checkpoint = tmp_path / "run" / "checkpoints" / "iteration_000002"
+        algorithm.save_to_path(str(checkpoint))
+        # The weights that the learners gather themselves, not those of the checkpoint.
+        weights = algorithm.learner_group.get_weights()["default_policy"]
+    finally:
+        algorithm.stop()
+    export(checkpoint, tmp_path / "model")
+    model_config = {"policy_model": resolve_model("tppo_rl/arithmetic-chain"), "lora": None, "value_form": None}
+    module = LanguageModelModule(observation_space=None, action_space=None, model_config=model_config)
+    before = trainer_logits(module)
+    module.set_state(weights)
+    assert (trainer_logits(module) - before).abs().max() > 1e-3
+    assert_vllm_computes(tmp_path / "model", trainer_logits(module))
+
+
+def assert_vllm_computes(model: Path, logits: torch.Tensor) -> None:
     from tppo_rl.rollout.vllm_engine import VLLMEngine
 
-    checkpoint, module = save_checkpoint(tmp_path)
-    export(checkpoint, tmp_path / "model")
     engine = VLLMEngine(
-        str(tmp_path / "model"),
-        dtype="float32",
-        max_model_len=256,
-        max_num_seqs=4,
-        end_of_turn=[1],
-        kv_on_update="keep",
+        str(model), dtype="float32", max_model_len=256, max_num_seqs=4, end_of_turn=[1], kv_on_update="keep"
     )
     try:
         scores = engine.score(IDS[0].tolist())
     finally:
         engine.stop()
-    expected = trainer_logits(module)[0, :-1].log_softmax(-1).gather(-1, IDS[0, 1:, None])[:, 0]
+    expected = logits[0, :-1].log_softmax(-1).gather(-1, IDS[0, 1:, None])[:, 0]
     np.testing.assert_allclose(scores, expected.numpy(), atol=1e-4)
     assert np.abs(scores - expected.numpy()).mean() < 1e-5

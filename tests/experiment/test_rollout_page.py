@@ -263,6 +263,33 @@ def test_an_episode_that_began_before_the_chosen_iterations_is_whole(tmp_path: P
     assert read_episodes(tmp_path, 5, None) == []
 
 
+def test_answers_to_a_heldout_prompt_stand_together_over_the_training_and_apart_from_it(tmp_path: Path) -> None:
+    (tmp_path / "episodes").mkdir()
+    trained = windows_of(0, [8, 9, 10], prompt=[6], prompt_index=0, iteration=3, length=9)
+    files = {"iteration_000003": trained}
+    for updates in (0, 2):
+        files[f"heldout_{updates:06d}"] = windows_of(
+            0, [11, 12 + updates], prompt=[7], prompt_index=0, iteration=1, length=9, with_values=False
+        )
+    for name, windows in files.items():
+        table = table_from_windows([window.recorded for window in windows])
+        pq.write_table(table, tmp_path / "episodes" / f"{name}.parquet")
+    episodes = read_episodes(tmp_path, 1, None)
+    assert [(one.heldout, one.iteration, one.tokens.tolist()) for one in episodes] == [
+        (True, 0, [11, 12]),
+        (True, 2, [11, 14]),
+        (False, 3, [8, 9, 10]),
+    ]
+    assert [one.iteration for one in read_episodes(tmp_path, 2, 2)] == [2]
+    _, columns = read(page_with(episodes))
+    assert columns["episode_is_heldout"].tolist() == [1, 1, 0]
+    assert len(set(columns["episode_group"])) == 3
+    assert columns["episode_prompt"][0] == columns["episode_prompt"][1] != columns["episode_prompt"][2]
+    assert np.isnan(columns["episode_staleness"][:2]).all()
+    assert columns["token_version"][:4].tolist() == [-1] * 4
+    assert len([one for one in thinned(episodes, 2) if one.is_whole]) == 2
+
+
 def write_run(folder: Path) -> None:
     for name, table in (
         ("rollouts", table_from_fragments([kept(1, 0, 3, episode_id=5).fragment])),

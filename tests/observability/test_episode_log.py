@@ -151,3 +151,16 @@ def test_a_token_takes_the_bytes_that_the_option_says(tmp_path: Path) -> None:
     assert "About 20 bytes a token" in (
         Options.model_fields["run"].annotation.model_fields["record_episodes"].description or ""
     )
+
+
+def test_the_same_heldout_prompts_are_kept_at_every_evaluation(tmp_path: Path) -> None:
+    log = EpisodeLog(tmp_path, episodes_per_iteration=2, seed=0)
+    for updates in (0, 5):
+        nothing = make_fragment(tokens=[], episode_id=1, terminated=True)
+        log.record_heldout(updates, [window(0, prompt=0, ends=True), nothing, window(2, ends=True)])
+    for name in ("heldout_000000", "heldout_000005"):
+        kept = windows_from_table(pq.read_table(tmp_path / "episodes" / f"{name}.parquet"))
+        assert keys(kept) == [(0, 0)]
+        assert (kept[0].values, kept[0].advantages) == (None, None)
+    EpisodeLog(tmp_path / "none", episodes_per_iteration=0, seed=0).record_heldout(0, [window(0, ends=True)])
+    assert not (tmp_path / "none").exists()

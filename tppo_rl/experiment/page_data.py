@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from tppo_rl.core.fragments import Fragment
-from tppo_rl.experiment.recorded_episodes import Episode
+from tppo_rl.core.fragments import NO_VERSION
+from tppo_rl.experiment.recorded_episodes import Episode, Window
 from tppo_rl.experiment.rollout_view import without_what_all_share
 from tppo_rl.experiment.token_pieces import pieces_of
 
@@ -86,7 +86,7 @@ def _token_columns(episodes: Sequence[Episode]) -> dict[str, np.ndarray]:
         "token_start": np.concatenate([[0], np.cumsum(sizes)]).astype(np.uint32),
         "token_sampled": np.concatenate([np.zeros(0, np.uint8), *(episode.sampled for episode in episodes)]),
         "token_log_prob": _of_windows(episodes, UNKNOWN, np.uint16, _log_probs),
-        "token_version": _of_windows(episodes, -1, np.int32, lambda fragment: fragment.versions),
+        "token_version": _of_windows(episodes, NO_VERSION, np.int32, _versions),
         "reward_at": at.astype(np.uint32),
         "reward": rewards[at].astype(np.float32),
     }
@@ -96,19 +96,24 @@ def _token_columns(episodes: Sequence[Episode]) -> dict[str, np.ndarray]:
     return columns
 
 
-def _log_probs(fragment: Fragment) -> np.ndarray:
-    steps = np.minimum(np.round(-fragment.behavior_log_probs * LOG_PROB_STEPS), UNKNOWN - 1).clip(0)
-    return np.where(fragment.sampled.astype(bool), steps, UNKNOWN)
+def _log_probs(window: Window) -> np.ndarray:
+    steps = np.minimum(np.round(-window.fragment.behavior_log_probs * LOG_PROB_STEPS), UNKNOWN - 1).clip(0)
+    return np.where(window.fragment.sampled.astype(bool), steps, UNKNOWN)
+
+
+def _versions(window: Window) -> np.ndarray:
+    # What is not trained has no staleness.
+    return np.full(len(window.fragment.tokens), NO_VERSION) if window.heldout else window.fragment.versions
 
 
 def _of_windows(
-    episodes: Sequence[Episode], missing: int, dtype: Any, numbers: Callable[[Fragment], np.ndarray]
+    episodes: Sequence[Episode], missing: int, dtype: Any, numbers: Callable[[Window], np.ndarray]
 ) -> np.ndarray:
     columns = [np.zeros(0, dtype)]
     for episode in episodes:
         column = np.full(len(episode.tokens), missing, dtype)
         for window in episode.windows:
-            column[window.recorded.start : window.stop] = numbers(window.fragment)
+            column[window.recorded.start : window.stop] = numbers(window)
         columns.append(column)
     return np.concatenate(columns)
 
@@ -144,9 +149,12 @@ def _episode_columns(episodes: Sequence[Episode]) -> dict[str, np.ndarray]:
     def staleness(episode: Episode) -> float:
         return np.nan if episode.staleness is None else episode.staleness
 
+    # A held-out prompt is in no group, and its index may be that of a prompt of the training.
+    groups = [-1 - place if one.heldout else one.last.prompt_index for place, one in enumerate(episodes)]
     return {
         "episode_id": column(np.float64, lambda one: one.last.episode_id),
-        "episode_group": column(np.float64, lambda one: one.last.prompt_index),
+        "episode_group": np.array(groups, np.float64),
+        "episode_is_heldout": column(np.uint8, lambda one: one.heldout),
         "episode_iteration": column(np.int32, lambda one: one.iteration),
         "episode_reward": column(np.float32, lambda one: one.reward),
         "episode_length": column(np.uint32, lambda one: one.length),

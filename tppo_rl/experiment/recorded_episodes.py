@@ -17,6 +17,7 @@ from tppo_rl.experiment.rollout_view import Kept, read_rollouts
 
 FOLDER = "episodes"
 _PREFIX = "iteration_"
+_HELDOUT = "heldout_"
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,6 +26,8 @@ class Window:
 
     iteration: int
     recorded: RecordedWindow
+    heldout: bool = False
+    """Whether it answers a held-out prompt; the iteration is then that before the evaluation, 0 before all updates."""
 
     @property
     def fragment(self) -> Fragment:
@@ -78,8 +81,20 @@ class Episode:
         return any(window.recorded.advantages is not None for window in self.windows)
 
     @property
+    def is_whole(self) -> bool:
+        """Whether it was recorded for its own sake, and not as a part of a sample."""
+        return self.has_estimates or self.heldout
+
+    @property
+    def heldout(self) -> bool:
+        """Whether it answers a held-out prompt."""
+        return self.windows[-1].heldout
+
+    @property
     def staleness(self) -> float | None:
-        """Mean over the kept windows' tokens; None where no version is known."""
+        """Mean over the kept windows' tokens; None where no version is known, or nothing was trained."""
+        if self.heldout:
+            return None
         ages = [
             window.iteration - 1 - window.fragment.versions[window.fragment.versions != NO_VERSION]
             for window in self.windows
@@ -89,11 +104,16 @@ class Episode:
 
 
 def read_windows(run: Path, first: int, last: int | None) -> Iterator[Window]:
-    """Gives the windows of the episodes that a run recorded whole, of iterations from `first` to `last`; maybe none."""
-    for file in sorted((run / FOLDER).glob(f"{_PREFIX}*.parquet")):
-        iteration = int(file.stem.removeprefix(_PREFIX))
-        if first <= iteration and (last is None or iteration <= last):
-            yield from (Window(iteration, window) for window in windows_from_table(pq.read_table(file)))
+    """Gives the windows of the episodes that a run recorded whole, of iterations from `first` to `last`; maybe none.
+
+    An evaluation belongs to the iteration before it, and that before all updates to the first one.
+    """
+    for prefix in (_PREFIX, _HELDOUT):
+        for file in sorted((run / FOLDER).glob(f"{prefix}*.parquet")):
+            iteration = int(file.stem.removeprefix(prefix))
+            if first <= max(1, iteration) and (last is None or iteration <= last):
+                windows = windows_from_table(pq.read_table(file))
+                yield from (Window(iteration, window, heldout=prefix == _HELDOUT) for window in windows)
 
 
 def read_episodes(run: Path, first: int, last: int | None) -> list[Episode]:
@@ -106,7 +126,7 @@ def read_episodes(run: Path, first: int, last: int | None) -> list[Episode]:
     windows = list(read_windows(run, 1, last))
     has_sample = any((run / SAMPLE_FOLDER).glob("*.parquet")) or not windows
     episodes = episodes_of(read_rollouts(run, first, last) if has_sample else (), windows)
-    return [episode for episode in episodes if episode.iteration >= first]
+    return [episode for episode in episodes if max(1, episode.iteration) >= first]
 
 
 def matching(
@@ -146,8 +166,13 @@ def episodes_of(kept: Iterable[Kept], windows: Iterable[Window] = ()) -> list[Ep
         windows: Windows of recorded episodes, which come with values.
     """
     recorded: defaultdict[int, list[Window]] = defaultdict(list)
+    heldout: list[Episode] = []
     for window in windows:
-        recorded[window.fragment.episode_id].append(window)
+        # Held-out episodes are single windows, and have their own numbers.
+        if window.heldout:
+            heldout += _runs([window])
+        else:
+            recorded[window.fragment.episode_id].append(window)
     found: defaultdict[int, list[Episode]] = defaultdict(list)
     for number, of_episode in recorded.items():
         found[number] += _runs(of_episode)
@@ -158,7 +183,7 @@ def episodes_of(kept: Iterable[Kept], windows: Iterable[Window] = ()) -> list[Ep
         home = next((other for other in others if _add(other, episode)), None)
         if home is None:
             others.append(episode)
-    episodes = [episode for same in found.values() for episode in same]
+    episodes = [*heldout, *(episode for same in found.values() for episode in same)]
     return sorted(episodes, key=lambda one: (one.iteration, one.last.prompt_index, one.last.episode_id))
 
 
@@ -175,7 +200,7 @@ def thinned(episodes: Sequence[Episode], most: int, most_tokens: int | None = No
     left, tokens_left = most, float("inf") if most_tokens is None else float(most_tokens)
     prompts = list(by_prompt.values())
     drawn = (prompts[place] for place in np.random.default_rng(0).permutation(len(prompts)))
-    for answers in sorted(drawn, key=lambda of_prompt: not any(one.has_estimates for one in of_prompt)):
+    for answers in sorted(drawn, key=lambda of_prompt: not any(one.is_whole for one in of_prompt)):
         mean = max(1.0, float(np.mean([len(one.tokens) + 1 for one in answers])))
         count = int(min(len(answers), left, tokens_left // mean))
         if count > 0:

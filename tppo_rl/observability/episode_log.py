@@ -1,4 +1,8 @@
-"""Whole episodes of a run, window by window as they are trained: `episodes/iteration_*.parquet`."""
+"""Whole episodes of a run.
+
+episodes/iteration_*.parquet    episodes of the training, window by window as they are trained
+episodes/heldout_*.parquet      responses to the same held-out prompts, by the number of updates before the evaluation
+"""
 
 from __future__ import annotations
 
@@ -68,10 +72,24 @@ class EpisodeLog:
         ids, indices = (report[name].to_pylist() for name in ("episode_id", "window_index"))
         rows = {key: row for row, key in enumerate(zip(ids, indices, strict=True))}
         windows = [_with_report(one, report, rows[one.episode_id, one.window_index]) for one in chosen]
+        self._write(f"iteration_{iteration:06d}", windows)
+
+    def record_heldout(self, updates: int, episodes: Sequence[Fragment]) -> None:
+        """Writes the responses to the first held-out prompts, as many as an iteration records episodes.
+
+        Args:
+            updates: Updates before the evaluation.
+            episodes: Finished fragments by prompt index.
+        """
+        # A prompt that could not be made has an episode without tokens.
+        chosen = [one for one in episodes[: self._most] if len(one)]
+        if chosen:
+            windows = [recorded_window(one, values=None, advantages=None, boundary_value=None) for one in chosen]
+            self._write(f"heldout_{updates:06d}", windows)
+
+    def _write(self, name: str, windows: Sequence[RecordedWindow]) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
-        pq.write_table(
-            table_from_windows(windows), self._folder / f"iteration_{iteration:06d}.parquet", compression="zstd"
-        )
+        pq.write_table(table_from_windows(windows), self._folder / f"{name}.parquet", compression="zstd")
 
     def _place(self, fragment: Fragment) -> tuple[bytes, int, int]:
         prompt = fragment.context[: fragment.prompt_length].astype("<i4", copy=False).tobytes()

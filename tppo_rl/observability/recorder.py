@@ -169,6 +169,7 @@ class RunRecorder:
             values["mismatch/heldout_log_prob_diff_max"] = difference.largest
         self._log.scalars(sampled_tokens, values)
         self._trackers.scalars(sampled_tokens, values)
+        self._episodes.record_heldout(self.num_iterations, evaluation.episodes)
 
     def run_totals(self) -> dict[str, Any]:
         """Returns sums over the whole run, for its summary."""

@@ -33,6 +33,8 @@ class Evaluation:
     """`accuracy_statistics` of greedy responses."""
     log_prob_diff: LogProbDiff | None = None
     """Engine against trainer. The newest weights sampled every token of these episodes, so both must agree."""
+    episodes: tuple[Fragment, ...] = ()
+    """The responses at the training temperature, by prompt index; those of all evaluations answer the same prompts."""
 
     def statistics(self) -> dict[str, dict[str, float]]:
         """Returns both by name, in the form of results."""
@@ -103,6 +105,7 @@ class HeldoutEvaluator:
             accuracy_statistics(sampled),
             accuracy_statistics(greedy),
             self._weights.difference_on(compared, self._temperature) if compared else None,
+            tuple(sampled),
         )
         self.latest = evaluation.statistics()
         return evaluation

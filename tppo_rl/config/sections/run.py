@@ -31,7 +31,8 @@ class RunOptions(Section):
         8,
         "Most episodes of an iteration of which all windows are kept in `episodes/*.parquet`, with the value and the advantage "
         "of each token; 0: none. About 20 bytes a token: 8 responses of 1,000 tokens are 160 kB an iteration. The same prompts "
-        "are chosen whenever they come again, and the answers of a group together.",
+        "are chosen whenever they come again, and the answers of a group together. Of each evaluation the responses to the first "
+        "held-out prompts are kept, as many.",
         ge=0,
     )
     results_folder: str | None = option(

@@ -59,7 +59,7 @@ class CompareView {
     const outcome = run.outcome(e);
     head.append(
       make("b", "verdict of-" + outcome.split(",")[0], outcome),
-      make("span", "soft", ` iteration ${c.episode_iteration[e]} · reward ${figure(c.episode_reward[e], 2)} · ${c.episode_length[e]} tokens `),
+      make("span", "soft", ` ${run.when(e)} · reward ${figure(c.episode_reward[e], 2)} · ${c.episode_length[e]} tokens `),
     );
     const button = make("button", "", "Open");
     button.type = "button";

@@ -156,6 +156,11 @@ class Run {
     return this.lowerPrompts[this.columns.episode_prompt[e]].includes(words) || this.searchable(e).includes(words);
   }
 
+  when(e) {
+    const iteration = this.columns.episode_iteration[e];
+    return this.columns.episode_is_heldout[e] ? `held out, after ${counting(iteration, "update")}` : `iteration ${iteration}`;
+  }
+
   outcome(e) {
     const end = this.columns.episode_end[e];
     if (end === 0) return "open";

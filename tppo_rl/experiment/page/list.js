@@ -91,6 +91,8 @@ class EpisodeList {
       "": () => true,
       group: (e) => this.hasGroup(e),
       again: (e) => this.wasAskedAgain(e),
+      training: (e) => !c.episode_is_heldout[e],
+      heldout: (e) => Boolean(c.episode_is_heldout[e]),
     };
     const isEstimated = byId("estimated").checked;
     return (e) =>
@@ -198,7 +200,7 @@ class Row {
     this.name.textContent = oneLine(run.name(e)) || "(empty prompt)";
     this.preview.textContent = oneLine(run.beginning(e, PREVIEW_TOKENS));
     this.meta.textContent =
-      `iteration ${c.episode_iteration[e]} · reward ${figure(c.episode_reward[e], 2)} · ${counting(c.episode_length[e], "token")}`;
+      `${run.when(e)} · reward ${figure(c.episode_reward[e], 2)} · ${counting(c.episode_length[e], "token")}`;
   }
 }
 

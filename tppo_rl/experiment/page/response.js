@@ -56,8 +56,8 @@ class ResponseView {
     add("reward", figure(c.episode_reward[e], 2));
     add("tokens", String(c.episode_length[e]));
     add("windows", String(this.windows.length));
-    add("iteration", String(c.episode_iteration[e]));
-    add("staleness", figure(c.episode_staleness[e], 1));
+    add("when", run.when(e));
+    if (!c.episode_is_heldout[e]) add("staleness", figure(c.episode_staleness[e], 1));
     add("episode", String(c.episode_id[e]));
     return found;
   }
