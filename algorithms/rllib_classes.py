@@ -233,7 +233,8 @@ class LanguageModelAlgorithm(Algorithm):
         queued = fragments_from_table(saved["queue"])
         check_restorable(self.options, saved["ledger"], all(fragment.finished for fragment in queued))
         check_saved_form(self.options, saved.get("value_form", SQUARED_ERROR))
-        ledger = Ledger.from_state(saved["ledger"])
+        env_runners = self.env_runner_group.healthy_env_runner_ids() or [0]
+        ledger = Ledger.from_state(saved["ledger"], env_runners)
         self.loop.recorder.restore(saved["recorder"], ledger.counts().sampled)
         self.evaluator.restore(saved["evaluations"])
         self.loop.rollouts.restart(ledger, queued, saved.get("left_out"))

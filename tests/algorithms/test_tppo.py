@@ -18,10 +18,12 @@ from tppo_rl.algorithms import TPPO, TPPOConfig
 from tppo_rl.algorithms.rllib_classes import check_restorable
 from tppo_rl.config.options import Options
 from tppo_rl.config.text_envs import num_problems
+from tppo_rl.core.begun_episodes import begun_from_table
 from tppo_rl.core.errors import OptionError
-from tppo_rl.core.fragments import FRAGMENT_SCHEMA
+from tppo_rl.core.fragments import FRAGMENT_SCHEMA, Fragment
 from tppo_rl.core.metric_table import METRICS
 from tppo_rl.core.prompts import Ticket
+from tppo_rl.experiment.rollout_view import read_rollouts
 from tppo_rl.observability.boundary_errors import read_boundary_errors
 from tppo_rl.rollout.ledger import Ledger
 
@@ -29,6 +31,7 @@ pytestmark = pytest.mark.integration
 
 KNOWN_METRICS = {metric.name for metric in METRICS}
 OF_OPTIONS = {
+    "critic/difference_slope",
     "hindsight/advantage_mean",
     "policy/positive_lm_loss",
     "policy/reference_kl",
@@ -39,7 +42,7 @@ OF_OPTIONS = {
     "rollout/sampling_rounds",
     "rollout/zero_variance_fraction",
 }
-"""Metrics of parts that are off by default, and of environments with an end to their problems."""
+"""Metrics of parts that are off by default, of environments with an end to their problems, and of a critic whose values differ."""
 
 
 def assert_accounts_add_up(algorithm: TPPO, result: dict[str, Any]) -> None:
@@ -50,7 +53,7 @@ def assert_accounts_add_up(algorithm: TPPO, result: dict[str, Any]) -> None:
 
 
 def test_async_run_survives_a_lost_env_runner_and_a_restore(small_config: TPPOConfig, tmp_path: Path) -> None:
-    algorithm = small_config.build_algo()
+    algorithm = small_config.reporting(rollout_log_fragments=10_000).build_algo()
     for iteration in range(4):
         result = algorithm.train()
         assert_accounts_add_up(algorithm, result)
@@ -77,11 +80,15 @@ def test_async_run_survives_a_lost_env_runner_and_a_restore(small_config: TPPOCo
     assert len(open_before[0]) > 8
     assert open_after == open_before
 
+    incarnation = algorithm.loop.rollouts._requests[1].incarnation
+    told = {episode.episode_id for episode in algorithm.loop.rollouts._told.all()}
+    assert len(told) > 8
     _kill_env_runner(algorithm)
-    result = _train_until_restarted(algorithm)
+    result = _train_until_restarted(algorithm, incarnation)
+    _assert_episodes_went_on(Path(small_config.results_folder), told)
     assert_accounts_add_up(algorithm, result)
     assert result["staleness"]["max"] <= small_config.max_staleness
-    assert set(result["tokens"]["dropped_by_reason"]) == {"env_runner_lost"}
+    assert result["tokens"]["dropped"] == 0, "its episodes go on"
     assert result["mismatch"]["probe_log_prob_diff"] < 1e-4
 
     checkpoint = algorithm.save_to_path(str(tmp_path / "checkpoint"))
@@ -113,16 +120,37 @@ def _check_files(folder: Path) -> None:
     assert pq.read_schema(parquet[0]).equals(FRAGMENT_SCHEMA)
 
 
+def _assert_episodes_went_on(folder: Path, told: set[int]) -> None:
+    """Windows that were trained after the loss follow upon those that were trained before it."""
+    fragments = [kept.fragment for kept in read_rollouts(folder, 1, None)]
+    windows: dict[int, dict[int, Fragment]] = {}
+    for fragment in fragments:
+        assert fragment.window_index not in windows.setdefault(fragment.episode_id, {}), "a window was sampled twice"
+        windows[fragment.episode_id][fragment.window_index] = fragment
+    pairs = 0
+    for number in told & windows.keys():
+        for index, window in windows[number].items():
+            if (before := windows[number].get(index - 1)) is not None:
+                np.testing.assert_array_equal(window.context, np.concatenate([before.context, before.tokens]))
+                pairs += 1
+    assert pairs > 0
+
+
 def _kill_env_runner(algorithm: TPPO) -> None:
     manager = algorithm.env_runner_group._worker_manager
     ray.kill(manager.actors()[1], no_restart=False)
 
 
-def _train_until_restarted(algorithm: TPPO) -> dict[str, Any]:
+def _was_proven(result: dict[str, Any]) -> bool:
+    return result["mismatch"].get("probe_log_prob_diff") is not None
+
+
+def _train_until_restarted(algorithm: TPPO, before: str | None) -> dict[str, Any]:
     deadline = time.monotonic() + 180
     while time.monotonic() < deadline:
         result = algorithm.train()
-        if result["tokens"]["dropped_by_reason"] and result["mismatch"].get("probe_log_prob_diff") is not None:
+        algorithm.loop.rollouts.ledger.check(queue_tokens=algorithm.loop.rollouts.queue.num_tokens)
+        if algorithm.loop.rollouts._requests[1].incarnation not in (None, before) and _was_proven(result):
             return result
     raise AssertionError("no restarted env-runner was given weights and proven to hold them")
 
@@ -163,8 +191,12 @@ def _restore_and_go_on(config: TPPOConfig, checkpoint: str, saved: dict[str, Any
     assert result["heldout_before"] == last_result["heldout_before"]
     assert result["tokens"]["sampled"] > ledger["sampled"]
     assert result["staleness"]["max"] <= config.max_staleness
-    # No prompt is skipped: those that were open or unused at the checkpoint go out again before any new one.
-    returned, next_episode = ledger["returned"], ledger["next_episode"]
+    # No prompt is skipped: those that were open or unused at the checkpoint go out before any new one, open ones first.
+    returned, next_episode = [*ledger["leased"]["1"], *ledger["returned"]], ledger["next_episode"]
+    begun = begun_from_table(ledger["begun"])
+    assert [episode.episode_id for episode in begun] == returned[: len(begun)]
+    assert sum(map(len, (episode.window for episode in begun))) == counts.in_flight > 0
+    assert result["tokens"]["dropped"] == 0
     assert 0 < len(returned) < len(sent)
     assert sent == [*returned, *range(next_episode, next_episode + len(sent) - len(returned))]
     restored.stop()

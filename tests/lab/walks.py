@@ -64,6 +64,9 @@ class WalkEngine:
     def load_weights(self, weights: Mapping[str, Any], version: int) -> None:
         self.version = version
 
+    def reseed(self, seed: int) -> None:
+        """The walks have their own noise."""
+
     def score(self, tokens: Sequence[int]) -> np.ndarray:
         return np.full(len(tokens) - 1, -0.5, np.float32)
 

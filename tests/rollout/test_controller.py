@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections import Counter
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from helpers import CountingEnv, IntegerChat
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tppo_rl.config.options import Options
-from tppo_rl.core.fragments import fragments_from_table, table_from_fragments
+from tppo_rl.core.fragments import Fragment, fragments_from_table, table_from_fragments
+from tppo_rl.core.prompts import prompt_seed
 from tppo_rl.core.waiting import Stage, StageCut, watched_by
 from tppo_rl.rollout.batch_sources import SyncWindows, WholeGroups
 from tppo_rl.rollout.controller import SAMPLE_TAG, RolloutController
@@ -34,11 +37,11 @@ TICK = 1e-6
 """Shortest time in which simulated env-runners do something."""
 
 
-def make_runner(window: int | None, seed: int, index: int, restarts: int) -> SimulatedRunner:
+def make_runner(window: int | None, seed: int, index: int, restarts: int, *, turns: int = 1) -> SimulatedRunner:
     engine = SimulatedEngine(draw_lognormal_length(12.0, 1.0), seed=1000 * seed + 100 * index + restarts)
     sampler = Sampler(
         engine,
-        CountingEnv,
+        partial(CountingEnv, turns),
         IntegerChat(),  # type: ignore[arg-type]
         num_slots=SLOTS,
         limits=EpisodeLimits(8, 48, window),
@@ -85,6 +88,17 @@ class LateWeights(SimulatedWeights):
         self._group.foreach_env_runner_async(
             "take_weights", "weights", kwargs={"version": self.version}, remote_worker_ids=[env_runner]
         )
+
+
+class PersistentWeights(LateWeights):
+    """What an env-runner could not take is sent again, as the weight sync does."""
+
+    def deliver(self) -> None:
+        super().deliver()
+        waiting = self._group.requests_in_flight("weights")
+        for index, runner in self._group.runners.items():
+            if runner is not None and runner.version not in (None, self.version) and not waiting[index]:
+                self.revive(index)
 
 
 def make_controller(
@@ -161,6 +175,76 @@ def test_a_restart_gives_out_no_prompt_twice(runners: int, restarts: list[int], 
     out = {episode for runner in ledger._runners.values() for episode in runner.leased} | set(ledger._returned)
     assert set(range(max(finished))) <= set(finished) | out
     assert not out & set(finished)
+
+
+@given(
+    runners=st.integers(1, 3),
+    turns=st.integers(1, 3),
+    events=st.dictionaries(st.integers(0, 90), st.sampled_from(["lose", "restart", "resume"]), max_size=8),
+    max_staleness=st.integers(1, 3),
+    seed=st.integers(0, 10**6),
+)
+@settings(max_examples=25, deadline=None)
+def test_episodes_go_on_from_the_last_token_that_was_told(
+    runners: int, turns: int, events: dict[int, str], max_staleness: int, seed: int
+) -> None:
+    """Whatever is lost, and whenever the driver is started again: no window comes twice, none is missing, no token is dropped."""
+
+    def make(of: int) -> tuple[SimulatedGroup, RolloutController, SimulatedWeights]:
+        group = SimulatedGroup(runners, partial(make_runner, WINDOW, of, turns=turns), seed=of)
+        weights = PersistentWeights(group)
+        return group, *make_controller(group, batch=40, max_staleness=max_staleness, weights=weights)
+
+    group, controller, weights = make(seed)
+    fragments: list[Fragment] = []
+    for poll in range(100):
+        event = events.get(poll)
+        if event == "resume":
+            state, version = controller.state(), weights.version
+            group, controller, weights = make(seed + poll + 1)
+            weights.version = version
+            weights.wait_until_delivered()
+            ledger = Ledger.from_state(state["ledger"], group.healthy_env_runner_ids())
+            controller.restart(ledger, fragments_from_table(state["queue"]))
+            assert controller.ledger.check(queue_tokens=controller.queue.num_tokens).dropped == {}
+        elif event is not None:
+            getattr(group, event)(group.random.choice(group.healthy_env_runner_ids() or [1]))
+        group.revive_all()
+        controller.poll(TICK)
+        if poll % 10 == 9:
+            batch = controller.next_batch()
+            assert all(weights.version - fragment.oldest_version <= max_staleness for fragment in batch)
+            fragments += batch
+            assert controller.record_trained(sum(map(len, batch)), 0).unaccounted == 0
+            weights.version += 1
+    fragments += controller.queue.fragments()
+    assert controller.ledger.counts().dropped == {}
+    episodes: dict[int, list[Fragment]] = {}
+    for fragment in sorted(fragments, key=lambda one: (one.episode_id, one.window_index)):
+        episodes.setdefault(fragment.episode_id, []).append(fragment)
+    for windows in episodes.values():
+        assert_glued(windows, ended=windows[-1].finished)
+    open_or_waiting = {episode.episode_id for episode in (*controller.ledger.held, *controller._told.all())}
+    assert {number for number, windows in episodes.items() if not windows[-1].finished} <= open_or_waiting
+
+
+def assert_glued(windows: list[Fragment], *, ended: bool) -> None:
+    """Windows of an episode follow upon one another token by token; the simulated tokens say whose and where they are."""
+    assert [window.window_index for window in windows] == list(range(len(windows)))
+    for before, after in itertools.pairwise(windows):
+        np.testing.assert_array_equal(after.context, np.concatenate([before.context, before.tokens]))
+        np.testing.assert_array_equal(after.context_sampled, np.concatenate([before.context_sampled, before.sampled]))
+        np.testing.assert_array_equal(after.context_rewards, np.concatenate([before.context_rewards, before.rewards]))
+        assert not before.finished
+    last = windows[-1]
+    tokens = np.concatenate([last.context, last.tokens])
+    assert tokens[1] == prompt_seed(0, last.prompt_index) % 50 + 1
+    sampled = np.concatenate([last.context_sampled, last.sampled]).astype(bool)
+    places = np.flatnonzero(sampled & (tokens != 0))
+    np.testing.assert_array_equal(tokens[places], 1 + (places + 1) % 63)
+    if ended:
+        rewards = np.concatenate([last.context_rewards, last.rewards])
+        assert np.count_nonzero(rewards[~sampled]) == 0
 
 
 def test_an_env_runner_that_was_given_up_begins_anew_when_it_comes_back() -> None:

@@ -57,7 +57,7 @@ def test_an_env_runner_samples_and_evaluates_with_workers(tmp_path: Path) -> Non
         assert isinstance(runner._sampler, PooledSampler)
         pids = runner._pool.pids
         assert len(pids) == 2
-        result = runner.sample(num_engine_steps=None, tickets=tickets(8))
+        result = runner.sample(num_engine_steps=None, draw=0, tickets=tickets(8))
         assert result.error is None
         fragments = fragments_from_table(result.fragments)
         assert sorted(f.episode_id for f in fragments if f.finished) == list(range(8))
@@ -70,7 +70,7 @@ def test_an_env_runner_samples_and_evaluates_with_workers(tmp_path: Path) -> Non
         episodes = fragments_from_table(table)
         assert [episode.prompt_index for episode in episodes] == list(range(6))
         assert all(episode.correct is not None for episode in episodes)
-        result = runner.sample(num_engine_steps=16, tickets=tickets(40)[8:], cut_windows=True)
+        result = runner.sample(num_engine_steps=16, draw=1, tickets=tickets(40)[8:], cut_windows=True)
         assert result.error is None
         assert result.num_open_tokens == 0
         assert result.productive_slot_steps > 0
@@ -82,7 +82,7 @@ def test_an_env_runner_samples_and_evaluates_with_workers(tmp_path: Path) -> Non
 
 def test_the_driver_gets_the_error_of_a_worker_that_cannot_start(tmp_path: Path) -> None:
     runner = env_runner(tmp_path, reward="CannotBeMade")
-    result = runner.sample(num_engine_steps=4, tickets=tickets(4))
+    result = runner.sample(num_engine_steps=4, draw=0, tickets=tickets(4))
     runner.stop()
     assert result.error is not None
     assert "no key for the judge's server" in str(result.error)

@@ -95,6 +95,9 @@ class LongTailedEngine:
         self.engine.load_weights(weights, version)
         self.version = version
 
+    def reseed(self, seed: int) -> None:
+        self.engine.reseed(seed)
+
     def score(self, tokens: Sequence[int]) -> np.ndarray:
         return self.engine.score(tokens)
 

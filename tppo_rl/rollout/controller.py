@@ -23,6 +23,7 @@ from typing import Any, Protocol
 
 from tppo_rl.config.options import Options
 from tppo_rl.config.text_envs import num_problems
+from tppo_rl.core.begun_episodes import begun_from_table
 from tppo_rl.core.fragments import Fragment, fragments_from_table, table_from_fragments
 from tppo_rl.core.prompts import Ticket
 from tppo_rl.core.waiting import Stage, stage, stop_here
@@ -34,6 +35,7 @@ from tppo_rl.rollout.open_requests import OpenRequests
 from tppo_rl.rollout.rllib_internals import fetch_ready, requests_in_flight
 from tppo_rl.rollout.sample_result import SampleResult
 from tppo_rl.rollout.statistics import RolloutStatistics
+from tppo_rl.rollout.told_episodes import ToldEpisodes
 from tppo_rl.rollout.train_queue import REQUESTS_IN_FLIGHT, TrainQueue, may_update, oldest_allowed_to_stay
 
 logger = logging.getLogger(__name__)
@@ -100,6 +102,7 @@ class RolloutController:
         self._watch = FailureWatch(options.rewards.max_failed_fraction, patience=8 * self._num_slots)
         self._group_size = options.groups.group_size
         self._requests = OpenRequests()
+        self._told = ToldEpisodes()
         self._statistics = RolloutStatistics()
 
     def poll(self, timeout_s: float = POLL_S) -> None:
@@ -192,7 +195,9 @@ class RolloutController:
             fragments,
             num_tokens_sampled=result.num_tokens_sampled,
             num_open_tokens=result.num_open_tokens,
+            given=tickets,
         )
+        self._told.take(env_runner, begun_from_table(result.begun), fragments, tickets)
         failed_prompts = result.scores.failed_prompts
         self.ledger.drop_prompts(env_runner, failed_prompts)
         groups = self.groups if self._whole_responses else None
@@ -255,12 +260,13 @@ class RolloutController:
         self.groups = GroupBuffer(self._group_size, left_out)
         self._watch.clear()
         self._requests.clear()
+        self._told.clear()
         self._statistics = RolloutStatistics()
 
     def state(self) -> dict[str, Any]:
         """Returns the state for a checkpoint: the ledger, and the fragments that wait for an update."""
         waiting = table_from_fragments(self.queue.fragments() + self.groups.fragments())
-        return {"ledger": self.ledger.state(), "queue": waiting, "left_out": self.groups.left_out}
+        return {"ledger": self.ledger.state(self._told.all()), "queue": waiting, "left_out": self.groups.left_out}
 
     def drain_statistics(self) -> RolloutStatistics:
         """Returns the sums since the last call, how old the train queue is now, and where in the data the run is."""
@@ -282,7 +288,7 @@ class RolloutController:
             while self.queue.num_tokens == 0 and left_out:
                 given = tickets(0, [0])
                 self._requests[0].requests.append(given)
-                result = self._group.local_env_runner.sample(tickets=given, **arguments)
+                result = self._group.local_env_runner.sample(tickets=given, draw=self.ledger.draw(), **arguments)
                 self.ingest(0, result)
                 # Where all was left out or failed, there is nothing to train, as there is with remote env-runners.
                 left_out = bool(result.scores.left_out or result.scores.failed_prompts)
@@ -329,7 +335,7 @@ class RolloutController:
         sent = self._group.foreach_env_runner_async(
             "sample",
             tag=SAMPLE_TAG,
-            kwargs=arguments | {"tickets": tickets},
+            kwargs=arguments | {"tickets": tickets, "draw": self.ledger.draw()},
             remote_worker_ids=[env_runner],
         )
         if sent:
@@ -341,19 +347,29 @@ class RolloutController:
     def _tickets_for(self, env_runner: int, engine_steps: int) -> list[Ticket]:
         """Leases enough tickets for every slot to begin a new episode at every engine step, so that none is ever idle."""
         missing = self._num_slots * (engine_steps + 1) - self._requests[env_runner].num_tickets
-        return self.ledger.lease(env_runner, missing) if missing > 0 else []
+        # Episodes that go on take the places of others, or come on top of them.
+        count = max(missing, min(self._num_slots, self.ledger.num_begun_for(env_runner)))
+        return self.ledger.lease(env_runner, count) if count > 0 else []
 
     def _blocking(self, env_runners: Iterable[int]) -> list[int]:
         """Returns the env-runners whose open windows must close before the next update."""
         oldest = oldest_allowed_to_stay(self._weights.version, self._max_staleness)
-        return [env_runner for env_runner in env_runners if self._requests[env_runner].oldest_version < oldest]
+        # Any env-runner may be the one to go on with what none has.
+        all_block = any(version < oldest for version in self._held_versions())
+        return [
+            env_runner for env_runner in env_runners if all_block or self._requests[env_runner].oldest_version < oldest
+        ]
+
+    def _held_versions(self) -> list[int]:
+        """Oldest versions of the open tokens of episodes that no env-runner is known to have."""
+        return [version for episode in self.ledger.held if (version := episode.oldest_version) is not None]
 
     def _may_update(self) -> bool:
         """Whether there are enough tokens for an update, and no open window would be too old after it."""
         if self.queue.num_tokens < self._batch_tokens:
             return False
         oldest = self._requests.oldest_versions(self._group.healthy_env_runner_ids())
-        return may_update(self._weights.version, self._max_staleness, oldest)
+        return may_update(self._weights.version, self._max_staleness, [*oldest, *self._held_versions()])
 
     def _forget_lost_env_runners(self) -> None:
         in_flight = requests_in_flight(self._group, SAMPLE_TAG)
@@ -365,18 +381,20 @@ class RolloutController:
                 self._lose(env_runner)
 
     def _lose(self, env_runner: int) -> None:
-        """Takes back all tickets of an env-runner and drops its open tokens."""
+        """Takes back all tickets of an env-runner, and its episodes as far as it has told of them."""
         if self._requests.lose(env_runner).incarnation is not None:
-            logger.warning("env-runner %d was lost; its open tokens are dropped, its prompts go out again", env_runner)
-        self.ledger.lose_env_runner(env_runner)
+            logger.warning("env-runner %d was lost; its episodes go on elsewhere", env_runner)
+        self.ledger.lose_env_runner(env_runner, begun=self._told.pop(env_runner))
 
     def _replace_incarnation(self, env_runner: int, answered: Sequence[Ticket]) -> None:
         """Takes back the tickets of the earlier incarnation, except for those that the new one has or will get."""
-        logger.warning("env-runner %d was restarted; its open tokens are dropped, its prompts go out again", env_runner)
+        logger.warning("env-runner %d was restarted; its episodes go on elsewhere", env_runner)
         requests = self._requests.lose(env_runner).requests
         self._requests[env_runner].requests = requests
         self.ledger.lose_env_runner(
-            env_runner, keep=[*answered, *(ticket for tickets in requests for ticket in tickets)]
+            env_runner,
+            begun=self._told.pop(env_runner),
+            keep=[*answered, *(ticket for tickets in requests for ticket in tickets)],
         )
 
     def _wait_for_health(self, last_healthy: float) -> None:

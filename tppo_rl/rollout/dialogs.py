@@ -8,6 +8,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from tppo_rl.core.begun_episodes import BegunEpisode
+from tppo_rl.core.fragments import Fragment
 from tppo_rl.core.reward_parts import ENVIRONMENT
 from tppo_rl.rollout.responses import Failure
 
@@ -37,10 +39,22 @@ class Dialog:
     """Turns of the model."""
     observations: list[str] = field(default_factory=list)
     """Turns of the environment between them."""
-    reward: float = 0.0
-    """Sum of the environment's rewards."""
+    turn_rewards: list[float] = field(default_factory=list)
+    """What the environment gave for each turn."""
     wrong_reward: float = 0.0
     """What the environment gives a wrong answer."""
+
+    @property
+    def reward(self) -> float:
+        """Sum of the environment's rewards."""
+        return sum(self.turn_rewards, 0.0)
+
+    def begun(self, window: Fragment) -> BegunEpisode:
+        """Returns the episode as far as the environment has answered, given its open window."""
+        answered = len(self.observations)
+        return BegunEpisode(
+            window, tuple(self.turns[:answered]), tuple(self.observations), tuple(self.turn_rewards[:answered])
+        )
 
     def say(self, said: str, *, attempts: int = 1) -> Step | Failure:
         """Gives the environment a turn of the model, see `take_step`."""
@@ -52,7 +66,7 @@ class Dialog:
     def add(self, answer: Step | Failure) -> None:
         """Adds the reward of an answer to the last turn."""
         if isinstance(answer, Step):
-            self.reward += answer.reward
+            self.turn_rewards.append(answer.reward)
 
     def give_back(self, failure: Failure | None) -> list[Any]:
         """Returns the environment where it can serve another episode, else closes it."""

@@ -70,6 +70,11 @@ class Endings:
         self._scores = Scores()
 
     @property
+    def waiting(self) -> Sequence[Ending]:
+        """Episodes that wait for their rewards."""
+        return self._waiting
+
+    @property
     def num_tokens(self) -> int:
         """Sampled tokens of the windows that wait."""
         return sum(ending.episode.open_tokens for ending in self._waiting)

@@ -80,6 +80,10 @@ class Engine(Protocol):
     def load_weights(self, weights: Mapping[str, Any], version: int) -> None:
         """Takes new policy weights (transformers names → arrays or CPU tensors), applied before the next step."""
 
+    def reseed(self, seed: int) -> None:
+        """Begins the noise of sampling anew: what is sampled next follows from the weights, the requests, their order and the
+        seed."""
+
     def score(self, tokens: Sequence[int]) -> np.ndarray:
         """Returns the log-prob of each token but the first, given those before it, at temperature 1, float32 [len - 1].
         It is a probe of the engine's weights, and needs an engine without running requests."""

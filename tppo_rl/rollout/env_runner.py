@@ -32,9 +32,10 @@ from ray.rllib.utils.metrics import (
 
 from tppo_rl.config.options import Options
 from tppo_rl.config.text_envs import make_text_env
+from tppo_rl.core.begun_episodes import table_from_begun
 from tppo_rl.core.errors import portable
 from tppo_rl.core.fragments import Fragment, table_from_fragments
-from tppo_rl.core.prompts import Ticket
+from tppo_rl.core.prompts import Ticket, seed_of
 from tppo_rl.core.spans import Span
 from tppo_rl.rollout.callbacks import EnvRunnerCallbacks
 from tppo_rl.rollout.chat import Chat
@@ -49,6 +50,7 @@ from tppo_rl.rollout.scoring_pool import ScoringPool
 
 logger = logging.getLogger(__name__)
 
+_TRAINING_NOISE, _EVALUATION_NOISE = 1, 2
 _EVALUATION = -1
 """Value of `env_runner` in fragments of evaluations, which no ledger counts."""
 
@@ -86,19 +88,26 @@ class VLLMEnvRunner(EnvRunner):
     # RLlib's contract
 
     def sample(  # type: ignore[override]
-        self, *, num_engine_steps: int | None, tickets: Sequence[Ticket] = (), cut_windows: bool = False, **kwargs: Any
+        self,
+        *,
+        num_engine_steps: int | None,
+        draw: int,
+        tickets: Sequence[Ticket] = (),
+        cut_windows: bool = False,
+        **kwargs: Any,
     ) -> SampleResult:
         """Takes engine steps and returns the fragments that were closed meanwhile.
 
         Args:
             num_engine_steps: engine steps to take; None: steps until every ticket's episode has ended.
+            draw: number of the request in the run; the noise of sampling follows from it.
             tickets: further episodes that may be started.
             cut_windows: close all windows at the end, whatever their length (sync mode).
             **kwargs: not used.
         """
         self._count_idle()
         try:
-            return self._sample(num_engine_steps, tickets, cut_windows)
+            return self._sample(num_engine_steps, draw, tickets, cut_windows)
         except Exception as error:
             failure = portable(error, self._where())
             return SampleResult(table_from_fragments([]), self._incarnation, self._policy_version, error=failure)
@@ -308,6 +317,7 @@ class VLLMEnvRunner(EnvRunner):
         sampler = self._evaluation_sampler(temperature)
         if self._sampler is not None:
             self._sampler.suspend()
+        self._reseed(_EVALUATION_NOISE, self._policy_version or 0)
         try:
             episodes = evaluate_prompts(sampler, tickets, answered)
             self._warn_of_failures(sampler.pop_scores())
@@ -316,7 +326,9 @@ class VLLMEnvRunner(EnvRunner):
             if self._sampler is not None:
                 self._sampler.resume()
 
-    def _sample(self, num_engine_steps: int | None, tickets: Sequence[Ticket], cut_windows: bool) -> SampleResult:
+    def _sample(
+        self, num_engine_steps: int | None, draw: int, tickets: Sequence[Ticket], cut_windows: bool
+    ) -> SampleResult:
         if self._failure is not None:
             raise self._failure
         assert self._sampler is not None, "this env-runner does not sample for training"
@@ -324,7 +336,13 @@ class VLLMEnvRunner(EnvRunner):
             return SampleResult(table_from_fragments([]), self._incarnation, None)
         started = time.perf_counter()
         sampler = self._sampler
-        sampler.tickets.extend(tickets)
+        sampler.add_tickets(tickets)
+        self._reseed(_TRAINING_NOISE, draw)
+        if cut_windows and self._options.pipeline.kv_on_update == "recompute":
+            # Keys and values are computed anew in any case. Requests that are new stand in the order of the slots, so that what is
+            # sampled is the same after a restart.
+            sampler.suspend()
+            sampler.resume()
         if num_engine_steps is None:
             fragments = sampler.run_until_empty()
         else:
@@ -349,6 +367,7 @@ class VLLMEnvRunner(EnvRunner):
             num_tokens_sampled=sampler.num_tokens_sampled,
             num_open_tokens=sampler.num_open_tokens,
             oldest_open_version=sampler.oldest_open_version,
+            begun=table_from_begun([episode.told() for episode in sampler.begun()]),
             num_waiting_tickets=sampler.num_waiting_tickets,
             slot_steps=self._since_last("slot_steps", sampler.num_slot_steps),
             productive_slot_steps=self._since_last("productive_slot_steps", sampler.num_productive_slot_steps),
@@ -360,6 +379,11 @@ class VLLMEnvRunner(EnvRunner):
             spans=tuple(spans),
             metrics=self.get_metrics(),
         )
+
+    def _reseed(self, what: int, number: int) -> None:
+        """Lets the noise of sampling follow from the run's seed, the env-runner, what is sampled, and a number."""
+        assert self._engine is not None
+        self._engine.reseed(seed_of(self._options.run.seed, what, self.worker_index, number))
 
     def _spanned(self, name: str, started: float) -> float:
         """Notes what has been done since `started` (`time.perf_counter`), and returns its seconds."""

@@ -8,16 +8,18 @@ is a check and not a definition. Env-runners count `sampled` and `in flight`, th
 `trained`. Each place that drops tokens counts them as `dropped`, by reason.
 
 Prompts are given out as tickets. A ticket is either unused, leased to an env-runner, or its episode has ended. The
-tickets of a lost env-runner go out again first, so no prompt is ever skipped.
+tickets of a lost env-runner go out again first, so no prompt is ever skipped. Episodes that had begun go on from the last token
+that the env-runner has told of: the ledger holds them, with their open tokens in flight, until another env-runner has them.
 """
 
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from tppo_rl.core.begun_episodes import BegunEpisode, begun_from_table, table_from_begun
 from tppo_rl.core.fragments import Fragment
 from tppo_rl.core.prompts import Ticket, prompt_seed
 
@@ -63,7 +65,12 @@ class Ledger:
         self.num_problems = num_problems
         self._group_size = group_size
         self._next_episode = 0
+        self._next_draw = 0
         self._returned: deque[int] = deque()
+        self._begun: dict[int, BegunEpisode] = {}
+        """Episodes that go on elsewhere, until an env-runner has answered that it has them."""
+        self._reserved: dict[int, deque[int]] = {}
+        """Episodes that an env-runner had before a restore."""
         self._runners: dict[int, _RunnerAccount] = {}
         self._sampled_by_lost_runners = 0
         self._trained = 0
@@ -76,24 +83,39 @@ class Ledger:
 
     def lease(self, env_runner: int, count: int) -> list[Ticket]:
         """Gives `count` tickets to an env-runner, those of lost env-runners first."""
-        tickets = [self._ticket(self._take_episode_id()) for _ in range(count)]
+        tickets = [self._ticket(self._take_episode_id(env_runner)) for _ in range(count)]
         self._account(env_runner).leased.update(ticket.episode_id for ticket in tickets)
         return tickets
+
+    def draw(self) -> int:
+        """Returns the number of the next request for samples, from which its noise follows."""
+        self._next_draw += 1
+        return self._next_draw - 1
+
+    def num_begun_for(self, env_runner: int) -> int:
+        """Number of episodes that have begun and would go to an env-runner before others."""
+        return sum(number in self._begun for number in (*self._reserved.get(env_runner, ()), *self._returned))
+
+    @property
+    def held(self) -> list[BegunEpisode]:
+        """Episodes that have begun and that no env-runner is known to have."""
+        return list(self._begun.values())
 
     @property
     def epochs(self) -> float | None:
         """Passes over the environment's problems so far, by episodes that ended; None where problems have no end."""
         if self.num_problems is None:
             return None
-        open_episodes = len(self._returned) + sum(len(account.leased) for account in self._runners.values())
+        open_episodes = len(self._returned) + sum(map(len, self._reserved.values()))
+        open_episodes += sum(len(account.leased) for account in self._runners.values())
         return (self._next_episode - open_episodes) / (self._group_size * self.num_problems)
 
-    def return_tickets(self, env_runner: int, tickets: Iterable[Ticket]) -> None:
+    def return_tickets(self, env_runner: int, tickets: Sequence[Ticket]) -> None:
         """Takes back tickets that did not reach the env-runner; they go out again first."""
         account = self._account(env_runner)
         for ticket in tickets:
             account.leased.discard(ticket.episode_id)
-            self._returned.append(ticket.episode_id)
+        self._take_back(ticket.episode_id for ticket in tickets)
 
     def drop_prompts(self, env_runner: int, episode_ids: Iterable[int]) -> None:
         """Records episodes that never began, because the environment could not be reset: they do not go out again."""
@@ -104,7 +126,13 @@ class Ledger:
     # Tokens
 
     def report(
-        self, env_runner: int, fragments: Sequence[Fragment], *, num_tokens_sampled: int, num_open_tokens: int
+        self,
+        env_runner: int,
+        fragments: Sequence[Fragment],
+        *,
+        num_tokens_sampled: int,
+        num_open_tokens: int,
+        given: Iterable[Ticket] = (),
     ) -> None:
         """Records one answer of an env-runner: its fragments, and its counts at that moment.
 
@@ -113,7 +141,10 @@ class Ledger:
             fragments: fragments that it emitted since its last report; from here on they count as queued.
             num_tokens_sampled: all tokens that it sampled since it started.
             num_open_tokens: sampled tokens that no emitted fragment holds.
+            given: tickets that the answered request brought; from here on the env-runner counts their open tokens.
         """
+        for ticket in given:
+            self._begun.pop(ticket.episode_id, None)
         account = self._account(env_runner)
         account.sampled = num_tokens_sampled
         account.in_flight = num_open_tokens
@@ -132,19 +163,25 @@ class Ledger:
         self._dropped[reason] += num_tokens
         self._queued -= num_tokens
 
-    def lose_env_runner(self, env_runner: int, reason: str = "env_runner_lost", *, keep: Iterable[Ticket] = ()) -> None:
-        """Records the open tokens of a lost env-runner as dropped and takes back its prompts.
+    def lose_env_runner(
+        self, env_runner: int, *, begun: Iterable[BegunEpisode] = (), keep: Iterable[Ticket] = ()
+    ) -> None:
+        """Takes back the prompts of a lost env-runner; its episodes go on elsewhere.
 
         Args:
             env_runner: Index of the env-runner.
-            reason: Reason under which the tokens are dropped.
+            begun: Its open episodes, as it last told. Open tokens that are not among them are dropped (`env_runner_lost`).
             keep: Tickets that its next incarnation has or will get.
         """
         account = self._runners.pop(env_runner, _RunnerAccount())
         self._sampled_by_lost_runners += account.sampled
-        self._dropped[reason] += account.in_flight
         kept = account.leased & {ticket.episode_id for ticket in keep}
-        self._returned.extend(sorted(account.leased - kept))
+        gone = account.leased - kept
+        held = {episode.episode_id: episode for episode in begun if episode.episode_id in gone}
+        self._begun |= held
+        if unknown := account.in_flight - sum(episode.open_tokens for episode in held.values()):
+            self._dropped["env_runner_lost"] += unknown
+        self._take_back([*held, *sorted(gone - held.keys())])
         if kept:
             self._account(env_runner).leased |= kept
 
@@ -155,7 +192,8 @@ class Ledger:
             sampled=self._sampled_by_lost_runners + sum(account.sampled for account in accounts),
             trained=self._trained,
             queued=self._queued,
-            in_flight=sum(account.in_flight for account in accounts),
+            in_flight=sum(account.in_flight for account in accounts)
+            + sum(episode.open_tokens for episode in self._begun.values()),
             dropped=dict(self._dropped),
         )
 
@@ -175,22 +213,27 @@ class Ledger:
 
     # Checkpoints
 
-    def state(self) -> dict[str, Any]:
+    def state(self, told: Sequence[BegunEpisode] = ()) -> dict[str, Any]:
         """Returns the state for a checkpoint; the train queue is saved beside it.
 
-        Open windows are in the env-runners and are not saved: on restore their tokens count as dropped ("resume"), and
-        their prompts go out again first.
+        Args:
+            told: Open episodes of all env-runners, as they last told. They go on after a restore; open tokens that are not
+                among them count as dropped then (`resume`), and all other prompts go out again.
         """
-        leased = [episode_id for account in self._runners.values() for episode_id in account.leased]
         counts = self.counts()
+        begun = {episode.episode_id: episode for episode in (*self.held, *told)}
         dropped = Counter(counts.dropped)
-        dropped["resume"] += counts.in_flight
+        dropped["resume"] += counts.in_flight - sum(episode.open_tokens for episode in begun.values())
+        leased = {str(env_runner): _in_order(account.leased, begun) for env_runner, account in self._runners.items()}
         return {
             "seed": self.seed,
             "group_size": self._group_size,
             "num_problems": self.num_problems,
             "next_episode": self._next_episode,
-            "returned": [*self._returned, *sorted(leased)],
+            "next_draw": self._next_draw,
+            "returned": list(self._returned),
+            "leased": leased,
+            "begun": table_from_begun(list(begun.values())),
             "sampled": counts.sampled,
             "trained": counts.trained,
             "queued": counts.queued,
@@ -199,11 +242,25 @@ class Ledger:
         }
 
     @classmethod
-    def from_state(cls, state: dict[str, Any]) -> Ledger:
-        """Returns a ledger that goes on from `state`, with no env-runner yet."""
+    def from_state(cls, state: dict[str, Any], env_runners: Collection[int] = ()) -> Ledger:
+        """Returns a ledger that goes on from `state`.
+
+        Args:
+            state: From `state`.
+            env_runners: Env-runners that there are now. Each gets what it had before; what others had goes to whoever asks
+                first.
+        """
         ledger = cls(seed=state["seed"], group_size=state["group_size"], num_problems=state.get("num_problems"))
         ledger._next_episode = state["next_episode"]
-        ledger._returned = deque(state["returned"])
+        ledger._next_draw = state.get("next_draw", 0)
+        begun = begun_from_table(state["begun"]) if "begun" in state else ()
+        ledger._begun = {episode.episode_id: episode.owned() for episode in begun}
+        ledger._take_back(state["returned"])
+        for name, episode_ids in state.get("leased", {}).items():
+            if int(name) in env_runners:
+                ledger._reserved[int(name)] = deque(episode_ids)
+            else:
+                ledger._take_back(episode_ids)
         ledger._sampled_by_lost_runners = state["sampled"]
         ledger._trained = state["trained"]
         ledger._queued = state["queued"]
@@ -211,7 +268,15 @@ class Ledger:
         ledger.num_failed_prompts = state.get("prompt_failed", 0)
         return ledger
 
-    def _take_episode_id(self) -> int:
+    def _take_back(self, episode_ids: Iterable[int]) -> None:
+        """Puts episodes that go on before all others that were returned."""
+        episode_ids = list(episode_ids)
+        self._returned.extendleft(number for number in reversed(episode_ids) if number in self._begun)
+        self._returned.extend(number for number in episode_ids if number not in self._begun)
+
+    def _take_episode_id(self, env_runner: int) -> int:
+        if reserved := self._reserved.get(env_runner):
+            return reserved.popleft()
         if self._returned:
             return self._returned.popleft()
         self._next_episode += 1
@@ -219,7 +284,14 @@ class Ledger:
 
     def _ticket(self, episode_id: int) -> Ticket:
         prompt_index = episode_id // self._group_size
-        return Ticket(episode_id, prompt_index, prompt_seed(self.seed, prompt_index, self.num_problems))
+        seed = prompt_seed(self.seed, prompt_index, self.num_problems)
+        return Ticket(episode_id, prompt_index, seed, self._begun.get(episode_id))
 
     def _account(self, env_runner: int) -> _RunnerAccount:
         return self._runners.setdefault(env_runner, _RunnerAccount())
+
+
+def _in_order(leased: set[int], begun: Mapping[int, BegunEpisode]) -> list[int]:
+    """Returns the episodes of an env-runner as it has them: in its slots first, then those that wait."""
+    in_slots = [number for number in begun if number in leased]
+    return [*in_slots, *sorted(leased.difference(in_slots))]

@@ -32,7 +32,7 @@ from typing import Any
 from tppo_rl.core.fragments import Fragment
 from tppo_rl.core.prompts import Ticket
 from tppo_rl.rollout.chat import Chat
-from tppo_rl.rollout.dialogs import Step
+from tppo_rl.rollout.dialogs import Dialog, Step
 from tppo_rl.rollout.engine import Engine, Sampling
 from tppo_rl.rollout.responses import KILLED, Failure, Scores
 from tppo_rl.rollout.rewards import RETRY, Rewards
@@ -92,17 +92,16 @@ class PooledSampler(Sampler):
 
     @property
     def episode_ids(self) -> list[int]:
-        unslotted = [episode.ticket.episode_id for episode in self._without_slot()]
-        return [*super().episode_ids, *unslotted, *(ticket.episode_id for ticket in self._resets)]
+        return [*super().episode_ids, *(episode.ticket.episode_id for episode, _ in self._unslotted())]
 
     @property
     def num_open_tokens(self) -> int:
-        return super().num_open_tokens + sum(episode.open_tokens for episode in self._without_slot())
+        return super().num_open_tokens + sum(episode.open_tokens for episode, _ in self._unslotted())
 
     @property
     def oldest_open_version(self) -> int | None:
         versions = [super().oldest_open_version, self._endings.oldest_version]
-        versions += [episode.oldest_open_version for episode in self._without_slot()]
+        versions += [episode.oldest_open_version for episode, _ in self._unslotted()]
         return min((version for version in versions if version is not None), default=None)
 
     @property
@@ -140,6 +139,7 @@ class PooledSampler(Sampler):
             self._take_arrived()
         self._fill_free_slots()
         self._hand_over_answered()
+        self._hand_over_waiting()
         return self._hand_over()
 
     def cut_windows(self) -> list[Fragment]:
@@ -175,10 +175,18 @@ class PooledSampler(Sampler):
         self._arrived.clear()
         self._batches.clear()
 
-    def _without_slot(self) -> Iterator[OpenEpisode]:
-        yield from (turn.episode for turn, _ in self._pending.values())
-        yield from (turn.episode for turn in self._answered.values())
-        yield from (ending.episode for ending in self._batches.endings)
+    def _waiting_tickets(self) -> Iterator[Ticket]:
+        yield from self._resets
+        yield from super()._waiting_tickets()
+
+    def _without_slot(self) -> Iterator[tuple[OpenEpisode, Dialog]]:
+        yield from self._unslotted()
+        yield from super()._without_slot()
+
+    def _unslotted(self) -> Iterator[tuple[OpenEpisode, Dialog]]:
+        yield from ((turn.episode, turn.dialog) for turn, _ in self._pending.values())
+        yield from ((turn.episode, turn.dialog) for turn in self._answered.values())
+        yield from ((ending.episode, ending.dialog) for ending in self._batches.endings)
 
     @property
     def _has_work(self) -> bool:
@@ -189,7 +197,13 @@ class PooledSampler(Sampler):
 
     # Prompts
 
+    def _take_begun(self) -> None:
+        """Has the environments of all episodes that have begun elsewhere made, however many they are."""
+        while self.tickets and self.tickets[0].begun is not None:
+            self._reset(self.tickets.popleft(), may_retry=self._retries or self._answers_all)
+
     def _fill_free_slots(self) -> None:
+        self._take_begun()
         while self.tickets and len(self._prompts) + len(self._resets) < self.num_slots:
             self._reset(self.tickets.popleft(), may_retry=self._retries or self._answers_all)
         while len(self._open) < self.num_slots and (self._answered or self._prompts):
@@ -214,13 +228,16 @@ class PooledSampler(Sampler):
             except Exception:
                 self.tickets.appendleft(ticket)
                 raise
-            self._prompts.append(Prompt(ticket, problem, result.text, tokens, result.info, result.wrong_reward))
+            self._take_made(Prompt(ticket, problem, result.text, tokens, result.info, result.wrong_reward))
             return
         self._pool.forget(problem.episode)
         if may_retry:
             self._reset(ticket, may_retry=False)
             return
         del self._resets[ticket]
+        if ticket.begun is not None:
+            self._give_up(ticket, f"reset failed: {result.message}")
+            return
         scores = Scores(failures=[result], failed_responses=1)
         if self._answers_all:
             empty = OpenEpisode(ticket, [], self._env_runner, self._engine.version)
@@ -228,6 +245,21 @@ class PooledSampler(Sampler):
         else:
             scores.failed_prompts[ticket.episode_id] = ticket.prompt_index
         self._endings.add_scores(scores)
+
+    def _take_made(self, prompt: Prompt) -> None:
+        if prompt.ticket.begun is None:
+            self._prompts.append(prompt)
+        # Workers give the environment its earlier turns with the next one.
+        elif (wrong := self._why_not_rebuilt(prompt, step=None)) is not None:
+            self._refuse(prompt, wrong)
+        elif self._is_turn_over(prompt):
+            self._start_episode(prompt)
+        else:
+            self._prompts.insert(self._num_begun_prompts, prompt)
+
+    @property
+    def _num_begun_prompts(self) -> int:
+        return sum(prompt.ticket.begun is not None for prompt in self._prompts)
 
     # Answers
 
@@ -264,8 +296,8 @@ class PooledSampler(Sampler):
     def _go_on(self, turn: Turn) -> None:
         self._answered[turn.request_id] = turn
 
-    def _give_back(self, turn: Turn, failure: Failure | None) -> None:
-        self._pool.forget(turn.dialog.env.episode)
+    def _give_back(self, dialog: Dialog, failure: Failure | None) -> None:
+        self._pool.forget(dialog.env.episode)
 
     def _hand_over_answered(self) -> None:
         """Closes the windows of episodes that have no slot, although nothing is missing to go on."""

@@ -12,6 +12,9 @@ TIMEOUT, MEMORY, DIED = "timeout", "memory", "died"
 KILLED = frozenset({TIMEOUT, MEMORY, DIED})
 REWARD_FAILED = "reward_failed"
 """Ledger reason of tokens whose response could not be scored."""
+NOT_REBUILT = "not_rebuilt"
+"""Ledger reason of open tokens whose episode could not go on after a restart: its environment came out another one. It is the
+kind of that failure, too."""
 TRUNCATED = "truncated"
 """Ledger reason of tokens that `truncated_responses: mask` left out."""
 

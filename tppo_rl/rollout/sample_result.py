@@ -7,6 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from tppo_rl.core.begun_episodes import BEGUN_SCHEMA
 from tppo_rl.core.spans import Span
 from tppo_rl.rollout.responses import Scores
 
@@ -26,6 +27,8 @@ class SampleResult:
     num_open_tokens: int = 0
     """Sampled tokens in windows that are still open."""
     oldest_open_version: int | None = None
+    begun: pa.Table = field(default_factory=BEGUN_SCHEMA.empty_table)
+    """All episodes that have begun and not ended, in the form of `BegunEpisode.told` (`BEGUN_SCHEMA`)."""
     num_waiting_tickets: int = 0
     slot_steps: int = 0
     """Slots times engine steps of this call."""

@@ -19,16 +19,19 @@ from __future__ import annotations
 import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
+from tppo_rl.core.begun_episodes import BegunEpisode
 from tppo_rl.core.fragments import Fragment
 from tppo_rl.core.prompts import Ticket
+from tppo_rl.core.reward_parts import ENVIRONMENT
 from tppo_rl.rollout.chat import Chat
-from tppo_rl.rollout.dialogs import Dialog, Step, wrong_reward_of
+from tppo_rl.rollout.dialogs import Dialog, Step, take_step, wrong_reward_of
 from tppo_rl.rollout.endings import Ending, Endings
 from tppo_rl.rollout.engine import Engine, Output, Request, Sampling
-from tppo_rl.rollout.responses import Failure, Scores
+from tppo_rl.rollout.responses import NOT_REBUILT, Failure, Scores
 from tppo_rl.rollout.rewards import RETRY, WRONG, Rewards
 from tppo_rl.rollout.tool_texts import turns_and_tools
 from tppo_rl.rollout.window_buffer import OpenEpisode
@@ -122,28 +125,51 @@ class Sampler:
         self._closed: list[Fragment] = []
         self.num_slots = num_slots
 
+    def add_tickets(self, tickets: Iterable[Ticket]) -> None:
+        """Adds further episodes; those that have begun elsewhere go on before others begin."""
+        tickets = list(tickets)
+        self.tickets.extendleft(ticket for ticket in reversed(tickets) if ticket.begun is not None)
+        self.tickets.extend(ticket for ticket in tickets if ticket.begun is None)
+
     @property
     def num_waiting_tickets(self) -> int:
-        """Number of tickets whose episodes have not begun."""
+        """Number of tickets whose episodes have no slot yet."""
         return len(self.tickets) + len(self._prompts)
 
     @property
     def episode_ids(self) -> list[int]:
-        """Ids of the episodes that are open or have not begun."""
+        """Ids of the episodes that are open or have no slot yet."""
         tickets = [episode.ticket for episode in self._open.values()]
-        tickets += [prompt.ticket for prompt in self._prompts]
-        return [ticket.episode_id for ticket in (*tickets, *self.tickets)]
+        return [ticket.episode_id for ticket in (*tickets, *self._waiting_tickets())]
 
     @property
     def num_open_tokens(self) -> int:
         """Sampled tokens that no fragment holds yet."""
-        return sum(episode.open_tokens for episode in self._open.values()) + self._endings.num_tokens
+        in_slots = sum(episode.open_tokens for episode in self._open.values())
+        return in_slots + self._endings.num_tokens + sum(ticket.open_tokens for ticket in self._waiting_tickets())
 
     @property
     def oldest_open_version(self) -> int | None:
         """Oldest policy version among the open tokens; None if there are none."""
-        versions = (episode.oldest_open_version for episode in self._open.values())
+        versions = [episode.oldest_open_version for episode in self._open.values()]
+        versions += [ticket.oldest_open_version for ticket in self._waiting_tickets()]
         return min((version for version in versions if version is not None), default=None)
+
+    def begun(self) -> list[BegunEpisode]:
+        """Returns the episodes that have begun and not ended, as far as they are; they go on."""
+        shown = [(episode, self._dialogs[request_id]) for request_id, episode in self._open.items()]
+        shown += self._without_slot()
+        episodes = [dialog.begun(episode.window_so_far()) for episode, dialog in shown]
+        return [*episodes, *(ticket.begun for ticket in self._waiting_tickets() if ticket.begun is not None)]
+
+    def _waiting_tickets(self) -> Iterator[Ticket]:
+        """Tickets whose episodes have no slot yet, the next one first."""
+        yield from (prompt.ticket for prompt in self._prompts)
+        yield from self.tickets
+
+    def _without_slot(self) -> Iterator[tuple[OpenEpisode, Dialog]]:
+        """Episodes that have no slot, because their answers or rewards are not there."""
+        yield from ((ending.episode, ending.dialog) for ending in self._endings.waiting)
 
     def run(self, num_engine_steps: int, *, patient: bool = False) -> list[Fragment]:
         """Takes engine steps and returns the fragments that were closed meanwhile.
@@ -160,6 +186,7 @@ class Sampler:
                 break
             self._step()
         self._closed += self._endings.settle(self._engine.version)
+        self._hand_over_waiting()
         return self._hand_over()
 
     def run_until_empty(self) -> list[Fragment]:
@@ -174,6 +201,7 @@ class Sampler:
         for episode in self._open.values():
             if episode.open_tokens:
                 self._closed.append(episode.close_window())
+        self._hand_over_waiting()
         return self._hand_over()
 
     def pop_scores(self) -> Scores:
@@ -222,6 +250,7 @@ class Sampler:
             self._take(output)
 
     def _fill_free_slots(self) -> None:
+        self._take_begun()
         while len(self._open) < self.num_slots and self.num_waiting_tickets:
             if not self._prompts:
                 self._make_prompts()
@@ -229,16 +258,94 @@ class Sampler:
 
     def _make_prompts(self) -> None:
         for _ in range(min(self.num_slots, len(self.tickets))):
-            ticket = self.tickets[0]
-            if not self._unused_envs:
-                assert self._make_env is not None
-                self._unused_envs.append(self._make_env())
-            env = self._unused_envs[-1]
-            text, info = env.reset(seed=ticket.seed)
-            tokens = self._prompt_tokens(ticket, text, info)
-            # Ticket and environment are taken last, so that an error loses neither.
-            prompt = Prompt(self.tickets.popleft(), self._unused_envs.pop(), text, tokens, info, wrong_reward_of(env))
-            self._prompts.append(prompt)
+            self._prompts.append(self._make_prompt())
+
+    def _take_begun(self) -> None:
+        """Puts the episodes that have begun elsewhere before all others; one whose turn is over needs no slot."""
+        begun = []
+        while self.tickets and self.tickets[0].begun is not None:
+            prompt = self._make_prompt()
+            wrong = self._why_not_rebuilt(prompt, partial(take_step, prompt.env))
+            if wrong is not None:
+                self._refuse(prompt, wrong)
+            elif self._is_turn_over(prompt):
+                self._start_episode(prompt)
+            else:
+                begun.append(prompt)
+        self._prompts.extendleft(reversed(begun))
+
+    def _make_prompt(self) -> Prompt:
+        ticket = self.tickets[0]
+        if not self._unused_envs:
+            assert self._make_env is not None
+            self._unused_envs.append(self._make_env())
+        env = self._unused_envs[-1]
+        text, info = env.reset(seed=ticket.seed)
+        tokens = self._prompt_tokens(ticket, text, info)
+        # Ticket and environment are taken last, so that an error loses neither.
+        return Prompt(self.tickets.popleft(), self._unused_envs.pop(), text, tokens, info, wrong_reward_of(env))
+
+    def _why_not_rebuilt(self, prompt: Prompt, step: Callable[[str], Step | Failure] | None) -> str | None:
+        """Says why an episode that has begun elsewhere cannot go on here; None if it can.
+
+        Args:
+            prompt: What the environment gives for the episode's seed.
+            step: Gives the environment the turns again; None: that is done with the next turn.
+        """
+        begun = prompt.ticket.begun
+        assert begun is not None
+        if prompt.tokens != begun.window.context[: begun.window.prompt_length].tolist():
+            return "reset gave another prompt for the same seed"
+        if step is None:
+            return None
+        for said, answer in zip(begun.turns, begun.observations, strict=True):
+            again = step(said)
+            if isinstance(again, Failure):
+                return f"a turn that it had answered failed: {again.message}"
+            if again.text != answer:
+                return "step gave another answer to the same turn"
+        return None
+
+    def _refuse(self, prompt: Prompt, reason: str) -> None:
+        """Gives up an episode whose environment came out another one."""
+        self._give_back(self._dialog(prompt), self._give_up(prompt.ticket, reason))
+
+    def _give_up(self, ticket: Ticket, reason: str) -> Failure:
+        """Ends an episode that has begun elsewhere; its open tokens are dropped."""
+        assert ticket.begun is not None
+        failure = Failure(ENVIRONMENT, NOT_REBUILT, f"an episode could not go on after a restart: {reason}")
+        scores = Scores(failures=[failure], failed_responses=1)
+        if ticket.open_tokens:
+            scores.left_out[ticket.episode_id] = NOT_REBUILT
+            self._closed.append(self._going_on(ticket, ticket.begun).close_window(truncated=True))
+        else:
+            scores.failed_prompts[ticket.episode_id] = ticket.prompt_index
+        self._endings.add_scores(scores)
+        return failure
+
+    def _is_turn_over(self, prompt: Prompt) -> bool:
+        episode = self._episode(prompt)
+        return bool(episode.turn_tokens) and (self._is_ended(episode) or self._room(episode) <= 0)
+
+    def _is_ended(self, episode: OpenEpisode) -> bool:
+        """Whether the model has ended its turn."""
+        said = episode.turn_tokens
+        if not said:
+            return False
+        return said[-1] in self._chat.end_of_turn or (self._chat.has_stops and self._chat.is_stopped((), said))
+
+    def _room(self, episode: OpenEpisode) -> int:
+        return self._limits.max_response_length - episode.response_length
+
+    def _hand_over_waiting(self) -> None:
+        """Closes the windows of begun episodes that have found no slot, so that none waits for the turns of others."""
+        if self._limits.window_length is None:
+            return
+        for place, prompt in enumerate(self._prompts):
+            begun = prompt.ticket.begun
+            if begun is not None and begun.open_tokens:
+                self._closed.append(self._episode(prompt).close_window())
+                self._prompts[place] = replace(prompt, ticket=replace(prompt.ticket, begun=begun.without_window()))
 
     def _prompt_tokens(self, ticket: Ticket, text: str, info: Mapping[str, Any]) -> list[int]:
         tokens = self._chat.prompt(text, *turns_and_tools(info))
@@ -252,18 +359,32 @@ class Sampler:
     def _start_episode(self, prompt: Prompt) -> None:
         request_id = f"{self._name}-{prompt.ticket.episode_id}"
         assert request_id not in self._open, f"two tickets for episode {prompt.ticket.episode_id}"
-        self._open[request_id] = self._episode(prompt)
-        self._dialogs[request_id] = Dialog(prompt.env, prompt.text, prompt.info, wrong_reward=prompt.wrong_reward)
-        self.num_refills += 1
-        self._submit(request_id)
+        self._open[request_id] = episode = self._episode(prompt)
+        self._dialogs[request_id] = self._dialog(prompt)
+        self.num_refills += prompt.ticket.begun is None
+        if self._is_turn_over(prompt):
+            self._end_turn(request_id, episode, self._is_ended(episode))
+        else:
+            self._submit(request_id)
 
     def _episode(self, prompt: Prompt) -> OpenEpisode:
+        if prompt.ticket.begun is not None:
+            return self._going_on(prompt.ticket, prompt.ticket.begun)
         return OpenEpisode(prompt.ticket, prompt.tokens, self._env_runner, self._engine.version)
+
+    def _going_on(self, ticket: Ticket, begun: BegunEpisode) -> OpenEpisode:
+        return OpenEpisode.going_on(ticket, begun, self._env_runner, self._engine.version)
+
+    def _dialog(self, prompt: Prompt) -> Dialog:
+        dialog = Dialog(prompt.env, prompt.text, prompt.info, wrong_reward=prompt.wrong_reward)
+        if (begun := prompt.ticket.begun) is not None:
+            dialog.turns, dialog.observations = list(begun.turns), list(begun.observations)
+            dialog.turn_rewards = list(begun.turn_rewards)
+        return dialog
 
     def _submit(self, request_id: str) -> None:
         episode = self._open[request_id]
-        room = self._limits.max_response_length - episode.response_length
-        request = Request(request_id, episode.all_tokens(), room, self._sampling, episode.first_version)
+        request = Request(request_id, episode.all_tokens(), self._room(episode), self._sampling, episode.first_version)
         self._engine.submit(request)
 
     def _take(self, output: Output) -> None:
@@ -328,15 +449,15 @@ class Sampler:
         self._open.pop(turn.request_id, None)
         dialog = self._dialogs.pop(turn.request_id)
         self._endings.add(Ending(turn.episode, dialog, terminated, cut, last, failure))
-        self._give_back(turn, failure)
+        self._give_back(dialog, failure)
         if self.on_end is not None:
             self.on_end()
         if not self._rewards.calls_functions:
             self._closed += self._endings.settle(self._engine.version)
 
-    def _give_back(self, turn: Turn, failure: Failure | None) -> None:
+    def _give_back(self, dialog: Dialog, failure: Failure | None) -> None:
         """Takes back the environment of an episode that is over."""
-        self._unused_envs += turn.dialog.give_back(failure)
+        self._unused_envs += dialog.give_back(failure)
 
     def _hand_over(self) -> list[Fragment]:
         closed, self._closed = self._closed, []

@@ -92,6 +92,9 @@ class SimulatedEngine:
         self._spend(self._cost.weight_update)
         self.version = version
 
+    def reseed(self, seed: int) -> None:
+        self._generator = np.random.default_rng(seed)
+
     def score(self, tokens: Sequence[int]) -> np.ndarray:
         return np.full(len(tokens) - 1, -np.log(self._vocabulary_size), np.float32)
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
 
+from tppo_rl.core.begun_episodes import table_from_begun
 from tppo_rl.core.fragments import table_from_fragments
 from tppo_rl.core.prompts import Ticket
 from tppo_rl.rollout.engine import Engine
@@ -56,13 +57,13 @@ class SimulatedRunner:
         self.incarnation += "'"
 
     def sample(
-        self, *, num_engine_steps: int | None, tickets: Sequence[Ticket], cut_windows: bool = False
+        self, *, num_engine_steps: int | None, draw: int, tickets: Sequence[Ticket], cut_windows: bool = False
     ) -> SampleResult:
-        """Samples like `VLLMEnvRunner.sample`."""
+        """Samples like `VLLMEnvRunner.sample`; its engine goes on with the noise that it has."""
         if self.version is None:
             return SampleResult(table_from_fragments([]), self.incarnation, None)
         sampler = self.sampler
-        sampler.tickets.extend(tickets)
+        sampler.add_tickets(tickets)
         fragments = sampler.run_until_empty() if num_engine_steps is None else sampler.run(num_engine_steps)
         if cut_windows:
             fragments += sampler.cut_windows()
@@ -73,6 +74,7 @@ class SimulatedRunner:
             num_tokens_sampled=sampler.num_tokens_sampled,
             num_open_tokens=sampler.num_open_tokens,
             oldest_open_version=sampler.oldest_open_version,
+            begun=table_from_begun([episode.told() for episode in sampler.begun()]),
             num_waiting_tickets=sampler.num_waiting_tickets,
             scores=sampler.pop_scores(),
         )

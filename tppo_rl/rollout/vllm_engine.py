@@ -129,6 +129,7 @@ class VLLMEngine:
         packs = device == "cpu" and not in_place
         if packs:
             _check_no_extension(engine_args)
+        if packs or has_workers:
             defaults["worker_extension_cls"] = WORKER_EXTENSION
         if head_dtype is not None:
             engine_args = _with_head_dtype(engine_args, head_dtype)
@@ -140,7 +141,9 @@ class VLLMEngine:
         except BaseException:
             self._remove_weights_folder()
             raise
-        self._core = VLLMCore(self._engine, own_process=multiprocessing, packs_tied_layers=packs)
+        self._core = VLLMCore(
+            self._engine, own_process=multiprocessing, has_workers=has_workers, packs_tied_layers=packs
+        )
         self._copies: WeightCopies | None = None
         if in_place:
             self._copies = WeightCopies(self._core.loader())
@@ -184,6 +187,10 @@ class VLLMEngine:
             goes_back, self.version = version <= self.version, version
             if self._kv_on_update == "recompute" or goes_back:
                 self.forget_kv()
+
+    def reseed(self, seed: int) -> None:
+        with self._core.telling_death():
+            self._core.reseed(seed)
 
     def forget_kv(self) -> None:
         """Preempts running requests; the next step computes their keys and values anew, by its own weights."""

@@ -70,8 +70,8 @@ CONTRACT: Contract = {
 `engine_core.model_executor.is_failed` of a core in this process, and `cpu_linear` of unquantized linear layers. These exist on instances alone, so the engine's tests check them."""
 
 
-WORKER_EXTENSION = "tppo_rl.rollout.worker_extension.PacksTiedLayers"
-"""Name under which workers on a CPU import their further methods."""
+WORKER_EXTENSION = "tppo_rl.rollout.worker_extension.WorkerMethods"
+"""Name under which workers import their further methods."""
 
 
 class CoreOutput(NamedTuple):
@@ -91,11 +91,15 @@ class VLLMCore:
     Args:
         engine: vLLM's `LLMEngine`.
         own_process: Whether the core has a process of its own; else it takes its steps in this one.
+        has_workers: Whether the model runs in other processes than this one.
         packs_tied_layers: Whether the workers have the methods of `WORKER_EXTENSION`, which have to follow a reload.
     """
 
-    def __init__(self, engine: Any, *, own_process: bool = False, packs_tied_layers: bool = False) -> None:
+    def __init__(
+        self, engine: Any, *, own_process: bool = False, has_workers: bool = False, packs_tied_layers: bool = False
+    ) -> None:
         self.engine = engine
+        self._has_workers = has_workers
         self._packs_tied_layers = packs_tied_layers
         with VLLM.insides("LLMEngine.engine_core, LLMEngine.output_processor"):
             self.core = engine.engine_core
@@ -182,6 +186,13 @@ class VLLMCore:
         self.engine.collective_rpc("reload_weights", kwargs=source)
         if self._packs_tied_layers:
             self.engine.collective_rpc("pack_tied_layers")
+
+    def reseed(self, seed: int) -> None:
+        """Seeds torch's generators where the model runs."""
+        if self._has_workers:
+            self.engine.collective_rpc("reseed", args=(seed,))
+        else:
+            torch.manual_seed(seed)
 
     def shutdown(self) -> None:
         """Ends the core."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from tppo_rl.core.begun_episodes import BegunEpisode, next_window
 from tppo_rl.core.fragments import NO_VERSION, Fragment
 from tppo_rl.core.prompts import Ticket
 
@@ -22,6 +23,8 @@ class Window:
     rewards: dict[int, float] = field(default_factory=dict)
     """Rewards by index in `tokens`; nearly all tokens have none."""
     num_sampled: int = 0
+    oldest_version: int | None = None
+    """Oldest policy version of a sampled token; an episode may go on with an engine whose weights are older."""
 
 
 class OpenEpisode:
@@ -47,6 +50,38 @@ class OpenEpisode:
         self._window = Window()
         self._window_index = 0
 
+    @classmethod
+    def going_on(cls, ticket: Ticket, begun: BegunEpisode, env_runner: int, version: int) -> OpenEpisode:
+        """Returns an episode that goes on where it was.
+
+        Args:
+            ticket: Of the episode.
+            begun: The episode so far.
+            env_runner: Index of the env-runner in which it goes on.
+            version: Policy version at which it goes on.
+        """
+        window = begun.window
+        episode = cls(ticket, window.context[: window.prompt_length].tolist(), env_runner, version)
+        episode._context = window.context
+        episode._context_sampled = window.context_sampled
+        episode._context_rewards = window.context_rewards
+        versions = window.versions.tolist()
+        episode._window = Window(
+            tokens=window.tokens.tolist(),
+            log_probs=window.behavior_log_probs.tolist(),
+            versions=versions,
+            rewards={int(index): float(window.rewards[index]) for index in np.flatnonzero(window.rewards)},
+            num_sampled=len(window),
+            oldest_version=begun.oldest_version,
+        )
+        episode._window_index = window.window_index
+        response = np.concatenate([window.context[window.prompt_length :], window.tokens])
+        sampled = np.concatenate([window.context_sampled[window.prompt_length :], window.sampled])
+        others = np.flatnonzero(sampled == 0)
+        episode.turn_tokens = response[others[-1] + 1 if len(others) else 0 :].tolist()
+        episode.response_length = len(response)
+        return episode
+
     @property
     def open_tokens(self) -> int:
         """Sampled tokens that no fragment holds yet."""
@@ -55,9 +90,7 @@ class OpenEpisode:
     @property
     def oldest_open_version(self) -> int | None:
         """Oldest policy version among the open tokens; None if there are none."""
-        versions = self._window.versions
-        # Versions never fall within a window, so the first sampled token is the oldest.
-        return next((version for version in versions if version != NO_VERSION), None)
+        return self._window.oldest_version
 
     def add_sampled(self, token: int, log_prob: float, version: int) -> int:
         """Appends a token that the policy sampled; returns the number of sampled tokens in the window."""
@@ -66,6 +99,8 @@ class OpenEpisode:
         window.log_probs.append(log_prob)
         window.versions.append(version)
         window.num_sampled += 1
+        if window.oldest_version is None or version < window.oldest_version:
+            window.oldest_version = version
         self.turn_tokens.append(token)
         self.response_length += 1
         return window.num_sampled
@@ -98,12 +133,25 @@ class OpenEpisode:
         self, *, terminated: bool = False, truncated: bool = False, correct: bool | None = None
     ) -> Fragment:
         """Returns the window as a fragment and begins the next one."""
+        fragment = self.window_so_far(terminated=terminated, truncated=truncated, correct=correct)
+        following = next_window(fragment)
+        self._context = following.context
+        self._context_sampled = following.context_sampled
+        self._context_rewards = following.context_rewards
+        self._window = Window()
+        self._window_index += 1
+        return fragment
+
+    def window_so_far(
+        self, *, terminated: bool = False, truncated: bool = False, correct: bool | None = None
+    ) -> Fragment:
+        """Returns the window as it is now; it stays open."""
         window = self._window
         versions = np.array(window.versions, np.int32)
         rewards = np.zeros(len(window.tokens), np.float32)
         for index, reward in window.rewards.items():
             rewards[index] = reward
-        fragment = Fragment(
+        return Fragment(
             episode_id=self.ticket.episode_id,
             prompt_index=self.ticket.prompt_index,
             env_runner=self._env_runner,
@@ -121,9 +169,3 @@ class OpenEpisode:
             truncated=truncated,
             correct=correct,
         )
-        self._context = np.concatenate([self._context, fragment.tokens])
-        self._context_sampled = np.concatenate([self._context_sampled, fragment.sampled])
-        self._context_rewards = np.concatenate([self._context_rewards, fragment.rewards])
-        self._window = Window()
-        self._window_index += 1
-        return fragment

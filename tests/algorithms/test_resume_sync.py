@@ -1,0 +1,101 @@
+"""A synchronous run that was stopped and resumed is the run that was not, to the last bit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tppo_rl.algorithms import GRPOConfig, PPOConfig, TPPOConfig
+from tppo_rl.algorithms.rllib_config import LanguageModelConfig
+
+pytestmark = pytest.mark.integration
+
+OF_THE_MACHINE = (
+    "time",
+    "seconds",
+    "throughput",
+    "wall",
+    "timer",
+    "_s",
+    "util_percent",
+    "idle",
+    "weight_load",
+    "probe_log_prob_diff",
+)
+"""Parts of names of what clocks and the machine give, and of the proof of weights, which a restored run makes once more."""
+
+
+def config_of(kind: type[LanguageModelConfig], folder: Path, **options: Any) -> LanguageModelConfig:
+    values = {
+        "policy_model": "tppo_rl/arithmetic-chain-long-tail",
+        "env": "tppo_rl/ArithmeticChain-v0",
+        "env_config": {"max_operands": 12, "tail_exponent": 4.0, "long_share": 1.0},
+        "mode": "sync",
+        "num_env_runners": 0,
+        "num_envs_per_env_runner": 8,
+        "max_response_length": 96,
+        "max_prompt_length": 128,
+        "lr": 1e-4,
+        "evaluation_interval": 2,
+        "evaluation_duration": 16,
+        "results_folder": str(folder),
+        "seed": 3,
+    }
+    return kind().update_from_dict(values | options)
+
+
+def numbers(tree: Any, path: str = "") -> dict[str, Any]:
+    """All numbers of a nested result but those of clocks and of the machine."""
+    if isinstance(tree, dict):
+        found: dict[str, Any] = {}
+        for key, value in tree.items():
+            if not any(clock in str(key) for clock in OF_THE_MACHINE):
+                found |= numbers(value, f"{path}/{key}")
+        return found
+    return {path: tree} if isinstance(tree, int | float | np.generic) else {}
+
+
+def different(expected: dict[str, Any], found: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    both = {name: (expected.get(name), found.get(name)) for name in expected.keys() | found.keys()}
+    return {name: (a, b) for name, (a, b) in both.items() if a != b and not (a != a and b != b)}
+
+
+def arrays(tree: Any, path: str = "") -> dict[str, np.ndarray]:
+    if isinstance(tree, dict):
+        return {key: value for name, part in tree.items() for key, value in arrays(part, f"{path}/{name}").items()}
+    return {path: np.asarray(tree)} if isinstance(tree, np.ndarray) else {}
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        (TPPOConfig, {"window_length": 8}),
+        pytest.param(PPOConfig, {}, marks=pytest.mark.slow),
+        pytest.param(GRPOConfig, {"group_size": 4}, marks=pytest.mark.slow),
+        pytest.param(TPPOConfig, {"window_length": 8, "hindsight": True, "num_env_runners": 2}, marks=pytest.mark.slow),
+    ],
+)
+def test_straight_and_resumed_are_equal(
+    kind: type[LanguageModelConfig], options: dict[str, Any], tmp_path: Path
+) -> None:
+    straight = config_of(kind, tmp_path / "straight", **options).build_algo()
+    first = [straight.train() for _ in range(3)]
+    checkpoint = straight.save_to_path(str(tmp_path / "checkpoint"))
+    expected = [straight.train() for _ in range(3)]
+    state = straight.get_state()
+    straight.stop()
+    resumed = config_of(kind, tmp_path / "resumed", **options).build_algo()
+    resumed.restore_from_path(checkpoint)
+    for result in expected:
+        assert different(numbers(result), numbers(resumed.train())) == {}
+    assert first[-1]["training_iteration"] == 3
+    found = resumed.get_state()
+    resumed.stop()
+    before, after = arrays(state), arrays(found)
+    assert before.keys() == after.keys()
+    assert [name for name, value in before.items() if not np.array_equal(value, after[name])] == []
+    assert found["tppo"]["ledger"]["begun"].equals(state["tppo"]["ledger"]["begun"])
+    assert found["tppo"]["queue"].equals(state["tppo"]["queue"])
