@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from functools import partial
 from pathlib import Path
@@ -11,7 +12,7 @@ from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.algorithms.registry import ALGORITHMS as RLLIB_ALGORITHMS
 from ray.rllib.callbacks.utils import make_callback
-from ray.rllib.core import COMPONENT_LEARNER_GROUP
+from ray.rllib.core import COMPONENT_ENV_RUNNER, COMPONENT_EVAL_ENV_RUNNER, COMPONENT_LEARNER_GROUP
 from ray.rllib.utils.metrics import (
     ENV_RUNNER_RESULTS,
     EVALUATION_RESULTS,
@@ -20,6 +21,8 @@ from ray.rllib.utils.metrics import (
 )
 from ray.tune.registry import register_trainable
 
+from tppo_rl.algorithms.checkpoint_contents import check_fits, checkpoint_contents, naming_weights
+from tppo_rl.algorithms.checkpoint_places import local_copy_of, local_folder
 from tppo_rl.algorithms.resources import check_resources
 from tppo_rl.algorithms.rllib_config import LanguageModelConfig
 from tppo_rl.algorithms.rllib_internals import report_restored, trial_folder
@@ -28,6 +31,7 @@ from tppo_rl.config.options import Options
 from tppo_rl.config.text_envs import num_problems
 from tppo_rl.config.value_forms import check_saved_form, evaluated_return, value_form_settings
 from tppo_rl.core.algorithm_spec import AlgorithmSpec
+from tppo_rl.core.checkpoint_files import LOOP, checkpoint_facts, checkpoint_state, write_checkpoint
 from tppo_rl.core.errors import OptionError
 from tppo_rl.core.fragments import fragments_from_table, table_from_fragments
 from tppo_rl.core.registry import ALGORITHMS
@@ -48,8 +52,7 @@ from tppo_rl.rollout.rllib_internals import kill_env_runners
 from tppo_rl.rollout.weight_proof import WeightProof, probe_tokens
 from tppo_rl.rollout.weight_sync import WeightSync
 
-_STATE = "tppo"
-"""Of the loop, in RLlib's state of an algorithm."""
+logger = logging.getLogger(__name__)
 
 
 class LanguageModelAlgorithm(Algorithm):
@@ -163,7 +166,10 @@ class LanguageModelAlgorithm(Algorithm):
 
     def get_state(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         state = dict(super().get_state(*args, **kwargs))
-        state[_STATE] = {
+        # Those have no state of their own: weights live in learners, open episodes, prompts and tokens in the ledger.
+        state.pop(COMPONENT_ENV_RUNNER, None)
+        state.pop(COMPONENT_EVAL_ENV_RUNNER, None)
+        state[LOOP] = {
             **self.loop.rollouts.state(),
             "hindsight": table_from_fragments(self.loop.boundaries.waiting),
             "held": self.loop.learners.held_episodes(),
@@ -175,16 +181,60 @@ class LanguageModelAlgorithm(Algorithm):
 
     def set_state(self, state: dict[str, Any]) -> None:
         super().set_state(state)
-        if _STATE in state:
-            self._restore_loop(state[_STATE])
+        if LOOP in state:
+            self._restore_loop(state[LOOP])
 
     def get_checkpointable_components(self) -> list[tuple[str, Any]]:
-        # Env-runners have no state of their own: weights live in learners, prompts and tokens in the ledger.
         return [(COMPONENT_LEARNER_GROUP, self.learner_group)]
 
-    def restore_from_path(self, path: Any, *args: Any, **kwargs: Any) -> None:
-        super().restore_from_path(path, *args, **kwargs)
+    def save_to_path(self, path: Any = None, *, state: Any = None, filesystem: Any = None, **kwargs: Any) -> str:
+        """Writes a checkpoint that holds data alone (`core.checkpoint_files`), and returns its place.
+
+        Args:
+            path: Folder, or URI of a file system that pyarrow knows; None: a new folder.
+            state: From `get_state`; None: that of now.
+            filesystem: Of pyarrow, to which `path` belongs.
+            **kwargs: Of RLlib, not used.
+        """
+        with local_copy_of(path, filesystem) as folder:
+            write_checkpoint(folder, self.get_state() if state is None else state, checkpoint_contents(self))
+        return str(folder if path is None else path)
+
+    def restore_from_path(self, path: Any, *args: Any, filesystem: Any = None, **kwargs: Any) -> None:
+        """Goes on from a checkpoint; nothing in it is executed.
+
+        Raises:
+            OptionError: it is damaged, or of another algorithm or model.
+        """
+        with local_folder(path, filesystem) as folder:
+            check_fits(folder, self.options, type(self).__name__)
+            state = checkpoint_state(folder)
+        with naming_weights(path, self.options):
+            self.learner_group.set_state(state.pop(COMPONENT_LEARNER_GROUP))
+        self.set_state(state)
         self._push_and_verify()
+
+    @classmethod
+    def from_checkpoint(cls, path: Any, filesystem: Any = None, **kwargs: Any) -> LanguageModelAlgorithm:
+        """Builds the algorithm that a checkpoint describes, and goes on from it.
+
+        Args:
+            path: Folder, URI or Ray Train's `Checkpoint`.
+            filesystem: Of pyarrow, to which `path` belongs.
+            **kwargs: Of RLlib, not used.
+
+        Raises:
+            OptionError: see `restore_from_path`.
+        """
+        path = getattr(path, "path", path)
+        with local_folder(path, filesystem) as folder:
+            facts = checkpoint_facts(folder)
+        config = cls.get_default_config().update_from_dict(facts["options"] | facts["rllib"])
+        if facts["not_saved"]:
+            logger.warning("these settings are not in the checkpoint, and have their defaults: %s", facts["not_saved"])
+        algorithm = cls(config=config)
+        algorithm.restore_from_path(path, filesystem=filesystem)
+        return algorithm
 
     def cleanup(self) -> None:
         loop = getattr(self, "loop", None)

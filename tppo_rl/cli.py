@@ -225,15 +225,22 @@ def check_env(env: str, env_config_text: str, episodes: int, deadline: float, ov
 
 
 @main.command()
+@click.argument("checkpoint", required=False, type=click.Path(path_type=Path))
 @click.option("--quick", is_flag=True, help="Leave out what computes: an update and an engine.")
 @one_clear_error
-def doctor(quick: bool) -> None:
+def doctor(checkpoint: Path | None, quick: bool) -> None:
     """Look at machine and installation as a run would use them; each finding with its remedy.
 
-    The exit status is 1 where something is wrong.
+    With a CHECKPOINT (or the folder of a run, for its newest one) look at that instead: every file is read and compared with what
+    was written. The exit status is 1 where something is wrong.
     """
     from tppo_rl.bench.doctor import examine
+    from tppo_rl.experiment.checkpoints import checkpoint_in, describe_checkpoint
 
+    if checkpoint is not None:
+        for line in describe_checkpoint(checkpoint_in(checkpoint)):
+            click.echo(line)
+        return
     wrong = 0
     for finding in examine(compute=not quick):
         color = {"fine": "green", "look": "yellow", "wrong": "red"}[finding.verdict]

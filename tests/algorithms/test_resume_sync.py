@@ -60,7 +60,11 @@ def numbers(tree: Any, path: str = "") -> dict[str, Any]:
 
 def different(expected: dict[str, Any], found: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
     both = {name: (expected.get(name), found.get(name)) for name in expected.keys() | found.keys()}
-    return {name: (a, b) for name, (a, b) in both.items() if a != b and not (a != a and b != b)}
+    return {name: (a, b) for name, (a, b) in both.items() if a != b and not (_is_nan(a) and _is_nan(b))}
+
+
+def _is_nan(value: Any) -> bool:
+    return value is not None and bool(np.isnan(value))
 
 
 def arrays(tree: Any, path: str = "") -> dict[str, np.ndarray]:

@@ -18,6 +18,7 @@ from tppo_rl.cli import main
 from tppo_rl.config.model_files import load_model_config
 from tppo_rl.config.options import Options
 from tppo_rl.config.value_forms import check_value_form
+from tppo_rl.core.checkpoint_files import MODULE, write_checkpoint
 from tppo_rl.core.errors import OptionError
 from tppo_rl.learner.module import LanguageModelModule
 
@@ -38,11 +39,14 @@ def save_checkpoint(
         if parameter.requires_grad:
             parameter.data.add_(0.05 * torch.randn(parameter.shape, generator=generator))
     checkpoint = folder / "run" / "checkpoints" / "iteration_000007"
-    module.save_to_path(checkpoint / "learner_group" / "learner" / "rl_module" / "default_policy")
-    import cloudpickle
-
-    algorithm_arguments = {"class": None, "ctor_args_and_kwargs": ((config.to_dict(),), {})}
-    (checkpoint / "class_and_ctor_args.pkl").write_bytes(cloudpickle.dumps(algorithm_arguments))
+    state: dict[str, Any] = module.get_state()
+    for name in reversed(MODULE):
+        state = {name: state}
+    facts = {
+        "options": config.options.flat(),
+        "model_config": model_config,
+    }
+    write_checkpoint(checkpoint, state, facts)
     return checkpoint, module
 
 
@@ -169,8 +173,14 @@ def test_what_cannot_be_exported_is_said_and_leaves_nothing(tmp_path: Path) -> N
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
     assert "is in use" in export(checkpoint, tmp_path / "full", code=2)
-    (checkpoint / "learner_group" / "learner" / "rl_module" / "default_policy" / "module_state.pkl").unlink()
-    assert "holds no policy" in export(checkpoint, tmp_path / "model", code=2)
+    (checkpoint / "policy.safetensors").unlink()
+    assert "policy.safetensors is missing" in export(checkpoint, tmp_path / "model", code=2)
+
+
+def test_pickles_of_an_earlier_version_are_not_read(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "run" / "checkpoints" / "iteration_000001"
+    (checkpoint / "learner_group").mkdir(parents=True)
+    assert "holds pickles" in export(checkpoint, tmp_path / "model", code=2)
 
 
 @pytest.mark.integration

@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import cloudpickle
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -18,6 +17,7 @@ from click.testing import CliRunner
 from tppo_rl.algorithms import TPPOConfig
 from tppo_rl.base_models import resolve_model
 from tppo_rl.cli import main
+from tppo_rl.core.checkpoint_files import MODULE, write_checkpoint
 from tppo_rl.core.errors import OptionError
 from tppo_rl.lab.critics import load_critic, values_along
 from tppo_rl.lab.samples import Continuation, Place, Response, Samples
@@ -36,9 +36,14 @@ def save_checkpoint(folder: Path, **options: Any) -> Path:
     for parameter in module.parameters():
         parameter.data.add_(0.05 * torch.randn(parameter.shape, generator=generator))
     checkpoint = folder / "checkpoints" / "iteration_000007"
-    module.save_to_path(checkpoint / "learner_group" / "learner" / "rl_module" / "default_policy")
-    arguments = {"class": None, "ctor_args_and_kwargs": ((config.to_dict(),), {})}
-    (checkpoint / "class_and_ctor_args.pkl").write_bytes(cloudpickle.dumps(arguments))
+    state: dict[str, Any] = module.get_state()
+    for name in reversed(MODULE):
+        state = {name: state}
+    facts = {
+        "options": config.options.flat(),
+        "model_config": model_config,
+    }
+    write_checkpoint(checkpoint, state, facts)
     return checkpoint
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tppo_rl.base_models import resolve_model
+from tppo_rl.core.checkpoint_files import is_checkpoint
 from tppo_rl.core.errors import OptionError
 
 _HUB_TIMEOUT_S = 5.0
@@ -26,7 +27,7 @@ def load_model_config(key: str, name: str) -> dict[str, Any]:
     folder = Path(model)
     if folder.is_dir():
         config = folder / "config.json"
-        if (folder / "learner_group").is_dir() or any(folder.glob("checkpoints/*/learner_group")):
+        if is_checkpoint(folder) or any(map(is_checkpoint, folder.glob("checkpoints/*"))):
             raise OptionError(
                 f"{key}={name!r}: is a checkpoint of a run; write its model with `tppo-rl export {name} DIR` (its critic with "
                 "--critic DIR), and give that folder"

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tppo_rl.core.checkpoint_files import LOOP, checkpoint_state, is_checkpoint, is_whole, verify_checkpoint
 from tppo_rl.core.errors import OptionError
 from tppo_rl.plan.memory import Memory
 
 CHECKPOINTS = "checkpoints"
+_PARTIAL = "partial_"
 
 
 def checkpoint_path(folder: Path, iteration: int) -> Path:
@@ -19,16 +22,19 @@ def checkpoint_path(folder: Path, iteration: int) -> Path:
 
 def iteration_of(checkpoint: Path) -> int:
     """The iteration after which a checkpoint was saved."""
-    return int(checkpoint.name.removeprefix("iteration_"))
+    return int(checkpoint.name.removeprefix(_PARTIAL).removeprefix("iteration_"))
 
 
 def find_newest_checkpoint(folder: Path) -> Path | None:
     """The newest complete checkpoint of a run's folder; None if there is none."""
-    return max((folder / CHECKPOINTS).glob("iteration_*"), default=None)
+    # Written to its end and not renamed yet: the one that it replaces may be half removed.
+    written = [path for path in (folder / CHECKPOINTS).glob(f"{_PARTIAL}iteration_*") if is_whole(path)]
+    found = [path for path in (folder / CHECKPOINTS).glob("iteration_*") if is_whole(path)]
+    return max([*found, *written], key=iteration_of, default=None)
 
 
 def newest_checkpoint(folder: Path) -> Path:
-    """The newest complete checkpoint of a run's folder.
+    """The newest complete checkpoint of a run's folder, under its own name.
 
     Raises:
         OptionError: there is none.
@@ -36,7 +42,10 @@ def newest_checkpoint(folder: Path) -> Path:
     found = find_newest_checkpoint(folder)
     if found is None:
         raise OptionError(f"--resume: {folder} holds no checkpoint; leave --resume out to begin anew")
-    return found
+    target = checkpoint_path(folder, iteration_of(found))
+    if found != target:
+        _put(found, target)
+    return target
 
 
 def checkpoint_in(source: Path) -> Path:
@@ -45,7 +54,7 @@ def checkpoint_in(source: Path) -> Path:
     Raises:
         OptionError: there is none.
     """
-    if (source / "learner_group").is_dir():
+    if is_checkpoint(source):
         return source
     found = find_newest_checkpoint(source)
     if found is None:
@@ -61,17 +70,25 @@ def save_checkpoint(algorithm: Any, target: Path, num_to_keep: int | None) -> Pa
         target: From `checkpoint_path`; an older checkpoint there is replaced.
         num_to_keep: Number of newest checkpoints to keep; None keeps all.
     """
-    partial = target.with_name(f"partial_{target.name}")
+    partial = target.with_name(f"{_PARTIAL}{target.name}")
     shutil.rmtree(partial, ignore_errors=True)
     algorithm.save_to_path(str(partial))
-    # A second Ctrl-C may end the removal of files: what is half removed must not be found, and the new one must be there.
-    replaced = [_set_aside(target)] if target.exists() else []
-    partial.rename(target)
+    _put(partial, target)
     if num_to_keep is not None:
-        replaced += [_set_aside(old) for old in sorted(target.parent.glob("iteration_*"))[:-num_to_keep]]
-    for old in replaced:
-        shutil.rmtree(old)
+        # One that is damaged is none, and says why when it is asked for.
+        whole = sorted(path for path in target.parent.glob("iteration_*") if is_whole(path))
+        for old in [_set_aside(old) for old in whole[:-num_to_keep]]:
+            shutil.rmtree(old)
     return target
+
+
+def _put(written: Path, target: Path) -> None:
+    """Gives a whole checkpoint its name, in the place of another one."""
+    # A second Ctrl-C may end the removal of files: what is half removed must not be found, and the new one must be there.
+    replaced = _set_aside(target) if target.exists() else None
+    written.rename(target)
+    if replaced is not None:
+        shutil.rmtree(replaced)
 
 
 def _set_aside(checkpoint: Path) -> Path:
@@ -88,6 +105,25 @@ def checkpoint_size(folder: Path, memory: Memory) -> int:
         return sum(path.stat().st_size for path in newest.rglob("*") if path.is_file())
     # Of weights, gradients and two moments a checkpoint leaves the gradients out.
     return sum(part.size for part in memory.parts if part.name in ("policy", "critic")) * 3 // 4
+
+
+def describe_checkpoint(folder: Path) -> Iterator[str]:
+    """Gives lines that say what a checkpoint holds, when all of its files are found to be as they were written.
+
+    Raises:
+        OptionError: it is damaged.
+    """
+    facts = verify_checkpoint(folder)
+    ledger = checkpoint_state(folder)[LOOP]["ledger"]
+    yield f"{folder}: whole; {facts['algorithm']} after {facts['iteration']} updates, policy_model {facts['options']['policy_model']}"
+    for name, file in sorted(facts["files"].items()):
+        yield f"  {name:24}{size_in_words(file['size']):>10}"
+    yield (
+        f"  tokens: {ledger['sampled']:,} sampled, {ledger['trained']:,} trained, {ledger['queued']:,} wait for an update; "
+        f"{ledger['begun'].num_rows:,} responses are open"
+    )
+    if facts["not_saved"]:
+        yield f"  not in it, give them again: {', '.join(facts['not_saved'])}"
 
 
 def size_in_words(size: int) -> str:

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from tppo_rl.config.options import OPTIONS, Options
+from tppo_rl.core.checkpoint_files import checkpoint_facts
 from tppo_rl.core.errors import OptionError
 from tppo_rl.experiment.checkpoints import checkpoint_in, iteration_of
 from tppo_rl.experiment.provenance import read_provenance
 from tppo_rl.experiment.summary import SUMMARY, read_summary
 
-_CTOR = "class_and_ctor_args.pkl"
 _CURVE = "accuracy.png"
 _CARD = "README.md"
 
@@ -67,13 +67,8 @@ def options_of(checkpoint: Path) -> Options:
     Raises:
         OptionError: it cannot be read.
     """
-    import cloudpickle
-
-    try:
-        (config, *_), _ = cloudpickle.loads((checkpoint / _CTOR).read_bytes())["ctor_args_and_kwargs"]
-    except (OSError, KeyError, ValueError, ImportError, AttributeError) as error:
-        raise OptionError(f"checkpoint={str(checkpoint)!r}: its options cannot be read: {error}") from None
-    return Options.of(**{key: value for key, value in config.items() if key in OPTIONS})
+    options = checkpoint_facts(checkpoint)["options"]
+    return Options.of(**{key: value for key, value in options.items() if key in OPTIONS})
 
 
 def _save_tokenizer(options: Options, folder: Path, *, with_generation_config: bool) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
+from tppo_rl.algorithms.checkpoint_contents import check_fits
 from tppo_rl.algorithms.ray_start import quiet_libraries
 from tppo_rl.config.checks import check_options
 from tppo_rl.config.run_files import Experiment
@@ -65,6 +66,7 @@ def run_experiment(
     (options,) = experiment.points()
     checked = check_options(options, experiment.spec, other_keys=options)
     if checkpoint is not None:
+        check_fits(checkpoint, checked, experiment.spec.name)
         check_saved_form(checked, value_form_settings(options_of(checkpoint)))
     quiet_libraries()
     console.print(sizes_table(checked))

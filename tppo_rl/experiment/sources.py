@@ -9,6 +9,7 @@ from typing import Any
 from tppo_rl.config.checks import check_environment, check_model
 from tppo_rl.config.options import Options
 from tppo_rl.config.run_files import apply_override
+from tppo_rl.core.checkpoint_files import is_checkpoint
 from tppo_rl.experiment.checkpoints import checkpoint_in
 from tppo_rl.experiment.export import export_policy, options_of
 
@@ -36,7 +37,7 @@ def options_of_source(source: str, values: Mapping[str, Any], overrides: Sequenc
         OptionError: an option, a model or environment that there is not, or a run without a checkpoint.
     """
     path = Path(source)
-    is_run = path.is_dir() and any((path / name).is_dir() for name in ("learner_group", "checkpoints"))
+    is_run = path.is_dir() and (is_checkpoint(path) or (path / "checkpoints").is_dir())
     checkpoint = checkpoint_in(path) if is_run else None
     config = {"policy_model": source} if checkpoint is None else options_of(checkpoint).flat()
     body: dict[str, Any] = {"config": config | dict(values)}

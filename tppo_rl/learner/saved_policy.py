@@ -6,23 +6,17 @@ Neither a learner nor Ray's actors are started; the critic is loaded only where 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-import cloudpickle
 import numpy as np
 import torch
-from ray.rllib.core import DEFAULT_MODULE_ID
 
+from tppo_rl.core.checkpoint_files import checkpoint_facts, module_state
 from tppo_rl.core.errors import OptionError
 from tppo_rl.core.value_head_file import VALUE_HEAD_FILE, form_metadata
 from tppo_rl.learner.lora import has_adapters, merged_weights, save_adapter
 from tppo_rl.learner.models import load_causal_lm, parse_dtype
 from tppo_rl.learner.module import LanguageModelModule
 from tppo_rl.learner.sharding import gather_weights, load_weights
-
-_MODULE = Path("learner_group", "learner", "rl_module", DEFAULT_MODULE_ID)
-_CTOR = "class_and_ctor_args.pkl"
-_STATE = "module_state.pkl"
 
 
 def load_module(checkpoint: Path, *, critic: bool = False) -> LanguageModelModule:
@@ -33,19 +27,17 @@ def load_module(checkpoint: Path, *, critic: bool = False) -> LanguageModelModul
         critic: Whether to load the critic as well, where there is one.
 
     Raises:
-        OptionError: the folder is no checkpoint of this package, or the model that it began with is gone.
+        OptionError: the checkpoint is damaged or none of this package, or the model that it began with is gone.
     """
-    folder = checkpoint / _MODULE
+    config = dict(checkpoint_facts(checkpoint)["model_config"]) | {
+        "reference_model": None,
+        "gradient_checkpointing": False,
+    }
+    state = module_state(checkpoint)
     try:
-        arguments = cloudpickle.loads((folder / _CTOR).read_bytes())["ctor_args_and_kwargs"][1]
-        state: dict[str, Any] = cloudpickle.loads((folder / _STATE).read_bytes())
-    except (OSError, KeyError, ImportError, EOFError) as error:
-        raise OptionError(
-            f"checkpoint={str(checkpoint)!r}: holds no policy ({error}); give a run's folder or a checkpoint"
-        ) from None
-    config = dict(arguments["model_config"]) | {"reference_model": None, "gradient_checkpointing": False}
-    try:
-        module = LanguageModelModule(**(arguments | {"model_config": config, "inference_only": not critic}))
+        module = LanguageModelModule(
+            observation_space=None, action_space=None, inference_only=not critic, model_config=config
+        )
     except ValueError as error:
         raise OptionError(f"checkpoint={str(checkpoint)!r}: its base model cannot be loaded: {error}") from None
     module.set_state(state)

@@ -18,7 +18,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from tppo_rl.config.options import Options
@@ -298,6 +298,7 @@ class RolloutController:
 
     def _one_remote_step(self, tickets: Callable[[int, list[int]], list[Ticket]], arguments: dict[str, Any]) -> None:
         waiting = Counter[int]()
+        answers: dict[int, SampleResult] = {}
         last_healthy = time.monotonic()
         while waiting.total() > 0 or self.queue.num_tokens == 0:
             healthy = self._group.healthy_env_runner_ids()
@@ -306,10 +307,14 @@ class RolloutController:
                     waiting[env_runner] += self._request(env_runner, tickets(env_runner, healthy), arguments)
             for env_runner, result in fetch_ready(self._group, SAMPLE_TAG, 0.05):
                 waiting[env_runner] = 0
-                self.ingest(env_runner, result)
-            self._forget_lost_env_runners()
+                answers[env_runner] = result
+            self._forget_lost_env_runners(but=answers)
             for env_runner in set(waiting) - set(self._group.healthy_env_runner_ids()):
                 del waiting[env_runner]
+            if waiting.total() == 0:
+                # In the order of the env-runners: sums over a batch in another order are other numbers.
+                for env_runner in sorted(answers):
+                    self.ingest(env_runner, answers.pop(env_runner))
             if self._group.healthy_env_runner_ids():
                 last_healthy = time.monotonic()
             else:
@@ -371,10 +376,15 @@ class RolloutController:
         oldest = self._requests.oldest_versions(self._group.healthy_env_runner_ids())
         return may_update(self._weights.version, self._max_staleness, [*oldest, *self._held_versions()])
 
-    def _forget_lost_env_runners(self) -> None:
+    def _forget_lost_env_runners(self, but: Collection[int] = ()) -> None:
+        """Gives up the env-runners that are lost.
+
+        Args:
+            but: Env-runners whose answers are here and not taken yet.
+        """
         in_flight = requests_in_flight(self._group, SAMPLE_TAG)
         healthy = set(self._group.healthy_env_runner_ids())
-        for env_runner in self._requests.known():
+        for env_runner in set(self._requests.known()).difference(but):
             # An env-runner can be lost and back between two polls; its requests are then gone without an answer.
             lost_requests = in_flight is not None and in_flight[env_runner] < len(self._requests[env_runner].requests)
             if env_runner and (lost_requests or env_runner not in healthy):

@@ -1,0 +1,105 @@
+"""What a checkpoint says of the run that wrote it, and whether another run can go on from it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tppo_rl.config.model_files import load_model_config
+from tppo_rl.config.options import OPTIONS, Options
+from tppo_rl.core.checkpoint_files import checkpoint_facts
+from tppo_rl.core.errors import OptionError
+
+_SHAPE = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+"""Keys of a model's config that its weights follow from."""
+
+
+def checkpoint_contents(algorithm: Any) -> dict[str, Any]:
+    """Returns what the manifest of a checkpoint says of an algorithm: all that is needed to build it again.
+
+    Settings of RLlib that are no data, such as classes, are named under `not_saved`.
+    """
+    config, default = algorithm.config, type(algorithm.config)()
+    options = algorithm.options.flat()
+    changed = {
+        key: value
+        for key, value in config.to_dict().items()
+        if key not in OPTIONS and key in default._settable and value != default.to_dict().get(key)
+    }
+    rllib = {key: value for key, value in changed.items() if _is_data(value)}
+    return {
+        "algorithm": type(algorithm).__name__,
+        "iteration": algorithm.iteration,
+        "options": {key: value for key, value in options.items() if _is_data(value)},
+        "rllib": rllib,
+        "not_saved": sorted({*changed} - {*rllib} | {key for key, value in options.items() if not _is_data(value)}),
+        "model_config": config.get_default_rl_module_spec().model_config,
+        "model_shape": _shape(algorithm.options),
+    }
+
+
+def check_fits(checkpoint: Path, options: Options, algorithm: str) -> None:
+    """Checks that a run can go on from a checkpoint, before anything is started.
+
+    Raises:
+        OptionError: it is damaged, or of another algorithm or another model.
+    """
+    facts = checkpoint_facts(checkpoint)
+    if facts["algorithm"] != algorithm:
+        raise OptionError(
+            f"checkpoint={str(checkpoint)!r}: was saved by {facts['algorithm']}, and this run is {algorithm}; go on with that, or begin "
+            "anew from the exported policy (`tppo-rl export`)"
+        )
+    saved, shape = facts["model_shape"], _shape(options)
+    different = [f"{key}={shape[key]} (saved: {saved.get(key)})" for key in shape if saved.get(key) != shape[key]]
+    if different:
+        raise OptionError(
+            f"policy_model={options.models.policy_model!r}: is another model than that of the checkpoint: {', '.join(different)}"
+        )
+    critics = [kept["critic"] is not None for kept in (facts["model_config"], {"critic": options.models.critic})]
+    if critics[0] != critics[1]:
+        raise OptionError(
+            f"critic={options.models.critic!r}: the checkpoint has {'a' if critics[0] else 'no'} critic; go on as it was saved"
+        )
+
+
+@contextmanager
+def naming_weights(path: Any, options: Options) -> Iterator[None]:
+    """Turns the error of weights that do not fit into one that says whose they are.
+
+    Raises:
+        OptionError: instead of it.
+    """
+    try:
+        yield
+    except (RuntimeError, KeyError, ValueError) as error:
+        if isinstance(error, OptionError):
+            raise
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise OptionError(
+            f"checkpoint={str(path)!r}: its weights are not those of policy_model={options.models.policy_model!r} under these options: "
+            f"{first}"
+        ) from error
+
+
+def _shape(options: Options) -> dict[str, Any]:
+    config = load_model_config("policy_model", str(options.models.policy_model))
+    text = config.get("text_config") or config
+    return {key: text[key] for key in _SHAPE if key in text}
+
+
+def _is_data(value: Any) -> bool:
+    try:
+        return bool(json.loads(json.dumps(value)) == _plain(value))
+    except (TypeError, ValueError):
+        return False
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as lists, as JSON has them."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

@@ -1,0 +1,146 @@
+"""States in files that hold data alone."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tppo_rl.core.state_files import (
+    MANIFEST,
+    DamagedState,
+    _digest,
+    check_files,
+    read_manifest,
+    read_state,
+    write_state,
+)
+
+STATE = {
+    "weights": {"a.weight": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.zeros((), np.int64)},
+    "moments": {0: {"exp_avg": torch.full((2,), 0.5, dtype=torch.bfloat16)}, 1: {}},
+    "numbers": [1, 2.5, None, True, "text", float("inf"), np.float64(0.1), np.int32(3)],
+    "kinds": ((1, 2), deque([3, 4]), {5, 6}),
+    "tables": {"queue": pa.table({"x": [1, 2]}), "other": {"queue": pa.table({"y": [[1.5], []]})}},
+    "odd": {"!array": 1},
+    "empty": {},
+}
+
+
+def assert_same(left: Any, right: Any) -> None:
+    assert type(left) is type(right)
+    if isinstance(left, dict):
+        assert list(left) == list(right)
+        for key in left:
+            assert_same(left[key], right[key])
+    elif isinstance(left, list | tuple | deque):
+        for one, other in zip(left, right, strict=True):
+            assert_same(one, other)
+    elif isinstance(left, pa.Table):
+        assert left.equals(right)
+    elif isinstance(left, np.ndarray | torch.Tensor):
+        assert left.dtype == right.dtype
+        assert left.shape == right.shape
+        assert (left == right).all()
+    else:
+        assert left == right or (left != left and right != right)  # noqa: PLR0124
+
+
+def test_a_state_comes_back_as_it_was(tmp_path: Path) -> None:
+    write_state(tmp_path, STATE, facts={"algorithm": "TPPO"}, files={"weights": "policy"})
+    assert_same(read_state(tmp_path), STATE)
+    assert read_manifest(tmp_path)["algorithm"] == "TPPO"
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {
+        "arrays.safetensors",
+        "manifest.json",
+        "policy.safetensors",
+        "queue.arrow",
+        "queue_2.arrow",
+        "state.json",
+    }
+    assert_same(read_state(tmp_path, part="weights"), STATE["weights"])
+    from safetensors.numpy import load_file
+
+    assert set(load_file(tmp_path / "policy.safetensors")) == {"a.weight", "b"}
+
+
+def test_tied_weights_are_written_once(tmp_path: Path) -> None:
+    tied = np.ones((100, 100), np.float32)
+    write_state(tmp_path, {"embedding": tied, "head": tied, "other": tied.copy()}, facts={})
+    assert (tmp_path / "arrays.safetensors").stat().st_size < 2.1 * tied.nbytes
+    assert_same(read_state(tmp_path), {"embedding": tied, "head": tied, "other": tied})
+
+
+LEAVES = st.none() | st.booleans() | st.integers(-(2**60), 2**60) | st.floats() | st.text(max_size=5)
+TREES = st.recursive(
+    LEAVES,
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4) | st.integers(0, 9), inner, max_size=4)
+    ),
+    max_leaves=12,
+)
+
+
+@given(TREES)
+def test_any_tree_comes_back(tmp_path_factory: pytest.TempPathFactory, tree: Any) -> None:
+    folder = tmp_path_factory.mktemp("state")
+    write_state(folder, tree, facts={})
+    assert_same(read_state(folder), tree)
+
+
+def test_what_is_no_data_is_refused_by_its_place(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="/a/b: a checkpoint holds data alone, and no object"):
+        write_state(tmp_path, {"a": {"b": object()}}, facts={})
+
+
+def test_every_flipped_bit_and_every_cut_is_noticed(tmp_path: Path) -> None:
+    write_state(tmp_path, STATE, facts={}, files={"weights": "policy"})
+    generator = random.Random(0)
+    for path in sorted(tmp_path.iterdir()):
+        whole = path.read_bytes()
+        for _ in range(20):
+            data = bytearray(whole)
+            data[generator.randrange(len(data))] ^= 1 << generator.randrange(8)
+            path.write_bytes(data)
+            if path.name != MANIFEST:
+                with pytest.raises(DamagedState, match=path.name):
+                    read_state(tmp_path)
+            elif _means_another(whole, bytes(data)):
+                with pytest.raises(DamagedState):
+                    check_files(tmp_path)
+            path.write_bytes(whole[: generator.randrange(len(whole))])
+            with pytest.raises(DamagedState):
+                read_state(tmp_path)
+        path.unlink()
+        with pytest.raises(DamagedState, match=path.name):
+            read_state(tmp_path)
+        path.write_bytes(whole)
+    check_files(tmp_path)
+
+
+def _means_another(whole: bytes, changed: bytes) -> bool:
+    try:
+        return bool(json.loads(whole) != json.loads(changed))
+    except ValueError:
+        return True
+
+
+def test_no_file_outside_of_the_folder_is_read(tmp_path: Path) -> None:
+    write_state(tmp_path / "in", {"queue": pa.table({"x": [1]})}, facts={})
+    manifest = json.loads((tmp_path / "in" / MANIFEST).read_text())
+    manifest["files"]["../out"] = {"size": 0, "blake2b": ""}
+    manifest["checksum"] = _digest(manifest)
+    (tmp_path / "in" / MANIFEST).write_text(json.dumps(manifest))
+    (tmp_path / "out").touch()
+    with pytest.raises(DamagedState, match="is missing"):
+        check_files(tmp_path / "in")

@@ -1,0 +1,119 @@
+"""Checkpoints on disk: the state of an algorithm and what it was made of, as `core.state_files` writes them.
+
+manifest.json           algorithm, options, settings of RLlib, config of the models, iteration, versions; all files
+policy.safetensors      weights of the policy, or its adapters
+critic.safetensors      weights of the critic
+optimizers.safetensors  their moments
+queue.arrow, begun.arrow, held.arrow, hindsight.arrow
+                        fragments that wait for an update, open responses, finished ones that wait for the critic
+state.json              everything else
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tppo_rl.core.errors import OptionError
+from tppo_rl.core.state_files import MANIFEST, DamagedState, check_files, read_manifest, read_state, write_state
+
+MODULE = ("learner_group", "learner", "rl_module", "default_policy")
+"""Path of the models in an algorithm's state."""
+LOOP = "tppo"
+"""Key of the training loop in an algorithm's state."""
+_MODULE_PART = "/".join(MODULE)
+_FILES = {
+    f"{_MODULE_PART}/policy": "policy",
+    f"{_MODULE_PART}/critic": "critic",
+    "learner_group/learner/optimizer": "optimizers",
+}
+_PICKLED = "learner_group"
+"""Folder that checkpoints of earlier versions have."""
+
+
+def is_checkpoint(folder: Path) -> bool:
+    """Whether a folder is a checkpoint, also a damaged one or one of an earlier version."""
+    return (folder / MANIFEST).is_file() or (folder / _PICKLED).is_dir()
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether a checkpoint was written to its end."""
+    try:
+        read_manifest(folder)
+    except DamagedState:
+        return False
+    return True
+
+
+def write_checkpoint(folder: Path, state: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+    """Writes an algorithm's state.
+
+    Args:
+        folder: Is made.
+        state: Of the algorithm.
+        facts: What the manifest says; `options` and `model_config` are what the functions here read.
+    """
+    write_state(folder, dict(state), facts=facts, files=_FILES)
+
+
+def checkpoint_facts(folder: Path) -> dict[str, Any]:
+    """Returns what the manifest of a checkpoint says.
+
+    Raises:
+        OptionError: it is damaged, or no checkpoint of this format.
+    """
+    with _Named(folder):
+        return read_manifest(folder)
+
+
+def checkpoint_state(folder: Path) -> dict[str, Any]:
+    """Returns the whole state of a checkpoint, all files of which are as they were written.
+
+    Raises:
+        OptionError: it is damaged, or no checkpoint of this format.
+    """
+    with _Named(folder):
+        return dict(read_state(folder))
+
+
+def module_state(folder: Path) -> dict[str, Any]:
+    """Returns the weights of a checkpoint, `{"policy": {...}, "critic": {...}}`.
+
+    Raises:
+        OptionError: it is damaged, or no checkpoint of this format.
+    """
+    with _Named(folder):
+        return dict(read_state(folder, part=_MODULE_PART))
+
+
+def verify_checkpoint(folder: Path) -> dict[str, Any]:
+    """Reads every file of a checkpoint, and returns what its manifest says.
+
+    Raises:
+        OptionError: it is damaged, or no checkpoint of this format.
+    """
+    with _Named(folder):
+        manifest = check_files(folder)
+        read_state(folder)
+        return manifest
+
+
+class _Named:
+    """Turns errors of reading into one that names the checkpoint."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def __enter__(self) -> None:
+        if not (self._folder / MANIFEST).exists() and (self._folder / _PICKLED).is_dir():
+            raise OptionError(
+                f"checkpoint={str(self._folder)!r}: holds pickles, as an earlier version wrote them. To read them is to run the code in "
+                "them, so they are not read; export the policy with the version that has written it"
+            )
+
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        if isinstance(error, DamagedState):
+            raise OptionError(
+                f"checkpoint={str(self._folder)!r}: {error}; take another one (`tppo-rl doctor CHECKPOINT` looks at one)"
+            ) from None
