@@ -84,6 +84,7 @@ class OptionBuilder(AlgorithmConfig):
         adam_betas: Sequence[float] = ...,
         weight_decay: float = ...,
         grad_clip: float | None = ...,
+        max_skipped_updates: int = ...,
         micro_batch_tokens: int = ...,
         packing: bool = ...,
         context_gradient: bool = ...,

@@ -14,6 +14,7 @@ import torch
 from learner_helpers import estimate_targets, load_models, make_fragment, make_fragments, parameters_of
 
 from tppo_rl.config.options import Options
+from tppo_rl.core.errors import RunError
 from tppo_rl.core.fragments import Fragment
 from tppo_rl.kernels.denormals import is_flushing
 from tppo_rl.learner.batch import batch_from_fragments
@@ -390,6 +391,34 @@ def test_gradients_that_are_not_finite_leave_the_weights_alone(model_folder: str
     metrics = run.step.run(batch, broken, 0).metrics
     assert torch.equal(parameters_of(run.policy), before)
     assert (metrics["policy_steps"], metrics["policy_skipped_steps"], metrics["critic_skipped_steps"]) == (1, 1, 0)
+
+
+def test_updates_whose_gradients_are_never_finite_end_the_run(model_folder: str) -> None:
+    run = Run(model_folder, max_skipped_updates=3)
+    batch = batch_from_fragments(make_fragments(14, 3))
+    targets = estimate_targets(run.critic, batch, run.options)
+    broken = Targets(torch.full_like(targets.advantages, float("inf")), targets.values, targets.value_batch)
+    for skipped in (broken, broken, targets, broken, broken):
+        run.step.run(batch, skipped, 0)
+    with pytest.raises(RunError, match=r"policy: no optimizer step of 3 updates in a row .* lr=0.001"):
+        run.step.run(batch, broken, 0)
+
+
+@pytest.mark.parametrize(("key", "rate"), [("lr", 1e30), ("critic_lr", 1e4)])
+def test_weights_that_blow_up_end_the_run(model_folder: str, key: str, rate: float) -> None:
+    run = Run(model_folder, **{key: rate})
+    with pytest.raises(RunError, match=rf"one update took the norm of its weights from .* Lower {key}="):
+        run.update(make_fragments(14, 3))
+
+
+def test_other_weights_that_were_loaded_are_no_growth(model_folder: str) -> None:
+    run = Run(model_folder)
+    run.update(make_fragments(14, 3))
+    with torch.no_grad():
+        for parameter in run.policy.parameters():
+            parameter.mul_(100.0)
+    run.step.set_state(run.step.get_state())
+    run.update(make_fragments(15, 3), version=0)
 
 
 def test_recomputed_old_log_probs_treat_stale_tokens_as_fresh(model_folder: str) -> None:

@@ -39,6 +39,7 @@ from tppo_rl.learner.policy_step import POLICY_MAXIMA, POLICY_SUMS, PolicyStep
 from tppo_rl.learner.sharding import ShardedGradientStep, shard
 from tppo_rl.learner.targets import Targets
 from tppo_rl.learner.value_batches import empty_value_batch
+from tppo_rl.learner.weight_guard import WeightGuard
 
 FRAGMENT_REPORT_SCHEMA = pa.schema(
     [
@@ -138,6 +139,10 @@ class UpdateStep:
             self.critic_optimizer = self._adamw(critic, options.critic.critic_lr)
             self.critic_gradients = self._gradients(self.critic_optimizer, options.critic.critic_grad_clip, "critic")
             self._critic_step = CriticStep(critic, self.critic_gradients, options, self._collective)
+        self._policy_guard = self._guard(self.policy_optimizer, "policy", "lr")
+        self._critic_guard = (
+            None if self.critic_optimizer is None else self._guard(self.critic_optimizer, "critic", "critic_lr")
+        )
 
     @flushed_subnormals()
     def run(self, batch: TrainBatch, targets: Targets, policy_version: int) -> UpdateResult:
@@ -147,6 +152,9 @@ class UpdateStep:
             batch: This learner's share of the fragments; may be empty.
             targets: Advantages and value targets of the same batch.
             policy_version: Version of the weights before the update; no token may be newer.
+
+        Raises:
+            RunError: the update has left weights that are no good (`weight_guard`).
         """
         options = self.options
         frozen = policy_version < options.critic.critic_warmup_updates
@@ -185,8 +193,13 @@ class UpdateStep:
                 value_batch, global_tokens=value_tokens, lr=critic_lr, generator=generator, metric_sums=metric_sums
             )
 
+        guards = [guard for guard in (self._policy_guard, self._critic_guard) if guard is not None]
+        for guard in guards:
+            guard.before()
         # The critic's thread was started in here, and so takes subnormal numbers as 0 as well.
         policy, critic = both(_timed(train_policy), _timed(train_critic), self._critic_thread)
+        for guard, trained, rate in zip(guards, (policy, critic), (lr, critic_lr), strict=False):
+            guard.after(trained.reports, rate)
         self._policy_updates += bool(policy.reports)
         self._trained_tokens += window_tokens
         for name, seconds in zip(_SECONDS.values(), (targets.seconds, policy.seconds, critic.seconds), strict=True):
@@ -214,6 +227,9 @@ class UpdateStep:
         """Goes on from the counters of `get_state`."""
         self._policy_updates = int(state["policy_updates"])
         self._trained_tokens = int(state["trained_tokens"])
+        for guard in (self._policy_guard, self._critic_guard):
+            if guard is not None:
+                guard.forget()
 
     def _adamw(self, model: torch.nn.Module, lr: LearningRate) -> torch.optim.AdamW:
         optimizer = make_adamw(
@@ -231,6 +247,10 @@ class UpdateStep:
     ) -> GradientStep | ShardedGradientStep:
         step = ShardedGradientStep if self.options.learners.distributed == "fsdp" else GradientStep
         return step(optimizer, max_norm=max_norm, collective=self._collective, name=name)
+
+    def _guard(self, optimizer: torch.optim.Optimizer, name: str, lr_key: str) -> WeightGuard:
+        most = self.options.optimizer.max_skipped_updates
+        return WeightGuard(optimizer, self._collective, name=name, lr_key=lr_key, most_skipped=most)
 
     def _staleness_histogram(self, batch: TrainBatch, version: int, largest: int) -> np.ndarray:
         staleness = version - batch.versions[batch.window.mask & ~batch.hindsight[:, None]]

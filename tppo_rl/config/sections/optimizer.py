@@ -78,6 +78,11 @@ class OptimizerOptions(Section):
     grad_clip: float | None = option(
         1.0, "Largest global gradient norm of the policy; None: no clipping.", gt=0, perturbable=True
     )
+    max_skipped_updates: int = option(
+        10,
+        "Updates in a row that may take no optimizer step because no gradient is finite; then the run ends.",
+        ge=1,
+    )
 
     def check(self, options: Options) -> None:
         """Checks that fragments that are drawn by their advantages are trained on nothing else."""
