@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import builtins
+import io
+import os
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pytest
+import safetensors.torch
 
-from tppo_rl.core.checkpoint_files import write_checkpoint
+from tppo_rl.core.checkpoint_files import checkpoint_state, write_checkpoint
 from tppo_rl.experiment import checkpoints
 from tppo_rl.experiment.checkpoints import (
     checkpoint_path,
     checkpoint_size,
     find_newest_checkpoint,
     iteration_of,
+    newest_checkpoint,
     save_checkpoint,
     size_in_words,
 )
@@ -73,3 +82,75 @@ def test_the_size_is_that_of_the_newest_or_of_weights_and_moments(tmp_path: Path
     size = sum(path.stat().st_size for path in checkpoint_path(tmp_path, 1).iterdir())
     assert checkpoint_size(tmp_path, memory) == size > 5
     assert (size_in_words(2_340_000_000), size_in_words(14_600_000), size_in_words(5)) == ("2.3 GB", "15 MB", "1 MB")
+
+
+FILE_OPERATIONS = ("open", "mkdir", "rename", "unlink", "rmdir")
+
+
+class Killed(BaseException):
+    """What stands for the end of the process; nothing may catch it."""
+
+
+def killed_at(count: int, monkeypatch: pytest.MonkeyPatch, work: Callable[[], object]) -> bool:
+    """Does the work and ends it before its file operation `count`; says whether there were as many."""
+    operations = 0
+
+    def counted(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **more: Any) -> Any:
+            nonlocal operations
+            operations += 1
+            if operations > count:
+                raise Killed
+            return function(*arguments, **more)
+
+        return call
+
+    with monkeypatch.context() as patched:
+        for name in FILE_OPERATIONS:
+            patched.setattr(os, name, counted(getattr(os, name)))
+        patched.setattr(builtins, "open", counted(builtins.open))
+        patched.setattr(io, "open", counted(io.open))
+        patched.setattr(safetensors.torch, "save_file", counted(safetensors.torch.save_file))
+        patched.setattr(pa, "OSFile", counted(pa.OSFile))
+        try:
+            work()
+        except Killed:
+            return True
+    return False
+
+
+def state_of(number: int) -> dict[str, Any]:
+    return {"number": number, "weights": np.full(50, number, np.float32), "queue": pa.table({"x": [number] * 3})}
+
+
+@pytest.mark.parametrize("num_to_keep", [1, 2])
+@pytest.mark.parametrize("again", [False, True], ids=["new iteration", "same iteration"])
+def test_a_kill_at_any_file_operation_leaves_a_whole_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_to_keep: int, again: bool
+) -> None:
+    """Whatever operation is the last one: the checkpoint that is chosen is whole, and is the old one or the new one."""
+
+    def saver(number: int) -> SimpleNamespace:
+        return SimpleNamespace(save_to_path=lambda place: write_checkpoint(Path(place), state_of(number), {}))
+
+    seen, count = set(), 0
+    while True:
+        folder = tmp_path / str(count)
+        for iteration in (1, 2):
+            save_checkpoint(saver(iteration), checkpoint_path(folder, iteration), num_to_keep)
+        target = checkpoint_path(folder, 2 if again else 3)
+        killed = killed_at(count, monkeypatch, lambda: save_checkpoint(saver(3), target, num_to_keep))  # noqa: B023
+        for _ in range(2):
+            # The run goes on, and saves once more.
+            chosen = newest_checkpoint(folder)
+            number = checkpoint_state(chosen)["number"]
+            assert number in (2, 3)
+            np.testing.assert_array_equal(checkpoint_state(chosen)["weights"], state_of(number)["weights"])
+        seen.add(number)
+        save_checkpoint(saver(4), checkpoint_path(folder, 4), num_to_keep)
+        assert checkpoint_state(newest_checkpoint(folder))["number"] == 4
+        if not killed:
+            break
+        count += 1
+    assert count > 10, "there are as many file operations"
+    assert seen == {2, 3}
