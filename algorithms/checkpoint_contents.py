@@ -10,6 +10,7 @@ from typing import Any
 
 from tppo_rl.config.model_files import load_model_config
 from tppo_rl.config.options import OPTIONS, Options
+from tppo_rl.config.rllib_options import unread_rllib_keys
 from tppo_rl.core.checkpoint_files import checkpoint_facts
 from tppo_rl.core.errors import OptionError
 
@@ -24,11 +25,10 @@ def checkpoint_contents(algorithm: Any) -> dict[str, Any]:
     """
     config, default = algorithm.config, type(algorithm.config)()
     options = algorithm.options.flat()
-    changed = {
-        key: value
-        for key, value in config.to_dict().items()
-        if key not in OPTIONS and key in default._settable and value != default.to_dict().get(key)
-    }
+    defaults = default.to_dict()
+    # Keys that nothing reads are RLlib's own to set.
+    readable = default._settable - OPTIONS.keys() - unread_rllib_keys(OPTIONS)
+    changed = {key: value for key, value in config.to_dict().items() if key in readable and value != defaults.get(key)}
     rllib = {key: value for key, value in changed.items() if _is_data(value)}
     return {
         "algorithm": type(algorithm).__name__,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,9 @@ from tppo_rl.rollout.batch_sources import batch_source
 from tppo_rl.rollout.chat import Chat
 from tppo_rl.rollout.controller import RolloutController
 from tppo_rl.rollout.evaluation import HeldoutEvaluator
+from tppo_rl.rollout.event_log import EventLog, RecordedEvents, ReplayedEvents
 from tppo_rl.rollout.ledger import Ledger
+from tppo_rl.rollout.replay import ReplayedRollouts, ReplayedWeightSync
 from tppo_rl.rollout.rllib_internals import kill_env_runners
 from tppo_rl.rollout.weight_proof import WeightProof, probe_tokens
 from tppo_rl.rollout.weight_sync import WeightSync
@@ -60,6 +63,8 @@ class LanguageModelAlgorithm(Algorithm):
 
     options: Options
     loop: TrainingLoop
+    weights_checksum: int | None = None
+    """After the last update, where events are recorded or replayed."""
 
     def setup(self, config: AlgorithmConfig) -> None:
         started = time.perf_counter()
@@ -72,7 +77,13 @@ class LanguageModelAlgorithm(Algorithm):
         self._value_form = value_form_settings(options)
         chat = Chat.of(options)
         recorder = RunRecorder(options, self._results_folder(), chat.text)
-        weights = WeightSync(
+        self._events = events = self._event_log()
+        make_weights: Callable[..., WeightSync] = partial(WeightSync, events=events)
+        make_rollouts: Callable[..., RolloutController] = partial(RolloutController, events=events)
+        if isinstance(events, ReplayedEvents):
+            make_weights = partial(ReplayedWeightSync, events=events)
+            make_rollouts = partial(ReplayedRollouts, events=events)
+        weights = make_weights(
             self.learner_group,
             self.env_runner_group,
             proof=WeightProof(
@@ -83,7 +94,7 @@ class LanguageModelAlgorithm(Algorithm):
             timeout_s=options.pipeline.env_runner_timeout_s,
             first_change=options.critic.critic_warmup_updates + 1,
         )
-        rollouts = RolloutController(
+        rollouts = make_rollouts(
             self.env_runner_group,
             options,
             weights,
@@ -105,6 +116,9 @@ class LanguageModelAlgorithm(Algorithm):
     def training_step(self) -> None:
         """One iteration of the loop; its metrics go to RLlib."""
         iteration, metrics = self.loop.training_step()
+        if self.options.run.record_events or self.options.run.replay_of:
+            self.weights_checksum = self.loop.learners.ask(TPPOLearner.weights_checksum)[0]
+            self._events.end_iteration(iteration.number, self.weights_checksum)
         self.metrics.aggregate(list(iteration.update.of_learners), key=LEARNER_RESULTS)
         self.metrics.aggregate(iteration.rollouts.runner_metrics, key=ENV_RUNNER_RESULTS)
         self.metrics.log_value(NUM_ENV_STEPS_SAMPLED_LIFETIME, iteration.counts.sampled, reduce="item")
@@ -290,6 +304,15 @@ class LanguageModelAlgorithm(Algorithm):
         self.loop.rollouts.restart(ledger, queued, saved.get("left_out"))
         self.loop.boundaries = BoundaryTracker(self.options, fragments_from_table(saved["hindsight"]))
         self.loop.learners.hold_episodes(saved["held"])
+
+    def _event_log(self) -> EventLog:
+        run = self.options.run
+        if run.replay_of is not None and self.options.pipeline.mode == "async":
+            return ReplayedEvents(Path(run.replay_of))
+        if not run.record_events:
+            return EventLog()
+        facts = checkpoint_contents(self)
+        return RecordedEvents(self._results_folder(), {key: facts[key] for key in ("algorithm", "options", "rllib")})
 
     def _results_folder(self) -> Path:
         """`results_folder`, else Tune's folder of the trial where it is on this machine, else the trainable's own."""

@@ -72,6 +72,7 @@ class TrainingLoop:
             batch = self.batches.next()
         with self.recorder.clock("update"):
             update = self.learners.update(batch + self.boundaries.due(), self.meanwhile)
+            self.rollouts.update_ended()
         self.recorder.record_episodes(batch, update.fragments)
         counts = self.rollouts.record_trained(update.trained_tokens, update.largest_staleness)
         closed = self.boundaries.after_update(batch, update.fragments, self.weights.version)

@@ -91,8 +91,7 @@ def test_straight_and_resumed_are_equal(
     expected = [straight.train() for _ in range(3)]
     state = straight.get_state()
     straight.stop()
-    resumed = config_of(kind, tmp_path / "resumed", **options).build_algo()
-    resumed.restore_from_path(checkpoint)
+    resumed = kind.algorithm_class().from_checkpoint(checkpoint)
     for result in expected:
         assert different(numbers(result), numbers(resumed.train())) == {}
     assert first[-1]["training_iteration"] == 3

@@ -1,4 +1,4 @@
-"""The commands on a model or run that is there: `evaluate`, `rescore`, `rollouts`, `timeline`, `chat`, `export`.
+"""The commands on a model or run that is there: `evaluate`, `rescore`, `rollouts`, `timeline`, `replay`, `chat`, `export`.
 
 Heavy imports stand inside them, so that `--help` answers at once.
 """
@@ -255,3 +255,19 @@ def timeline(run: Path, first: int, last: int | None, out: Path | None) -> None:
     file = out or run / "timeline.json"
     file.write_text(json.dumps(found), encoding="utf-8")
     click.echo(f"{file}: open it in https://ui.perfetto.dev or chrome://tracing")
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--iterations", type=click.IntRange(1), help="The first ones.  [default: all]")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of the replay's results.  [default: RUN/replay]")
+@one_clear_error
+def replay(run: Path, iterations: int | None, out: Path | None) -> None:
+    """Make RUN again, which has recorded its events, and compare the weights after each update.
+
+    The exit status is 1 where they differ; the first update after which they do is named.
+    """
+    from tppo_rl.experiment.replay import first_difference, report
+    from tppo_rl.experiment.replay import replay as replayed
+
+    click.echo(report(*first_difference(replayed(run, out or run / "replay", iterations))))

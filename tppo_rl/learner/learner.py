@@ -19,6 +19,7 @@ from ray.rllib.utils.metrics import (
     NUM_MODULE_STEPS_TRAINED_LIFETIME,
     WEIGHTS_SEQ_NO,
 )
+from torch.distributed.tensor import DTensor
 
 from tppo_rl.core.fragments import Fragment, concatenate_tables, fragments_from_table, table_from_fragments
 from tppo_rl.kernels.denormals import flushed_subnormals
@@ -30,7 +31,7 @@ from tppo_rl.learner.context_cache import ContextCache
 from tppo_rl.learner.critic_start import initial_value, is_cold, start_critic
 from tppo_rl.learner.models import parse_dtype
 from tppo_rl.learner.module import LanguageModelModule
-from tppo_rl.learner.optimizers import trainable
+from tppo_rl.learner.optimizers import parameters_of, trainable
 from tppo_rl.learner.packing import check_packing
 from tppo_rl.learner.rllib_internals import MODULE_STATE, InsideTorchLearner
 from tppo_rl.learner.sharding import gather_optimizer_state
@@ -171,6 +172,23 @@ class TPPOLearner(InsideTorchLearner):
             return
         if is_cold(critic, collective):
             start_critic(critic, torch.zeros(0), value, collective)
+
+    def weights_checksum(self) -> int:
+        """Returns a sum over the bits of all trained weights, of all learners' slices; all learners must call it.
+
+        Sums over whole numbers do not depend on their order: equal weights have equal sums wherever they lie.
+        """
+        total = torch.zeros((), dtype=torch.int64)
+        sharded = False
+        for _, optimizer in self.optimizers():
+            for parameter in parameters_of(optimizer):
+                weight = parameter.detach()
+                if isinstance(weight, DTensor):
+                    weight, sharded = weight.to_local(), True
+                bits = weight.contiguous().view(torch.int32 if weight.element_size() == 4 else torch.int16).reshape(-1)
+                # Every seventh weight counts once more, so that weights that trade places show.
+                total += (31 * torch.sum(bits, dtype=torch.int64) + torch.sum(bits[::7], dtype=torch.int64)).cpu()
+        return int(current_collective(self.device).sum_(total) if sharded else total)
 
     def held_episodes(self) -> pa.Table:
         """Returns this learner's finished episodes that wait for a full value batch (`FRAGMENT_SCHEMA`)."""

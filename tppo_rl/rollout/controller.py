@@ -27,6 +27,7 @@ from tppo_rl.core.begun_episodes import begun_from_table
 from tppo_rl.core.fragments import Fragment, fragments_from_table, table_from_fragments
 from tppo_rl.core.prompts import Ticket
 from tppo_rl.core.waiting import Stage, stage, stop_here
+from tppo_rl.rollout.event_log import BATCH, LOST, SENT, TAKEN, UPDATE, EventLog
 from tppo_rl.rollout.failure_watch import FailureWatch
 from tppo_rl.rollout.groups import GroupBuffer, GroupSample
 from tppo_rl.rollout.ledger import Ledger, TokenCounts
@@ -71,6 +72,7 @@ class RolloutController:
         options: Options of the run.
         weights: Sends weights; an env-runner with old weights would hold up every update.
         restore: Tries to bring lost env-runners back (RLlib's `restore_env_runners`).
+        events: Is told of what the driver does, in its order; None: nobody is.
     """
 
     def __init__(
@@ -80,7 +82,9 @@ class RolloutController:
         weights: Weights,
         *,
         restore: Callable[[], None],
+        events: EventLog | None = None,
     ) -> None:
+        self._events = events or EventLog()
         self.ledger = Ledger(
             seed=options.run.seed,
             group_size=options.groups.group_size,
@@ -126,8 +130,14 @@ class RolloutController:
         """
         with stage("sampling", total=self._batch_tokens, unit="tokens", cut="soon", part="update") as sampling:
             self._wait_for_batch(sampling)
+        self._events.note(BATCH)
         stay = oldest_allowed_to_stay(self._weights.version, self._max_staleness)
         return self.queue.pop(self._batch_tokens, oldest_allowed_to_stay=stay)
+
+    def update_ended(self) -> None:
+        """Is told that the update of the last batch has ended."""
+        if self._asynchronous:
+            self._events.note(UPDATE)
 
     def _wait_for_batch(self, sampling: Stage) -> None:
         last_healthy = time.monotonic()
@@ -169,6 +179,8 @@ class RolloutController:
             Exception: the error of the env-runner, if the result holds one.
             RewardsFailed: too many responses could not be scored.
         """
+        if self._asynchronous:
+            self._events.note(TAKEN, env_runner)
         tickets = self._requests.answer(env_runner)
         if result.error is not None:
             raise result.error
@@ -337,16 +349,23 @@ class RolloutController:
 
     def _request(self, env_runner: int, tickets: list[Ticket], arguments: dict[str, Any]) -> bool:
         """Sends a request; if RLlib takes no more for this env-runner, returns the tickets to the ledger and gives False."""
+        sent = self._send_request(env_runner, tickets, arguments | {"draw": self.ledger.draw()})
+        if not sent:
+            self.ledger.return_tickets(env_runner, tickets)
+            self.ledger.take_back_draw()
+        return sent
+
+    def _send_request(self, env_runner: int, tickets: list[Ticket], arguments: dict[str, Any]) -> bool:
         sent = self._group.foreach_env_runner_async(
             "sample",
             tag=SAMPLE_TAG,
-            kwargs=arguments | {"tickets": tickets, "draw": self.ledger.draw()},
+            kwargs=arguments | {"tickets": tickets},
             remote_worker_ids=[env_runner],
         )
         if sent:
             self._requests[env_runner].requests.append(tickets)
-        else:
-            self.ledger.return_tickets(env_runner, tickets)
+            if self._asynchronous:
+                self._events.note(SENT, env_runner)
         return bool(sent)
 
     def _tickets_for(self, env_runner: int, engine_steps: int) -> list[Ticket]:
@@ -392,12 +411,14 @@ class RolloutController:
 
     def _lose(self, env_runner: int) -> None:
         """Takes back all tickets of an env-runner, and its episodes as far as it has told of them."""
+        self._events.note(LOST, env_runner)
         if self._requests.lose(env_runner).incarnation is not None:
             logger.warning("env-runner %d was lost; its episodes go on elsewhere", env_runner)
         self.ledger.lose_env_runner(env_runner, begun=self._told.pop(env_runner))
 
     def _replace_incarnation(self, env_runner: int, answered: Sequence[Ticket]) -> None:
         """Takes back the tickets of the earlier incarnation, except for those that the new one has or will get."""
+        self._events.note(LOST, env_runner)
         logger.warning("env-runner %d was restarted; its episodes go on elsewhere", env_runner)
         requests = self._requests.lose(env_runner).requests
         self._requests[env_runner].requests = requests

@@ -92,6 +92,10 @@ class Ledger:
         self._next_draw += 1
         return self._next_draw - 1
 
+    def take_back_draw(self) -> None:
+        """Is told that the last request was not sent."""
+        self._next_draw -= 1
+
     def num_begun_for(self, env_runner: int) -> int:
         """Number of episodes that have begun and would go to an env-runner before others."""
         return sum(number in self._begun for number in (*self._reserved.get(env_runner, ()), *self._returned))

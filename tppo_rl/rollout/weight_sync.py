@@ -19,6 +19,7 @@ from ray.rllib.core import COMPONENT_RL_MODULE, DEFAULT_MODULE_ID
 from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
 
 from tppo_rl.core.fragments import Fragment
+from tppo_rl.rollout.event_log import WEIGHTS, EventLog
 from tppo_rl.rollout.packed_weights import PackedWeights
 from tppo_rl.rollout.weight_proof import WeightProof
 
@@ -51,6 +52,7 @@ class WeightSync:
         dtype: Number format in which engines hold weights; None: the learners'.
         timeout_s: Seconds that an env-runner has to take weights.
         first_change: First version whose weights differ from those of the start; the proof is due after its push.
+        events: Is told to whom weights are sent; None: nobody is.
     """
 
     def __init__(
@@ -63,8 +65,10 @@ class WeightSync:
         dtype: torch.dtype | None = None,
         timeout_s: float = 300.0,
         first_change: int = 1,
+        events: EventLog | None = None,
     ) -> None:
         self.version = 0
+        self._events = events or EventLog()
         self._first_change = first_change
         self._proof_is_due = True
         self._dtype = dtype
@@ -139,14 +143,19 @@ class WeightSync:
         """Sends the newest weights to the env-runners that have not got them, and to `env_runner`, if it is given."""
         if env_runner is not None:
             self._undelivered.add(env_runner)
-        self._group.fetch_ready_async_reqs(tags=WEIGHTS_TAG, timeout_seconds=0.0)
-        if not self._undelivered:
-            return
         for target in sorted(self._undelivered & set(self._group.healthy_env_runner_ids())):
-            if self._group.foreach_env_runner_async(
-                "set_state", tag=WEIGHTS_TAG, kwargs={"state": self._state}, remote_worker_ids=[target]
-            ):
+            if self._send(target):
                 self._undelivered.discard(target)
+
+    def _send(self, target: int) -> bool:
+        """Sends the newest weights to an env-runner, if RLlib takes one more request for it."""
+        self._group.fetch_ready_async_reqs(tags=WEIGHTS_TAG, timeout_seconds=0.0)
+        sent = self._group.foreach_env_runner_async(
+            "set_state", tag=WEIGHTS_TAG, kwargs={"state": self._state}, remote_worker_ids=[target]
+        )
+        if sent:
+            self._events.note(WEIGHTS, target)
+        return bool(sent)
 
     def verify(self) -> float:
         """Compares the probe's log-probs of every engine with the trainer's and returns the largest mean difference, nats.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BeforeValidator
 
-from tppo_rl.config.section import Section, option
+from tppo_rl.config.section import Section, option, refuse
 from tppo_rl.config.trackers import check_trackers
 
 if TYPE_CHECKING:
@@ -35,6 +35,15 @@ class RunOptions(Section):
         "held-out prompts are kept, as many.",
         ge=0,
     )
+    record_events: bool = option(
+        False,
+        "Whether `events.jsonl` keeps the order of events and a checksum of the weights after each update, about 20 bytes for a request "
+        "to an env-runner. `tppo-rl replay` makes the run again from it, to the last bit. The environment must run in the "
+        "env-runners (`scoring_workers: 0`).",
+    )
+    replay_of: str | None = option(
+        None, "Folder of a run with `record_events` whose order of events this run follows; `tppo-rl replay` sets it."
+    )
     results_folder: str | None = option(
         None, "Folder of TensorBoard events, `rollouts/` and `episodes/`; None: Tune's folder of the trial."
     )
@@ -52,3 +61,10 @@ class RunOptions(Section):
     def check(self, options: Options) -> None:
         """Checks the trackers."""
         check_trackers(self.trackers)
+        if self.record_events and (workers := options.scoring.number(options)):
+            refuse(
+                "record_events",
+                True,
+                f"{workers} scoring workers answer when they can, and that order is not recorded; set scoring_workers to 0, or "
+                "record_events to False",
+            )

@@ -1,0 +1,130 @@
+"""The order of events of a run, as the driver made and met them: enough to make the run again.
+
+An env-runner is one actor that does what it is asked in the order in which it is asked. What it samples follows from its requests,
+from the weights between them, and from the run's seed. So all that two runs can differ by is the driver's order:
+
+    s1    a request for samples was sent to env-runner 1
+    r1    its answer was taken
+    w1    the newest weights were sent to it
+    b     an update took its batch from the queue
+    u     the update ended
+
+`events.jsonl` has a line for each iteration, after one that says what the run was.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from tppo_rl.core.errors import OptionError, RunError
+
+FILE = "events.jsonl"
+BATCH, UPDATE = "b", "u"
+SENT, TAKEN, WEIGHTS, LOST = "s", "r", "w", "l"
+
+
+class EventLog:
+    """Is told of events and keeps none."""
+
+    def note(self, what: str, env_runner: int | None = None) -> None:
+        """Is told of an event."""
+
+    def end_iteration(self, number: int, checksum: int) -> None:
+        """Is told that an iteration has ended, and of its weights."""
+
+
+class RecordedEvents(EventLog):
+    """Keeps the events of a run in its folder.
+
+    Args:
+        folder: Of the run.
+        facts: What the run was, as JSON; written if the file is new.
+    """
+
+    def __init__(self, folder: Path, facts: Mapping[str, Any]) -> None:
+        self._file = folder / FILE
+        self._facts = dict(facts)
+        self._events: list[str] = []
+
+    def note(self, what: str, env_runner: int | None = None) -> None:
+        self._events.append(what if env_runner is None else f"{what}{env_runner}")
+
+    def end_iteration(self, number: int, checksum: int) -> None:
+        entry = {"iteration": number, "events": " ".join(self._events), "weights": checksum}
+        self._events = []
+        lines = [] if self._file.is_file() else [self._facts]
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        with self._file.open("a", encoding="utf-8") as stream:
+            stream.writelines(json.dumps(line) + "\n" for line in [*lines, entry])
+
+
+class ReplayedEvents(EventLog):
+    """Gives the events of a recorded run, one after the other.
+
+    Args:
+        folder: Of the run.
+
+    Raises:
+        OptionError: it has recorded none, or not from its beginning.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.facts, self._lines = read_events(folder)
+        self._events = self._all()
+        self._next: str | None = None
+
+    def peek(self) -> str:
+        """Returns the next event, which stays.
+
+        Raises:
+            RunError: there is none.
+        """
+        if self._next is None:
+            self._next = next(self._events, None)
+        if self._next is None:
+            raise RunError("the recorded events are over; the run that is replayed ended here")
+        return self._next
+
+    def take(self) -> tuple[str, int]:
+        """Returns the next event and its env-runner (0 where there is none), and goes on.
+
+        Raises:
+            RunError: there is none, or the run lost an env-runner here.
+        """
+        event, self._next = self.peek(), None
+        what, env_runner = event[:1], int(event[1:] or 0)
+        if what == LOST:
+            raise RunError(
+                f"the recorded run lost env-runner {env_runner} here; what was on its way then nobody knows, so the replay ends"
+            )
+        return what, env_runner
+
+    def _all(self) -> Iterator[str]:
+        for line in self._lines:
+            yield from line["events"].split()
+
+    @property
+    def checksums(self) -> dict[int, int]:
+        """Checksum of the weights after each iteration."""
+        return {line["iteration"]: line["weights"] for line in self._lines}
+
+
+def read_events(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Returns what a recorded run was, and its iterations' events.
+
+    Raises:
+        OptionError: it has recorded none, or not from its beginning.
+    """
+    file = folder / FILE
+    if not file.is_file():
+        raise OptionError(f"{folder}: has no {FILE}; a run keeps its events with record_events=True")
+    facts, *lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    numbers = [line["iteration"] for line in lines]
+    if not lines or numbers != list(range(1, len(lines) + 1)):
+        raise OptionError(
+            f"{folder}: {FILE} holds iterations {numbers[:3]} … {numbers[-1:]}; only a run that was not resumed can be replayed"
+        )
+    return facts, lines
