@@ -21,8 +21,8 @@ from tppo_rl.plan.learner_memory import BYTES, learner_pass
 from tppo_rl.plan.model_shape import Shape
 
 GIB = 2**30
-_PROCESS = 0.8 * GIB
-"""A Python process that has imported torch, transformers, Ray or vLLM."""
+_PROCESS = {"driver": 0.8 * GIB, "learner": 0.68 * GIB, "env-runner": 0.8 * GIB}
+"""Python processes that have imported torch, transformers and Ray; an env-runner vLLM, too. Measured."""
 
 
 Process = Literal["driver", "learner", "env-runner"]
@@ -67,7 +67,7 @@ def memory_of(options: Options) -> Memory:
         "env-runner": rollout.num_env_runners,
     }
     processes = {process: number for process, number in numbers.items() if number}
-    parts = [Part(process, "process", int(_PROCESS), "Python, torch, Ray, vLLM") for process in processes]
+    parts = [Part(process, "process", int(_PROCESS[process]), "Python with its libraries") for process in processes]
     parts += _of_learner(options, policy, "learner" if learners.num_learners else "driver")
     parts += _of_env_runner(options, policy, "env-runner" if rollout.num_env_runners else "driver")
     if rollout.num_env_runners:
