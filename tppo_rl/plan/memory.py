@@ -1,11 +1,7 @@
 """Memory of a run, process by process, from the shapes of its models and its options, before anything is started.
 
-Weights, gradients and moments are exact. Activations are those of a decoder layer with a gated MLP, as torch keeps them for the
-backward pass; kept numbers a token and layer, for hidden size h, width k of keys, and width i of the MLP:
-
-    float32            4 * (8h + 2k + 4i) bytes
-    half precision     2 * (15h + 2k + 4i) bytes, and 2 bytes for every weight of the linear layers (its cast)
-
+Weights, gradients and moments are exact; what a learner's update adds is derived in `tppo_rl.plan.learner_memory`. Resident memory
+is a little more: malloc does not fill all the holes that it keeps (`tppo-rl bench memory --plan --kept-blocks`).
 Keys and values of one token take 2 * layers * k numbers of the engine's dtype.
 """
 
@@ -21,7 +17,7 @@ from tppo_rl.plan.learner_memory import BYTES, learner_pass
 from tppo_rl.plan.model_shape import Shape
 
 GIB = 2**30
-_PROCESS = {"driver": 0.8 * GIB, "learner": 0.68 * GIB, "env-runner": 0.8 * GIB}
+_PROCESS = {"driver": 0.6 * GIB, "learner": 0.68 * GIB, "env-runner": 0.8 * GIB}
 """Python processes that have imported torch, transformers and Ray; an env-runner vLLM, too. Measured."""
 
 
@@ -67,7 +63,10 @@ def memory_of(options: Options) -> Memory:
         "env-runner": rollout.num_env_runners,
     }
     processes = {process: number for process, number in numbers.items() if number}
-    parts = [Part(process, "process", int(_PROCESS[process]), "Python with its libraries") for process in processes]
+    # The driver has the libraries of what it does itself.
+    own = "env-runner" if not rollout.num_env_runners else "learner" if not learners.num_learners else "driver"
+    bases = _PROCESS | {"driver": _PROCESS[own]}
+    parts = [Part(process, "process", int(bases[process]), "Python with its libraries") for process in processes]
     parts += _of_learner(options, policy, "learner" if learners.num_learners else "driver")
     parts += _of_env_runner(options, policy, "env-runner" if rollout.num_env_runners else "driver")
     if rollout.num_env_runners:
