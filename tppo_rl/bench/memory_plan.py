@@ -65,7 +65,7 @@ def memory_plan_figures(*, pretrained: Path, only: Sequence[str], kept_blocks: b
                 peaks = [measured_bytes(setting, model, environment) for _ in range(repeats)]
                 figures.append(figure_of(f"peak {way}, {name}", [peak / GIB for peak in peaks], "GiB"))
                 ratios = [planned / peak for peak in peaks]
-                figures.append(figure_of(f"planned / peak {way}, {name}", ratios, "ratio"))
+                figures.append(figure_of(f"ratio {way}, {name}", ratios, "ratio"))
                 print(f"{name}: planned {planned / GIB:.2f} GiB, peak {way} {peaks[-1] / GIB:.2f}", file=sys.stderr)
     return figures
 

@@ -29,9 +29,18 @@ class Setting:
     @property
     def name(self) -> str:
         """One line that tells it from all others."""
-        words = (f"{key}={value}" for key, value in sorted(self.options.items()))
-        return ", ".join([self.model, f"{self.tokens // self.length} x {self.length} tokens", *words])
+        words = (_WORDS.get(key, f"{key} {value}") for key, value in self.options.items())
+        return ", ".join([f"{self.model} {self.tokens // self.length} x {self.length}", *words])
 
+
+_WORDS = {
+    "dtype": "bfloat16",
+    "lora": "LoRA",
+    "gradient_checkpointing": "recomputed",
+    "critic": "no critic",
+    "weights_dtype": "bfloat16 weights",
+}
+"""What the settings change, in short: a table has room for a line."""
 
 _HALF: dict[str, Any] = {"dtype": "bfloat16"}
 _LORA: dict[str, Any] = {"lora": {"rank": 16}}
