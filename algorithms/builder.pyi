@@ -159,6 +159,8 @@ class OptionBuilder(AlgorithmConfig):
         seed: int = ...,
         rollout_log_fragments: int = ...,
         record_episodes: int = ...,
+        record_events: bool = ...,
+        replay_of: str | None = ...,
         results_folder: str | None = ...,
         trackers: Mapping[str, Any] = ...,
         runtime_env: Mapping[str, Any] | None = ...,

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from tppo_rl.core.errors import OptionError
+from tppo_rl.core.process_memory import spare_freed_blocks
 from tppo_rl.core.waiting import stage
 
 _STDERR = 2
@@ -79,6 +80,8 @@ def start_ray(runtime_env: Mapping[str, Any] | None = None) -> None:
         _check_environment(runtime_env or {}, ray.get_runtime_context().runtime_env)
         return
     quiet_ray()
+    # Ray's processes get their environment when Ray starts; the one that runs here has read its own.
+    spare_freed_blocks()
     with stage("starting Ray"), _without_log_level():
         ray.init(
             include_dashboard=False,

@@ -24,6 +24,7 @@ from ray.tune.registry import register_trainable
 
 from tppo_rl.algorithms.checkpoint_contents import check_fits, checkpoint_contents, naming_weights
 from tppo_rl.algorithms.checkpoint_places import local_copy_of, local_folder
+from tppo_rl.algorithms.peak_memory import peak_memory
 from tppo_rl.algorithms.resources import check_resources
 from tppo_rl.algorithms.rllib_config import LanguageModelConfig
 from tppo_rl.algorithms.rllib_internals import report_restored, trial_folder
@@ -150,6 +151,10 @@ class LanguageModelAlgorithm(Algorithm):
     def run_totals(self) -> dict[str, Any]:
         """Sums over the whole run, for its summary."""
         return self.loop.recorder.run_totals()
+
+    def peak_memory(self) -> dict[str, int]:
+        """The largest resident memory of each kind of process by now, bytes."""
+        return peak_memory(self)
 
     def evaluate(self, parallel_train_future: Any = None) -> dict[str, Any]:
         """Answers the held-out prompts, sampled at the training temperature and greedy; empty where Ctrl-C cut it short."""

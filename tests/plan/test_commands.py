@@ -88,3 +88,14 @@ def test_bad_input_ends_with_one_message(arguments: list[str], words: str) -> No
     assert result.exit_code == 2
     assert result.output.startswith("error: ")
     assert words in result.output
+
+
+def test_memory_is_printed_for_a_card_with_its_formula() -> None:
+    result = CliRunner().invoke(
+        main, ["plan", "--memory", "--model", "qwen2.5-7b", "--costs", "h100", "--lengths", "fixed:1024"]
+    )
+    assert result.exit_code == 0, result.output
+    for words in ("learner", "backward pass", "keys and values", "MORE than one h100 has", "2q + 2k + 4i"):
+        assert words in result.output, words
+    refused = CliRunner().invoke(main, ["plan", *SMALL, "--set", "lr=1"])
+    assert refused.exit_code != 0

@@ -12,7 +12,8 @@ from families import FAMILIES, make_family
 from tppo_rl.config.options import Options
 from tppo_rl.core.errors import OptionError
 from tppo_rl.learner.models import Critic, load_causal_lm, recompute_activations
-from tppo_rl.plan.memory import GIB, Shape, check_memory, machine_memory, memory_of
+from tppo_rl.plan.memory import GIB, check_memory, machine_memory, memory_of
+from tppo_rl.plan.model_shape import Shape
 
 TOKENS = 512
 
@@ -55,7 +56,7 @@ def test_activations_are_what_torch_keeps(name: str, dtype: str, tmp_path: Path)
     folder = str(make_family(name, tmp_path / "model", wide=True))
     options = Options.of(policy_model=folder, dtype=dtype, micro_batch_tokens=TOKENS, critic=None)
     (predicted,) = [part.size for part in memory_of(options).parts if part.name == "activations"]
-    assert predicted == pytest.approx(kept_bytes(folder, dtype, checkpointing=False), rel=0.1)
+    assert predicted == pytest.approx(kept_bytes(folder, dtype, checkpointing=False), rel=0.03)
 
 
 def test_recomputed_activations_take_less(tmp_path: Path) -> None:
@@ -66,7 +67,8 @@ def test_recomputed_activations_take_less(tmp_path: Path) -> None:
         return sum(part.size for part in memory_of(options).parts if part.name == "activations")
 
     between = kept_bytes(folder, "float32", checkpointing=True)
-    assert between < predicted(checkpointing=True) < predicted(checkpointing=False)
+    assert predicted(checkpointing=True) == pytest.approx(between, rel=0.01)
+    assert predicted(checkpointing=True) < predicted(checkpointing=False)
 
 
 def test_processes_and_parts(tmp_path: Path) -> None:

@@ -51,12 +51,29 @@ def bench() -> None:
 @click.option("--vocabulary", "vocabularies", multiple=True, default=(1024, 8192, 32768), show_default=True)
 @click.option("--length", "lengths", multiple=True, default=(512, 2048, 8192), show_default=True)
 @click.option("--tokens", default=65536, show_default=True, help="Tokens of an update.")
+@click.option("--plan", is_flag=True, help="Instead: the memory that a run's plan gives a learner, against peaks.")
+@click.option(
+    "--pretrained",
+    type=click.Path(path_type=Path),
+    default=Path("models/smollm2-135m-instruct"),
+    show_default=True,
+    help="With --plan: folder of SmolLM2-135M.",
+)
+@click.option(
+    "--only", multiple=True, metavar="TEXT", help="With --plan: settings with TEXT in their name; repeatable."
+)
+@click.option("--kept-blocks", is_flag=True, help="With --plan: peaks with malloc as a run has it, too.")
 @_measures(repeats=1)
-def memory(**options: Any) -> Sequence[Figure]:
-    """Peak memory of the policy's update against vocabulary and sequence length."""
+def memory(
+    *, plan: bool, pretrained: Path, only: tuple[str, ...], kept_blocks: bool, repeats: int, **options: Any
+) -> Sequence[Figure]:
+    """Peak memory of the policy's update against vocabulary and sequence length; with --plan that of a learner."""
     from tppo_rl.bench.memory import memory_figures
+    from tppo_rl.bench.memory_plan import memory_plan_figures
 
-    return memory_figures(**options)
+    if plan:
+        return memory_plan_figures(pretrained=pretrained, only=only, kept_blocks=kept_blocks, repeats=repeats)
+    return memory_figures(repeats=repeats, **options)
 
 
 @bench.command()

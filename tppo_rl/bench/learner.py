@@ -18,11 +18,11 @@ import numpy as np
 import torch
 
 from tppo_rl.base_models import resolve_model
-from tppo_rl.bench.memory import process_memory
 from tppo_rl.bench.records import Figure, figure_of
 from tppo_rl.bench.workloads import RANDOM_MODELS, random_model, tppo_fragments, whole_episodes
 from tppo_rl.config.options import Options
 from tppo_rl.core.fragments import Fragment
+from tppo_rl.core.process_memory import process_memory
 from tppo_rl.core.schedules import rate_at
 from tppo_rl.kernels.denormals import flushed_subnormals
 from tppo_rl.kernels.onednn_linear import use_fastest_linear

@@ -11,7 +11,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ import torch
 from tppo_rl.bench.records import Figure, figure_of
 from tppo_rl.bench.workloads import PROMPT, random_model, whole_episodes
 from tppo_rl.config.options import Options
+from tppo_rl.core.process_memory import process_memory
 from tppo_rl.learner.batch import batch_from_fragments
 from tppo_rl.learner.models import Policy
 from tppo_rl.learner.targets import Targets
@@ -82,16 +82,6 @@ def _in_own_process(vocabulary: int, length: int, tokens: int) -> dict[str, floa
     if run.returncode != 0:
         raise RuntimeError(f"the measurement ended with exit code {run.returncode}:\n{run.stderr[-2000:]}")
     return dict(json.loads(run.stdout.splitlines()[-1]))
-
-
-def process_memory(field: str) -> int:
-    """Bytes of this process: "VmRSS" now, "VmHWM" at most so far.
-
-    `getrusage` would not do: its maximum counts the process that started this one.
-    """
-    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    (line,) = [line for line in lines if line.startswith(f"{field}:")]
-    return int(line.split()[1]) * 1024
 
 
 if __name__ == "__main__":

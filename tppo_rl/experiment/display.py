@@ -16,7 +16,6 @@ from tppo_rl.config.options import Options
 from tppo_rl.core.waiting import Stage
 from tppo_rl.experiment.stages import StageLines
 from tppo_rl.experiment.time_left import Pace, minutes
-from tppo_rl.plan.memory import GIB, Memory
 
 
 def sizes_table(options: Options) -> Table:
@@ -49,24 +48,6 @@ def sizes_table(options: Options) -> Table:
     )
     for name, size, meaning in rows:
         table.add_row(name, f"{size:,}", meaning)
-    return table
-
-
-def memory_table(memory: Memory, available: int) -> Table:
-    """What a run needs of memory, process by process, beside what this machine has."""
-    table = Table(title="memory", show_header=False)
-    table.add_column(style="bold")
-    table.add_column(justify="right")
-    table.add_column(overflow="fold")
-    for process, number in memory.processes.items():
-        count = f"{number} processes" if number > 1 else ""
-        table.add_row(process, f"{memory.of(process) / GIB:.2f} GiB", count, style="bold")
-        for part in memory.parts:
-            if part.process == process:
-                table.add_row(f"  {part.name}", f"{part.size / GIB:.2f} GiB", part.meaning)
-    words = "this machine has" if memory.total <= available else "MORE than this machine has:"
-    style = None if memory.total <= available else "bold red"
-    table.add_row("all processes", f"{memory.total / GIB:.2f} GiB", f"{words} {available / GIB:.1f} GiB", style=style)
     return table
 
 

@@ -14,8 +14,9 @@ from tppo_rl.config.run_files import Experiment
 from tppo_rl.config.search_space import axes
 from tppo_rl.config.text_envs import num_problems
 from tppo_rl.core.algorithm_spec import AlgorithmSpec
-from tppo_rl.experiment.display import memory_table, sizes_table
+from tppo_rl.experiment.display import sizes_table
 from tppo_rl.plan.memory import check_memory, machine_memory, memory_of
+from tppo_rl.plan.memory_table import memory_table
 from tppo_rl.rollout.chat import check_chat
 
 

@@ -25,13 +25,14 @@ from tppo_rl.experiment.checkpoints import (
     newest_checkpoint,
     save_checkpoint,
 )
-from tppo_rl.experiment.display import RunDisplay, memory_table, sizes_table
+from tppo_rl.experiment.display import RunDisplay, sizes_table
 from tppo_rl.experiment.export import options_of
 from tppo_rl.experiment.interrupt import RunInterrupted, StopSwitch, listening
 from tppo_rl.experiment.result_log import ResultLog, last_result
-from tppo_rl.experiment.summary import summarize, summary_table, write_summary
+from tppo_rl.experiment.summary import beside_plan, summarize, summary_table, write_summary
 from tppo_rl.experiment.time_left import Pace
-from tppo_rl.plan.memory import check_memory, machine_memory, memory_of
+from tppo_rl.plan.memory import Memory, check_memory, machine_memory, memory_of
+from tppo_rl.plan.memory_table import memory_table
 
 FIGURE = "accuracy.png"
 
@@ -81,7 +82,7 @@ def run_experiment(
     last = {} if checkpoint is None else last_result(folder, switch.iteration)
     if checkpoint is not None:
         pace.resume(last)
-    run = _Run(experiment, folder, console, display, switch, resume_command, last)
+    run = _Run(experiment, folder, console, display, switch, resume_command, last, memory)
     try:
         with listening(switch), display, watched_by(display):
             return run.whole(options, checkpoint)
@@ -122,6 +123,8 @@ class _Run:
     resume_command: str
     last: dict[str, Any]
     """Result of the checkpoint that the run goes on from; empty for a new run."""
+    memory: Memory
+    """What was planned."""
 
     def whole(self, options: Mapping[str, Any], checkpoint: Path | None) -> dict[str, Any]:
         """Starts, trains and stops the algorithm.
@@ -155,6 +158,7 @@ class _Run:
             evaluation = {} if self.switch.asked else algorithm.evaluate()
         result |= {"run": algorithm.run_totals(), "tokens": result["tokens"] | algorithm.token_counts()}
         summary = summarize(result, evaluation, interrupted=self.switch.asked)
+        summary["memory"] = beside_plan(self.memory, algorithm.peak_memory())
         write_summary(self.folder, summary)
         _plot(self.folder)
         self.display.close()

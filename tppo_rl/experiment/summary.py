@@ -9,6 +9,8 @@ from typing import Any
 
 from rich.table import Table
 
+from tppo_rl.plan.memory import GIB, Memory
+
 SUMMARY = "summary.json"
 
 
@@ -50,6 +52,15 @@ def summarize(
     return summary
 
 
+def beside_plan(memory: Memory, peaks: Mapping[str, int]) -> dict[str, dict[str, int]]:
+    """What was planned of each kind of process and the most that one of them has held, bytes."""
+    return {
+        process: {"planned": memory.of(process), "peak": peaks[process]}
+        for process in memory.processes
+        if process in peaks
+    }
+
+
 def write_summary(folder: Path, summary: Mapping[str, Any]) -> Path:
     """Writes `summary.json` into the run's folder."""
     path = folder / SUMMARY
@@ -82,6 +93,9 @@ def summary_table(summary: Mapping[str, Any], folder: Path) -> Table:
     table.add_row("wall-clock", f"{summary['wall_s']:.0f} s")
     for part, seconds in summary["seconds"].items():
         table.add_row(f"  {part.replace('_', ' ')}", f"{seconds:.1f} s")
+    for process, sizes in summary.get("memory", {}).items():
+        peak, planned = (f"{sizes[name] / GIB:.2f} GiB" for name in ("peak", "planned"))
+        table.add_row(f"peak memory, {process}", f"{peak} ({planned} planned)")
     table.add_row("folder", str(folder))
     table.add_row("look at it", f"tensorboard --logdir {folder}")
     return table

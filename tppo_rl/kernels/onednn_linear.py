@@ -47,8 +47,8 @@ class _OneDNNLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         padded = _padded(inputs.reshape(-1, inputs.shape[-1]))
-        ctx.save_for_backward(padded, weight)
-        ctx.shape = inputs.shape
+        # Other layers that read the same inputs share them; a padded copy would be kept for each.
+        ctx.save_for_backward(inputs, weight)
         outputs = _product(padded, weight, bias)
         return outputs[: inputs.shape[:-1].numel()].view(*inputs.shape[:-1], weight.shape[0])
 
@@ -56,11 +56,12 @@ class _OneDNNLinear(torch.autograd.Function):
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (gradient,) = gradients
         inputs, weight = ctx.saved_tensors
+        shape, inputs = inputs.shape, _padded(inputs.reshape(-1, inputs.shape[-1]))
         rows = gradient.reshape(-1, gradient.shape[-1])
         padded = _padded(rows)
         of_inputs = of_weight = of_bias = None
         if ctx.needs_input_grad[0]:
-            of_inputs = _product(padded, weight.t())[: len(rows)].view(ctx.shape)
+            of_inputs = _product(padded, weight.t())[: len(rows)].view(shape)
         if ctx.needs_input_grad[1]:
             of_weight = _product(padded.t(), inputs.t())
         if ctx.needs_input_grad[2]:

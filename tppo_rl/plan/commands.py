@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from tppo_rl.core.one_clear_error import one_clear_error
+from tppo_rl.core.shared_options import set_option
 
 if TYPE_CHECKING:
     from tppo_rl.plan.costs import Costs
@@ -56,6 +58,8 @@ _PATH = click.Path(path_type=Path)
 )
 @click.option("--colocated", is_flag=True, help="In sync modes both sides take turns on all devices.")
 @click.option("--cached-contexts", is_flag=True, help="Learners keep keys and values (`context_cache_tokens`).")
+@click.option("--memory", is_flag=True, help="Instead: memory of one learner and one env-runner, and its formula.")
+@set_option
 @click.option("--figure", type=_PATH, help="Also draw a PNG file.")
 @click.option("--json", "json_file", type=_PATH, help="Also write the predictions to FILE.")
 @one_clear_error
@@ -69,9 +73,16 @@ def plan(
     learner_speed: float | None,
     figure: Path | None,
     json_file: Path | None,
+    memory: bool,
+    overrides: tuple[str, ...],
     **options: Any,
 ) -> None:
-    """Predict time per trained token of each window length and mode, and recommend one."""
+    """Predict time per trained token of each window length and mode, and recommend one; with --memory, what fits."""
+    if memory:
+        _print_memory(model, costs, overrides, **options)
+        return
+    if overrides:
+        raise click.UsageError("--set is for --memory")
     from tppo_rl.plan.predict import default_windows, predict, recommend
     from tppo_rl.plan.roofline import shape_of_model
 
@@ -94,6 +105,26 @@ def plan(
         report.plot_predictions(predictions, best, figure)
     if json_file is not None:
         report.write_predictions(predictions, best, workload, machine, json_file)
+
+
+def _print_memory(model: str, card: str, overrides: tuple[str, ...], **options: Any) -> None:
+    from rich.console import Console
+
+    from tppo_rl.plan import learner_memory
+    from tppo_rl.plan.memory_table import memory_without_run
+
+    workload = _workload(**{key: options[key] for key in ("lengths", "cap", "prompt_length", "slots")})
+    table = memory_without_run(
+        model,
+        card=card,
+        slots=workload.slots,
+        prompt_length=math.ceil(workload.prompt_length),
+        response_length=workload.lengths.longest,
+        overrides=overrides,
+    )
+    console = Console()
+    console.print(table)
+    console.print(learner_memory.__doc__, highlight=False, markup=False, soft_wrap=True)
 
 
 def _workload(lengths: str, cap: int | None, prompt_length: float | None, **options: Any) -> Workload:

@@ -1,92 +1,24 @@
 """Memory of a run, process by process, from the shapes of its models and its options, before anything is started.
 
-Weights, gradients and moments are exact. Activations are those of a decoder layer with a gated MLP, as torch keeps them for the
-backward pass; kept numbers a token and layer, for hidden size h, width k of keys, and width i of the MLP:
-
-    float32            4 * (8h + 2k + 4i) bytes
-    half precision     2 * (15h + 2k + 4i) bytes, and 2 bytes for every weight of the linear layers (its cast)
-
+Weights, gradients and moments are exact; what a learner's update adds is derived in `tppo_rl.plan.learner_memory`. Resident memory
+is a little more: malloc does not fill all the holes that it keeps (`tppo-rl bench memory --plan --kept-blocks`).
 Keys and values of one token take 2 * layers * k numbers of the engine's dtype.
 """
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
-from tppo_rl.base_models import resolve_model
 from tppo_rl.config.options import Options
 from tppo_rl.core.errors import OptionError
+from tppo_rl.plan.learner_memory import BYTES, learner_pass
+from tppo_rl.plan.model_shape import Shape
 
 GIB = 2**30
-_PROCESS = 0.8 * GIB
-"""A Python process that has imported torch, transformers, Ray or vLLM."""
-_LARGEST_LOGITS = 2**25
-"""Logits that a learner holds at once (`tppo_rl.learner.models`)."""
-_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-
-
-@dataclass(frozen=True)
-class Shape:
-    """Sizes of a causal language model."""
-
-    parameters: int
-    embedding: int
-    """Parameters of the embedding."""
-    of_layer: int
-    """Parameters of one decoder layer."""
-    output: int
-    """Parameters of an output layer of its own; 0 if it is tied."""
-    layers: int
-    hidden: int
-    keys: int
-    """Width of the keys of one token and layer, all key-value heads together."""
-    mlp: int
-    """Width of the MLP; in a mixture of experts of those that one token uses."""
-    vocabulary: int
-
-    @classmethod
-    def of(cls, model: str) -> Shape:
-        """Reads the config of a folder, hub id or shipped model; no weights are loaded."""
-        import torch
-        from transformers import AutoConfig, AutoModelForCausalLM
-
-        config = AutoConfig.from_pretrained(resolve_model(model))
-        with torch.device("meta"):
-            built: Any = AutoModelForCausalLM.from_config(config)
-        text = config.get_text_config()
-        heads = text.num_attention_heads
-        head = getattr(text, "head_dim", None) or text.hidden_size // heads
-        experts = getattr(text, "num_experts_per_tok", None) or 1
-        mlp = (experts > 1 and getattr(text, "moe_intermediate_size", None)) or getattr(text, "intermediate_size", None)
-        embedding = built.get_input_embeddings().weight
-        head_layer = built.get_output_embeddings()
-        tied = head_layer is None or head_layer.weight is embedding
-        return cls(
-            parameters=sum(parameter.numel() for parameter in built.parameters()),
-            embedding=embedding.numel(),
-            of_layer=_parameters_of_layers(built, text.num_hidden_layers) // text.num_hidden_layers,
-            output=0 if tied else head_layer.weight.numel(),
-            layers=text.num_hidden_layers,
-            hidden=text.hidden_size,
-            keys=head * (getattr(text, "num_key_value_heads", None) or heads),
-            mlp=experts * (mlp or 4 * text.hidden_size),
-            vocabulary=text.vocab_size,
-        )
-
-    def first_layers(self, layers: int | None) -> Shape:
-        """The backbone of its first layers, without an output layer."""
-        kept = self.layers if layers is None else layers
-        left_out = self.output + (self.layers - kept) * self.of_layer
-        return replace(self, parameters=self.parameters - left_out, output=0, layers=kept)
-
-
-def _parameters_of_layers(model: Any, layers: int) -> int:
-    from torch import nn
-
-    stacks = [module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module) == layers]
-    return max((sum(parameter.numel() for parameter in stack.parameters()) for stack in stacks), default=0)
+_PROCESS = {"driver": 0.6 * GIB, "learner": 0.68 * GIB, "env-runner": 0.8 * GIB}
+"""Python processes that have imported torch, transformers and Ray; an env-runner vLLM, too. Measured."""
 
 
 Process = Literal["driver", "learner", "env-runner"]
@@ -131,7 +63,10 @@ def memory_of(options: Options) -> Memory:
         "env-runner": rollout.num_env_runners,
     }
     processes = {process: number for process, number in numbers.items() if number}
-    parts = [Part(process, "process", int(_PROCESS), "Python, torch, Ray, vLLM") for process in processes]
+    # The driver has the libraries of what it does itself.
+    own = "env-runner" if not rollout.num_env_runners else "learner" if not learners.num_learners else "driver"
+    bases = _PROCESS | {"driver": _PROCESS[own]}
+    parts = [Part(process, "process", int(bases[process]), "Python with its libraries") for process in processes]
     parts += _of_learner(options, policy, "learner" if learners.num_learners else "driver")
     parts += _of_env_runner(options, policy, "env-runner" if rollout.num_env_runners else "driver")
     if rollout.num_env_runners:
@@ -142,7 +77,7 @@ def memory_of(options: Options) -> Memory:
 def _of_learner(options: Options, policy: Shape, process: Process) -> list[Part]:
     models = options.models
     shards = max(1, options.learners.num_learners) if options.learners.distributed == "fsdp" else 1
-    weight = _BYTES[models.weights_dtype]
+    weight = BYTES[models.weights_dtype]
     parts = []
     trained = {"policy": policy}
     if models.critic is not None:
@@ -152,34 +87,29 @@ def _of_learner(options: Options, policy: Shape, process: Process) -> list[Part]
         if models.lora is None:
             size, meaning = 4 * weight * shape.parameters, f"weights, gradients, two moments: 4 x {weight} bytes"
         else:
-            size, meaning = weight * shape.parameters, f"weights: {weight} bytes; adapters come on top"
+            adapters = shape.adapters(models.lora.rank, models.lora.target_modules)
+            size = weight * shape.parameters + 16 * adapters
+            meaning = f"weights: {weight} bytes; {adapters:,} of adapters: 4 x 4 bytes"
         parts.append(Part(process, name, size // shards, f"{shape.parameters:,} parameters; {meaning}"))
     if options.policy_loss.kl_coef:
         name = str(models.policy_model if models.reference_model == "initial" else models.reference_model)
         shape = policy if name == models.policy_model else Shape.of(name)
         parts.append(Part(process, "reference", weight * shape.parameters, f"{shape.parameters:,} parameters"))
+    if options.compute.context_cache_tokens:
+        of_token = sum(2 * shape.layers * shape.keys * weight for shape in trained.values())
+        size = options.compute.context_cache_tokens * of_token
+        parts.append(Part(process, "contexts", size, f"{of_token:,} bytes a token of context_cache_tokens"))
+    passes = [learner_pass(shape, options, has_logits=name == "policy") for name, shape in trained.items()]
+    largest = max(passes, key=lambda one: one.peak)
     tokens = options.compute.micro_batch_tokens
-    kept = max(_activations(shape, options) for shape in trained.values())
-    parts.append(Part(process, "activations", kept, f"of a micro-batch of {tokens:,} tokens"))
-    logits = 2 * 4 * min(tokens * policy.vocabulary, _LARGEST_LOGITS)
-    parts.append(Part(process, "logits", logits, "and their gradient"))
+    kept = min(largest.kept, largest.peak)
+    parts.append(Part(process, "activations", kept, f"kept of a micro-batch of {tokens:,} tokens"))
+    parts.append(Part(process, "backward pass", largest.peak - kept, "logits and gradients on their way"))
     return parts
 
 
-def _activations(shape: Shape, options: Options) -> int:
-    tokens, half = options.compute.micro_batch_tokens, options.models.dtype != "float32"
-    if half:
-        of_layer = 2 * (15 * shape.hidden + 2 * shape.keys + 4 * shape.mlp)
-    else:
-        of_layer = 4 * (8 * shape.hidden + 2 * shape.keys + 4 * shape.mlp)
-    casts = 2 * (shape.parameters - shape.embedding) if half else 0
-    if options.learners.gradient_checkpointing:
-        return tokens * (4 * shape.hidden * shape.layers + of_layer) + casts // shape.layers
-    return tokens * of_layer * shape.layers + casts
-
-
 def _of_env_runner(options: Options, policy: Shape, process: Process) -> list[Part]:
-    rollout, size = options.rollout, _BYTES[options.models.dtype]
+    rollout, size = options.rollout, BYTES[options.models.dtype]
     tokens = rollout.num_envs_per_env_runner * (rollout.max_prompt_length + rollout.max_response_length)
     of_token = 2 * policy.layers * policy.keys * size
     parts = [Part(process, "weights", size * policy.parameters, f"{size} bytes a parameter")]
