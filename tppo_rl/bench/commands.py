@@ -251,6 +251,37 @@ def peers(*, config: Path | None, **options: Any) -> Sequence[Figure]:
         return peers_figures(config=config or shipped, **options)
 
 
+@bench.command()
+@click.argument("config", required=False, type=click.Path(exists=True, path_type=Path))
+@click.option("--kills", type=click.IntRange(0), default=10, show_default=True)
+@click.option(
+    "--every", "every_s", type=click.FloatRange(1), default=20.0, show_default=True, help="Mean seconds between two."
+)
+@click.option(
+    "--what", multiple=True, type=click.Choice(["env-runner", "learner", "driver"]), default=("env-runner", "driver"),
+    show_default=True,
+)  # fmt: skip
+@click.option("--tokens", default=40_000, show_default=True, help="Of the run, without a CONFIG.")
+@click.option("--seed", default=0, show_default=True, help="Of moments and victims.")
+@click.option("--results", type=click.Path(path_type=Path), required=True, help="Folder for the run.")
+def chaos(config: Path | None, results: Path, tokens: int, **options: Any) -> None:
+    """Kill processes of a run at random moments and say what became of it.
+
+    CONFIG is a run file with one experiment that saves checkpoints and keeps all fragments; by default the long-tailed sums.
+    """
+    import yaml
+
+    from tppo_rl.bench.chaos import chaos as disturbed
+    from tppo_rl.bench.chaos import chaos_run, rows_of
+
+    experiment = chaos_run(tokens) if config is None else next(iter(yaml.safe_load(config.read_text()).values()))
+    outcome = disturbed(results, experiment, **options)
+    for name, value in rows_of(outcome):
+        click.echo(f"{value:>24}  {name}")
+    if not outcome.ended or outcome.twice or outcome.broken or outcome.missing_prompts or outcome.identity:
+        sys.exit(1)
+
+
 @bench.command("plan")
 @click.option("--model", default="tppo_rl/arithmetic-chain", show_default=True, help="Folder, hub id or shipped model.")
 @click.option("--slots", type=click.IntRange(1), default=32, show_default=True, help="That are predicted.")
