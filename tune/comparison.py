@@ -13,6 +13,7 @@ from rich.table import Column, Table
 
 from tppo_rl.config.run_files import Experiment, check_experiment
 from tppo_rl.core.errors import OptionError
+from tppo_rl.core.whole_files import write_whole
 from tppo_rl.experiment.checkpoints import find_newest_checkpoint
 from tppo_rl.experiment.learning_curves import known, learning_curve
 from tppo_rl.experiment.plots import plot_comparison
@@ -57,7 +58,7 @@ def compare(
             run_experiment(run, results, resume=find_newest_checkpoint(folder) is not None, console=console)
         finally:
             if folder.is_dir():
-                (folder / _OPTIONS).write_text(_options(run), encoding="utf-8")
+                write_whole(folder / _OPTIONS, _options(run))
     plot_comparison(folders, results / FIGURE)
     write_curves(folders, results / CURVES)
     console.print(comparison_table(folders))

@@ -17,6 +17,7 @@ from ray.tune.experiment import Trial
 
 from tppo_rl.config.run_files import Experiment
 from tppo_rl.core.errors import OptionError
+from tppo_rl.core.whole_files import write_whole
 from tppo_rl.tune.tune_internals import TuneState
 
 DEFINITION = "sweep.json"
@@ -27,7 +28,7 @@ _DEFINING = {"run", "env", "stop", "config", "num_samples", "seeds", "tune_confi
 def write_definition(experiment: Experiment, folder: Path) -> None:
     """Keeps what a sweep is made of, so that no other one goes on in its folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / DEFINITION).write_text(_definition(experiment), encoding="utf-8")
+    write_whole(folder / DEFINITION, _definition(experiment))
 
 
 def check_definition(experiment: Experiment, folder: Path) -> None:
@@ -71,7 +72,7 @@ def forget_results_after(folder: Path, iteration: int) -> None:
     results, table = folder / "result.json", folder / "progress.csv"
     if results.is_file():
         lines = [line for line in results.read_text(encoding="utf-8").splitlines() if _iteration_of(line) <= iteration]
-        results.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        write_whole(results, "".join(f"{line}\n" for line in lines))
     if table.is_file():
         with table.open(encoding="utf-8", newline="") as file:
             reader = csv.DictReader(file)

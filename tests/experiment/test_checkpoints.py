@@ -16,6 +16,7 @@ import pytest
 import safetensors.torch
 
 from tppo_rl.core.checkpoint_files import checkpoint_state, write_checkpoint
+from tppo_rl.core.errors import RunError
 from tppo_rl.experiment import checkpoints
 from tppo_rl.experiment.checkpoints import (
     checkpoint_path,
@@ -154,3 +155,18 @@ def test_a_kill_at_any_file_operation_leaves_a_whole_checkpoint(
         count += 1
     assert count > 10, "there are as many file operations"
     assert seen == {2, 3}
+
+
+def test_a_full_disk_keeps_the_last_checkpoint_and_is_one_message(tmp_path: Path) -> None:
+    save_checkpoint(writer("a"), checkpoint_path(tmp_path, 1), 1)
+
+    def full(place: str) -> None:
+        Path(place).mkdir(parents=True)
+        (Path(place) / "state.json").write_text("half", encoding="utf-8")
+        # As safetensors says it.
+        raise RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    with pytest.raises(RunError, match=r"no room left on the disk .* the newest one is .*iteration_000001; make room"):
+        save_checkpoint(SimpleNamespace(save_to_path=full), checkpoint_path(tmp_path, 2), 1)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["iteration_000001"]
+    assert checkpoint_state(newest_checkpoint(tmp_path)) == {"text": "a"}

@@ -13,6 +13,7 @@ from typing import NoReturn, ParamSpec, TextIO, TypeVar
 import click
 
 from tppo_rl.core.errors import OptionError, OptionWarning, RunError
+from tppo_rl.core.whole_files import is_full_disk
 
 BAD_INPUT = 2
 """Exit status, the one that click uses for a bad call."""
@@ -27,7 +28,7 @@ _R = TypeVar("_R")
 def one_clear_error(command: Callable[_P, _R]) -> Callable[_P, _R]:
     """Makes a command end with the message of an `OptionError` (status 2) or `RunError` (status 1), without a traceback.
 
-    Ctrl-C gives status 130.
+    A full disk is such a message too. Ctrl-C gives status 130.
     """
 
     @wraps(command)
@@ -44,6 +45,17 @@ def one_clear_error(command: Callable[_P, _R]) -> Callable[_P, _R]:
             sys.exit(FAILED)
         except KeyboardInterrupt as interrupt:
             _leave(interrupt)
+        except Exception as error:
+            if not is_full_disk(error):
+                raise
+            where = getattr(error, "filename", None)
+            place = f"{where}: " if where else ""
+            click.echo(
+                f"error: {place}there is no room left on the disk; what was written whole is there still. Make room, and go on with "
+                f"--resume where the command has it ({error})",
+                err=True,
+            )
+            sys.exit(FAILED)
 
     return wrapped
 

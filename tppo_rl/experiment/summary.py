@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.table import Table
 
+from tppo_rl.core.whole_files import write_whole
 from tppo_rl.plan.memory import GIB, Memory
 
 SUMMARY = "summary.json"
@@ -64,7 +65,7 @@ def beside_plan(memory: Memory, peaks: Mapping[str, int]) -> dict[str, dict[str,
 def write_summary(folder: Path, summary: Mapping[str, Any]) -> Path:
     """Writes `summary.json` into the run's folder."""
     path = folder / SUMMARY
-    path.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    write_whole(path, json.dumps(summary, indent=2) + "\n")
     return path
 
 

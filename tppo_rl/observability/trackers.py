@@ -17,6 +17,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from tppo_rl.core.whole_files import write_whole
+
 IDS = "trackers.json"
 """File of the runs' ids."""
 
@@ -144,7 +146,7 @@ class Trackers:
             tracker = _KINDS[name](arguments, run_id, folder.name, plain, folder)
             self._trackers[name] = tracker
             ids[name] = tracker.run_id
-        file.write_text(json.dumps(ids), encoding="utf-8")
+        write_whole(file, json.dumps(ids))
 
     def __bool__(self) -> bool:
         return bool(self._trackers)

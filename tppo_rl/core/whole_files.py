@@ -1,0 +1,32 @@
+"""Small files that are there whole or not at all, and the errors of a full disk."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a text file; whatever ends the process meanwhile, the file is the old one or the new one."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def is_full_disk(error: BaseException | None) -> bool:
+    """Whether an error, or one that it came from, says that there is no room left on a disk.
+
+    Libraries in other languages say so in words alone.
+    """
+    while error is not None:
+        if (isinstance(error, OSError) and error.errno in _NO_ROOM) or os.strerror(errno.ENOSPC) in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
