@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from model_checkpoints import write_moved_model
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from tppo_rl.algorithms import TPPOConfig
@@ -18,7 +19,6 @@ from tppo_rl.cli import main
 from tppo_rl.config.model_files import load_model_config
 from tppo_rl.config.options import Options
 from tppo_rl.config.value_forms import check_value_form
-from tppo_rl.core.checkpoint_files import MODULE, write_checkpoint
 from tppo_rl.core.errors import OptionError
 from tppo_rl.learner.module import LanguageModelModule
 
@@ -33,20 +33,8 @@ def save_checkpoint(
     config = config.language_model("tppo_rl/arithmetic-chain").update_from_dict(options)
     model_config = {"policy_model": resolve_model("tppo_rl/arithmetic-chain"), "lora": options.get("lora")}
     model_config["value_form"] = form
-    module = LanguageModelModule(observation_space=None, action_space=None, model_config=model_config)
-    generator = torch.Generator().manual_seed(0)
-    for parameter in module.parameters():
-        if parameter.requires_grad:
-            parameter.data.add_(0.05 * torch.randn(parameter.shape, generator=generator))
     checkpoint = folder / "run" / "checkpoints" / "iteration_000007"
-    state: dict[str, Any] = module.get_state()
-    for name in reversed(MODULE):
-        state = {name: state}
-    facts = {
-        "options": config.options.flat(),
-        "model_config": model_config,
-    }
-    write_checkpoint(checkpoint, state, facts)
+    module = write_moved_model(checkpoint, config, model_config)
     return checkpoint, module
 
 

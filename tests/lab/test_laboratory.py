@@ -13,15 +13,14 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from click.testing import CliRunner
+from model_checkpoints import write_moved_model
 
 from tppo_rl.algorithms import TPPOConfig
 from tppo_rl.base_models import resolve_model
 from tppo_rl.cli import main
-from tppo_rl.core.checkpoint_files import MODULE, write_checkpoint
 from tppo_rl.core.errors import OptionError
 from tppo_rl.lab.critics import load_critic, values_along
 from tppo_rl.lab.samples import Continuation, Place, Response, Samples
-from tppo_rl.learner.module import LanguageModelModule
 
 MODEL, ENV = "tppo_rl/arithmetic-chain", "tppo_rl/ArithmeticChain-v0"
 
@@ -31,19 +30,8 @@ def save_checkpoint(folder: Path, **options: Any) -> Path:
     config = TPPOConfig().environment(ENV, env_config={"max_operands": 3})
     config = config.language_model(MODEL).update_from_dict(options)
     model_config = {"policy_model": resolve_model(MODEL), "critic": options.get("critic", "separate")}
-    module = LanguageModelModule(observation_space=None, action_space=None, model_config=model_config)
-    generator = torch.Generator().manual_seed(0)
-    for parameter in module.parameters():
-        parameter.data.add_(0.05 * torch.randn(parameter.shape, generator=generator))
     checkpoint = folder / "checkpoints" / "iteration_000007"
-    state: dict[str, Any] = module.get_state()
-    for name in reversed(MODULE):
-        state = {name: state}
-    facts = {
-        "options": config.options.flat(),
-        "model_config": model_config,
-    }
-    write_checkpoint(checkpoint, state, facts)
+    write_moved_model(checkpoint, config, model_config)
     return checkpoint
 
 

@@ -133,7 +133,7 @@ def describe_checkpoint(folder: Path) -> Iterator[str]:
     ledger = checkpoint_state(folder)[LOOP]["ledger"]
     yield f"{folder}: whole; {facts['algorithm']} after {facts['iteration']} updates, policy_model {facts['options']['policy_model']}"
     for name, file in sorted(facts["files"].items()):
-        yield f"  {name:24}{size_in_words(file['size']):>10}"
+        yield f"  {name:24}{file['size']:>18,} bytes"
     yield (
         f"  tokens: {ledger['sampled']:,} sampled, {ledger['trained']:,} trained, {ledger['queued']:,} wait for an update; "
         f"{ledger['begun'].num_rows:,} responses are open"
