@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from tppo_rl.learner.models import (
     recompute_activations,
 )
 from tppo_rl.learner.sharding import WeightViews, gather_weights, is_sharded, load_weights
+from tppo_rl.learner.transformers_internals import kept_in_float32
 from tppo_rl.learner.values import CriticValues, critic_values
 from tppo_rl.maths.value_forms import value_form
 
@@ -134,9 +134,7 @@ class LanguageModelModule(TorchRLModule, ValueFunctionAPI, InferenceOnlyAPI):
     @property
     def kept_in_float32(self) -> list[str]:
         """Parts of names of the policy's weights that stay in single precision in engines of half precision too."""
-        model = self.policy.model
-        kept = (getattr(model, f"_keep_in_fp32_modules{strict}", None) or () for strict in ("", "_strict"))
-        return sorted(set(chain(*kept)))
+        return kept_in_float32(self.policy.model)
 
     def get_non_inference_attributes(self) -> list[str]:
         """Returns the parts that sampling does not need."""

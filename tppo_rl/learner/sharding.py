@@ -17,25 +17,30 @@ without rows is one token of padding (`TrainBatch.padded`), and a loss over no t
 
 Checkpoints hold whole tensors in the format of unsharded models: either kind of learner loads those of the other.
 
-Under autocast the backward pass keeps a bfloat16 copy of every gathered weight, unless the blocks' activations are
-computed again (`recompute_activations`), or the weights are bfloat16 themselves.
+In half precision blocks are gathered in the compute dtype, half of the bytes, and gradients are summed in float32. The
+computation is that of autocast on whole models but for one thing: the blocks' norms, which autocast leaves in float32, have
+weights rounded to the compute dtype, as an engine of that dtype has them. Two things keep it so. Inputs of blocks are not
+cast: autocast's residual stream is float32. And what stands outside of the blocks is gathered as it is kept: a rounded
+embedding would make the whole residual stream one of half precision.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from tppo_rl.learner.collective import Collective, current_collective
 from tppo_rl.learner.models import Critic, Policy, transformer_blocks
 from tppo_rl.learner.optimizers import StepReport, clip_and_step, parameters_of, scaled_backward, squared_norm
+from tppo_rl.learner.transformers_internals import kept_in_float32
 
 
 def shard(model: Policy | Critic) -> None:
@@ -49,9 +54,14 @@ def shard(model: Policy | Critic) -> None:
     group = torch.distributed.group.WORLD
     assert group is not None, "there is no process group"
     mesh = DeviceMesh.from_group(group, device.type)
-    for module in (*transformer_blocks(model), model):
+    of_blocks, of_the_rest = _precision(model)
+    blocks = transformer_blocks(model)
+    for block in blocks:
+        _cast_layer_norms(block)
+    for module in (*blocks, model):
+        precision = of_the_rest if module is model else of_blocks
         # At the root as well: weights are slices whenever no pass is under way, so that none can be read stale.
-        part = fully_shard(module, mesh=mesh, reshard_after_forward=True)
+        part = fully_shard(module, mesh=mesh, reshard_after_forward=True, mp_policy=precision)
         part.set_gradient_divide_factor(1.0)
         # A factor other than the number of learners is a premultiplied sum otherwise, which gloo does not have.
         part.set_force_sum_reduction_for_comms(True)
@@ -60,6 +70,32 @@ def shard(model: Policy | Critic) -> None:
     if isinstance(model, Policy):
         for method in ("logits", "read"):
             register_fsdp_forward_method(model, method)
+
+
+def _precision(model: Policy | Critic) -> tuple[MixedPrecisionPolicy, MixedPrecisionPolicy]:
+    """Returns the dtypes in which blocks, and the rest of the model, are gathered and their gradients summed."""
+    if model.dtype not in (torch.bfloat16, torch.float16):
+        return MixedPrecisionPolicy(), MixedPrecisionPolicy()
+    rest = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
+    # Some families name weights that half precision will not do for.
+    kept = {part for module in model.modules() for part in kept_in_float32(module)}
+    if any(part in name for name, _ in model.named_parameters() for part in kept):
+        return rest, rest
+    return replace(rest, param_dtype=model.dtype), rest
+
+
+class _LayerNorm(torch.nn.LayerNorm):
+    """A layer norm that takes weights of another dtype than its inputs, which on a CPU torch's own refuses."""
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        weight, bias = (None if part is None else part.to(inputs.dtype) for part in (self.weight, self.bias))
+        return torch.nn.functional.layer_norm(inputs, self.normalized_shape, weight, bias, self.eps)
+
+
+def _cast_layer_norms(block: torch.nn.Module) -> None:
+    for module in block.modules():
+        if type(module) is torch.nn.LayerNorm:
+            module.__class__ = _LayerNorm
 
 
 def is_sharded(model: torch.nn.Module | None) -> bool:

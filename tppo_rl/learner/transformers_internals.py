@@ -1,8 +1,9 @@
-"""transformers' insides: how it turns its modules' weights back into those of a model's files."""
+"""transformers' insides: how it turns its modules' weights back into those of a model's files, and which stay float32."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import chain
 from typing import Any
 
 import torch
@@ -13,6 +14,12 @@ CONTRACT: Contract = {
     "transformers.core_model_loading": ("revert_weight_conversion",),
     "transformers.conversion_mapping": ("get_model_conversion_mapping",),
 }
+
+
+def kept_in_float32(model: Any) -> list[str]:
+    """Returns parts of names of the weights that a transformers model keeps in single precision beside half precision."""
+    kept = (getattr(model, f"_keep_in_fp32_modules{strict}", None) or () for strict in ("", "_strict"))
+    return sorted(set(chain(*kept)))
 
 
 def conversions_to_files(model: Any) -> bool:

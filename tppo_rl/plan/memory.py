@@ -157,7 +157,9 @@ def _of_learner(options: Options, policy: Shape, process: Process) -> list[Part]
     if options.policy_loss.kl_coef:
         name = str(models.policy_model if models.reference_model == "initial" else models.reference_model)
         shape = policy if name == models.policy_model else Shape.of(name)
-        parts.append(Part(process, "reference", weight * shape.parameters, f"{shape.parameters:,} parameters"))
+        parts.append(
+            Part(process, "reference", weight * shape.parameters // shards, f"{shape.parameters:,} parameters")
+        )
     tokens = options.compute.micro_batch_tokens
     kept = max(_activations(shape, options) for shape in trained.values())
     parts.append(Part(process, "activations", kept, f"of a micro-batch of {tokens:,} tokens"))
@@ -175,7 +177,9 @@ def _activations(shape: Shape, options: Options) -> int:
     casts = 2 * (shape.parameters - shape.embedding) if half else 0
     if options.learners.gradient_checkpointing:
         return tokens * (4 * shape.hidden * shape.layers + of_layer) + casts // shape.layers
-    return tokens * of_layer * shape.layers + casts
+    # Sharded blocks are gathered in half precision, one after the other; whole ones keep their casts for the backward pass.
+    sharded = options.learners.distributed == "fsdp"
+    return tokens * of_layer * shape.layers + (casts // shape.layers if sharded else casts)
 
 
 def _of_env_runner(options: Options, policy: Shape, process: Process) -> list[Part]:
