@@ -35,7 +35,7 @@ import numpy as np
 import torch
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from tppo_rl.learner.collective import Collective, current_collective
 from tppo_rl.learner.models import Critic, Policy, transformer_blocks
@@ -43,14 +43,16 @@ from tppo_rl.learner.optimizers import StepReport, clip_and_step, parameters_of,
 from tppo_rl.learner.transformers_internals import kept_in_float32
 
 
-def shard(model: Policy | Critic) -> None:
+def shard(model: Policy | Critic, device: torch.device | None = None) -> None:
     """Shards the model in place over all learners of the process group; they must hold the same weights.
 
-    Up to here each learner has the whole model on its device, once and without gradients and moments.
-
     Gradients are summed over learners, as everywhere in the update step: losses are divided by global counts already.
+
+    Args:
+        model: Whole on its device, without gradients and moments; or without weights (see `sharded_build`).
+        device: Of the learner, for a model without weights; None: the model's own.
     """
-    device = next(model.parameters()).device
+    device = device or next(model.parameters()).device
     group = torch.distributed.group.WORLD
     assert group is not None, "there is no process group"
     mesh = DeviceMesh.from_group(group, device.type)
@@ -67,9 +69,8 @@ def shard(model: Policy | Critic) -> None:
         part.set_force_sum_reduction_for_comms(True)
     # Mixtures of experts: learners may have sent their tokens to different experts.
     model.set_reduce_scatter_unused_params(True)  # type: ignore[operator]
-    if isinstance(model, Policy):
-        for method in ("logits", "read"):
-            register_fsdp_forward_method(model, method)
+    for method in ("logits", "read", "within") if isinstance(model, Policy) else ("within",):
+        register_fsdp_forward_method(model, method)
 
 
 def _precision(model: Policy | Critic) -> tuple[MixedPrecisionPolicy, MixedPrecisionPolicy]:
@@ -218,17 +219,35 @@ class WeightViews:
         return dict(self._views)
 
 
+@torch.no_grad()
 def load_weights(model: torch.nn.Module, weights: Mapping[str, Any], *, strict: bool = True) -> None:
     """Loads what `gather_weights` returned, on one learner alone; without `strict` also a part of it.
+
+    Of a sharded model's weights a learner copies its rows, one tensor after the other.
 
     Raises:
         RuntimeError: names or shapes of the weights are not those of the model.
     """
     current = model.state_dict()
-    model.load_state_dict(
-        {name: _slice_like(torch.as_tensor(np.array(weight)), current.get(name)) for name, weight in weights.items()},
-        strict=strict,
-    )
+    whole: dict[str, torch.Tensor] = {}
+    for name, weight in weights.items():
+        own = current.get(name)
+        if isinstance(own, DTensor) and own.shape == weight.shape:
+            start, stop = rows_of(own)
+            own.to_local().copy_(torch.as_tensor(np.array(weight[start:stop])))
+            whole[name] = own
+        else:
+            whole[name] = torch.as_tensor(np.array(weight))
+    model.load_state_dict(whole, strict=strict)
+
+
+def rows_of(sharded: DTensor) -> tuple[int, int]:
+    """Returns the first of a learner's rows of a tensor, and the one after the last."""
+    assert sharded.placements == (Shard(0),), "torch shards by rows"
+    mesh = sharded.device_mesh
+    size = -(-sharded.shape[0] // mesh.size())
+    start = min(mesh.get_local_rank() * size, sharded.shape[0])
+    return start, min(start + size, sharded.shape[0])
 
 
 def gather_optimizer_state(optimizer: torch.optim.Optimizer, *, keep: bool = True) -> dict[str, Any]:
