@@ -53,7 +53,7 @@ def run_learners(function: Callable[..., None], num_learners: int, folder: Path,
 def _in_group(rank: int, size: int, folder: str, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=size, timeout=timedelta(seconds=60)
+        "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=size, timeout=timedelta(seconds=300)
     )
     torch.save(function(*arguments), f"{folder}/result.{rank}")
     # No learner goes while another one still needs it, and no sharded model outlives the group.
@@ -91,7 +91,8 @@ def compare_with_whole(folders: dict[str, str], lora: dict[str, Any] | None) -> 
     return {"wrong": wrong, "number": len(folders)}
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("lora", [None, {"rank": 2}])
 def test_weights_are_those_of_whole_models(tmp_path: Path, lora: dict[str, Any] | None) -> None:
     """In 3 processes, among which rows do not divide."""
@@ -231,7 +232,8 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder)
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("num_learners", [2, 4])
 def test_no_process_takes_more_than_its_slices_and_a_block(
