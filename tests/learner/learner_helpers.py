@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from tppo_rl.learner.batch import TrainBatch
 from tppo_rl.learner.collective import Collective
 from tppo_rl.learner.context_cache import ContextCache
 from tppo_rl.learner.lora import add_adapters
-from tppo_rl.learner.models import Critic, Policy, load_causal_lm
+from tppo_rl.learner.models import Critic, Policy, load_causal_lm, transformer_blocks
 from tppo_rl.learner.targets import ModelSet, Targets, estimate
 from tppo_rl.maths.value_forms import ValueForm
 
@@ -71,6 +73,21 @@ def load_models(
             critic.value_head.weight.copy_(torch.randn(critic.value_head.weight.shape, generator=generator) * 0.1)
             critic.value_head.bias.fill_(0.1)
     return policy, critic
+
+
+def round_norms_of_blocks(model: torch.nn.Module, dtype: torch.dtype = torch.bfloat16) -> None:
+    """Makes the norms of a model's blocks compute with weights rounded to `dtype`, as sharded models in that dtype do."""
+    for block in transformer_blocks(model):
+        for module in block.modules():
+            if "Norm" in type(module).__name__:
+                module.forward = partial(_forward_with_rounded_weights, module, copy.copy(module), dtype)  # type: ignore[assignment]
+
+
+def _forward_with_rounded_weights(
+    module: torch.nn.Module, unchanged: torch.nn.Module, dtype: torch.dtype, inputs: torch.Tensor
+) -> Any:
+    rounded = {name: parameter.to(dtype).to(inputs.dtype) for name, parameter in module.named_parameters()}
+    return torch.func.functional_call(unchanged, rounded, (inputs,))
 
 
 def fill_adapters(model: torch.nn.Module) -> None:

@@ -17,6 +17,7 @@ from learner_helpers import (
     load_models,
     make_fragment,
     make_fragments,
+    round_norms_of_blocks,
     run_two_learners,
     save_tiny_model,
     split,
@@ -81,8 +82,11 @@ class Learner:
         dtype: torch.dtype = torch.float32,
         weights_dtype: torch.dtype = torch.float32,
         lora: dict[str, Any] | None = None,
+        rounded: bool = False,
     ) -> None:
         self.policy, self.critic = load_models(folder, dtype, weights_dtype=weights_dtype, lora=lora)
+        for model in (self.policy, self.critic) if rounded else ():
+            round_norms_of_blocks(model)
         for model in (self.policy, self.critic) if recompute else ():
             recompute_activations(model)
         self.collective = collective
@@ -189,8 +193,11 @@ def learner(rank: int, folder: str, meeting_point: str, results: str) -> None:
             folder, [(distributed, 0, NUM_KINDS)], MINIBATCHES, collective
         )
         for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
+            # Sharded blocks compute with rounded norms, and a token at the bound of the clip falls on one side or the
+            # other with them: whole models are given rounded ones too.
+            numbers: dict[str, Any] = {"dtype": torch.bfloat16, "weights_dtype": dtype, "rounded": distributed == "ddp"}
             outcomes[f"bfloat16 with {name} weights, {distributed}"] = trajectory(
-                folder, [(distributed, 0, NUM_KINDS)], ONE_STEP, collective, dtype=torch.bfloat16, weights_dtype=dtype
+                folder, [(distributed, 0, NUM_KINDS)], ONE_STEP, collective, **numbers
             )
         for recompute in (False, True):
             name = f"adapters{' and recomputed activations' if recompute else ''}, {distributed}"

@@ -285,14 +285,18 @@ def check_contexts(model: Policy | Critic) -> None:
         raise ValueError(f"{setting}: {type(backbone).__name__} has layers of {', '.join(sorted(kinds))}; {remedy}")
     sequences, starts = torch.tensor([[0, 1, 2, 1], [1, 0, 2, 0]]), torch.tensor([1, 3])
     windows = torch.tensor([[1, 2, 1], [0, 0, 0]])
-    with model.autocast():
-        whole = backbone(input_ids=sequences.to(model.device), use_cache=False).last_hidden_state[:, -1]
-        cache = Cache(layer_class_to_replicate=_RecordingLayer)
-        backbone(input_ids=sequences[:, :3].to(model.device), past_key_values=cache, use_cache=False)
-        contexts: KeysAndValues = [layer.own for layer in cache.layers]  # type: ignore[union-attr]
-        after = after_contexts(windows.to(model.device), starts, torch.tensor([4, 4]), contexts)
-        last = backbone(**after.of_model(), use_cache=False).last_hidden_state[[0, 1], [2, 0]]
-    difference = float((last - whole).norm() / whole.norm())
+
+    def difference_of_both() -> float:
+        with model.autocast():
+            whole = backbone(input_ids=sequences.to(model.device), use_cache=False).last_hidden_state[:, -1]
+            cache = Cache(layer_class_to_replicate=_RecordingLayer)
+            backbone(input_ids=sequences[:, :3].to(model.device), past_key_values=cache, use_cache=False)
+            contexts: KeysAndValues = [layer.own for layer in cache.layers]  # type: ignore[union-attr]
+            after = after_contexts(windows.to(model.device), starts, torch.tensor([4, 4]), contexts)
+            last = backbone(**after.of_model(), use_cache=False).last_hidden_state[[0, 1], [2, 0]]
+        return float((last - whole).norm() / whole.norm())
+
+    difference = model.within(difference_of_both)
     if not difference < (1e-3 if model.dtype in (torch.float32, torch.float64) else 0.05):
         raise ValueError(
             f"{setting}: {type(backbone).__name__} computes otherwise after a context (relative difference "

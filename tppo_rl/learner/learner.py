@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import time
 from collections.abc import Sequence
@@ -29,6 +30,7 @@ from tppo_rl.learner.collective import current_collective
 from tppo_rl.learner.connectors import ESTIMATES, connectors
 from tppo_rl.learner.context_cache import ContextCache
 from tppo_rl.learner.critic_start import initial_value, is_cold, start_critic
+from tppo_rl.learner.empty_models import without_weights
 from tppo_rl.learner.models import parse_dtype
 from tppo_rl.learner.module import LanguageModelModule
 from tppo_rl.learner.optimizers import parameters_of, trainable
@@ -54,8 +56,9 @@ class TPPOLearner(InsideTorchLearner):
     It reads its options from `config.options`. There is no DDP wrapper: the update step sums gradients over RLlib's process
     group itself, so that learners may hold shards of any size.
 
-    With `distributed="fsdp"` no learner holds all weights, but RLlib asks a single learner for the group's state. So all
-    learners first gather it (`gather_state`, called by `TPPOLearnerGroup`), and learner 0 holds it.
+    With `distributed="fsdp"` no learner holds all weights: models are built without them, and each learner reads its slices
+    (`sharded_build`). But RLlib asks a single learner for the group's state. So all learners first gather it (`gather_state`,
+    called by `TPPOLearnerGroup`), and learner 0 holds it.
     """
 
     @flushed_subnormals()
@@ -87,6 +90,19 @@ class TPPOLearner(InsideTorchLearner):
             load_compiled()
         if self.device.type == "cpu":
             warn_of_slow_dtype(parse_dtype(self._options.models.dtype))
+
+    def building(self) -> contextlib.AbstractContextManager[Any]:
+        return without_weights() if self._is_to_be_sharded() else super().building()
+
+    def place_module(self, module: Any) -> None:
+        if self._is_to_be_sharded():
+            module[DEFAULT_MODULE_ID].place(self.device)
+        else:
+            super().place_module(module)
+
+    def _is_to_be_sharded(self) -> bool:
+        # One learner alone has nobody to share with, and the update step says so.
+        return self._options.learners.distributed == "fsdp" and current_collective().size > 1
 
     def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
         """Registers the optimizers "policy" and "critic"; their learning rates are set by the update step."""

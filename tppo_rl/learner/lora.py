@@ -18,6 +18,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from tppo_rl.learner.empty_models import stand_ins
+
 ALL_LINEAR = "all-linear"
 """Value of `target_modules` that takes every linear layer but the output layer."""
 
@@ -53,7 +55,7 @@ def add_adapters(model: Any, lora: Mapping[str, Any]) -> None:
         lora_dropout=0.0,
         fan_in_fan_out=any(type(module).__name__ == _TRANSPOSED for module in model.modules()),
     )
-    with torch.random.fork_rng(devices=[]):
+    with stand_ins(model), torch.random.fork_rng(devices=[]):
         torch.manual_seed(_SEED)
         inject_adapter_in_model(config, model, adapter_name=_ADAPTER)
     for parameter in model.parameters():

@@ -13,15 +13,16 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable
 from functools import partial
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from tppo_rl.core.insides import TRANSFORMERS
+from tppo_rl.learner.empty_models import parameters_on_meta
+from tppo_rl.learner.output_layer import head_suffices
 from tppo_rl.maths.log_probs import TokenLogProbs, token_log_probs
 from tppo_rl.maths.value_forms import SquaredError, ValueForm
 
@@ -36,6 +37,7 @@ out of its heap, which becomes fragmented. `tppo-rl bench memory` measures it.
 KeysAndValues = list[tuple[torch.Tensor, torch.Tensor]]
 """Keys and values of each layer."""
 
+_T = TypeVar("_T")
 _logger = logging.getLogger(__name__)
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
@@ -58,6 +60,7 @@ def load_causal_lm(
     weights_dtype: torch.dtype = torch.float32,
     attention: str = "sdpa",
     num_layers: int | None = None,
+    empty: bool = False,
 ) -> Any:
     """Loads a causal language model.
 
@@ -67,6 +70,7 @@ def load_causal_lm(
         weights_dtype: Dtype of the weights, and so of gradients and moments; float64 if `dtype` is float64.
         attention: "sdpa", "flash_attention_2" or "flex_attention".
         num_layers: Number of its first layers to load, at most as many as it has; None: all.
+        empty: Build the model without its weights (see `empty_models`).
 
     Raises:
         ValueError: no model can be loaded from `source`.
@@ -82,6 +86,9 @@ def load_causal_lm(
             _keep_layers(config, num_layers)
             # transformers would list the weights of the layers that are left out.
             transformers_logging.set_verbosity_error()
+        if empty:
+            with parameters_on_meta():
+                return AutoModelForCausalLM.from_config(config, dtype=weights, attn_implementation=attention)
         return AutoModelForCausalLM.from_pretrained(source, config=config, dtype=weights, attn_implementation=attention)
     except (OSError, ValueError) as error:
         raise ValueError(f"no language model at {source!r}: give a folder that holds one, or a hub id") from error
@@ -163,6 +170,10 @@ class _EvaluationMode(nn.Module):
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, self.dtype)
 
+    def within(self, function: Callable[[], _T]) -> _T:
+        """Returns a function's result; where the model is sharded, its parts can be called meanwhile."""
+        return function()
+
 
 class Policy(_EvaluationMode):
     """A causal language model that gives the log-probs of tokens."""
@@ -172,7 +183,7 @@ class Policy(_EvaluationMode):
         super().__init__(dtype)
         self.model = model
         self.train()
-        self._head_suffices = _head_suffices(model)
+        self._head_suffices = head_suffices(model)
         if not self._head_suffices:
             _logger.warning(
                 "%s does more than lm_head(hidden states): logits are computed at every position, which takes more "
@@ -320,31 +331,3 @@ class Critic(_EvaluationMode):
         predicted = nn.functional.linear(hidden.to(dtype), head.weight.to(dtype), head.bias.to(dtype))
         # A clone, no view: the hook that gathers sharded weights for the backward pass sits on the returned tensor.
         return (predicted if outputs else self.form.values(predicted)).clone()
-
-
-@torch.no_grad()
-def _head_suffices(model: Any) -> bool:
-    """Whether the logits are the output layer applied to the backbone's hidden states.
-
-    Some architectures scale or cap their logits afterwards; a wrong guess would train silently on wrong log-probs.
-    """
-    if model.base_model is model or model.get_output_embeddings() is None:
-        return False
-    input_ids = torch.tensor([[0, 1, 0]], device=next(model.parameters()).device)
-    with _attention_of_every_device(model):
-        hidden = model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
-        logits = model(input_ids=input_ids, use_cache=False).logits
-    return torch.allclose(model.get_output_embeddings()(hidden), logits, rtol=1e-4, atol=1e-5)
-
-
-@contextlib.contextmanager
-def _attention_of_every_device(model: Any) -> Iterator[None]:
-    """Lets the model run where it was loaded, on a CPU and in float32, which flash attention does not."""
-    config = model.config
-    with TRANSFORMERS.insides("PreTrainedConfig._attn_implementation"):
-        asked = config._attn_implementation
-    config._attn_implementation = "sdpa"
-    try:
-        yield
-    finally:
-        config._attn_implementation = asked

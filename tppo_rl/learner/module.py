@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from ray.rllib.core.rl_module.torch import TorchRLModule
 from tppo_rl.core.value_head_file import VALUE_HEAD_FILE
 from tppo_rl.kernels.onednn_linear import use_fastest_linear
 from tppo_rl.learner.context_cache import ContextCache
+from tppo_rl.learner.empty_models import is_empty, weights_are_left_out
 from tppo_rl.learner.hub_weights import HubLayout
 from tppo_rl.learner.lora import add_adapters, check_trained, has_adapters, merged_weights, trained_weights
 from tppo_rl.learner.models import (
@@ -26,9 +27,13 @@ from tppo_rl.learner.models import (
     parse_dtype,
     recompute_activations,
 )
+from tppo_rl.learner.sharded_build import files_in_parts, place
 from tppo_rl.learner.sharding import WeightViews, gather_weights, is_sharded, load_weights
+from tppo_rl.learner.transformers_internals import kept_in_float32
 from tppo_rl.learner.values import CriticValues, critic_values
 from tppo_rl.maths.value_forms import value_form
+
+_logger = logging.getLogger(__name__)
 
 TRAIN_BATCH = "train_batch"
 """Key of the `TrainBatch` in a module's batch."""
@@ -66,6 +71,8 @@ class LanguageModelModule(TorchRLModule, ValueFunctionAPI, InferenceOnlyAPI):
         lora: `rank`, `alpha` and `target_modules` of adapters of policy and critic (see `lora`); None, the default,
             trains all weights.
 
+    Where weights are left out (`empty_models.without_weights`), `place` has to be called before anything else.
+
     With `inference_only` there is neither critic nor reference. The reference is never trained, and no checkpoint holds it.
     Observation and action spaces are not read; they may be Text spaces.
     """
@@ -81,6 +88,7 @@ class LanguageModelModule(TorchRLModule, ValueFunctionAPI, InferenceOnlyAPI):
             ValueError: an unknown key in `model_config`, no `policy_model`, or a model that cannot be loaded.
         """
         config = dict(self.model_config or {})
+        self._sources: dict[str, str] = {}
         unknown = sorted(config.keys() - _MODEL_CONFIG_KEYS)
         if unknown:
             raise ValueError(f"model_config has unknown keys {unknown}: it takes {sorted(_MODEL_CONFIG_KEYS)}")
@@ -90,21 +98,40 @@ class LanguageModelModule(TorchRLModule, ValueFunctionAPI, InferenceOnlyAPI):
         source = config["policy_model"]
         critic_source = config.get("critic", "separate")
         self.policy = _load_policy(source, dtype, config)
+        self._sources["policy"] = source
         self.critic = None
         if critic_source is not None and not self.inference_only:
             own_critic = critic_source != "separate"
             backbone = critic_source if own_critic else source
             model = _load(backbone, dtype, config, num_layers=config.get("critic_layers"))
             self.critic = Critic(model, dtype, value_form(config.get("value_form")))
+            self._sources["critic"] = backbone
             if own_critic:
                 _load_value_head(self.critic, Path(backbone))
         self.reference = None
         if config.get("reference_model") is not None and not self.inference_only:
             self.reference = _load_policy(config["reference_model"], dtype, config | {"lora": None})
             self.reference.requires_grad_(False)
+            self._sources["reference"] = config["reference_model"]
         self._gathered: dict[str, dict[str, np.ndarray] | None] = {}
         self._policy_views = WeightViews(self.policy.model)
         self._hub_layout = HubLayout(self.policy.model)
+
+    def place(self, device: torch.device) -> None:
+        """Shards models that were left without weights, and reads this learner's slices of them; all learners must call it.
+
+        Args:
+            device: Of the learner; models with weights are moved there.
+
+        Raises:
+            ValueError: a model's files lack some of its weights.
+        """
+        for name, source in self._sources.items():
+            model = getattr(self, name)
+            if is_empty(model):
+                place(model, source, device)
+                use_fastest_linear(model)
+        self.to(device)
 
     def compute_values(
         self,
@@ -134,9 +161,7 @@ class LanguageModelModule(TorchRLModule, ValueFunctionAPI, InferenceOnlyAPI):
     @property
     def kept_in_float32(self) -> list[str]:
         """Parts of names of the policy's weights that stay in single precision in engines of half precision too."""
-        model = self.policy.model
-        kept = (getattr(model, f"_keep_in_fp32_modules{strict}", None) or () for strict in ("", "_strict"))
-        return sorted(set(chain(*kept)))
+        return kept_in_float32(self.policy.model)
 
     def get_non_inference_attributes(self) -> list[str]:
         """Returns the parts that sampling does not need."""
@@ -235,7 +260,12 @@ def _load_policy(source: str, dtype: torch.dtype, config: dict[str, Any]) -> Pol
 
 def _load(source: str, dtype: torch.dtype, config: dict[str, Any], *, num_layers: int | None = None) -> Any:
     weights_dtype, attention = parse_dtype(config.get("weights_dtype", "float32")), config.get("attention", "sdpa")
-    model = load_causal_lm(source, dtype, weights_dtype=weights_dtype, attention=attention, num_layers=num_layers)
+    empty = weights_are_left_out() and files_in_parts(source) is not None
+    if weights_are_left_out() and not empty:
+        _logger.warning("%s has no safetensors files: every learner loads the whole model before it is sharded", source)
+    model = load_causal_lm(
+        source, dtype, weights_dtype=weights_dtype, attention=attention, num_layers=num_layers, empty=empty
+    )
     if config.get("lora") is not None:
         add_adapters(model, config["lora"])
     use_fastest_linear(model)

@@ -86,11 +86,15 @@ def check_packing(model: Policy | Critic) -> None:
     backbone: Any = model.model.base_model if isinstance(model, Policy) else model.backbone
     sequence = torch.arange(_CHECKED_LENGTH, device=model.device)[None] % 4
     position_ids = torch.arange(_CHECKED_LENGTH, device=model.device).repeat(2)[None]
-    with model.autocast():
-        alone = backbone(input_ids=sequence.flip(1), use_cache=False)[0][0]
-        packed_ids = torch.cat([sequence, sequence.flip(1)], dim=1)
-        packed = backbone(input_ids=packed_ids, position_ids=position_ids, use_cache=False)[0][0, _CHECKED_LENGTH:]
-    difference = float((packed - alone).norm() / alone.norm())
+
+    def difference_of_both() -> float:
+        with model.autocast():
+            alone = backbone(input_ids=sequence.flip(1), use_cache=False)[0][0]
+            packed_ids = torch.cat([sequence, sequence.flip(1)], dim=1)
+            packed = backbone(input_ids=packed_ids, position_ids=position_ids, use_cache=False)[0][0, _CHECKED_LENGTH:]
+        return float((packed - alone).norm() / alone.norm())
+
+    difference = model.within(difference_of_both)
     if not difference < _LARGEST_DIFFERENCE.get(model.dtype, _LARGEST_DIFFERENCE_OF_HALF):
         raise ValueError(
             f"packing=True: in {type(backbone).__name__} packed sequences see one another (relative difference "

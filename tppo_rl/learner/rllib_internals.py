@@ -5,6 +5,7 @@ See `tppo_rl.core.insides` for what `CONTRACT` is.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,6 +21,8 @@ CONTRACT: Contract = {
         "_get_optimizer_state",
         "_set_optimizer_state",
         "_log_trainable_parameters",
+        "_make_module",
+        "_map_module_to_device",
         "_make_modules_ddp_if_necessary",
         "before_gradient_based_update",
         "configure_optimizers_for_module",
@@ -109,6 +112,21 @@ class InsideTorchLearner(TorchLearner):
     def load_optimizer_state(self, state: dict[str, Any]) -> None:
         """Loads what `optimizer_state` returned; to be overridden."""
         super()._set_optimizer_state(state)
+
+    def building(self) -> contextlib.AbstractContextManager[Any]:
+        """A context in which the module is built; to be overridden."""
+        return contextlib.nullcontext()
+
+    def place_module(self, module: Any) -> None:
+        """Moves the module to the learner's device; to be overridden."""
+        super()._map_module_to_device(module)
+
+    def _make_module(self) -> Any:
+        with self.building():
+            return super()._make_module()
+
+    def _map_module_to_device(self, module: Any) -> None:
+        self.place_module(module)
 
     def _get_optimizer_state(self) -> dict[str, Any]:
         return self.optimizer_state()

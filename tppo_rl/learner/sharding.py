@@ -17,49 +17,86 @@ without rows is one token of padding (`TrainBatch.padded`), and a loss over no t
 
 Checkpoints hold whole tensors in the format of unsharded models: either kind of learner loads those of the other.
 
-Under autocast the backward pass keeps a bfloat16 copy of every gathered weight, unless the blocks' activations are
-computed again (`recompute_activations`), or the weights are bfloat16 themselves.
+In half precision blocks are gathered in the compute dtype, half of the bytes, and gradients are summed in float32. The
+computation is that of autocast on whole models but for one thing: the blocks' norms, which autocast leaves in float32, have
+weights rounded to the compute dtype, as an engine of that dtype has them. Two things keep it so. Inputs of blocks are not
+cast: autocast's residual stream is float32. And what stands outside of the blocks is gathered as it is kept: a rounded
+embedding would make the whole residual stream one of half precision.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from tppo_rl.learner.collective import Collective, current_collective
 from tppo_rl.learner.models import Critic, Policy, transformer_blocks
 from tppo_rl.learner.optimizers import StepReport, clip_and_step, parameters_of, scaled_backward, squared_norm
+from tppo_rl.learner.transformers_internals import kept_in_float32
 
 
-def shard(model: Policy | Critic) -> None:
+def shard(model: Policy | Critic, device: torch.device | None = None) -> None:
     """Shards the model in place over all learners of the process group; they must hold the same weights.
 
-    Up to here each learner has the whole model on its device, once and without gradients and moments.
-
     Gradients are summed over learners, as everywhere in the update step: losses are divided by global counts already.
+
+    Args:
+        model: Whole on its device, without gradients and moments; or without weights (see `sharded_build`).
+        device: Of the learner, for a model without weights; None: the model's own.
     """
-    device = next(model.parameters()).device
+    device = device or next(model.parameters()).device
     group = torch.distributed.group.WORLD
     assert group is not None, "there is no process group"
     mesh = DeviceMesh.from_group(group, device.type)
-    for module in (*transformer_blocks(model), model):
+    of_blocks, of_the_rest = _precision(model)
+    blocks = transformer_blocks(model)
+    for block in blocks:
+        _cast_layer_norms(block)
+    for module in (*blocks, model):
+        precision = of_the_rest if module is model else of_blocks
         # At the root as well: weights are slices whenever no pass is under way, so that none can be read stale.
-        part = fully_shard(module, mesh=mesh, reshard_after_forward=True)
+        part = fully_shard(module, mesh=mesh, reshard_after_forward=True, mp_policy=precision)
         part.set_gradient_divide_factor(1.0)
         # A factor other than the number of learners is a premultiplied sum otherwise, which gloo does not have.
         part.set_force_sum_reduction_for_comms(True)
     # Mixtures of experts: learners may have sent their tokens to different experts.
     model.set_reduce_scatter_unused_params(True)  # type: ignore[operator]
-    if isinstance(model, Policy):
-        for method in ("logits", "read"):
-            register_fsdp_forward_method(model, method)
+    for method in ("logits", "read", "within") if isinstance(model, Policy) else ("within",):
+        register_fsdp_forward_method(model, method)
+
+
+def _precision(model: Policy | Critic) -> tuple[MixedPrecisionPolicy, MixedPrecisionPolicy]:
+    """Returns the dtypes in which blocks, and the rest of the model, are gathered and their gradients summed."""
+    if model.dtype not in (torch.bfloat16, torch.float16):
+        return MixedPrecisionPolicy(), MixedPrecisionPolicy()
+    rest = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
+    # Some families name weights that half precision will not do for.
+    kept = {part for module in model.modules() for part in kept_in_float32(module)}
+    if any(part in name for name, _ in model.named_parameters() for part in kept):
+        return rest, rest
+    return replace(rest, param_dtype=model.dtype), rest
+
+
+class _LayerNorm(torch.nn.LayerNorm):
+    """A layer norm that takes weights of another dtype than its inputs, which on a CPU torch's own refuses."""
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        weight, bias = (None if part is None else part.to(inputs.dtype) for part in (self.weight, self.bias))
+        return torch.nn.functional.layer_norm(inputs, self.normalized_shape, weight, bias, self.eps)
+
+
+def _cast_layer_norms(block: torch.nn.Module) -> None:
+    for module in block.modules():
+        if type(module) is torch.nn.LayerNorm:
+            module.__class__ = _LayerNorm
 
 
 def is_sharded(model: torch.nn.Module | None) -> bool:
@@ -182,17 +219,35 @@ class WeightViews:
         return dict(self._views)
 
 
+@torch.no_grad()
 def load_weights(model: torch.nn.Module, weights: Mapping[str, Any], *, strict: bool = True) -> None:
     """Loads what `gather_weights` returned, on one learner alone; without `strict` also a part of it.
+
+    Of a sharded model's weights a learner copies its rows, one tensor after the other.
 
     Raises:
         RuntimeError: names or shapes of the weights are not those of the model.
     """
     current = model.state_dict()
-    model.load_state_dict(
-        {name: _slice_like(torch.as_tensor(np.array(weight)), current.get(name)) for name, weight in weights.items()},
-        strict=strict,
-    )
+    whole: dict[str, torch.Tensor] = {}
+    for name, weight in weights.items():
+        own = current.get(name)
+        if isinstance(own, DTensor) and own.shape == weight.shape:
+            start, stop = rows_of(own)
+            own.to_local().copy_(torch.as_tensor(np.array(weight[start:stop])))
+            whole[name] = own
+        else:
+            whole[name] = torch.as_tensor(np.array(weight))
+    model.load_state_dict(whole, strict=strict)
+
+
+def rows_of(sharded: DTensor) -> tuple[int, int]:
+    """Returns the first of a learner's rows of a tensor, and the one after the last."""
+    assert sharded.placements == (Shard(0),), "torch shards by rows"
+    mesh = sharded.device_mesh
+    size = -(-sharded.shape[0] // mesh.size())
+    start = min(mesh.get_local_rank() * size, sharded.shape[0])
+    return start, min(start + size, sharded.shape[0])
 
 
 def gather_optimizer_state(optimizer: torch.optim.Optimizer, *, keep: bool = True) -> dict[str, Any]:

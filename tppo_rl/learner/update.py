@@ -36,7 +36,7 @@ from tppo_rl.learner.models import Critic, Policy
 from tppo_rl.learner.optimizers import GradientStep, StepReport, make_adamw, ramped_lr, trainable
 from tppo_rl.learner.packing import check_packing
 from tppo_rl.learner.policy_step import POLICY_MAXIMA, POLICY_SUMS, PolicyStep
-from tppo_rl.learner.sharding import ShardedGradientStep, shard
+from tppo_rl.learner.sharding import ShardedGradientStep, is_sharded, shard
 from tppo_rl.learner.targets import Targets
 from tppo_rl.learner.value_batches import empty_value_batch
 from tppo_rl.learner.weight_guard import WeightGuard
@@ -89,8 +89,8 @@ class UpdateStep:
         """Makes the optimizers and brings all learners to the weights of learner 0.
 
         Args:
-            policy: On its final device.
-            critic: On its final device; None trains no values, and targets must come without them.
+            policy: On its final device; sharded already, or to be sharded.
+            critic: As the policy; None trains no values, and targets must come without them.
             options: See `Options`.
             collective: The other learners; None means that there are none.
             cache: Keeps the policy's contexts from update to update; None computes them anew.
@@ -116,7 +116,8 @@ class UpdateStep:
             ThreadPoolExecutor(1, thread_name_prefix="critic") if options.critic.parallel_critic else None
         )
         for model in (policy, critic):
-            for parameter in trainable(model.parameters()) if model is not None else ():
+            # Slices of all learners are of the same files.
+            for parameter in trainable(model.parameters()) if model is not None and not is_sharded(model) else ():
                 self._collective.broadcast_(parameter.data)
             if options.compute.packing and model is not None:
                 check_packing(model)
@@ -125,10 +126,9 @@ class UpdateStep:
                 or (isinstance(model, Policy) and not options.compute.context_gradient)
             ):
                 check_contexts(model)
-            if options.learners.distributed == "fsdp" and model is not None:
+        for model in (policy, critic, reference) if options.learners.distributed == "fsdp" else ():
+            if model is not None and not is_sharded(model):
                 shard(model)
-        if options.learners.distributed == "fsdp" and reference is not None:
-            shard(reference)
         self.policy_optimizer = self._adamw(policy, options.optimizer.lr)
         self.policy_gradients = self._gradients(self.policy_optimizer, options.optimizer.grad_clip, "policy")
         self._policy_step = PolicyStep(policy, self.policy_gradients, options, self._collective, cache)

@@ -64,12 +64,16 @@ def learner_pass(shape: Shape, options: Options, *, has_logits: bool) -> Pass:
     recomputed = options.learners.gradient_checkpointing
     of_layer = tokens * kept_of_layer(shape, options)
     casts = number * sum(inputs * outputs for _, inputs, outputs in shape.linear) if half and weight == 4 else 0
+    of_block = casts // shape.layers
+    if options.learners.distributed == "fsdp":
+        # Sharded blocks are gathered in half precision, one after the other.
+        casts = of_block
     # The residual stream behind the last layer, and its normalized copy.
     ends = 2 * weight * shape.hidden * tokens
     # Casts of trained weights last until the end of the forward pass, whatever is kept for the backward pass.
-    forward_casts = casts if trained or not recomputed else casts // shape.layers
+    forward_casts = casts if trained or not recomputed else of_block
     if recomputed:
-        kept, under_way = tokens * weight * shape.hidden * shape.layers + ends, of_layer + casts // shape.layers
+        kept, under_way = tokens * weight * shape.hidden * shape.layers + ends, of_layer + of_block
     else:
         kept, under_way = of_layer * shape.layers + ends + casts, 0
         forward_casts = 0

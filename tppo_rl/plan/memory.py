@@ -94,7 +94,9 @@ def _of_learner(options: Options, policy: Shape, process: Process) -> list[Part]
     if options.policy_loss.kl_coef:
         name = str(models.policy_model if models.reference_model == "initial" else models.reference_model)
         shape = policy if name == models.policy_model else Shape.of(name)
-        parts.append(Part(process, "reference", weight * shape.parameters, f"{shape.parameters:,} parameters"))
+        parts.append(
+            Part(process, "reference", weight * shape.parameters // shards, f"{shape.parameters:,} parameters")
+        )
     if options.compute.context_cache_tokens:
         of_token = sum(2 * shape.layers * shape.keys * weight for shape in trained.values())
         size = options.compute.context_cache_tokens * of_token
