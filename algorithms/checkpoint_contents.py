@@ -19,9 +19,9 @@ _SHAPE = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads
 
 
 def checkpoint_contents(algorithm: Any) -> dict[str, Any]:
-    """Returns what the manifest of a checkpoint says of an algorithm: all that is needed to build it again.
+    """Returns what the manifest of every checkpoint says of an algorithm: all that is needed to build it again.
 
-    Settings of RLlib that are no data, such as classes, are named under `not_saved`.
+    It reads the model's config and makes the environment, so that it should be asked once. Settings of RLlib that are no data, such as classes, are named under `not_saved`.
     """
     config, default = algorithm.config, type(algorithm.config)()
     options = algorithm.options.flat()
@@ -32,7 +32,6 @@ def checkpoint_contents(algorithm: Any) -> dict[str, Any]:
     rllib = {key: value for key, value in changed.items() if _is_data(value)}
     return {
         "algorithm": type(algorithm).__name__,
-        "iteration": algorithm.iteration,
         "options": {key: value for key, value in options.items() if _is_data(value)},
         "rllib": rllib,
         "not_saved": sorted({*changed} - {*rllib} | {key for key, value in options.items() if not _is_data(value)}),

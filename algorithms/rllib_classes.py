@@ -74,8 +74,9 @@ class LanguageModelAlgorithm(Algorithm):
         with stage(f"starting {engines} engine{'s' if engines > 1 else ''}"):
             super().setup(config)
         self.options = options = self.config.options
-        # Asked for here and not at every checkpoint: it makes the environment, which may read a data set.
+        # Asked for here and not at every checkpoint: both make the environment, which may read a data set.
         self._value_form = value_form_settings(options)
+        self._contents = checkpoint_contents(self)
         chat = Chat.of(options)
         recorder = RunRecorder(options, self._results_folder(), chat.text)
         self._events = events = self._event_log()
@@ -216,7 +217,8 @@ class LanguageModelAlgorithm(Algorithm):
             **kwargs: Of RLlib, not used.
         """
         with local_copy_of(path, filesystem) as folder:
-            write_checkpoint(folder, self.get_state() if state is None else state, checkpoint_contents(self))
+            facts = self._contents | {"iteration": self.iteration}
+            write_checkpoint(folder, self.get_state() if state is None else state, facts)
         return str(folder if path is None else path)
 
     def restore_from_path(self, path: Any, *args: Any, filesystem: Any = None, **kwargs: Any) -> None:
@@ -316,8 +318,8 @@ class LanguageModelAlgorithm(Algorithm):
             return ReplayedEvents(Path(run.replay_of))
         if not run.record_events:
             return EventLog()
-        facts = checkpoint_contents(self)
-        return RecordedEvents(self._results_folder(), {key: facts[key] for key in ("algorithm", "options", "rllib")})
+        facts = {key: self._contents[key] for key in ("algorithm", "options", "rllib")}
+        return RecordedEvents(self._results_folder(), facts)
 
     def _results_folder(self) -> Path:
         """`results_folder`, else Tune's folder of the trial where it is on this machine, else the trainable's own."""

@@ -15,6 +15,7 @@ computed anew. So the weights that sample a request's next token have also compu
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import warnings
@@ -38,6 +39,8 @@ from tppo_rl.rollout.vllm_internals import (
 )
 from tppo_rl.rollout.weight_copies import WeightCopies
 from tppo_rl.rollout.weights_folder import WeightsFolder
+
+logger = logging.getLogger(__name__)
 
 LINEAR = ("in_place", "packed")
 """Layout of linear layers' weights on a CPU. In place it is the trainer's, so that an update is a copy. Packed for oneDNN,
@@ -141,9 +144,15 @@ class VLLMEngine:
         except BaseException:
             self._remove_weights_folder()
             raise
-        self._core = VLLMCore(
-            self._engine, own_process=multiprocessing, has_workers=has_workers, packs_tied_layers=packs
-        )
+        self._core = VLLMCore(self._engine, own_process=multiprocessing, packs_tied_layers=packs)
+        self._seeds_here = not has_workers
+        self._can_seed = not has_workers or "worker_extension_cls" not in engine_args
+        if not self._can_seed:
+            logger.warning(
+                "engine.worker_extension_cls=%r takes the place of ours, which seeds the workers: a run that is resumed is not the run "
+                "that was not stopped",
+                engine_args["worker_extension_cls"],
+            )
         self._copies: WeightCopies | None = None
         if in_place:
             self._copies = WeightCopies(self._core.loader())
@@ -189,8 +198,11 @@ class VLLMEngine:
                 self.forget_kv()
 
     def reseed(self, seed: int) -> None:
-        with self._core.telling_death():
-            self._core.reseed(seed)
+        if self._seeds_here:
+            torch.manual_seed(seed)
+        elif self._can_seed:
+            with self._core.telling_death():
+                self._core.reseed(seed)
 
     def forget_kv(self) -> None:
         """Preempts running requests; the next step computes their keys and values anew, by its own weights."""

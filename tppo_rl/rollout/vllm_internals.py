@@ -91,15 +91,11 @@ class VLLMCore:
     Args:
         engine: vLLM's `LLMEngine`.
         own_process: Whether the core has a process of its own; else it takes its steps in this one.
-        has_workers: Whether the model runs in other processes than this one.
         packs_tied_layers: Whether the workers have the methods of `WORKER_EXTENSION`, which have to follow a reload.
     """
 
-    def __init__(
-        self, engine: Any, *, own_process: bool = False, has_workers: bool = False, packs_tied_layers: bool = False
-    ) -> None:
+    def __init__(self, engine: Any, *, own_process: bool = False, packs_tied_layers: bool = False) -> None:
         self.engine = engine
-        self._has_workers = has_workers
         self._packs_tied_layers = packs_tied_layers
         with VLLM.insides("LLMEngine.engine_core, LLMEngine.output_processor"):
             self.core = engine.engine_core
@@ -188,11 +184,8 @@ class VLLMCore:
             self.engine.collective_rpc("pack_tied_layers")
 
     def reseed(self, seed: int) -> None:
-        """Seeds torch's generators where the model runs."""
-        if self._has_workers:
-            self.engine.collective_rpc("reseed", args=(seed,))
-        else:
-            torch.manual_seed(seed)
+        """Seeds torch's generators of the workers that have our methods."""
+        self.engine.collective_rpc("reseed", args=(seed,))
 
     def shutdown(self) -> None:
         """Ends the core."""
