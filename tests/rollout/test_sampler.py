@@ -1,5 +1,6 @@
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -10,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tppo_rl.config.options import Options
+from tppo_rl.core.begun_episodes import BegunEpisode
 from tppo_rl.core.fragments import NO_VERSION, Fragment
 from tppo_rl.core.prompts import Ticket, prompt_seed
 from tppo_rl.rollout.engine import Sampling
@@ -416,3 +418,43 @@ def test_the_simulated_engine_charges_time() -> None:
     sampler.run(4)
     engine.load_weights({}, 1)
     assert engine.seconds == pytest.approx(4 * (1.0 + 2 * 0.5) + 10.0)
+
+
+class OtherEnv(CountingEnv):
+    """Gives other prompts, or other answers, than the environment of the same seed before."""
+
+    def __init__(self, what: str, turns: int) -> None:
+        super().__init__(turns)
+        self._what = what
+
+    def reset(self, *, seed: int) -> tuple[str, dict[str, Any]]:
+        return super().reset(seed=seed + (self._what == "prompt"))
+
+    def step(self, text: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        said, *rest = super().step(text)
+        return ("something else" if self._what == "answer" else said), *rest
+
+
+@pytest.mark.parametrize(("what", "turns"), [("prompt", 1), ("prompt", 3), ("answer", 3)])
+def test_an_episode_whose_environment_comes_out_another_one_is_dropped_by_name(what: str, turns: int) -> None:
+    first, _ = make_sampler(slots=6, window=7, turns=turns, mean=40.0 if turns == 1 else 5.0)
+    first.add_tickets(tickets(6))
+    first.run(10)
+    begun = first.begun()
+    assert any(episode.turns for episode in begun) == (turns > 1)
+    second, _ = make_sampler(slots=6, window=7, turns=turns)
+    second._make_env = lambda: OtherEnv(what, turns)  # type: ignore[assignment, return-value]
+    second._unused_envs = []
+    second.add_tickets(replace(ticket, begun=one) for ticket, one in with_tickets(begun))
+    assert second.num_open_tokens == sum(one.open_tokens for one in begun) > 0
+    fragments = second.run(1)
+    scores = second.pop_scores()
+    refused = {one.episode_id for one in begun if what == "prompt" or one.turns}
+    assert scores.left_out.keys() | scores.failed_prompts.keys() == refused
+    assert {failure.kind for failure in scores.failures} == {"not_rebuilt"}
+    assert {one.episode_id for one in fragments if one.truncated} == scores.left_out.keys()
+    assert sum(map(len, fragments)) + second.num_open_tokens - second.num_tokens_sampled == first.num_open_tokens
+
+
+def with_tickets(begun: list[BegunEpisode]) -> list[tuple[Ticket, BegunEpisode]]:
+    return [(Ticket(one.episode_id, one.episode_id, one.episode_id), one) for one in begun]

@@ -34,6 +34,7 @@ from tppo_rl.core.prompts import Ticket
 from tppo_rl.rollout.chat import Chat
 from tppo_rl.rollout.dialogs import Dialog, Step
 from tppo_rl.rollout.engine import Engine, Sampling
+from tppo_rl.rollout.rebuilding import why_not_rebuilt
 from tppo_rl.rollout.responses import KILLED, Failure, Scores
 from tppo_rl.rollout.rewards import RETRY, Rewards
 from tppo_rl.rollout.sampler import EpisodeLimits, Prompt, Sampler, Turn
@@ -247,11 +248,13 @@ class PooledSampler(Sampler):
         self._endings.add_scores(scores)
 
     def _take_made(self, prompt: Prompt) -> None:
-        if prompt.ticket.begun is None:
+        begun = prompt.ticket.begun
+        if begun is None:
             self._prompts.append(prompt)
         # Workers give the environment its earlier turns with the next one.
-        elif (wrong := self._why_not_rebuilt(prompt, step=None)) is not None:
-            self._refuse(prompt, wrong)
+        elif (wrong := why_not_rebuilt(begun, prompt.tokens, step=None)) is not None:
+            self._give_up(prompt.ticket, wrong)
+            self._pool.forget(prompt.env.episode)
         elif self._is_turn_over(prompt):
             self._start_episode(prompt)
         else:

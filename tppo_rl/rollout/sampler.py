@@ -26,12 +26,12 @@ from typing import Any
 from tppo_rl.core.begun_episodes import BegunEpisode
 from tppo_rl.core.fragments import Fragment
 from tppo_rl.core.prompts import Ticket
-from tppo_rl.core.reward_parts import ENVIRONMENT
 from tppo_rl.rollout.chat import Chat
 from tppo_rl.rollout.dialogs import Dialog, Step, take_step, wrong_reward_of
 from tppo_rl.rollout.endings import Ending, Endings
 from tppo_rl.rollout.engine import Engine, Output, Request, Sampling
-from tppo_rl.rollout.responses import NOT_REBUILT, Failure, Scores
+from tppo_rl.rollout.rebuilding import scores_of_given_up, why_not_rebuilt
+from tppo_rl.rollout.responses import Failure, Scores
 from tppo_rl.rollout.rewards import RETRY, WRONG, Rewards
 from tppo_rl.rollout.tool_texts import turns_and_tools
 from tppo_rl.rollout.window_buffer import OpenEpisode
@@ -262,17 +262,19 @@ class Sampler:
 
     def _take_begun(self) -> None:
         """Puts the episodes that have begun elsewhere before all others; one whose turn is over needs no slot."""
-        begun = []
-        while self.tickets and self.tickets[0].begun is not None:
+        going_on = []
+        while self.tickets and (begun := self.tickets[0].begun) is not None:
             prompt = self._make_prompt()
-            wrong = self._why_not_rebuilt(prompt, partial(take_step, prompt.env))
+            wrong = why_not_rebuilt(begun, prompt.tokens, partial(take_step, prompt.env))
             if wrong is not None:
-                self._refuse(prompt, wrong)
+                self._give_up(prompt.ticket, wrong)
+                # What it is worth, nobody knows.
+                prompt.env.close()
             elif self._is_turn_over(prompt):
                 self._start_episode(prompt)
             else:
-                begun.append(prompt)
-        self._prompts.extendleft(reversed(begun))
+                going_on.append(prompt)
+        self._prompts.extendleft(reversed(going_on))
 
     def _make_prompt(self) -> Prompt:
         ticket = self.tickets[0]
@@ -285,43 +287,12 @@ class Sampler:
         # Ticket and environment are taken last, so that an error loses neither.
         return Prompt(self.tickets.popleft(), self._unused_envs.pop(), text, tokens, info, wrong_reward_of(env))
 
-    def _why_not_rebuilt(self, prompt: Prompt, step: Callable[[str], Step | Failure] | None) -> str | None:
-        """Says why an episode that has begun elsewhere cannot go on here; None if it can.
-
-        Args:
-            prompt: What the environment gives for the episode's seed.
-            step: Gives the environment the turns again; None: that is done with the next turn.
-        """
-        begun = prompt.ticket.begun
-        assert begun is not None
-        if prompt.tokens != begun.window.context[: begun.window.prompt_length].tolist():
-            return "reset gave another prompt for the same seed"
-        if step is None:
-            return None
-        for said, answer in zip(begun.turns, begun.observations, strict=True):
-            again = step(said)
-            if isinstance(again, Failure):
-                return f"a turn that it had answered failed: {again.message}"
-            if again.text != answer:
-                return "step gave another answer to the same turn"
-        return None
-
-    def _refuse(self, prompt: Prompt, reason: str) -> None:
-        """Gives up an episode whose environment came out another one."""
-        self._give_back(self._dialog(prompt), self._give_up(prompt.ticket, reason))
-
-    def _give_up(self, ticket: Ticket, reason: str) -> Failure:
-        """Ends an episode that has begun elsewhere; its open tokens are dropped."""
+    def _give_up(self, ticket: Ticket, reason: str) -> None:
+        """Ends an episode that has begun elsewhere and cannot go on."""
         assert ticket.begun is not None
-        failure = Failure(ENVIRONMENT, NOT_REBUILT, f"an episode could not go on after a restart: {reason}")
-        scores = Scores(failures=[failure], failed_responses=1)
+        self._endings.add_scores(scores_of_given_up(ticket, reason))
         if ticket.open_tokens:
-            scores.left_out[ticket.episode_id] = NOT_REBUILT
             self._closed.append(self._going_on(ticket, ticket.begun).close_window(truncated=True))
-        else:
-            scores.failed_prompts[ticket.episode_id] = ticket.prompt_index
-        self._endings.add_scores(scores)
-        return failure
 
     def _is_turn_over(self, prompt: Prompt) -> bool:
         episode = self._episode(prompt)
