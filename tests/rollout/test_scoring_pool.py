@@ -224,8 +224,12 @@ class EchoingChat(IntegerChat):
         return [100 + int(number) for number in text.split()]
 
 
+@pytest.mark.parametrize("restarts", [(), (4, 9, 15)], ids=["", "restarted"])
 @pytest.mark.parametrize("workers", [1, 3])
-def test_episodes_of_several_turns_go_on_with_their_tokens_intact(make_pool: MakePool, workers: int) -> None:
+def test_episodes_of_several_turns_go_on_with_their_tokens_intact(
+    make_pool: MakePool, workers: int, restarts: tuple[int, ...]
+) -> None:
+    """Also where env-runner, engine and workers are others from then on."""
     pool, options = make_pool(workers, env_config={"turns": 3, "seconds": 0.01})
     engine = SimulatedEngine(draw_lognormal_length(9.0, 0.5), seed=1)
     sampler = sampler_of(pool, options, engine, slots=4, cap=400, window=6, chat=EchoingChat())
@@ -233,6 +237,17 @@ def test_episodes_of_several_turns_go_on_with_their_tokens_intact(make_pool: Mak
     fragments: list[Fragment] = []
     versions = 0
     while sampler._has_work:
+        if versions in restarts:
+            begun, sampled = {one.episode_id: one for one in sampler.begun()}, sampler.num_tokens_sampled
+            assert sum(one.open_tokens for one in begun.values()) == sampler.num_open_tokens
+            open_or_waiting = sampler.episode_ids
+            sampler.abandon()
+            pool, _ = make_pool(workers, env_config={"turns": 3, "seconds": 0.01})
+            engine = SimulatedEngine(draw_lognormal_length(9.0, 0.5), seed=2 + versions)
+            engine.load_weights({}, versions)
+            sampler = sampler_of(pool, options, engine, slots=4, cap=400, window=6, chat=EchoingChat())
+            sampler.num_tokens_sampled = sampled
+            sampler.add_tickets(Ticket(number, number, number, begun.get(number)) for number in open_or_waiting)
         fragments += sampler.run(5)
         assert sum(map(len, fragments)) + sampler.num_open_tokens == sampler.num_tokens_sampled
         oldest = sampler.oldest_open_version
@@ -240,6 +255,8 @@ def test_episodes_of_several_turns_go_on_with_their_tokens_intact(make_pool: Mak
         versions += 1
         engine.load_weights({}, versions)
     check_ledger(sampler, fragments, sampler.pop_scores(), 24)
+    windows = Counter((fragment.episode_id, fragment.window_index) for fragment in fragments)
+    assert set(windows.values()) == {1}
     last = {fragment.episode_id: fragment for fragment in fragments if fragment.finished}
     assert sorted(last) == list(range(24))
     for episode, fragment in last.items():
