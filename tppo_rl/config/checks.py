@@ -185,12 +185,7 @@ def check_environment(options: Options) -> None:
             "held-out one; remove the key"
         )
     _check_env_config_keys(environment.env, environment.env_config)
-    try:
-        env = make_text_env(environment, "heldout")
-    except (TypeError, ValueError) as error:
-        # Environments name their option and its value first.
-        named = str(error).partition("=")[0].partition(".")[0] in environment.env_config
-        raise OptionError(f"env_config{'.' if named else ': '}{error}") from None
+    env = make_text_env(environment, "heldout")
     try:
         _check_correctness_is_known(options, env.unwrapped)
         _warn_of_repeated_prompts(options, getattr(env.unwrapped, "num_problems", None))

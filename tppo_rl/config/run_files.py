@@ -15,12 +15,10 @@ heavy is imported here.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-import yaml
 from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError, model_validator
 
 from tppo_rl.config.checks import (
@@ -52,6 +50,7 @@ from tppo_rl.config.sweep_options import (
     mutation_axes,
     name_and_arguments,
 )
+from tppo_rl.config.yaml_text import parse_yaml, read_yaml
 from tppo_rl.core.algorithm_spec import AlgorithmSpec
 from tppo_rl.core.errors import OptionError
 from tppo_rl.core.result_keys import check_spelling
@@ -167,11 +166,7 @@ def load_run_file(path: Path, overrides: Sequence[str] = ()) -> list[Experiment]
     """
     if not path.is_file():
         raise OptionError(f"file={str(path)!r}: no such run file; the shipped ones are in configs/")
-    text = path.read_text(encoding="utf-8")
-    try:
-        content = yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        raise OptionError(_explain_yaml(f"file={str(path)!r}", "YAML", text, error)) from None
+    content = read_yaml(path)
     if not isinstance(content, dict) or not content:
         raise OptionError(f"file={str(path)!r}: must map experiment names to experiments, see configs/quickstart.yaml")
     return [make_experiment(str(name), body, overrides) for name, body in content.items()]
@@ -313,10 +308,11 @@ def apply_override(body: dict[str, Any], override: str) -> None:
     """
     key, value = parse_override(override)
     path = key.split(".")
-    if path[0] in set(Experiment.model_fields) - {"name", "config"}:
-        put(body, path, value)
-    else:
-        put(body.setdefault("config", {}), path[1:] if path[0] == "config" else path, value)
+    if path[0] not in set(Experiment.model_fields) - {"name", "config"}:
+        path = ["config", *(path[1:] if path[0] == "config" else path)]
+    if path == ["config"] or "" in path:
+        raise OptionError(f"--set {override!r}: {key!r} names no option; write for example --set config.seed=1")
+    put(body, path, value)
 
 
 def parse_override(override: str) -> tuple[str, Any]:
@@ -329,37 +325,3 @@ def parse_override(override: str) -> tuple[str, Any]:
     if not separator or not key:
         raise OptionError(f"--set {override!r}: must be key=value, for example --set seed=1")
     return key, parse_yaml(text)
-
-
-class _Loader(yaml.SafeLoader):
-    """Reads `1e-4` as a number, which YAML 1.1 reads as a text."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
-
-
-def parse_yaml(text: str) -> Any:
-    """Reads a YAML or JSON text by the rules of run files.
-
-    Raises:
-        OptionError: the text is not valid YAML.
-    """
-    try:
-        return yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        raise OptionError(_explain_yaml(repr(text), "YAML or JSON", text, error)) from None
-
-
-def _explain_yaml(where: str, form: str, text: str, error: yaml.YAMLError) -> str:
-    """Returns what is wrong with a YAML text, where, and the line with a mark below it."""
-    mark = getattr(error, "problem_mark", None)
-    if mark is None:
-        return f"{where}: not valid {form}: {' '.join(str(error).split())}"
-    problem = ", ".join(filter(None, (getattr(error, "context", None), getattr(error, "problem", None))))
-    lines = text.splitlines()
-    # An error at the end of the text stands behind its last line.
-    shown = lines[mark.line] if mark.line < len(lines) else ""
-    picture = f"\n    {shown}\n    {' ' * mark.column}^" if shown else ""
-    return f"{where}, line {mark.line + 1}, column {mark.column + 1}: not valid {form}: {problem}{picture}"

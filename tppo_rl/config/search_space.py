@@ -41,7 +41,7 @@ class Axis(NamedTuple):
     @property
     def key(self) -> str:
         """The option's name."""
-        return ".".join(self.path)
+        return ".".join(map(str, self.path))
 
     @property
     def is_grid(self) -> bool:
@@ -159,7 +159,9 @@ def put(target: dict[str, Any], path: Sequence[str], value: Any) -> None:
     for part in path[:-1]:
         inner = target.setdefault(part, {})
         if not isinstance(inner, dict):
-            raise OptionError(f"{'.'.join(path)}: {part} holds {inner!r}, which has no keys")
+            raise OptionError(
+                f"{'.'.join(path)}={value!r}: {part} holds {inner!r}, which has no keys; set {part} to a mapping first"
+            )
         target = inner
     target[path[-1]] = value
 
