@@ -15,11 +15,12 @@ heavy is imported here.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
 
 from tppo_rl.config.checks import (
     check_attention,
@@ -28,6 +29,7 @@ from tppo_rl.config.checks import (
     check_options,
     unknown_key,
 )
+from tppo_rl.config.experiment_checks import check_draws, check_name, check_stop
 from tppo_rl.config.foreign_sources import rllib_keys
 from tppo_rl.config.options import MAPPINGS, OPTIONS, RENAMED_KEYS, algorithm_spec, place_of
 from tppo_rl.config.places import absolute_object, absolute_place, with_absolute_places
@@ -36,6 +38,7 @@ from tppo_rl.config.search_space import (
     GRID,
     axes,
     check_axis,
+    check_size,
     check_words,
     copy_mapping,
     grid_points,
@@ -43,8 +46,10 @@ from tppo_rl.config.search_space import (
     put,
     put_all,
 )
+from tppo_rl.config.sections.run import LARGEST_SEED
 from tppo_rl.config.sweep_options import (
     LEAST_PBT_CHECKPOINTS,
+    MOST_TRIALS,
     TuneOptions,
     check_tune_options,
     mutation_axes,
@@ -53,15 +58,16 @@ from tppo_rl.config.sweep_options import (
 from tppo_rl.config.yaml_text import parse_yaml, read_yaml
 from tppo_rl.core.algorithm_spec import AlgorithmSpec
 from tppo_rl.core.errors import OptionError
-from tppo_rl.core.result_keys import check_spelling
 from tppo_rl.core.waiting import stage
+
+_Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
 
 
 class CheckpointConfig(BaseModel):
     """When checkpoints are saved, in Tune's words."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
-    checkpoint_frequency: int = 0
+    checkpoint_frequency: NonNegativeInt = 0
     """Iterations between checkpoints; 0 saves only at the end."""
     checkpoint_at_end: bool = True
     num_to_keep: PositiveInt | None = 2
@@ -78,8 +84,10 @@ class Experiment(BaseModel):
     stop: dict[str, int | float] = {}
     checkpoint_config: CheckpointConfig = CheckpointConfig()
     config: dict[str, Any] = {}
-    num_samples: PositiveInt | None = None
-    seeds: PositiveInt | list[int] | None = None
+    num_samples: Annotated[int, Field(gt=0, le=MOST_TRIALS)] | None = None
+    seeds: (
+        Annotated[int, Field(gt=0, le=MOST_TRIALS)] | Annotated[list[_Seed], Field(max_length=MOST_TRIALS)] | None
+    ) = None
     """Seeds that every trial is run with; a number n stands for 0 to n - 1. None: the option `seed`."""
     tune_config: TuneOptions = TuneOptions()
 
@@ -125,7 +133,7 @@ class Experiment(BaseModel):
     @property
     def num_trials(self) -> int:
         """Number of trials of the sweep."""
-        return self.samples * sum(1 for _ in self.points())
+        return self.samples * math.prod(len(axis.argument) for axis in axes(self.options()) if axis.is_grid)
 
     @property
     def is_sweep(self) -> bool:
@@ -164,12 +172,17 @@ def load_run_file(path: Path, overrides: Sequence[str] = ()) -> list[Experiment]
     Raises:
         OptionError: no such file, broken YAML, or a bad key or value; the message says where.
     """
-    if not path.is_file():
+    try:
+        is_file = path.is_file()
+    except (OSError, ValueError):
+        # A name that no file can have.
+        is_file = False
+    if not is_file:
         raise OptionError(f"file={str(path)!r}: no such run file; the shipped ones are in configs/")
     content = read_yaml(path)
     if not isinstance(content, dict) or not content:
         raise OptionError(f"file={str(path)!r}: must map experiment names to experiments, see configs/quickstart.yaml")
-    return [make_experiment(str(name), body, overrides) for name, body in content.items()]
+    return [make_experiment(name, body, overrides) for name, body in content.items()]
 
 
 def make_experiment(name: str, body: Any, overrides: Sequence[str] = ()) -> Experiment:
@@ -178,6 +191,7 @@ def make_experiment(name: str, body: Any, overrides: Sequence[str] = ()) -> Expe
     Raises:
         OptionError: names key, value and remedy.
     """
+    check_name(name)
     if not isinstance(body, dict):
         raise OptionError(f"{name}={body!r}: an experiment is a mapping with the keys run, env, stop and config")
     body = copy_mapping(body)
@@ -233,12 +247,12 @@ def check_experiment(experiment: Experiment) -> None:
     Raises:
         OptionError: names key, value and remedy.
     """
-    for key, limit in experiment.stop.items():
-        check_spelling(f"{experiment.name}.stop.{key}", limit, key)
     options = experiment.options()
     check_words(options, MAPPINGS | RLLIB_MAPPINGS)
     for axis in axes(options):
         check_axis(axis)
+    check_stop(experiment.stop, experiment.config, f"{experiment.name}.stop")
+    check_size(experiment.config, f"{experiment.name}.config")
     if experiment.is_sweep:
         check_tune_options(
             experiment.tune_config,
@@ -248,11 +262,15 @@ def check_experiment(experiment: Experiment) -> None:
             num_trials=experiment.num_trials,
             where=f"{experiment.name}.tune_config",
         )
+    check_draws(experiment.samples, experiment.tune_config, options, experiment.name)
     unknown = set(options) - set(OPTIONS) - set(RENAMED_KEYS)
     other_keys = rllib_keys() if unknown else frozenset()
     others = {key: options[key] for key in unknown}
     check_rllib_keys(others, OPTIONS)
     with_callbacks(others)
+    if experiment.seeds is not None:
+        # Seeds are checked already, and go together with everything.
+        options["seed"] = {GRID: options["seed"][GRID][:1]}
     points = list(points_to_check(options))
     points += [
         put_all(points[0], {axis.path: value})

@@ -49,7 +49,7 @@ class _Loader(yaml.SafeLoader):
         self._composed += 1
         if self._level > _MOST_LEVELS:
             self._refuse(f"values are nested more than {_MOST_LEVELS} levels deep; take some out", event.start_mark)
-        node = super().compose_node(parent, index)
+        node: Any = super().compose_node(parent, index)
         self._level -= 1
         if isinstance(event, yaml.AliasEvent):
             # The anchors of values that are not whole yet are known already.
@@ -73,7 +73,9 @@ class _Loader(yaml.SafeLoader):
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             # What a tag says is not what stands behind it.
             kind = node.tag.removeprefix(_TAG)
-            self._refuse(f"not a value of the kind {kind!r} ({error}); correct it, or put it in quotes", node.start_mark)
+            self._refuse(
+                f"not a value of the kind {kind!r} ({error}); correct it, or put it in quotes", node.start_mark
+            )
 
     def _measure(self, node: Any) -> None:
         inner = [one for pair in node.value for one in pair] if isinstance(node, yaml.MappingNode) else []
@@ -104,7 +106,8 @@ class _Loader(yaml.SafeLoader):
         if is_plain and kind in ("int", "float") and (":" in text or _OCTAL.fullmatch(text)):
             how = "in base 60" if ":" in text else "in base 8"
             self._refuse(
-                f"YAML reads {text} as a number {how}; write a plain number, or '{text}' in quotes for a text", node.start_mark
+                f"YAML reads {text} as a number {how}; write a plain number, or '{text}' in quotes for a text",
+                node.start_mark,
             )
 
     def _integer(self, node: yaml.ScalarNode) -> int:

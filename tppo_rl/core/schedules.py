@@ -19,6 +19,11 @@ def rate_at(rate: LearningRate, num_tokens: int) -> float:
     return float(np.interp(num_tokens, tokens, rates))
 
 
+def largest_rate(rate: LearningRate) -> float:
+    """Returns the largest learning rate of a run."""
+    return float(rate) if isinstance(rate, int | float) else max(float(one) for _, one in rate)
+
+
 def fault(rate: LearningRate) -> str | None:
     """Returns the end of an error message about a bad learning rate; None for a good one."""
     if isinstance(rate, int | float):

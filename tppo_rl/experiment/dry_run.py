@@ -30,7 +30,7 @@ def print_plan(experiments: Sequence[Experiment], results: Path, console: Consol
     """
     console = console or Console()
     for experiment in experiments:
-        first, *_ = experiment.points()
+        first = next(experiment.points())
         options = check_options(first, experiment.spec, other_keys=first)
         console.print(run_table(experiment, options, results / experiment.name))
         console.print(sizes_table(options))

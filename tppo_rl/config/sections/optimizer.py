@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import AfterValidator, BeforeValidator, PositiveInt
 
 from tppo_rl.config.section import Pair, Section, option, refuse
-from tppo_rl.core.schedules import fault
+from tppo_rl.core.schedules import fault, largest_rate
 
 if TYPE_CHECKING:
     from tppo_rl.config.options import Options
@@ -85,7 +85,16 @@ class OptimizerOptions(Section):
     )
 
     def check(self, options: Options) -> None:
-        """Checks that fragments that are drawn by their advantages are trained on nothing else."""
+        """Checks that weights decay, and that fragments that are drawn by their advantages are trained on nothing else."""
+        for key, rate in (("lr", self.lr), ("critic_lr", options.critic.critic_lr)):
+            largest = largest_rate(rate)
+            if largest * self.weight_decay > 1:
+                refuse(
+                    "weight_decay",
+                    self.weight_decay,
+                    f"a step multiplies weights by 1 - {key} * weight_decay, and with {key}={largest:g} that is below 0; lower one "
+                    "of the two",
+                )
         if self.policy_token_fraction < 1 and options.policy_loss.positive_lm_coef:
             refuse(
                 "policy_token_fraction",
