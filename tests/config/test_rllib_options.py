@@ -120,6 +120,10 @@ def test_a_callback_that_is_never_called_is_refused() -> None:
             {"restart_failed_env_runners": "yes"},
             r"restart_failed_env_runners='yes': must be true or false, by default True",
         ),
+        (
+            {"env_runner_cls": 3},
+            r"env_runner_cls=3: takes an object of Python, which a run file cannot hold; leave it out",
+        ),
         ({"log_level": 3}, r"log_level=3: must be a text, by default 'WARN'"),
         ({"custom_resources_per_learner": 3}, r"custom_resources_per_learner=3: must be a mapping"),
     ],

@@ -125,6 +125,10 @@ def test_overrides_reach_their_key(override: str, path: list[str], value: object
         ("a: {run: TPPO, stop: {time_total_s: -.inf}}", "a.stop.time_total_s=-inf: must be a finite number"),
         ("a: {run: TPPO, stop: {nonsense: 1}}", "a.stop.nonsense=1: results have no such key; take one of"),
         (
+            "a: {run: TPPO, stop: {nonsense: 1}, config: {engine: {max_num_seqs: 4}, policy_loss: {type: cispo}}}",
+            "a.stop.nonsense=1: results have no such key; take one of",
+        ),
+        (
             "a: {run: TPPO, stop: {training_iteration: 1}, checkpoint_config: {checkpoint_frequency: -1}}",
             "a.checkpoint_config.checkpoint_frequency=-1: input should be greater than or equal to 0",
         ),
@@ -156,6 +160,11 @@ def test_a_broken_file_is_one_clear_error(tmp_path: Path, text: str, message: st
     with pytest.raises(OptionError) as error:
         load_run_file(write(tmp_path, text))
     assert message in str(error.value)
+
+
+def test_results_may_have_keys_of_the_users() -> None:
+    own = {"policy_loss": "tppo_rl.learner.policy_losses:clipped"}
+    make_experiment("a", BODY | {"stop": {"own": 1}, "config": BODY["config"] | own})
 
 
 def test_a_missing_file_and_a_malformed_override_are_named(tmp_path: Path) -> None:

@@ -68,6 +68,7 @@ def make_sweep(tune_config: Any = None, config: dict[str, Any] | None = None, **
             {"metric": "rollout/acuracy"},
             r"metric='rollout/acuracy': results have no such key; did you mean rollout/accuracy",
         ),
+        ({"metric": "nonsense"}, r"metric='nonsense': results have no such key; take one of"),
         ({"metric": HELDOUT_ACCURACY}, "with evaluation_interval=None nothing is evaluated; set evaluation_interval"),
         ({"num_sample": 3}, r"a\.tune_config\.num_sample=3: unknown option, did you mean a\.tune_config\.num_samples"),
         ({"scheduler": {"type": "asha", "max_t": "far"}}, r"scheduler\.max_t='far': must be a number above 0"),

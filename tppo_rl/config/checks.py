@@ -27,6 +27,7 @@ _OPTIONS_OF_ENGINE = {
     "dtype": "policy and engine compute in one format; set the option dtype",
     "logprobs_mode": "training needs log-probs after the temperature; remove the key",
     "model": "the engine samples from the policy; set policy_model",
+    "model_weights": "the engine samples from the policy; set policy_model",
     "seed": "each env-runner has its own, which follows from the option seed; set that",
     "skip_tokenizer_init": "the engine is given tokens and gives tokens; remove the key",
     "tokenizer": "the tokenizer is the policy's; remove the key",

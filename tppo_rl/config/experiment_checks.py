@@ -7,14 +7,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from tppo_rl.config.search_space import axes, shortened
-from tppo_rl.config.sweep_options import TuneOptions, name_and_arguments
+from tppo_rl.config.sweep_options import TuneOptions, has_own_code, name_and_arguments
 from tppo_rl.core.errors import OptionError
 from tppo_rl.core.result_keys import check_spelling
 
 _LONGEST_NAME = 200
 """Bytes of a name; a file system takes 255, and Tune and the folders of earlier runs add to it."""
-_OWN_CODE = ("advantage_estimator", "engine", "policy_loss")
-"""Options whose objects may add keys to results."""
 
 
 def check_name(name: Any) -> None:
@@ -44,8 +42,7 @@ def check_stop(stop: Mapping[str, float], config: Mapping[str, Any], where: str)
     Raises:
         OptionError: a limit that is not finite, or a key that no result has.
     """
-    may_be_new = any(key.startswith("callbacks") for key in config)
-    may_be_new |= any(":" in repr(config.get(key)) for key in _OWN_CODE)
+    may_be_new = has_own_code(config)
     for key, limit in stop.items():
         if not math.isfinite(limit):
             raise OptionError(f"{where}.{key}={limit!r}: must be a finite number; correct it, or remove the key")

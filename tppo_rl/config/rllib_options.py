@@ -70,6 +70,9 @@ RLLIB_MAPPINGS = frozenset(
     }
 )
 """Keys of `RLLIB_KEYS_READ` whose value is a mapping with keys of its own."""
+_CLASSES = frozenset(
+    {"algo_class", "env_runner_cls", "learner_class", "learner_connector", "logger_creator", "stats_cls_lookup"}
+)
 _CALLED = f"the callbacks that are called are {', '.join(CALLBACKS)}"
 _ONE_UPDATE = "an iteration is one update; set train_batch_size_per_learner"
 _SAMPLING = "tokens are drawn at sampling.temperature"
@@ -105,6 +108,19 @@ _INSTEAD = {
 def unread_rllib_keys(ours: Iterable[str]) -> frozenset[str]:
     """Returns RLlib's options that nothing here reads, given this project's own keys."""
     return rllib_keys() - RLLIB_KEYS_READ - set(ours)
+
+
+def check_no_classes(given: Mapping[str, Any]) -> None:
+    """Refuses options of a run file that take a class or a function of Python.
+
+    Raises:
+        OptionError: such an option is given.
+    """
+    for key in sorted(_CLASSES & given.keys()):
+        if given[key] is not None:
+            raise OptionError(
+                f"{key}={given[key]!r}: takes an object of Python, which a run file cannot hold; leave it out"
+            )
 
 
 def check_rllib_keys(given: Mapping[str, Any], ours: Iterable[str]) -> None:

@@ -33,7 +33,7 @@ from tppo_rl.config.experiment_checks import check_draws, check_name, check_stop
 from tppo_rl.config.foreign_sources import rllib_keys
 from tppo_rl.config.options import MAPPINGS, OPTIONS, RENAMED_KEYS, algorithm_spec, place_of
 from tppo_rl.config.places import absolute_object, absolute_place, with_absolute_places
-from tppo_rl.config.rllib_options import RLLIB_MAPPINGS, check_rllib_keys, with_callbacks
+from tppo_rl.config.rllib_options import RLLIB_MAPPINGS, check_no_classes, check_rllib_keys, with_callbacks
 from tppo_rl.config.search_space import (
     GRID,
     axes,
@@ -267,6 +267,7 @@ def check_experiment(experiment: Experiment) -> None:
     other_keys = rllib_keys() if unknown else frozenset()
     others = {key: options[key] for key in unknown}
     check_rllib_keys(others, OPTIONS)
+    check_no_classes(others)
     with_callbacks(others)
     if experiment.seeds is not None:
         # Seeds are checked already, and go together with everything.

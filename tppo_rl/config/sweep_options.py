@@ -61,6 +61,8 @@ _GIVEN_ELSEWHERE = {
     "mode": "tune_config.mode",
     "max_concurrent": "max_concurrent_trials",
 }
+_OWN_CODE = ("advantage_estimator", "engine", "policy_loss")
+"""Options whose objects may add keys to results."""
 _OBJECTS = ("custom_explore_fn", "space", "sampler", "storage", "evaluated_rewards")
 
 
@@ -86,6 +88,13 @@ def name_and_arguments(value: str | Mapping[str, Any]) -> tuple[str, dict[str, A
     if isinstance(value, str):
         return value, {}
     return str(value.get("type")), {key: argument for key, argument in value.items() if key != "type"}
+
+
+def has_own_code(options: Mapping[str, Any]) -> bool:
+    """Whether the options name code of the user's that may add keys to results."""
+    parts = (options.get(key) for key in _OWN_CODE)
+    names = (part.get("type") if isinstance(part, Mapping) else part for part in parts)
+    return any(key.startswith("callbacks") for key in options) or any(":" in str(name) for name in names)
 
 
 def compared_metric(tune_config: TuneOptions, options: Mapping[str, Any]) -> str:
@@ -196,7 +205,7 @@ def _check_class(
 def _check_metric(key: str, metric: str | None, options: Mapping[str, Any]) -> None:
     if metric is None:
         return
-    check_spelling(key, metric, metric)
+    check_spelling(key, metric, metric, may_be_new=has_own_code(options))
     if metric in HELDOUT_KEYS and options.get("evaluation_interval") is None:
         raise OptionError(
             f"{key}={metric!r}: with evaluation_interval=None nothing is evaluated; set evaluation_interval, or metric to "

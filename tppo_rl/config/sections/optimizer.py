@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import AfterValidator, BeforeValidator, PositiveInt
 
 from tppo_rl.config.section import Pair, Section, option, refuse
-from tppo_rl.core.schedules import fault, largest_rate
+from tppo_rl.core.schedules import LARGEST_RATE, fault, largest_rate
 
 if TYPE_CHECKING:
     from tppo_rl.config.options import Options
@@ -27,8 +27,9 @@ def _two(value: Any) -> Any:
 
 def _rising(rate: Any) -> Any:
     if isinstance(rate, int | float):
-        if not rate >= 0:
-            raise ValueError("input should be greater than or equal to 0")
+        if not 0 <= rate <= LARGEST_RATE:
+            bound = "greater than or equal to 0" if rate < 0 else f"less than or equal to {LARGEST_RATE}"
+            raise ValueError(f"input should be {bound}")
     elif (problem := fault(rate)) is not None:
         raise ValueError(problem)
     return rate
@@ -37,7 +38,7 @@ def _rising(rate: Any) -> Any:
 Schedule = Annotated[
     float | list[list[float] | tuple[float, float]] | tuple[tuple[float, float], ...], AfterValidator(_rising)
 ]
-"""A number of at least 0, or RLlib's schedule: pairs of trained tokens and rate."""
+"""A number from 0 to 1, or RLlib's schedule: pairs of trained tokens and rate."""
 
 
 class OptimizerOptions(Section):
