@@ -58,6 +58,7 @@ from tppo_rl.config.sweep_options import (
 from tppo_rl.config.yaml_text import parse_yaml, read_yaml
 from tppo_rl.core.algorithm_spec import AlgorithmSpec
 from tppo_rl.core.errors import OptionError
+from tppo_rl.core.paths import exists
 from tppo_rl.core.waiting import stage
 
 _Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
@@ -172,12 +173,7 @@ def load_run_file(path: Path, overrides: Sequence[str] = ()) -> list[Experiment]
     Raises:
         OptionError: no such file, broken YAML, or a bad key or value; the message says where.
     """
-    try:
-        is_file = path.is_file()
-    except (OSError, ValueError):
-        # A name that no file can have.
-        is_file = False
-    if not is_file:
+    if not exists(path) or not path.is_file():
         raise OptionError(f"file={str(path)!r}: no such run file; the shipped ones are in configs/")
     content = read_yaml(path)
     if not isinstance(content, dict) or not content:

@@ -31,7 +31,7 @@ def largest_rate(rate: LearningRate) -> float:
 def fault(rate: LearningRate) -> str | None:
     """Returns the end of an error message about a bad learning rate; None for a good one."""
     if isinstance(rate, int | float):
-        return None if 0 <= rate <= LARGEST_RATE else f"give a number from 0 to {LARGEST_RATE}"
+        return None if 0 <= rate <= LARGEST_RATE else f"give a number, at least 0 and at most {LARGEST_RATE}"
     if len(rate) < 2 or any(len(point) != 2 for point in rate):
         return "a schedule is two or more pairs [trained tokens, rate], such as [[0, 2e-4], [100000, 1e-5]]"
     tokens, rates = zip(*rate, strict=True)
@@ -40,7 +40,7 @@ def fault(rate: LearningRate) -> str | None:
     for earlier, later in pairwise(tokens):
         if later <= earlier:
             return f"the tokens of a schedule rise from pair to pair, but {later:g} follows {earlier:g}"
-    for rate in rates:
-        if not 0 <= rate <= LARGEST_RATE:
-            return f"the rate {rate:g} is {f'above {LARGEST_RATE}' if rate > LARGEST_RATE else 'below 0'}"
+    for one in rates:
+        if not 0 <= one <= LARGEST_RATE:
+            return f"the rate {one:g} is {f'above {LARGEST_RATE}' if one > LARGEST_RATE else 'below 0'}"
     return None
