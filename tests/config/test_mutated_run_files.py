@@ -105,6 +105,12 @@ def faults(seeds: range, path: Path) -> dict[int, str]:
         return {seed: found for seed in seeds if (found := fault(seed, path)) is not None}
 
 
+def test_brackets_in_values_are_no_markup(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(SHIPPED["quickstart.yaml"], encoding="utf-8")
+    assert plan(path, ["system_prompt='[/b] [red]'", "end_of_turn='[/b]'"]) == "1 experiments"
+
+
 def test_what_chance_has_broken_is_a_plan_or_one_error(tmp_path: Path) -> None:
     assert faults(range(400), tmp_path / "run.yaml") == {}
 

@@ -116,10 +116,11 @@ def test_overrides_reach_their_key(override: str, path: list[str], value: object
         ("12: {run: TPPO}", "experiment=12: its name must be a text"),
         ("'': {run: TPPO}", "experiment='': names the folder of its results"),
         ("../x: {run: TPPO}", "experiment='../x': names the folder of its results; give a name without slashes"),
+        ("'a[/b]': {run: TPPO}", "experiment='a[/b]': names the folder of its results"),
         ("..: {run: TPPO}", "experiment='..': names the folder"),
         (
             f"{'x' * 300}: {{run: TPPO}}",
-            "names the folder of its results; give a name without slashes, of at most 200 bytes",
+            "names the folder of its results; give a name without slashes and brackets, of at most 200 bytes",
         ),
         ("a: {run: TPPO, stop: {training_iteration: .nan}}", "a.stop.training_iteration=nan: must be a finite number"),
         ("a: {run: TPPO, stop: {time_total_s: -.inf}}", "a.stop.time_total_s=-inf: must be a finite number"),

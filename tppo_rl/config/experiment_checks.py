@@ -23,10 +23,11 @@ def check_name(name: Any) -> None:
     """
     if not isinstance(name, str):
         raise OptionError(f"experiment={name!r}: its name must be a text, which names its folder; write it in quotes")
-    is_place = name in ("", ".", "..") or "/" in name or "\\" in name
+    # Messages that name the folder would take brackets for markup.
+    is_place = name in ("", ".", "..") or any(sign in name for sign in "/\\[]")
     if is_place or not name.isprintable() or len(name.encode()) > _LONGEST_NAME:
         raise OptionError(
-            f"experiment={shortened(name)}: names the folder of its results; give a name without slashes, of at most "
+            f"experiment={shortened(name)}: names the folder of its results; give a name without slashes and brackets, of at most "
             f"{_LONGEST_NAME} bytes"
         )
 
