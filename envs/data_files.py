@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from tppo_rl.core.paths import exists, expanded
 from tppo_rl.envs.text_env import require
 
 _HUB_ID_PARTS = 2
@@ -54,10 +55,10 @@ def read_rows(source: Source) -> Iterator[Row]:
         ValueError: A place does not exist, is of no known form, or cannot be read to its end.
     """
     for place in source.places:
-        path = Path(place).expanduser()
-        if path.is_file():
+        path = expanded(place)
+        if exists(path) and path.is_file():
             yield from _rows_of_file(path, place, source.key)
-        elif path.is_dir():
+        elif exists(path) and path.is_dir():
             yield from _rows_of_folder(path, place, source)
         else:
             require(_may_be_hub_id(place), source.key, place, f"no such file or folder (in {Path.cwd()})")
@@ -66,8 +67,8 @@ def read_rows(source: Source) -> Iterator[Row]:
 
 def stamp(source: Source) -> tuple[tuple[str, int, int], ...]:
     """Path, time of change and size of the files among the places: different where a file was written anew."""
-    paths = [Path(place).expanduser() for place in source.places]
-    states = [(str(path), path.stat()) for path in paths if path.is_file()]
+    paths = [expanded(place) for place in source.places]
+    states = [(str(path), path.stat()) for path in paths if exists(path) and path.is_file()]
     return tuple((path, state.st_mtime_ns, state.st_size) for path, state in states)
 
 

@@ -20,11 +20,12 @@ import yaml
 from tppo_rl.cli import main
 from tppo_rl.config.options import MAPPINGS, OPTIONS
 from tppo_rl.config.rllib_options import RLLIB_KEYS_READ
-from tppo_rl.config.run_files import Experiment, load_run_file, parse_yaml
+from tppo_rl.config.run_files import Experiment, load_run_file
 from tppo_rl.config.search_space import WORDS
 from tppo_rl.config.sections.models import LoraOptions
 from tppo_rl.config.sections.rollout import SamplingOptions
 from tppo_rl.config.sweep_options import TuneOptions
+from tppo_rl.config.yaml_text import parse_yaml
 from tppo_rl.core.registry import ADVANTAGES, POLICY_LOSSES
 
 ROOT = Path(__file__).parents[1]

@@ -66,7 +66,8 @@ def train(
     if algorithm is None:
         click.echo(context.get_help())
         return
-    from tppo_rl.config.run_files import make_experiment, parse_yaml
+    from tppo_rl.config.run_files import make_experiment
+    from tppo_rl.config.yaml_text import parse_yaml
 
     body = {"run": algorithm, "stop": parse_yaml(stop_text), "config": parse_yaml(config_text)}
     if env is not None:
@@ -173,7 +174,8 @@ def options(algorithm: str) -> None:
 @one_clear_error
 def warmstart(env: str, out: Path, env_config_text: str, seed: int, threads: int, overrides: tuple[str, ...]) -> None:
     """Make a small base model: tokenizer and Qwen2 from scratch, trained on worked solutions."""
-    from tppo_rl.config.run_files import parse_override, parse_yaml
+    from tppo_rl.config.run_files import parse_override
+    from tppo_rl.config.yaml_text import parse_yaml
     from tppo_rl.core.errors import OptionError
 
     options = dict(parse_override(override) for override in overrides)
@@ -208,7 +210,8 @@ def check_env(env: str, env_config_text: str, episodes: int, deadline: float, ov
 
     NAME is what the option `env` holds. The exit status is 1 where something is broken.
     """
-    from tppo_rl.config.run_files import parse_override, parse_yaml
+    from tppo_rl.config.run_files import parse_override
+    from tppo_rl.config.yaml_text import parse_yaml
     from tppo_rl.experiment.env_check import check_env as check
 
     env_config = parse_yaml(env_config_text)

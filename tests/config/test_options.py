@@ -15,7 +15,7 @@ from tppo_rl.config.checks import (
     check_model,
     check_options,
 )
-from tppo_rl.config.foreign_sources import rllib_keys, vllm_engine_args
+from tppo_rl.config.foreign_sources import rllib_defaults, rllib_keys, vllm_engine_args
 from tppo_rl.config.options import OPTIONS, SECTIONS, Options
 from tppo_rl.core.errors import OptionError, OptionWarning
 
@@ -39,6 +39,12 @@ OPTION_NAMES = {
     "system_prompt", "prompt_template", "chat_template_args", "end_of_turn", "stop",
 }  # fmt: skip
 
+NAN, INF = float("nan"), float("inf")
+FLOATS = [
+    "lr", "critic_lr", "weight_decay", "grad_clip", "critic_grad_clip", "kl_coef", "entropy_coef", "positive_lm_coef", "clip_low",
+    "clip_high", "dual_clip", "importance_cap", "gamma", "lambda_alpha", "value_clip", "log_prob_diff_alarm", "env_runner_timeout_s",
+    "num_cpus_per_env_runner", "num_gpus_per_learner", "policy_token_fraction", "overlong_fraction",
+]  # fmt: skip
 MODEL = {"policy_model": "tppo_rl/arithmetic-chain"}
 
 
@@ -116,6 +122,9 @@ def test_the_bound_on_staleness_is_a_property() -> None:
             ["window_length=300", "max_response_length=256", "or less"],
         ),
         ({"lr": "1e-4x"}, ["lr='1e-4x'", "number"]),
+        ({"lr": 1e30}, ["lr=1e+30", "less than or equal to 1"]),
+        ({"lr": [[0, 1e-4], [100, 2.0]]}, ["lr=[[0", "the rate 2 is above 1"]),
+        ({"engine": {"model_weights": "x"}}, ["engine.model_weights='x'", "set policy_model"]),
         ({"lr": -1.0}, ["lr=-1.0", "greater than or equal to 0"]),
         ({"lr": [[0, 1e-4]]}, ["lr=[[0", "two or more pairs [trained tokens, rate]"]),
         ({"lr": [[0, 1e-4], [100]]}, ["lr=[[0", "two or more pairs"]),
@@ -140,7 +149,7 @@ def test_the_bound_on_staleness_is_a_property() -> None:
         ({"weights_dtype": "bfloat16", "dtype": "float16"}, ["weights_dtype='bfloat16'", "dtype='float16'", "scaled"]),
         ({"weights_dtype": "bfloat16"}, ["weights_dtype='bfloat16'", "dtype='float32'", "set dtype to 'bfloat16'"]),
         ({"sampling": {"top_p": 0.9}}, ["sampling.top_p=0.9", "remove the key"]),
-        ({"sampling": {"temperature": 0}}, ["sampling.temperature=0", "greater than 0"]),
+        ({"sampling": {"temperature": 0}}, ["sampling.temperature=0", "greater than or equal to 0.01"]),
         ({"lora": {"alpha": 8}}, ["lora.rank=None", "is missing; set it", "for example 16"]),
         ({"lora": {"rank": 0}}, ["lora.rank=0", "greater than 0"]),
         ({"lora": {"rank": 8, "alpha": -1}}, ["lora.alpha=-1", "greater than 0", "None: 2 * rank"]),
@@ -148,6 +157,39 @@ def test_the_bound_on_staleness_is_a_property() -> None:
         ({"lora": {"rank": 8, "target_modules": "q_proj"}}, ["lora.target_modules='q_proj'", "['q_proj', 'v_proj']"]),
         ({"engine": {"linear": "fast"}}, ["engine.linear='fast'", "'in_place' or 'packed'"]),
         ({"engine": {"device": "tpu"}}, ["engine.device='tpu'", "'cpu' or 'cuda'"]),
+        ({"sampling": {"temperature": 0.005}}, ["sampling.temperature=0.005", "greater than or equal to 0.01"]),
+        ({"sampling": {"temperature": 2.5}}, ["sampling.temperature=2.5", "less than or equal to 2"]),
+        ({"sampling": {"temperature": NAN}}, ["sampling.temperature=nan", "finite number"]),
+        *[({key: value}, [f"{key}={value}", "finite number"]) for key in FLOATS for value in (NAN, INF)],
+        ({"lr": [[0, 1e-4], [10, NAN]]}, ["lr=[[0", "finite number"]),
+        ({"adam_betas": [0.9, NAN]}, ["adam_betas", "nan", "finite number"]),
+        ({"lora": {"rank": 8, "alpha": INF}}, ["lora.alpha=inf", "finite number"]),
+        ({"num_cpus_per_learner": -1}, ["num_cpus_per_learner=-1", "greater than or equal to 0"]),
+        ({"num_cpus_per_learner": NAN}, ["num_cpus_per_learner=nan", "finite number"]),
+        ({"clip_high": 1e300}, ["clip_high=1e+300", "beyond what is computed in float32", "1e-18 to 1e+18"]),
+        ({"grad_clip": 5e-324}, ["grad_clip=5e-324", "4.94066e-324 is beyond", "float32"]),
+        ({"lr": [[0, 1e-300], [10, 1e-4]]}, ["lr=[[0", "1e-300 is beyond"]),
+        ({"lora": {"rank": 8, "alpha": 1e300}}, ["lora=", "1e+300 is beyond"]),
+        ({"weight_decay": 1e17}, ["weight_decay=1e+17", "1 - lr * weight_decay", "lower one"]),
+        ({"lr": 0.1, "weight_decay": 11.0}, ["weight_decay=11.0", "with lr=0.1"]),
+        ({"seed": 2**32}, ["seed=4294967296", "less than or equal to 2147483647"]),
+        ({"seed": -1}, ["seed=-1", "greater than or equal to 0"]),
+        ({"results_folder": ""}, ["results_folder=''", "name one, or leave it out"]),
+        ({"engine": {"model": "gpt2"}}, ["engine.model='gpt2'", "set policy_model"]),
+        ({"engine": {"tokenizer": "gpt2"}}, ["engine.tokenizer='gpt2'", "remove the key"]),
+        ({"engine": {"dtype": "float16"}}, ["engine.dtype='float16'", "set the option dtype"]),
+        ({"engine": {"seed": 1}}, ["engine.seed=1", "option seed"]),
+        ({"engine": {"max_num_seqs": 0}}, ["engine.max_num_seqs=0", "1 or more"]),
+        ({"engine": {"max_num_seqs": 1.5}}, ["engine.max_num_seqs=1.5", "null or a whole number"]),
+        ({"engine": {"kv_cache_gib": -1}}, ["engine.kv_cache_gib=-1", "1 or more"]),
+        ({"engine": {"kv_cache_gib": "much"}}, ["engine.kv_cache_gib='much'", "whole number"]),
+        ({"engine": {"kv_cache_gib": 0.5}}, ["engine.kv_cache_gib=0.5", "whole number"]),
+        ({"engine": {"multiprocessing": "yes"}}, ["engine.multiprocessing='yes'", "true or false"]),
+        ({"engine": {"max_model_len": 16}}, ["engine.max_model_len=16", "512 tokens", "remove the key"]),
+        ({"engine": {"block_size": "x"}}, ["engine.block_size='x'", "whole number"]),
+        ({"engine": {"enforce_eager": 1}}, ["engine.enforce_eager=1", "true or false"]),
+        ({"engine": {"gpu_memory_utilization": 2.0}}, ["engine.gpu_memory_utilization=2.0", "at most 1"]),
+        ({"engine": {"cpu_offload_gb": NAN}}, ["engine.cpu_offload_gb=nan", "finite number"]),
         ({"engine": {"max_num_batched_token": 1}}, ["engine.max_num_batched_token=1", "max_num_batched_tokens"]),
     ],
 )
@@ -236,6 +278,11 @@ def test_families_that_overflow_in_float16_are_refused_in_it(family: str, is_ref
         ({"env": "tppo_rl/ArithmeticChain-v0", "env_config": {"max_operand": 3}}, ["env_config", "max_operand"]),
         ({"env": "tppo_rl/ArithmeticChain-v0", "env_config": {"max_operands": -3}}, ["max_operands=-3"]),
         ({"env": "tppo_rl/ArithmeticChain-v0", "env_config": {"split": "train"}}, ["env_config.split", "remove"]),
+        ({"env": ".:x"}, ["env='.:x'", "'.' is no name of a module", "importable module or a Python file"]),
+        ({"env": ":x"}, ["env=':x'", "'' is no name of a module"]),
+        ({"env": "a..b:x"}, ["env='a..b:x'", "no name of a module"]),
+        ({"env": "GymV26Environment-v0"}, ["env='GymV26Environment-v0'"]),
+        ({"env": "phys2d/CartPole-v0"}, ["env='phys2d/CartPole-v0'", "install what it needs"]),
         ({"env": "tppo_rl/ReasoningGym-v0", "env_config": {"task": "chain_summ"}}, ["chain_summ", "chain_sum"]),
     ],
 )
@@ -249,6 +296,25 @@ def test_an_environment_that_will_not_do_is_refused(values: dict[str, Any], word
 def data_without_answers(tmp_path: Path) -> dict[str, Any]:
     source = write_lines(tmp_path / "rows.jsonl", ({"prompt": f"Double {k}."} for k in range(100)))
     return {"env": "tppo_rl/Dataset-v0", "env_config": {"source": source}}
+
+
+def test_code_of_the_users_that_fails_is_named_with_its_line(tmp_path: Path) -> None:
+    broken, leaves, raises = (tmp_path / f"{name}.py" for name in ("broken", "leaves", "raises"))
+    broken.write_text("import os\n1 / 0\n", encoding="utf-8")
+    leaves.write_text("raise SystemExit(3)\n", encoding="utf-8")
+    raises.write_text(
+        "import gymnasium\n\n\nclass Mine(gymnasium.Env):\n    def __init__(self, split):\n        raise KeyError('x')\n\n\n"
+        "gymnasium.register('Raises-v0', Mine)\n",
+        encoding="utf-8",
+    )
+    with pytest.raises(OptionError, match=r"^env='.*broken\.py:E-v0': ZeroDivisionError: .*broken\.py:2\)"):
+        check_environment(checked({"env": f"{broken}:E-v0"}))
+    with pytest.raises(OptionError, match=r"^env='.*leaves\.py:E-v0': SystemExit: 3"):
+        check_environment(checked({"env": f"{leaves}:E-v0"}))
+    with pytest.raises(OptionError, match=r"^env='.*Raises-v0': cannot be made: KeyError: 'x'; install what it needs"):
+        check_environment(checked({"env": f"{raises}:Raises-v0"}))
+    with pytest.raises(OptionError, match=r"^policy_loss='.*broken\.py:f': .* cannot be imported: ZeroDivisionError"):
+        checked({"policy_loss": f"{broken}:f"})
 
 
 def own_reward(folder: Path) -> str:
@@ -277,7 +343,10 @@ def test_keys_read_from_sources_are_those_of_the_classes() -> None:
     from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 
     assert rllib_keys() == set(vars(AlgorithmConfig()))
-    assert {"max_num_batched_tokens", "enforce_eager", "gpu_memory_utilization"} <= vllm_engine_args()
+    assert {key: getattr(AlgorithmConfig(), key) for key in rllib_defaults()} == rllib_defaults()
+    assert vllm_engine_args()["enforce_eager"] == {"bool"}
+    assert vllm_engine_args()["max_num_batched_tokens"] == {"int", "None"}
+    assert vllm_engine_args()["compilation_config"] == set()
 
 
 @pytest.mark.parametrize(

@@ -100,6 +100,39 @@ def test_a_callback_that_is_never_called_is_refused() -> None:
     assert all(hasattr(RLlibCallback, name) for name in CALLBACKS)
 
 
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"callbacks_class": "x"}, r"callbacks_class='x': cannot be called; give module:object"),
+        ({"callbacks_on_train_result": 3}, r"callbacks_on_train_result=3: cannot be called"),
+        ({"callbacks_on_train_result": ["x"]}, r"callbacks_on_train_result='x': cannot be called"),
+        (
+            {"max_num_env_runner_restarts": "many"},
+            r"max_num_env_runner_restarts='many': must be a finite number, at least 0",
+        ),
+        ({"max_num_env_runner_restarts": -1}, r"max_num_env_runner_restarts=-1: must be a finite number, at least 0"),
+        ({"max_num_env_runner_restarts": 1.5}, r"max_num_env_runner_restarts=1\.5: must be a whole number"),
+        (
+            {"delay_between_env_runner_restarts_s": float("nan")},
+            r"delay_between_env_runner_restarts_s=nan: must be a finite",
+        ),
+        (
+            {"restart_failed_env_runners": "yes"},
+            r"restart_failed_env_runners='yes': must be true or false, by default True",
+        ),
+        (
+            {"env_runner_cls": 3},
+            r"env_runner_cls=3: takes an object of Python, which a run file cannot hold; leave it out",
+        ),
+        ({"log_level": 3}, r"log_level=3: must be a text, by default 'WARN'"),
+        ({"custom_resources_per_learner": 3}, r"custom_resources_per_learner=3: must be a mapping"),
+    ],
+)
+def test_a_value_of_another_kind_is_refused(config: dict[str, Any], message: str) -> None:
+    with pytest.raises(OptionError, match=rf"^{message}"):
+        make_experiment("run", body(config))
+
+
 def test_callbacks_of_a_run_file_are_found_before_anything_starts() -> None:
     with pytest.raises(OptionError, match=r"^callbacks_class='nowhere:Callback': nowhere cannot be imported"):
         make_experiment("run", body({"callbacks_class": "nowhere:Callback"}))

@@ -111,6 +111,44 @@ def test_overrides_reach_their_key(override: str, path: list[str], value: object
             "a: {run: TPPO, stop: {training_iterations: 5, time_total_s: 60}}",
             "a.stop.training_iterations=5: results have no such key; did you mean training_iteration?",
         ),
+        ("a: 1\nb: 2\na: 3", "line 3, column 1: not valid YAML: the key 'a' is given twice, first in line 1"),
+        ("null: {run: TPPO}", "experiment=None: its name must be a text"),
+        ("12: {run: TPPO}", "experiment=12: its name must be a text"),
+        ("'': {run: TPPO}", "experiment='': names the folder of its results"),
+        ("../x: {run: TPPO}", "experiment='../x': names the folder of its results; give a name without slashes"),
+        ("'a[/b]': {run: TPPO}", "experiment='a[/b]': names the folder of its results"),
+        ("..: {run: TPPO}", "experiment='..': names the folder"),
+        (
+            f"{'x' * 300}: {{run: TPPO}}",
+            "names the folder of its results; give a name without slashes and brackets, of at most 200 bytes",
+        ),
+        ("a: {run: TPPO, stop: {training_iteration: .nan}}", "a.stop.training_iteration=nan: must be a finite number"),
+        ("a: {run: TPPO, stop: {time_total_s: -.inf}}", "a.stop.time_total_s=-inf: must be a finite number"),
+        ("a: {run: TPPO, stop: {nonsense: 1}}", "a.stop.nonsense=1: results have no such key; take one of"),
+        (
+            "a: {run: TPPO, stop: {nonsense: 1}, config: {engine: {max_num_seqs: 4}, policy_loss: {type: cispo}}}",
+            "a.stop.nonsense=1: results have no such key; take one of",
+        ),
+        (
+            "a: {run: TPPO, stop: {training_iteration: 1}, checkpoint_config: {checkpoint_frequency: -1}}",
+            "a.checkpoint_config.checkpoint_frequency=-1: input should be greater than or equal to 0",
+        ),
+        (
+            "a: {run: TPPO, stop: {training_iteration: 1}, seeds: 1000000000}",
+            "a.seeds=1000000000: input should be less than",
+        ),
+        (
+            "a: {run: TPPO, stop: {training_iteration: 1}, seeds: [0, 4294967296]}",
+            "a.seeds=[0, 4294967296]: input should be a valid integer or less than or equal to 2147483647",
+        ),
+        (
+            "a: {run: TPPO, stop: {training_iteration: 1}, seeds: [-1]}",
+            "a.seeds=[-1]: input should be a valid integer or greater than or equal to 0",
+        ),
+        (
+            "a: {run: TPPO, num_samples: 1000000000, stop: {training_iteration: 1}}",
+            "a.num_samples=1000000000: input should be less",
+        ),
         ("a: {run: TPPO, num_samples: 0, stop: {training_iteration: 1}}", "a.num_samples=0"),
         ("a: {run: TPPO, stop: {training_iteration: 1}, config: {lr: {grid_search: []}}}", "at least one value"),
         (
@@ -125,11 +163,27 @@ def test_a_broken_file_is_one_clear_error(tmp_path: Path, text: str, message: st
     assert message in str(error.value)
 
 
+def test_results_may_have_keys_of_the_users() -> None:
+    own = {"policy_loss": "tppo_rl.learner.policy_losses:clipped"}
+    make_experiment("a", BODY | {"stop": {"own": 1}, "config": BODY["config"] | own})
+
+
 def test_a_missing_file_and_a_malformed_override_are_named(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="no such run file"):
         load_run_file(tmp_path / "nothing.yaml")
     with pytest.raises(OptionError, match="must be key=value"):
         make_experiment("a", BODY, ["seed"])
+    with pytest.raises(OptionError, match="no such run file"):
+        load_run_file(Path("x" * 5000))
+    for override in ("config=3", "config.=3", ".=3", "a..b=3"):
+        with pytest.raises(
+            OptionError, match=r"^--set '.*': '.*' names no option; write for example --set config\.seed=1"
+        ):
+            make_experiment("a", BODY, [override])
+    with pytest.raises(
+        OptionError, match=r"^config\.seed=1: config holds None, which has no keys; set config to a mapping"
+    ):
+        make_experiment("a", BODY | {"config": None}, ["seed=1"])
     with pytest.raises(OptionError, match="which has no keys"):
         make_experiment("a", BODY, ["policy_model.x=1"])
 

@@ -76,6 +76,15 @@ def test_of_very_many_points_every_value_is_still_checked() -> None:
         ({"mode": {"choice": ["async", "synk"]}}, "mode='synk': input should be 'async' or 'sync'"),
         ({"window_length": {"grid_search": [8, 999]}}, "window_length=999: longer than max_response_length=256"),
         ({"window_length": {"randint": [8, 1000]}}, "window_length=999: longer than max_response_length=256"),
+        ({"lr": {"uniform": [0, float("nan")]}}, r"lr\.uniform=\[0, nan\]: must be finite numbers"),
+        ({"lr": {"loguniform": [1e-5, float("inf")]}}, r"lr\.loguniform=\[1e-05, inf\]: must be finite numbers"),
+        (
+            {"lr": {"grid_search": [1e-4] * 50}, "clip_low": {"grid_search": [0.1] * 50}},
+            r"a\.config\.lr\.grid_search=\[.*…: with it the search space has 2,500 grid points .*at most 1,000: draw from a range",
+        ),
+        ({"lr": {"choice": list(range(5000))}}, r"a\.config\.lr\.choice=.* 5,000 values"),
+        ({"env_config": {1: 2}}, r"env_config\.1=1: input should be a valid string"),
+        ({"env_config": {1: {"grid_search": [2, 3]}}}, r"env_config\.1=1: input should be a valid string"),
         ({"windw_length": {"grid_search": [8, 16]}}, "windw_length=8: unknown option, did you mean window_length"),
         ({"env_config": {"max_operand": {"grid_search": [3]}}}, "env_config.max_operand=3"),
     ],
@@ -90,5 +99,6 @@ def test_seeds_are_an_axis() -> None:
     assert [(point["window_length"], point["seed"]) for point in experiment.points()] == [
         (window, seed) for window in (8, 16) for seed in (0, 1, 2)
     ]
+    assert make_experiment("a", make_body() | {"seeds": 10_000}).num_trials == 10_000, "seeds need no check each"
     assert make_experiment("a", make_body() | {"seeds": [4, 7]}).num_trials == 2
     assert make_experiment("a", make_body(lr={"uniform": [0.1, 1]}) | {"seeds": 2, "num_samples": 3}).num_trials == 6

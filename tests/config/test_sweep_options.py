@@ -68,8 +68,15 @@ def make_sweep(tune_config: Any = None, config: dict[str, Any] | None = None, **
             {"metric": "rollout/acuracy"},
             r"metric='rollout/acuracy': results have no such key; did you mean rollout/accuracy",
         ),
+        ({"metric": "nonsense"}, r"metric='nonsense': results have no such key; take one of"),
         ({"metric": HELDOUT_ACCURACY}, "with evaluation_interval=None nothing is evaluated; set evaluation_interval"),
         ({"num_sample": 3}, r"a\.tune_config\.num_sample=3: unknown option, did you mean a\.tune_config\.num_samples"),
+        ({"scheduler": {"type": "asha", "max_t": "far"}}, r"scheduler\.max_t='far': must be a number above 0"),
+        ({"time_budget_s": float("inf")}, r"a\.tune_config\.time_budget_s=inf: input should be"),
+        (
+            {"num_samples": 2},
+            r"a\.num_samples=2: no option has a range to draw from, so all 2 trials would be the same",
+        ),
         ({"mode": "most"}, r"a\.tune_config\.mode='most'"),
     ],
 )
@@ -81,6 +88,12 @@ def test_a_bad_tune_config_names_key_value_and_remedy(tune_config: dict[str, Any
 def test_what_does_not_go_together_is_refused() -> None:
     with pytest.raises(OptionError, match=r"num_samples=3 and tune_config\.num_samples=2 differ"):
         make_sweep({"num_samples": 2}, num_samples=3)
+    with pytest.raises(
+        OptionError, match=r"the experiment has 20,000 trials \(grid points x seeds x num_samples\); at most 10,000"
+    ):
+        make_sweep({"num_samples": 10_000}, {"lr": {"uniform": [0, 1]}}, seeds=2)
+    with pytest.raises(OptionError, match=r"num_samples=3: no option has a range"):
+        make_sweep(config={"lr": {"grid_search": [1e-4, 1e-5]}}, num_samples=3)
     with pytest.raises(OptionError, match=r"seeds=2 and config\.seed=1 both give the seed"):
         make_sweep(config={"seed": 1}, seeds=2)
     with pytest.raises(OptionError, match=r"seeds=\[1, 1\]: must be different"):
@@ -107,5 +120,6 @@ def test_what_is_left_out_follows_from_the_rest() -> None:
     assert compared_metric(evaluated.tune_config, evaluated.options()) == HELDOUT_ACCURACY
     assert asha.checkpoints_to_keep == 2
     assert make_sweep({"scheduler": PBT, "num_samples": 2}).checkpoints_to_keep == LEAST_PBT_CHECKPOINTS
-    assert make_sweep({"num_samples": 3}).num_trials == make_sweep(num_samples=3).num_trials == 3
+    drawn = {"lr": {"loguniform": [1e-5, 1e-3]}}
+    assert make_sweep({"num_samples": 3}, drawn).num_trials == make_sweep(config=drawn, num_samples=3).num_trials == 3
     assert not make_sweep().is_sweep

@@ -27,6 +27,15 @@ def test_a_misspelled_key_is_named_with_the_right_one(key: str) -> None:
         check_spelling("stop", 1, key)
 
 
+def test_a_key_that_no_result_has_is_refused_where_nothing_can_add_it() -> None:
+    with pytest.raises(
+        OptionError, match=r"^stop\.nonsense=1: results have no such key; take one of .*training_iteration"
+    ):
+        check_spelling("stop.nonsense", 1, "nonsense", may_be_new=False)
+    for key in ("training_iteration", "learners/default_policy/entropy", "run/refills", "rewards/format"):
+        check_spelling("stop", 1, key, may_be_new=False)
+
+
 def test_each_missing_key_is_found_beside_right_ones() -> None:
     # Accuracy is a metric that this iteration has no value for; a later one may.
     stop = {"training_iteration": 5, "policy/surprise": 9.0, "rollout/accuracy": 0.9}

@@ -6,14 +6,15 @@ import importlib
 import importlib.util
 import inspect
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from tppo_rl.config.engine_arguments import check_engine_argument
 from tppo_rl.config.foreign_sources import vllm_engine_args
 from tppo_rl.config.model_files import load_model_config
 from tppo_rl.config.options import OPTIONS, SECTIONS, Options, with_new_names
 from tppo_rl.config.reward_checks import check_reward_columns, check_reward_parts
-from tppo_rl.config.section import refuse
+from tppo_rl.config.section import Section, refuse
 from tppo_rl.config.sections.rollout import EngineOptions
 from tppo_rl.core.algorithm_spec import AlgorithmSpec
 from tppo_rl.core.errors import OptionError, OptionWarning, unknown_key
@@ -22,8 +23,20 @@ from tppo_rl.core.reward_parts import RewardParts
 
 VLLM_OWN_KEYS = frozenset({"kv_cache_gib", "linear", "multiprocessing"})
 """Keys of `engine` that our vLLM engine reads itself."""
+_OPTIONS_OF_ENGINE = {
+    "dtype": "policy and engine compute in one format; set the option dtype",
+    "logprobs_mode": "training needs log-probs after the temperature; remove the key",
+    "model": "the engine samples from the policy; set policy_model",
+    "model_weights": "the engine samples from the policy; set policy_model",
+    "seed": "each env-runner has its own, which follows from the option seed; set that",
+    "skip_tokenizer_init": "the engine is given tokens and gives tokens; remove the key",
+    "tokenizer": "the tokenizer is the policy's; remove the key",
+}
+"""Arguments of vLLM's that a run gives itself, and what to do instead."""
 _REWARDS_BY_CORRECTNESS = frozenset({"zero_one", "plus_minus_one"})
 
+_SMALLEST, _LARGEST = 1e-18, 1e18
+"""Bounds of numbers, in absolute value; their squares are held by float32."""
 _NOT_IN_FLOAT16 = frozenset({"gemma2", "gemma3", "gemma3_text", "glm4"})
 """Model types that vLLM does not run in float16."""
 
@@ -61,7 +74,8 @@ def check_rules(options: Options, spec: AlgorithmSpec) -> None:
             refuse(key, _written(options.value(key)), f"{spec.name} has {key}={spec.options[key]!r}: {reason}")
     for section in SECTIONS:
         getattr(options, section).check(options)
-    _check_engine(options.rollout.engine)
+    _check_numbers(options)
+    _check_engine(options)
     for registry, part in _parts(options):
         # A registered part without arguments is ours and is known to work, so it need not be imported.
         if part.name in registry and not part.arguments:
@@ -82,6 +96,29 @@ def check_that_all_is_read(options: Options, spec: AlgorithmSpec) -> None:
         if field.read_with is None or options.value(key) == defaults.value(key) or field.read_with.holds(options):
             continue
         refuse(key, _written(options.value(key)), f"is read only with {field.read_with.words}; leave it out")
+
+
+def _check_numbers(options: Options) -> None:
+    """Refuses numbers that the squares of float32 do not hold: nothing would train, or everything would be infinite."""
+    for key in OPTIONS:
+        if key == "env_config":
+            continue
+        for number in _floats(options.value(key)):
+            if number and not _SMALLEST <= abs(number) <= _LARGEST:
+                refuse(
+                    key,
+                    _written(options.value(key)),
+                    f"{number:g} is beyond what is computed in float32; give 0 or a number from {_SMALLEST:g} to {_LARGEST:g}",
+                )
+
+
+def _floats(value: Any) -> Iterator[float]:
+    if isinstance(value, float):
+        yield value
+    elif isinstance(value, Section):
+        yield from (number for name in type(value).model_fields for number in _floats(getattr(value, name)))
+    elif isinstance(value, list | tuple):
+        yield from (number for one in value for number in _floats(one))
 
 
 def _comparable(options: Options, key: str) -> Any:
@@ -185,12 +222,7 @@ def check_environment(options: Options) -> None:
             "held-out one; remove the key"
         )
     _check_env_config_keys(environment.env, environment.env_config)
-    try:
-        env = make_text_env(environment, "heldout")
-    except (TypeError, ValueError) as error:
-        # Environments name their option and its value first.
-        named = str(error).partition("=")[0].partition(".")[0] in environment.env_config
-        raise OptionError(f"env_config{'.' if named else ': '}{error}") from None
+    env = make_text_env(environment, "heldout")
     try:
         _check_correctness_is_known(options, env.unwrapped)
         _warn_of_repeated_prompts(options, getattr(env.unwrapped, "num_problems", None))
@@ -253,7 +285,8 @@ def _warn_of_repeated_prompts(options: Options, num_problems: int | None) -> Non
         )
 
 
-def _check_engine(engine: EngineOptions) -> None:
+def _check_engine(options: Options) -> None:
+    engine = options.rollout.engine
     if engine.type != "vllm":
         if engine.type not in ENGINES:
             ENGINES.find(engine.type)
@@ -262,11 +295,21 @@ def _check_engine(engine: EngineOptions) -> None:
     if arguments.get("linear", "in_place") not in ("in_place", "packed"):
         raise OptionError(f"engine.linear={arguments['linear']!r}: must be 'in_place' or 'packed'")
     _check_steps(arguments)
+    for key in sorted(_OPTIONS_OF_ENGINE.keys() & arguments.keys()):
+        raise OptionError(f"engine.{key}={arguments[key]!r}: {_OPTIONS_OF_ENGINE[key]}")
     unknown = set(arguments) - VLLM_OWN_KEYS
-    vllm_keys = vllm_engine_args() if unknown else frozenset()
+    vllm_keys = vllm_engine_args() if unknown else {}
     known = [f"engine.{name}" for name in {*EngineOptions.model_fields, *VLLM_OWN_KEYS, *vllm_keys}]
-    for key in sorted(unknown - vllm_keys):
+    for key in sorted(unknown - vllm_keys.keys()):
         raise OptionError(unknown_key(f"engine.{key}", arguments[key], known))
+    for key, value in arguments.items():
+        check_engine_argument(key, value, vllm_keys.get(key, frozenset()))
+    needed = options.rollout.max_prompt_length + options.rollout.max_response_length
+    if (length := arguments.get("max_model_len")) is not None and length < needed:
+        raise OptionError(
+            f"engine.max_model_len={length!r}: max_prompt_length={options.rollout.max_prompt_length} and max_response_length="
+            f"{options.rollout.max_response_length} make {needed} tokens, which the engine would refuse; remove the key"
+        )
 
 
 def _check_steps(arguments: Mapping[str, Any]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from tppo_rl.base_models import resolve_model
 from tppo_rl.core.checkpoint_files import is_checkpoint
 from tppo_rl.core.errors import OptionError
+from tppo_rl.core.paths import exists
 
 _HUB_TIMEOUT_S = 5.0
 
@@ -25,7 +26,7 @@ def load_model_config(key: str, name: str) -> dict[str, Any]:
     """
     model = resolve_model(name)
     folder = Path(model)
-    if folder.is_dir():
+    if exists(folder) and folder.is_dir():
         config = folder / "config.json"
         if is_checkpoint(folder) or any(map(is_checkpoint, folder.glob("checkpoints/*"))):
             raise OptionError(

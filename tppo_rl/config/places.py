@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tppo_rl.config.options import OPTIONS, takes_a_part
+from tppo_rl.core.paths import exists, expanded
 
 _MODELS = frozenset({"policy_model", "critic", "reference_model"})
 _OBJECTS = frozenset({"env", "engine", *(key for key in OPTIONS if takes_a_part(key))})
@@ -31,7 +32,7 @@ def absolute_place(key: str, value: Any) -> Any:
 def absolute_object(place: str) -> str:
     """Returns `file.py:object` with the file's whole path if the file exists here, and any other text unchanged."""
     file, separator, name = place.rpartition(":")
-    is_file = separator and file.endswith(".py") and Path(file).is_file()
+    is_file = separator and file.endswith(".py") and exists(Path(file)) and Path(file).is_file()
     return f"{Path(file).resolve()}:{name}" if is_file else place
 
 
@@ -45,7 +46,7 @@ def _with_absolute_models(value: Any) -> Any:
 
 
 def _absolute_folder(model: str) -> str:
-    return str(Path(model).resolve()) if Path(model).is_dir() else model
+    return str(Path(model).resolve()) if exists(Path(model)) and Path(model).is_dir() else model
 
 
 def _with_absolute_data(value: Any) -> Any:
@@ -66,8 +67,8 @@ def _with_absolute_data(value: Any) -> Any:
 
 
 def _absolute_data(place: str) -> str:
-    path = Path(place).expanduser()
-    return str(path.resolve()) if place and path.exists() else place
+    path = expanded(place)
+    return str(path.resolve()) if place and exists(path) else place
 
 
 def _each(value: Any, change: Any) -> Any:

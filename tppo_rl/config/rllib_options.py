@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from tppo_rl.config.foreign_sources import rllib_keys
+from tppo_rl.config.foreign_sources import rllib_defaults, rllib_keys
 from tppo_rl.core.errors import OptionError
 from tppo_rl.core.registry import find_object
 
@@ -69,6 +70,9 @@ RLLIB_MAPPINGS = frozenset(
     }
 )
 """Keys of `RLLIB_KEYS_READ` whose value is a mapping with keys of its own."""
+_CLASSES = frozenset(
+    {"algo_class", "env_runner_cls", "learner_class", "learner_connector", "logger_creator", "stats_cls_lookup"}
+)
 _CALLED = f"the callbacks that are called are {', '.join(CALLBACKS)}"
 _ONE_UPDATE = "an iteration is one update; set train_batch_size_per_learner"
 _SAMPLING = "tokens are drawn at sampling.temperature"
@@ -106,6 +110,19 @@ def unread_rllib_keys(ours: Iterable[str]) -> frozenset[str]:
     return rllib_keys() - RLLIB_KEYS_READ - set(ours)
 
 
+def check_no_classes(given: Mapping[str, Any]) -> None:
+    """Refuses options of a run file that take a class or a function of Python.
+
+    Raises:
+        OptionError: such an option is given.
+    """
+    for key in sorted(_CLASSES & given.keys()):
+        if given[key] is not None:
+            raise OptionError(
+                f"{key}={given[key]!r}: takes an object of Python, which a run file cannot hold; leave it out"
+            )
+
+
 def check_rllib_keys(given: Mapping[str, Any], ours: Iterable[str]) -> None:
     """Checks that something reads each RLlib option that a user gave.
 
@@ -120,18 +137,43 @@ def check_rllib_keys(given: Mapping[str, Any], ours: Iterable[str]) -> None:
     for key, value in given.items():
         if key in unread:
             raise OptionError(not_read(key, value))
+        if key in rllib_defaults():
+            _check_kind(key, value, rllib_defaults()[key])
+        elif key in RLLIB_MAPPINGS and not isinstance(value, Mapping):
+            raise OptionError(f"{key}={value!r}: must be a mapping; correct it, or leave it out")
+
+
+def _check_kind(key: str, value: Any, default: bool | int | float | str) -> None:
+    """Refuses a value of another kind than the default, which RLlib would meet in the middle of a start."""
+    where = f"{key}={value!r}"
+    if isinstance(default, bool):
+        if not isinstance(value, bool):
+            raise OptionError(f"{where}: must be true or false, by default {default}; correct it")
+    elif isinstance(default, str):
+        if not isinstance(value, str):
+            raise OptionError(f"{where}: must be a text, by default {default!r}; correct it")
+    elif isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+        raise OptionError(f"{where}: must be a finite number, at least 0, by default {default}; correct it")
+    elif isinstance(default, int) and not isinstance(value, int):
+        raise OptionError(f"{where}: must be a whole number, by default {default}; correct it")
 
 
 def with_callbacks(given: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the options with objects in place of callbacks' places (`module:object`, `file.py:object`).
 
     Raises:
-        OptionError: there is no object at a place.
+        OptionError: there is no object at a place, or what is given cannot be called.
     """
-    return {
-        key: find_object(key, value) if key.startswith("callbacks") and _is_place(value) else value
-        for key, value in given.items()
-    }
+    return {key: _callback(key, value) if key.startswith("callbacks") else value for key, value in given.items()}
+
+
+def _callback(key: str, value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_callback(key, one) for one in value]
+    found = find_object(key, value) if _is_place(value) else value
+    if found is not None and not callable(found):
+        raise OptionError(f"{key}={value!r}: cannot be called; give module:object or file.py:object, or leave it out")
+    return found
 
 
 def check_callback_classes(classes: Iterable[type], base: type) -> None:

@@ -15,13 +15,12 @@ heavy is imported here.
 
 from __future__ import annotations
 
-import re
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
-import yaml
-from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
 
 from tppo_rl.config.checks import (
     check_attention,
@@ -30,14 +29,16 @@ from tppo_rl.config.checks import (
     check_options,
     unknown_key,
 )
+from tppo_rl.config.experiment_checks import check_draws, check_name, check_stop
 from tppo_rl.config.foreign_sources import rllib_keys
 from tppo_rl.config.options import MAPPINGS, OPTIONS, RENAMED_KEYS, algorithm_spec, place_of
 from tppo_rl.config.places import absolute_object, absolute_place, with_absolute_places
-from tppo_rl.config.rllib_options import RLLIB_MAPPINGS, check_rllib_keys, with_callbacks
+from tppo_rl.config.rllib_options import RLLIB_MAPPINGS, check_no_classes, check_rllib_keys, with_callbacks
 from tppo_rl.config.search_space import (
     GRID,
     axes,
     check_axis,
+    check_size,
     check_words,
     copy_mapping,
     grid_points,
@@ -45,24 +46,29 @@ from tppo_rl.config.search_space import (
     put,
     put_all,
 )
+from tppo_rl.config.sections.run import LARGEST_SEED
 from tppo_rl.config.sweep_options import (
     LEAST_PBT_CHECKPOINTS,
+    MOST_TRIALS,
     TuneOptions,
     check_tune_options,
     mutation_axes,
     name_and_arguments,
 )
+from tppo_rl.config.yaml_text import parse_yaml, read_yaml
 from tppo_rl.core.algorithm_spec import AlgorithmSpec
 from tppo_rl.core.errors import OptionError
-from tppo_rl.core.result_keys import check_spelling
+from tppo_rl.core.paths import exists
 from tppo_rl.core.waiting import stage
+
+_Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
 
 
 class CheckpointConfig(BaseModel):
     """When checkpoints are saved, in Tune's words."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
-    checkpoint_frequency: int = 0
+    checkpoint_frequency: NonNegativeInt = 0
     """Iterations between checkpoints; 0 saves only at the end."""
     checkpoint_at_end: bool = True
     num_to_keep: PositiveInt | None = 2
@@ -79,8 +85,10 @@ class Experiment(BaseModel):
     stop: dict[str, int | float] = {}
     checkpoint_config: CheckpointConfig = CheckpointConfig()
     config: dict[str, Any] = {}
-    num_samples: PositiveInt | None = None
-    seeds: PositiveInt | list[int] | None = None
+    num_samples: Annotated[int, Field(gt=0, le=MOST_TRIALS)] | None = None
+    seeds: (
+        Annotated[int, Field(gt=0, le=MOST_TRIALS)] | Annotated[list[_Seed], Field(max_length=MOST_TRIALS)] | None
+    ) = None
     """Seeds that every trial is run with; a number n stands for 0 to n - 1. None: the option `seed`."""
     tune_config: TuneOptions = TuneOptions()
 
@@ -126,7 +134,7 @@ class Experiment(BaseModel):
     @property
     def num_trials(self) -> int:
         """Number of trials of the sweep."""
-        return self.samples * sum(1 for _ in self.points())
+        return self.samples * math.prod(len(axis.argument) for axis in axes(self.options()) if axis.is_grid)
 
     @property
     def is_sweep(self) -> bool:
@@ -165,16 +173,12 @@ def load_run_file(path: Path, overrides: Sequence[str] = ()) -> list[Experiment]
     Raises:
         OptionError: no such file, broken YAML, or a bad key or value; the message says where.
     """
-    if not path.is_file():
+    if not exists(path) or not path.is_file():
         raise OptionError(f"file={str(path)!r}: no such run file; the shipped ones are in configs/")
-    text = path.read_text(encoding="utf-8")
-    try:
-        content = yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        raise OptionError(_explain_yaml(f"file={str(path)!r}", "YAML", text, error)) from None
+    content = read_yaml(path)
     if not isinstance(content, dict) or not content:
         raise OptionError(f"file={str(path)!r}: must map experiment names to experiments, see configs/quickstart.yaml")
-    return [make_experiment(str(name), body, overrides) for name, body in content.items()]
+    return [make_experiment(name, body, overrides) for name, body in content.items()]
 
 
 def make_experiment(name: str, body: Any, overrides: Sequence[str] = ()) -> Experiment:
@@ -183,6 +187,7 @@ def make_experiment(name: str, body: Any, overrides: Sequence[str] = ()) -> Expe
     Raises:
         OptionError: names key, value and remedy.
     """
+    check_name(name)
     if not isinstance(body, dict):
         raise OptionError(f"{name}={body!r}: an experiment is a mapping with the keys run, env, stop and config")
     body = copy_mapping(body)
@@ -238,12 +243,12 @@ def check_experiment(experiment: Experiment) -> None:
     Raises:
         OptionError: names key, value and remedy.
     """
-    for key, limit in experiment.stop.items():
-        check_spelling(f"{experiment.name}.stop.{key}", limit, key)
     options = experiment.options()
     check_words(options, MAPPINGS | RLLIB_MAPPINGS)
     for axis in axes(options):
         check_axis(axis)
+    check_stop(experiment.stop, experiment.config, f"{experiment.name}.stop")
+    check_size(experiment.config, f"{experiment.name}.config")
     if experiment.is_sweep:
         check_tune_options(
             experiment.tune_config,
@@ -253,11 +258,16 @@ def check_experiment(experiment: Experiment) -> None:
             num_trials=experiment.num_trials,
             where=f"{experiment.name}.tune_config",
         )
+    check_draws(experiment.samples, experiment.tune_config, options, experiment.name)
     unknown = set(options) - set(OPTIONS) - set(RENAMED_KEYS)
     other_keys = rllib_keys() if unknown else frozenset()
     others = {key: options[key] for key in unknown}
     check_rllib_keys(others, OPTIONS)
+    check_no_classes(others)
     with_callbacks(others)
+    if experiment.seeds is not None:
+        # Seeds are checked already, and go together with everything.
+        options["seed"] = {GRID: options["seed"][GRID][:1]}
     points = list(points_to_check(options))
     points += [
         put_all(points[0], {axis.path: value})
@@ -313,10 +323,11 @@ def apply_override(body: dict[str, Any], override: str) -> None:
     """
     key, value = parse_override(override)
     path = key.split(".")
-    if path[0] in set(Experiment.model_fields) - {"name", "config"}:
-        put(body, path, value)
-    else:
-        put(body.setdefault("config", {}), path[1:] if path[0] == "config" else path, value)
+    if path[0] not in set(Experiment.model_fields) - {"name", "config"}:
+        path = ["config", *(path[1:] if path[0] == "config" else path)]
+    if path == ["config"] or "" in path:
+        raise OptionError(f"--set {override!r}: {key!r} names no option; write for example --set config.seed=1")
+    put(body, path, value)
 
 
 def parse_override(override: str) -> tuple[str, Any]:
@@ -329,37 +340,3 @@ def parse_override(override: str) -> tuple[str, Any]:
     if not separator or not key:
         raise OptionError(f"--set {override!r}: must be key=value, for example --set seed=1")
     return key, parse_yaml(text)
-
-
-class _Loader(yaml.SafeLoader):
-    """Reads `1e-4` as a number, which YAML 1.1 reads as a text."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
-
-
-def parse_yaml(text: str) -> Any:
-    """Reads a YAML or JSON text by the rules of run files.
-
-    Raises:
-        OptionError: the text is not valid YAML.
-    """
-    try:
-        return yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        raise OptionError(_explain_yaml(repr(text), "YAML or JSON", text, error)) from None
-
-
-def _explain_yaml(where: str, form: str, text: str, error: yaml.YAMLError) -> str:
-    """Returns what is wrong with a YAML text, where, and the line with a mark below it."""
-    mark = getattr(error, "problem_mark", None)
-    if mark is None:
-        return f"{where}: not valid {form}: {' '.join(str(error).split())}"
-    problem = ", ".join(filter(None, (getattr(error, "context", None), getattr(error, "problem", None))))
-    lines = text.splitlines()
-    # An error at the end of the text stands behind its last line.
-    shown = lines[mark.line] if mark.line < len(lines) else ""
-    picture = f"\n    {shown}\n    {' ' * mark.column}^" if shown else ""
-    return f"{where}, line {mark.line + 1}, column {mark.column + 1}: not valid {form}: {problem}{picture}"

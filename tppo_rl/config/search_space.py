@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import itertools
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -29,6 +30,12 @@ RANGES = {
 middle of a sweep they could draw a value that an option refuses."""
 WORDS = (GRID, CHOICE, *RANGES)
 _MOST_POINTS = 512
+_MOST_CHECKED = 1000
+"""Grid points, and values of lists, that an experiment may have; each is checked before anything starts."""
+
+
+_MOST_SHOWN = 200
+"""Characters of a value in a message."""
 
 
 class Axis(NamedTuple):
@@ -41,7 +48,7 @@ class Axis(NamedTuple):
     @property
     def key(self) -> str:
         """The option's name."""
-        return ".".join(self.path)
+        return ".".join(map(str, self.path))
 
     @property
     def is_grid(self) -> bool:
@@ -77,13 +84,19 @@ def axes(options: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[Axi
                 yield from axes(value, (*path, key))
 
 
+def shortened(value: Any) -> str:
+    """Returns a value as text, of a long one the beginning."""
+    text = repr(value)
+    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}…"
+
+
 def check_axis(axis: Axis) -> None:
     """Checks that a word has the arguments that it needs.
 
     Raises:
         OptionError: an empty list, or bad bounds.
     """
-    key = f"{axis.key}.{axis.word}={axis.argument!r}"
+    key = f"{axis.key}.{axis.word}={shortened(axis.argument)}"
     if axis.word in (GRID, CHOICE):
         if not isinstance(axis.argument, list) or not axis.argument:
             raise OptionError(f"{key}: must be a list of at least one value")
@@ -95,6 +108,8 @@ def check_axis(axis: Axis) -> None:
         or not all(map(_is_number, axis.argument))
     ):
         raise OptionError(f"{key}: must be the numbers [{', '.join(names)}]")
+    if not all(map(math.isfinite, axis.argument)):
+        raise OptionError(f"{key}: must be finite numbers; correct them")
     lower, upper, *step = axis.argument
     if not lower < upper:
         raise OptionError(f"{key}: the lower bound must be below the upper one; exchange or move them")
@@ -130,6 +145,28 @@ def grid_points(options: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     return _products(options, [axis for axis in axes(options) if axis.is_grid])
 
 
+def check_size(options: Mapping[str, Any], where: str) -> None:
+    """Refuses a search space of which not everything can be checked.
+
+    Args:
+        options: Options by key, whose axes were checked.
+        where: Name of the experiment's config in messages.
+
+    Raises:
+        OptionError: too many grid points, or too many values in lists.
+    """
+    found = list(axes(options))
+    points = math.prod(len(axis.argument) for axis in found if axis.is_grid)
+    values = sum(len(axis.values()) for axis in found)
+    if max(points, values) > _MOST_CHECKED:
+        largest = max(found, key=lambda axis: len(axis.values()))
+        raise OptionError(
+            f"{where}.{largest.key}.{largest.word}={shortened(largest.argument)}: with it the search space has {points:,} grid points and "
+            f"{values:,} values, and each is checked before a run; at most {_MOST_CHECKED:,}: draw from a range, such as "
+            "{uniform: [0, 1]}, or make several experiments"
+        )
+
+
 def points_to_check(options: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """Yields options without axes that stand for all trials: every grid point with both ends of every range.
 
@@ -159,7 +196,9 @@ def put(target: dict[str, Any], path: Sequence[str], value: Any) -> None:
     for part in path[:-1]:
         inner = target.setdefault(part, {})
         if not isinstance(inner, dict):
-            raise OptionError(f"{'.'.join(path)}: {part} holds {inner!r}, which has no keys")
+            raise OptionError(
+                f"{'.'.join(path)}={value!r}: {part} holds {inner!r}, which has no keys; set {part} to a mapping first"
+            )
         target = inner
     target[path[-1]] = value
 

@@ -31,7 +31,10 @@ class Condition(NamedTuple):
 class Section(BaseModel):
     """Options that belong together; immutable."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, arbitrary_types_allowed=True)
+    # NaN passes every bound, and an infinite number makes losses or weights infinite.
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, arbitrary_types_allowed=True, allow_inf_nan=False
+    )
 
     def check(self, options: Options) -> None:
         """Refuses values of the section that do not go together with other options.

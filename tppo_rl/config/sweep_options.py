@@ -14,10 +14,11 @@ A scheduler or a searcher is a name, or a mapping of `type` and the arguments of
 from __future__ import annotations
 
 import importlib.util
+import math
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
 
 from tppo_rl.config.foreign_sources import constructor_arguments
 from tppo_rl.config.options import OPTIONS
@@ -31,6 +32,8 @@ LEAST_PBT_CHECKPOINTS = 4
 """Fewest checkpoints to keep with PBT: a trial may wait for its turn before it loads another's checkpoint, which must still
 exist by then."""
 
+MOST_TRIALS = 10_000
+"""Trials of a sweep; also the most seeds and draws."""
 PERTURBABLE = frozenset(key for key, option in OPTIONS.items() if option.perturbable)
 """Options that may differ between the run that saved a checkpoint and the one that goes on from it."""
 
@@ -58,14 +61,16 @@ _GIVEN_ELSEWHERE = {
     "mode": "tune_config.mode",
     "max_concurrent": "max_concurrent_trials",
 }
+_OWN_CODE = ("advantage_estimator", "engine", "policy_loss")
+"""Options whose objects may add keys to results."""
 _OBJECTS = ("custom_explore_fn", "space", "sampler", "storage", "evaluated_rewards")
 
 
 class TuneOptions(BaseModel):
     """`tune_config` of an experiment; names and meaning are those of `ray.tune.TuneConfig`."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
-    num_samples: PositiveInt | None = None
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+    num_samples: Annotated[int, Field(gt=0, le=MOST_TRIALS)] | None = None
     """Number of draws of the random values, each at every grid point."""
     metric: str | None = None
     """Result key that schedulers and searchers compare; None: the held-out accuracy, or without evaluations the mean return."""
@@ -83,6 +88,13 @@ def name_and_arguments(value: str | Mapping[str, Any]) -> tuple[str, dict[str, A
     if isinstance(value, str):
         return value, {}
     return str(value.get("type")), {key: argument for key, argument in value.items() if key != "type"}
+
+
+def has_own_code(options: Mapping[str, Any]) -> bool:
+    """Whether the options name code of the user's that may add keys to results."""
+    parts = (options.get(key) for key in _OWN_CODE)
+    names = (part.get("type") if isinstance(part, Mapping) else part for part in parts)
+    return any(key.startswith("callbacks") for key in options) or any(":" in str(name) for name in names)
 
 
 def compared_metric(tune_config: TuneOptions, options: Mapping[str, Any]) -> str:
@@ -105,7 +117,7 @@ def mutation_axes(tune_config: TuneOptions) -> list[Axis]:
 def asha_horizon(tune_config: TuneOptions, stop: Mapping[str, float]) -> float | None:
     """Returns ASHA's `max_t`: as given, else the experiment's limit on the same key; None if there is neither."""
     _, arguments = name_and_arguments(tune_config.scheduler)
-    given = arguments.get("max_t", stop.get(arguments.get("time_attr", "training_iteration")))
+    given = arguments.get("max_t", stop.get(str(arguments.get("time_attr", "training_iteration"))))
     return None if given is None else float(given)
 
 
@@ -131,6 +143,11 @@ def check_tune_options(
     Raises:
         OptionError: an unknown name or argument, or a combination that does not work.
     """
+    if num_trials > MOST_TRIALS:
+        raise OptionError(
+            f"{where}={tune_config.model_dump(exclude_defaults=True)!r}: the experiment has {num_trials:,} trials (grid points x seeds x "
+            f"num_samples); at most {MOST_TRIALS:,}: take some out"
+        )
     scheduler, arguments = _check_class(f"{where}.scheduler", tune_config.scheduler, SCHEDULERS)
     searcher, search_arguments = _check_class(f"{where}.search_alg", tune_config.search_alg, SEARCHERS)
     _check_metric(f"{where}.metric", tune_config.metric, options)
@@ -139,6 +156,11 @@ def check_tune_options(
         raise OptionError(
             f"{where}.search_alg.points_to_evaluate={search_arguments['points_to_evaluate']!r}: values that stand in no "
             "range would not be checked; give them as a grid_search"
+        )
+    most = arguments.get("max_t")
+    if most is not None and (isinstance(most, bool) or not isinstance(most, int | float) or not 0 < most < math.inf):
+        raise OptionError(
+            f"{where}.scheduler.max_t={most!r}: must be a number above 0, in units of time_attr; correct it"
         )
     if scheduler == "asha" and asha_horizon(tune_config, stop) is None:
         raise OptionError(
@@ -183,7 +205,7 @@ def _check_class(
 def _check_metric(key: str, metric: str | None, options: Mapping[str, Any]) -> None:
     if metric is None:
         return
-    check_spelling(key, metric, metric)
+    check_spelling(key, metric, metric, may_be_new=has_own_code(options))
     if metric in HELDOUT_KEYS and options.get("evaluation_interval") is None:
         raise OptionError(
             f"{key}={metric!r}: with evaluation_interval=None nothing is evaluated; set evaluation_interval, or metric to "

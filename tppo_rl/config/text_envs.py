@@ -63,11 +63,21 @@ def make_text_env(environment: EnvironmentOptions, split: str) -> gymnasium.Env:
         split: "train" or "heldout".
 
     Raises:
-        OptionError: no such module or environment.
-        ValueError, TypeError: `env_config` holds arguments that the environment does not take.
+        OptionError: no such module or environment, `env_config` holds arguments that it does not take, or its class fails.
     """
     assert environment.env is not None
-    return gymnasium.make(env_spec(environment.env), disable_env_checker=True, split=split, **environment.env_config)
+    spec = env_spec(environment.env)
+    try:
+        return gymnasium.make(spec, disable_env_checker=True, split=split, **environment.env_config)
+    except (TypeError, ValueError) as error:
+        # Environments name their option and its value first.
+        named = str(error).partition("=")[0].partition(".")[0] in environment.env_config
+        raise OptionError(f"env_config{'.' if named else ': '}{error}") from error
+    except Exception as error:
+        # Gymnasium's own environments want packages that may be absent, and a class of the user's may raise anything.
+        raise OptionError(
+            f"env={environment.env!r}: cannot be made: {type(error).__name__}: {error}; install what it needs, or correct it"
+        ) from error
 
 
 def num_problems(environment: EnvironmentOptions, split: str) -> int | None:

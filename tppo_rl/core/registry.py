@@ -17,6 +17,7 @@ import importlib
 import importlib.util
 import inspect
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -231,7 +232,20 @@ def load_module(name: str) -> ModuleType:
     Raises:
         ImportError, OSError: the module does not exist, or cannot be imported.
     """
+    try:
+        return _import(name)
+    except (ImportError, OSError):
+        raise
+    except (Exception, SystemExit) as error:
+        # What a module of the user's does when it is imported may end in any error.
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        raise ImportError(f"{type(error).__name__}: {error} ({last.filename}:{last.lineno})") from error
+
+
+def _import(name: str) -> ModuleType:
     if not name.endswith(".py"):
+        if not all(part.isidentifier() for part in name.split(".")):
+            raise ImportError(f"{name!r} is no name of a module")
         return importlib.import_module(name)
     path = Path(name).resolve()
     unique = f"tppo_rl_user_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"

@@ -29,6 +29,11 @@ _OF_RLLIB = (
 )
 RESULT_KEYS = (*_OF_RLLIB, *HELDOUT_KEYS, *METRIC_KEYS)
 """Keys that every run has. A user's own losses and callbacks may add to them."""
+_ROOTS = {key.partition("/")[0] for key in RESULT_KEYS if "/" in key} | {
+    "evaluation", "fault_tolerance", "learners", "num_training_step_calls_per_iteration", "perf", "rewards", "run", "timers",
+    "timestamp",
+}  # fmt: skip
+"""Mappings of results, most of whose keys have no name here, and further numbers."""
 _MISSPELLED = 0.8
 """Similarity in [0, 1] from which an unknown key counts as a misspelled one."""
 
@@ -43,22 +48,27 @@ def lookup(result: Mapping[str, Any], path: str) -> Any:
     return value
 
 
-def check_spelling(option: str, value: Any, key: str) -> None:
-    """Refuses a misspelled key of results.
+def check_spelling(option: str, value: Any, key: str, *, may_be_new: bool = True) -> None:
+    """Refuses a misspelled key of results, and one that no result has.
 
     Args:
         option: Option that gives the key, for messages.
         value: Value of that option, for messages.
         key: The key.
+        may_be_new: Whether code of the user's may add keys to results.
 
     Raises:
-        OptionError: the key is unknown, and similar to a known one.
+        OptionError: the key is unknown, and similar to a known one or not to be had.
     """
     if key in RESULT_KEYS:
         return
     close = difflib.get_close_matches(key, RESULT_KEYS, n=3, cutoff=_MISSPELLED)
     if close:
         raise OptionError(f"{option}={value!r}: results have no such key; did you mean {' or '.join(close)}?")
+    if not may_be_new and key.partition("/")[0] not in _ROOTS:
+        raise OptionError(
+            f"{option}={value!r}: results have no such key; take one of {', '.join(_OF_RLLIB)}, or a metric of docs/metrics.md"
+        )
 
 
 def check_limits(result: Mapping[str, Any], stop: Mapping[str, float], where: str) -> None:

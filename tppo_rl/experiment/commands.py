@@ -55,7 +55,7 @@ def evaluate(
         raise OptionError("--n=0: there is nothing to ask; give --greedy, or --n above 0")
     from rich.console import Console
 
-    from tppo_rl.config.run_files import parse_yaml
+    from tppo_rl.config.yaml_text import parse_yaml
     from tppo_rl.core.waiting import watched_by
     from tppo_rl.experiment.evaluate import evaluate as run
     from tppo_rl.experiment.stages import StageDisplay
@@ -87,7 +87,7 @@ def evaluate(
 @one_clear_error
 def rescore(folder: Path, verifier: str, extract: str) -> None:
     """Score the answers of an evaluation in FOLDER again, by another verifier."""
-    from tppo_rl.config.run_files import parse_yaml
+    from tppo_rl.config.yaml_text import parse_yaml
     from tppo_rl.experiment.evaluate import rescore as score
 
     score(folder, parse_yaml(verifier), parse_yaml(extract))

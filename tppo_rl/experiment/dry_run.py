@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from tppo_rl.config.checks import check_options
 from tppo_rl.config.options import OPTIONS, Options
@@ -30,7 +31,7 @@ def print_plan(experiments: Sequence[Experiment], results: Path, console: Consol
     """
     console = console or Console()
     for experiment in experiments:
-        first, *_ = experiment.points()
+        first = next(experiment.points())
         options = check_options(first, experiment.spec, other_keys=first)
         console.print(run_table(experiment, options, results / experiment.name))
         console.print(sizes_table(options))
@@ -47,28 +48,28 @@ def run_table(experiment: Experiment, options: Options, folder: Path) -> Table:
     spec, models, rollout = experiment.spec, options.models, options.rollout
     table = _table(experiment.name)
     if experiment.is_sweep:
-        table.add_row("trials", _trials(experiment))
+        _add(table, "trials", _trials(experiment))
         for axis in axes(experiment.options()):
-            table.add_row(f"  {axis.key}", f"{axis.word} {axis.argument}")
-    table.add_row("algorithm", f"{spec.title} ({spec.name}), {spec.paper}")
-    table.add_row("environment", f"{options.environment.env} {options.environment.env_config or ''}")
+            _add(table, f"  {axis.key}", f"{axis.word} {axis.argument}")
+    _add(table, "algorithm", f"{spec.title} ({spec.name}), {spec.paper}")
+    _add(table, "environment", f"{options.environment.env} {options.environment.env_config or ''}")
     if (problems := num_problems(options.environment, "train")) is not None:
         heldout = num_problems(options.environment, "heldout")
-        table.add_row("problems", f"{problems:,} to train, {heldout:,} held out")
-    table.add_row("policy", f"{models.policy_model}, {models.dtype}")
-    table.add_row("critic", _critic(options))
-    table.add_row("advantages", str(options.advantages.advantage_estimator.flat()))
-    table.add_row("policy loss", str(options.policy_loss.policy_loss.flat()))
+        _add(table, "problems", f"{problems:,} to train, {heldout:,} held out")
+    _add(table, "policy", f"{models.policy_model}, {models.dtype}")
+    _add(table, "critic", _critic(options))
+    _add(table, "advantages", str(options.advantages.advantage_estimator.flat()))
+    _add(table, "policy loss", str(options.policy_loss.policy_loss.flat()))
     rewards = options.rewards.rewards
-    table.add_row("rewards", str(rewards.flat()))
+    _add(table, "rewards", str(rewards.flat()))
     if rewards.listed:
-        table.add_row("  names", ", ".join(part.name for part in rewards))
-    table.add_row("mode", options.pipeline.mode)
-    table.add_row("env-runners", f"{rollout.num_env_runners} x {rollout.num_envs_per_env_runner} slots")
-    table.add_row("learners", str(options.learners.num_learners or "in the main process"))
-    table.add_row("held-out evaluation", _evaluation(options))
-    table.add_row("stop", ", or ".join(f"{key} >= {limit:,}" for key, limit in experiment.stop.items()))
-    table.add_row("folder", str(folder))
+        _add(table, "  names", ", ".join(part.name for part in rewards))
+    _add(table, "mode", options.pipeline.mode)
+    _add(table, "env-runners", f"{rollout.num_env_runners} x {rollout.num_envs_per_env_runner} slots")
+    _add(table, "learners", str(options.learners.num_learners or "in the main process"))
+    _add(table, "held-out evaluation", _evaluation(options))
+    _add(table, "stop", ", or ".join(f"{key} >= {limit:,}" for key, limit in experiment.stop.items()))
+    _add(table, "folder", str(folder))
     return table
 
 
@@ -79,12 +80,17 @@ def changed_table(options: Options, spec: AlgorithmSpec) -> Table:
     for key in OPTIONS:
         value, default = options.flat()[key], defaults.flat()[key]
         if value != default:
-            table.add_row(key, f"{value} (default {default})")
+            _add(table, key, f"{value} (default {default})")
     return table
 
 
+def _add(table: Table, name: str, value: str) -> None:
+    """Adds a row. Values are texts of users, in which brackets are no markup."""
+    table.add_row(Text(name), Text(value))
+
+
 def _table(title: str) -> Table:
-    table = Table(title=title, show_header=False)
+    table = Table(title=Text(title), show_header=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     return table

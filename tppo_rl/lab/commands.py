@@ -65,7 +65,7 @@ def lab(
     """
     from rich.console import Console
 
-    from tppo_rl.config.run_files import parse_yaml
+    from tppo_rl.config.yaml_text import parse_yaml
     from tppo_rl.core.waiting import watched_by
     from tppo_rl.experiment.stages import StageDisplay
     from tppo_rl.lab.laboratory import measure

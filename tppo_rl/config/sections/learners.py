@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
 
 from tppo_rl.config.section import Section, option, refuse
 
@@ -14,7 +16,7 @@ class LearnerOptions(Section):
     """Learner processes: their number, resources and memory."""
 
     num_learners: int = option(0, "Learner actors; 0 trains in the main process.", ge=0)
-    num_cpus_per_learner: float | Literal["auto"] = option(
+    num_cpus_per_learner: Annotated[float, Field(ge=0)] | Literal["auto"] = option(
         "auto", "CPUs of a learner, and the number of torch's threads; `auto`: 1 without a GPU."
     )
     num_gpus_per_learner: float = option(0, "GPUs of a learner.", ge=0)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import AfterValidator, BeforeValidator, PositiveInt
 
 from tppo_rl.config.section import Pair, Section, option, refuse
-from tppo_rl.core.schedules import fault
+from tppo_rl.core.schedules import LARGEST_RATE, fault, largest_rate
 
 if TYPE_CHECKING:
     from tppo_rl.config.options import Options
@@ -27,8 +27,9 @@ def _two(value: Any) -> Any:
 
 def _rising(rate: Any) -> Any:
     if isinstance(rate, int | float):
-        if not rate >= 0:
-            raise ValueError("input should be greater than or equal to 0")
+        if not 0 <= rate <= LARGEST_RATE:
+            bound = "greater than or equal to 0" if rate < 0 else f"less than or equal to {LARGEST_RATE}"
+            raise ValueError(f"input should be {bound}")
     elif (problem := fault(rate)) is not None:
         raise ValueError(problem)
     return rate
@@ -37,7 +38,7 @@ def _rising(rate: Any) -> Any:
 Schedule = Annotated[
     float | list[list[float] | tuple[float, float]] | tuple[tuple[float, float], ...], AfterValidator(_rising)
 ]
-"""A number of at least 0, or RLlib's schedule: pairs of trained tokens and rate."""
+"""A number from 0 to 1, or RLlib's schedule: pairs of trained tokens and rate."""
 
 
 class OptimizerOptions(Section):
@@ -85,7 +86,16 @@ class OptimizerOptions(Section):
     )
 
     def check(self, options: Options) -> None:
-        """Checks that fragments that are drawn by their advantages are trained on nothing else."""
+        """Checks that weights decay, and that fragments that are drawn by their advantages are trained on nothing else."""
+        for key, rate in (("lr", self.lr), ("critic_lr", options.critic.critic_lr)):
+            largest = largest_rate(rate)
+            if largest * self.weight_decay > 1:
+                refuse(
+                    "weight_decay",
+                    self.weight_decay,
+                    f"a step multiplies weights by 1 - {key} * weight_decay, and with {key}={largest:g} that is below 0; lower one "
+                    "of the two",
+                )
         if self.policy_token_fraction < 1 and options.policy_loss.positive_lm_coef:
             refuse(
                 "policy_token_fraction",

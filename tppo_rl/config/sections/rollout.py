@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 class SamplingOptions(Section):
     """Sampling of training responses."""
 
-    temperature: float = option(1.0, "Temperature above 0; log-probs are taken after it.", gt=0)
+    temperature: float = option(
+        1.0, "Temperature, 0.01 to 2, which are the engine's bounds; log-probs are taken after it.", ge=0.01, le=2
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -55,7 +57,8 @@ class RolloutOptions(Section):
     max_response_length: PositiveInt = option(256, "Cap on all tokens after the prompt.")
     max_prompt_length: PositiveInt = option(256, "Longest prompt, in tokens; a longer one is an error.")
     sampling: SamplingOptions = option(
-        SamplingOptions(temperature=1.0), "`temperature` above 0 of training responses; log-probs are taken after it."
+        SamplingOptions(temperature=1.0),
+        "`temperature` of training responses, 0.01 to 2; log-probs are taken after it.",
     )
     engine: EngineOptions = option(
         EngineOptions(),

@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from tppo_rl.config.options import Options
 
 
+LARGEST_SEED = 2**31 - 1
+"""Env-runners add to it, and NumPy takes seeds of 32 bits."""
+
+
 def _by_name(value: Any) -> Any:
     if not isinstance(value, Mapping) or not all(isinstance(arguments, Mapping) for arguments in value.values()):
         raise ValueError("give the arguments of each tracker by its name, such as {wandb: {project: words}}")
@@ -23,7 +27,7 @@ def _by_name(value: Any) -> Any:
 class RunOptions(Section):
     """Seed, log and folder of a run, and what its processes find on other nodes."""
 
-    seed: int = option(0, "Seed of prompts, sampling and minibatches.", ge=0)
+    seed: int = option(0, "Seed of prompts, sampling and minibatches.", ge=0, le=LARGEST_SEED)
     rollout_log_fragments: int = option(
         64, "Most fragments of an iteration that are kept in `rollouts/*.parquet`.", ge=0
     )
@@ -59,7 +63,9 @@ class RunOptions(Section):
     )
 
     def check(self, options: Options) -> None:
-        """Checks the trackers."""
+        """Checks the trackers and the folder."""
+        if self.results_folder == "":
+            refuse("results_folder", "", "is no folder; name one, or leave it out")
         check_trackers(self.trackers)
         if self.record_events and (workers := options.scoring.number(options)):
             refuse(
