@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tppo_rl.core.checkpoint_files import write_checkpoint
 from tppo_rl.core.waiting import Cut, Stage, StageCut
 from tppo_rl.experiment.checkpoints import checkpoint_path
 from tppo_rl.experiment.interrupt import StopSwitch
@@ -33,7 +34,7 @@ def make(folder: Path, cut: Cut | None, *, trained: bool = True) -> tuple[StopSw
 
 @pytest.mark.parametrize("cut", ["at_once", "soon", None])
 def test_before_the_first_update_it_ends_at_once(tmp_path: Path, cut: Cut | None) -> None:
-    checkpoint_path(tmp_path, 4).mkdir(parents=True)
+    write_checkpoint(checkpoint_path(tmp_path, 4), {}, {})
     switch, display = make(tmp_path, cut, trained=False)
     with pytest.raises(StageCut):
         switch.ask(signal.SIGINT)
@@ -83,7 +84,7 @@ def test_the_first_update_is_finished_as_well(tmp_path: Path) -> None:
 
 
 def test_a_second_one_ends_at_once_and_says_what_is_there(tmp_path: Path) -> None:
-    checkpoint_path(tmp_path, 2).mkdir(parents=True)
+    write_checkpoint(checkpoint_path(tmp_path, 2), {}, {})
     switch, display = make(tmp_path, "after")
     switch.ask(signal.SIGTERM)
     with pytest.raises(KeyboardInterrupt):
@@ -103,7 +104,7 @@ def test_a_checkpoint_that_is_being_saved_is_finished(tmp_path: Path) -> None:
 
 
 def test_the_last_evaluation_is_dropped_with_everything_saved(tmp_path: Path) -> None:
-    checkpoint_path(tmp_path, 4).mkdir(parents=True)
+    write_checkpoint(checkpoint_path(tmp_path, 4), {}, {})
     switch, display = make(tmp_path, "at_once")
     switch.doing = "saved"
     with pytest.raises(StageCut):
