@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,8 +12,8 @@ from typing import Any
 from tppo_rl.config.model_files import load_model_config
 from tppo_rl.config.options import OPTIONS, Options
 from tppo_rl.config.rllib_options import unread_rllib_keys
-from tppo_rl.core.checkpoint_files import checkpoint_facts
-from tppo_rl.core.errors import OptionError
+from tppo_rl.core.checkpoint_files import check_whole, checkpoint_facts
+from tppo_rl.core.errors import OptionError, OptionWarning
 
 _SHAPE = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
 """Keys of a model's config that its weights follow from."""
@@ -46,6 +47,7 @@ def check_fits(checkpoint: Path, options: Options, algorithm: str) -> None:
     Raises:
         OptionError: it is damaged, or of another algorithm or another model.
     """
+    check_whole(checkpoint)
     facts = checkpoint_facts(checkpoint)
     if facts["algorithm"] != algorithm:
         raise OptionError(
@@ -57,6 +59,18 @@ def check_fits(checkpoint: Path, options: Options, algorithm: str) -> None:
     if different:
         raise OptionError(
             f"policy_model={options.models.policy_model!r}: is another model than that of the checkpoint: {', '.join(different)}"
+        )
+    named, name = facts["options"].get("policy_model"), options.models.policy_model
+    if named != name:
+        if options.models.lora is not None:
+            raise OptionError(
+                f"policy_model={name!r}: the checkpoint holds adapters of policy_model={named!r}; go on with that"
+            )
+        warnings.warn(
+            f"policy_model={name!r}: the checkpoint was saved with policy_model={named!r}, whose weights it holds; they go on, and the new "
+            "name is that of tokenizer and exports",
+            OptionWarning,
+            stacklevel=2,
         )
     critics = [kept["critic"] is not None for kept in (facts["model_config"], {"critic": options.models.critic})]
     if critics[0] != critics[1]:

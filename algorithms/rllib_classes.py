@@ -307,6 +307,7 @@ class LanguageModelAlgorithm(Algorithm):
         env_runners = self.env_runner_group.healthy_env_runner_ids() or [0]
         ledger = Ledger.from_state(saved["ledger"], env_runners)
         self.loop.recorder.restore(saved["recorder"], ledger.counts().sampled)
+        self._events.resumes(self.loop.recorder.num_iterations)
         self.evaluator.restore(saved["evaluations"])
         self.loop.rollouts.restart(ledger, queued, saved.get("left_out"))
         self.loop.boundaries = BoundaryTracker(self.options, fragments_from_table(saved["hindsight"]))

@@ -61,10 +61,6 @@ def test_two_env_runners_are_replayed_to_the_last_bit(updates: int, tmp_path: Pa
 def test_what_cannot_be_replayed_is_said(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match=r"has no events\.jsonl"):
         next(replay(tmp_path, tmp_path / "replay", None))
-    lines = [{"algorithm": "TPPO"}, {"iteration": 4, "events": "b u", "weights": 1}]
-    (tmp_path / "events.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    with pytest.raises(OptionError, match="only a run that was not resumed"):
-        next(replay(tmp_path, tmp_path / "replay", None))
     with pytest.raises(OptionError, match=r"record_events=True: 1 scoring workers .* set scoring_workers to 0"):
         TPPOConfig().update_from_dict(
             {

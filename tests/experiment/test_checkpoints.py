@@ -15,8 +15,8 @@ import pyarrow as pa
 import pytest
 import safetensors.torch
 
-from tppo_rl.core.checkpoint_files import checkpoint_state, write_checkpoint
-from tppo_rl.core.errors import RunError
+from tppo_rl.core.checkpoint_files import checkpoint_state, unknown_files, write_checkpoint
+from tppo_rl.core.errors import OptionWarning, RunError
 from tppo_rl.experiment import checkpoints
 from tppo_rl.experiment.checkpoints import (
     checkpoint_path,
@@ -170,3 +170,20 @@ def test_a_full_disk_keeps_the_last_checkpoint_and_is_one_message(tmp_path: Path
         save_checkpoint(SimpleNamespace(save_to_path=full), checkpoint_path(tmp_path, 2), 1)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["iteration_000001"]
     assert checkpoint_state(newest_checkpoint(tmp_path)) == {"text": "a"}
+
+
+def test_other_names_are_passed_over_and_damaged_ones_are_named(tmp_path: Path) -> None:
+    for iteration in (3, 6):
+        save_checkpoint(writer("a"), checkpoint_path(tmp_path, iteration), None)
+    (tmp_path / "checkpoints" / "iteration_backup").mkdir()
+    (tmp_path / "checkpoints" / "iteration_000009").touch()
+    (checkpoint_path(tmp_path, 6) / "manifest.json").write_text("[]", encoding="utf-8")
+    with pytest.warns(OptionWarning) as told:
+        assert newest_checkpoint(tmp_path) == checkpoint_path(tmp_path, 3)
+    said = sorted(str(warning.message) for warning in told)
+    assert [("iteration_000006 is left out" in one, "iteration_000009 is left out" in one) for one in said] == [
+        (True, False),
+        (False, True),
+    ]
+    (checkpoint_path(tmp_path, 3) / "algorithm_state.pkl").touch()
+    assert unknown_files(checkpoint_path(tmp_path, 3)) == ["algorithm_state.pkl"]

@@ -16,7 +16,15 @@ from pathlib import Path
 from typing import Any
 
 from tppo_rl.core.errors import OptionError
-from tppo_rl.core.state_files import MANIFEST, DamagedState, check_files, read_manifest, read_state, write_state
+from tppo_rl.core.state_files import (
+    MANIFEST,
+    DamagedState,
+    check_files,
+    check_sizes,
+    read_manifest,
+    read_state,
+    write_state,
+)
 
 MODULE = ("learner_group", "learner", "rl_module", "default_policy")
 """Path of the models in an algorithm's state."""
@@ -39,11 +47,32 @@ def is_checkpoint(folder: Path) -> bool:
 
 def is_whole(folder: Path) -> bool:
     """Whether a checkpoint was written to its end."""
+    return why_not_whole(folder) is None
+
+
+def why_not_whole(folder: Path) -> str | None:
+    """Says why a folder is no checkpoint that was written to its end; None if it is."""
     try:
         read_manifest(folder)
-    except DamagedState:
-        return False
-    return True
+    except DamagedState as error:
+        return str(error)
+    return None
+
+
+def unknown_files(folder: Path) -> list[str]:
+    """Names of what lies in a checkpoint's folder and is not of it."""
+    known = {MANIFEST, *read_manifest(folder)["files"]}
+    return sorted(path.name for path in folder.iterdir() if path.name not in known)
+
+
+def check_whole(folder: Path) -> None:
+    """Checks that all files of a checkpoint are there in their sizes; what is in them is checked when they are read.
+
+    Raises:
+        OptionError: one is not, or the folder is no checkpoint of this format.
+    """
+    with _Named(folder):
+        check_sizes(folder)
 
 
 def write_checkpoint(folder: Path, state: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
@@ -115,5 +144,5 @@ class _Named:
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
         if isinstance(error, DamagedState):
             raise OptionError(
-                f"checkpoint={str(self._folder)!r}: {error}; take another one (`tppo-rl doctor CHECKPOINT` looks at one)"
+                f"checkpoint={str(self._folder)!r}: {error}; name another one, or move this one away"
             ) from None

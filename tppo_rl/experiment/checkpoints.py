@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import shutil
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tppo_rl.core.checkpoint_files import LOOP, checkpoint_state, is_checkpoint, is_whole, verify_checkpoint
-from tppo_rl.core.errors import OptionError, RunError
+from tppo_rl.core.checkpoint_files import (
+    LOOP,
+    checkpoint_state,
+    is_checkpoint,
+    is_whole,
+    unknown_files,
+    verify_checkpoint,
+    why_not_whole,
+)
+from tppo_rl.core.errors import OptionError, OptionWarning, RunError
 from tppo_rl.core.whole_files import is_full_disk
 from tppo_rl.plan.memory import Memory
 
@@ -22,16 +31,31 @@ def checkpoint_path(folder: Path, iteration: int) -> Path:
 
 
 def iteration_of(checkpoint: Path) -> int:
-    """The iteration after which a checkpoint was saved."""
-    return int(checkpoint.name.removeprefix(_PARTIAL).removeprefix("iteration_"))
+    """The iteration after which a checkpoint was saved; -1 where the name is not that of one."""
+    number = checkpoint.name.removeprefix(_PARTIAL).removeprefix("iteration_")
+    return int(number) if number.isdecimal() else -1
 
 
 def find_newest_checkpoint(folder: Path) -> Path | None:
     """The newest complete checkpoint of a run's folder; None if there is none."""
     # Written to its end and not renamed yet: the one that it replaces may be half removed.
-    written = [path for path in (folder / CHECKPOINTS).glob(f"{_PARTIAL}iteration_*") if is_whole(path)]
-    found = [path for path in (folder / CHECKPOINTS).glob("iteration_*") if is_whole(path)]
-    return max([*found, *written], key=iteration_of, default=None)
+    written = [path for path in _named(folder, _PARTIAL) if is_whole(path)]
+    return max([*(path for path in _named(folder) if is_whole(path)), *written], key=iteration_of, default=None)
+
+
+def _named(folder: Path, prefix: str = "") -> list[Path]:
+    """Whatever has the name of a checkpoint in a run's folder; other names are a user's own."""
+    return [path for path in (folder / CHECKPOINTS).glob(f"{prefix}iteration_*") if iteration_of(path) >= 0]
+
+
+def _newest_and_warn(folder: Path) -> Path | None:
+    """Returns the newest complete checkpoint, and warns of newer ones that are damaged."""
+    found = find_newest_checkpoint(folder)
+    least = -1 if found is None else iteration_of(found)
+    for path in sorted(_named(folder)):
+        if iteration_of(path) > least and not is_whole(path):
+            warnings.warn(f"{path} is left out: {why_not_whole(path)}", OptionWarning, stacklevel=2)
+    return found
 
 
 def newest_checkpoint(folder: Path) -> Path:
@@ -40,7 +64,7 @@ def newest_checkpoint(folder: Path) -> Path:
     Raises:
         OptionError: there is none.
     """
-    found = find_newest_checkpoint(folder)
+    found = _newest_and_warn(folder)
     if found is None:
         raise OptionError(f"--resume: {folder} holds no checkpoint; leave --resume out to begin anew")
     target = checkpoint_path(folder, iteration_of(found))
@@ -57,7 +81,7 @@ def checkpoint_in(source: Path) -> Path:
     """
     if is_checkpoint(source):
         return source
-    found = find_newest_checkpoint(source)
+    found = _newest_and_warn(source)
     if found is None:
         raise OptionError(f"checkpoint={str(source)!r}: is no checkpoint, and no run's folder that holds one")
     return found
@@ -92,7 +116,7 @@ def save_checkpoint(algorithm: Any, target: Path, num_to_keep: int | None) -> Pa
     _put(partial, target)
     if num_to_keep is not None:
         # One that is damaged is none, and says why when it is asked for.
-        whole = sorted(path for path in target.parent.glob("iteration_*") if is_whole(path))
+        whole = sorted(path for path in _named(target.parent.parent) if is_whole(path))
         for old in [_set_aside(old) for old in whole[:-num_to_keep]]:
             shutil.rmtree(old)
     return target
@@ -138,6 +162,8 @@ def describe_checkpoint(folder: Path) -> Iterator[str]:
         f"  tokens: {ledger['sampled']:,} sampled, {ledger['trained']:,} trained, {ledger['queued']:,} wait for an update; "
         f"{ledger['begun'].num_rows:,} responses are open"
     )
+    if others := unknown_files(folder):
+        yield f"  not of the checkpoint, and never read: {', '.join(others)}"
     if facts["not_saved"]:
         yield f"  not in it, give them again: {', '.join(facts['not_saved'])}"
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from tppo_rl.config.options import Options
 from tppo_rl.config.text_envs import num_problems
+from tppo_rl.core.checkpoint_files import check_whole
 from tppo_rl.core.errors import OptionError
 from tppo_rl.core.whole_files import write_whole
 from tppo_rl.envs.answer_extraction import Extraction, VerifierError
@@ -82,6 +83,8 @@ def evaluate(
         "max_response_length": options.rollout.max_response_length,
         "dtype": options.models.dtype,
     }
+    if checkpoint is not None:
+        check_whole(checkpoint)
     _claim(folder, settings)
     if checkpoint is not None:
         options = options.replace(policy_model=str(exported(checkpoint, folder / _MODEL)))

@@ -20,7 +20,7 @@ def replay(run: Path, folder: Path, iterations: int | None) -> Iterator[tuple[in
         iterations: Number of iterations; None: all.
 
     Raises:
-        OptionError: the run has recorded no events, or was resumed, or has fewer iterations.
+        OptionError: the run has recorded no events, or has fewer iterations before it was resumed.
         RunError: the events end before the iterations, or an env-runner was lost in them.
     """
     from tppo_rl.algorithms.ray_start import quiet_libraries, start_ray
@@ -29,7 +29,9 @@ def replay(run: Path, folder: Path, iterations: int | None) -> Iterator[tuple[in
     facts, lines = read_events(run)
     count = len(lines) if iterations is None else iterations
     if count > len(lines):
-        raise OptionError(f"--iterations={iterations}: {run} has {len(lines)} iterations")
+        raise OptionError(
+            f"--iterations={iterations}: {run} has recorded {len(lines)} iterations, up to where it was resumed if it was"
+        )
     quiet_libraries()
     options = Options.of(**facts["options"])
     start_ray(options.run.runtime_env)

@@ -128,10 +128,13 @@ def _print_memory(model: str, card: str, overrides: tuple[str, ...], **options: 
 
 
 def _workload(lengths: str, cap: int | None, prompt_length: float | None, **options: Any) -> Workload:
+    from tppo_rl.core.errors import OptionError
     from tppo_rl.plan.length_files import prompt_length_of_run, read_lengths
     from tppo_rl.plan.predict import Workload
 
     responses = read_lengths(lengths, cap)
+    if prompt_length is not None and not 1 <= prompt_length < math.inf:
+        raise OptionError(f"--prompt-length={prompt_length:g}: must be at least 1 and finite")
     if prompt_length is None:
         prompt_length = prompt_length_of_run(Path(lengths)) if Path(lengths).is_dir() else 16.0
     return Workload(responses, prompt_length=prompt_length, **options)

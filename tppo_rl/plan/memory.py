@@ -7,9 +7,10 @@ Keys and values of one token take 2 * layers * k numbers of the engine's dtype.
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from tppo_rl.config.options import Options
 from tppo_rl.core.errors import OptionError
@@ -117,11 +118,17 @@ def _of_env_runner(options: Options, policy: Shape, process: Process) -> list[Pa
     parts = [Part(process, "weights", size * policy.parameters, f"{size} bytes a parameter")]
     full = f"{of_token:,} bytes a token; full slots hold {tokens:,} tokens: {tokens * of_token / GIB:.2f} GiB"
     if rollout.num_gpus_per_env_runner == 0:
-        given = float(rollout.engine.arguments.get("kv_cache_gib", 1))
+        given = _gib(rollout.engine.arguments.get("kv_cache_gib", 1))
         parts.append(Part(process, "keys and values", int(given * GIB), f"engine.kv_cache_gib; {full}"))
     else:
         parts.append(Part(process, "keys and values", tokens * of_token, full))
     return parts
+
+
+def _gib(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise OptionError(f"engine.kv_cache_gib={value!r}: must be a number of GiB above 0")
+    return float(value)
 
 
 def machine_memory() -> int:

@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from tppo_rl.base_models import resolve_model
+from tppo_rl.config.model_files import load_model_config
+from tppo_rl.core.errors import OptionError
 
 
 @dataclass(frozen=True)
@@ -35,11 +37,19 @@ class Shape:
 
     @classmethod
     def of(cls, model: str) -> Shape:
-        """Reads the config of a folder, hub id or shipped model."""
+        """Reads the config of a folder, hub id or shipped model.
+
+        Raises:
+            OptionError: there is no such model, or transformers does not know it.
+        """
         import torch
         from transformers import AutoConfig, AutoModelForCausalLM
 
-        config = AutoConfig.from_pretrained(resolve_model(model))
+        load_model_config("--model", model)
+        try:
+            config = AutoConfig.from_pretrained(resolve_model(model))
+        except (OSError, ValueError) as error:
+            raise OptionError(f"--model={model!r}: transformers cannot read its config: {error}") from None
         with torch.device("meta"):
             built: Any = AutoModelForCausalLM.from_config(config)
         text = config.get_text_config()

@@ -23,6 +23,7 @@ from tppo_rl.core.errors import OptionError, RunError
 
 FILE = "events.jsonl"
 BATCH, UPDATE = "b", "u"
+_RESUMED = "resumed_after"
 SENT, TAKEN, WEIGHTS, LOST = "s", "r", "w", "l"
 
 
@@ -34,6 +35,9 @@ class EventLog:
 
     def end_iteration(self, number: int, checksum: int) -> None:
         """Is told that an iteration has ended, and of its weights."""
+
+    def resumes(self, number: int) -> None:
+        """Is told that the run goes on from the checkpoint of an iteration."""
 
 
 class RecordedEvents(EventLog):
@@ -53,7 +57,12 @@ class RecordedEvents(EventLog):
         self._events.append(what if env_runner is None else f"{what}{env_runner}")
 
     def end_iteration(self, number: int, checksum: int) -> None:
-        entry = {"iteration": number, "events": " ".join(self._events), "weights": checksum}
+        self._append({"iteration": number, "events": " ".join(self._events), "weights": checksum})
+
+    def resumes(self, number: int) -> None:
+        self._append({_RESUMED: number})
+
+    def _append(self, entry: Mapping[str, Any]) -> None:
         self._events = []
         lines = [] if self._file.is_file() else [self._facts]
         self._file.parent.mkdir(parents=True, exist_ok=True)
@@ -68,7 +77,7 @@ class ReplayedEvents(EventLog):
         folder: Of the run.
 
     Raises:
-        OptionError: it has recorded none, or not from its beginning.
+        OptionError: see `read_events`.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -113,18 +122,35 @@ class ReplayedEvents(EventLog):
 
 
 def read_events(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Returns what a recorded run was, and its iterations' events.
+    """Returns what a recorded run was, and the events of its iterations, up to where it was resumed or killed.
 
     Raises:
-        OptionError: it has recorded none, or not from its beginning.
+        OptionError: it has recorded none, or the file is not one that a run has written.
     """
     file = folder / FILE
     if not file.is_file():
         raise OptionError(f"{folder}: has no {FILE}; a run keeps its events with record_events=True")
-    facts, *lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-    numbers = [line["iteration"] for line in lines]
-    if not lines or numbers != list(range(1, len(lines) + 1)):
+    entries: list[dict[str, Any]] = []
+    rows = file.read_bytes().split(b"\n")
+    for number, row in enumerate(rows[:-1], 1):
+        try:
+            entries.append(dict(json.loads(row)))
+        except (ValueError, TypeError) as error:
+            raise OptionError(f"{file}: line {number} is not what a run writes: {error}") from None
+    # What stands behind the last line break was cut by a kill.
+    facts, lines = (entries[0], entries[1:]) if entries else ({}, [])
+    resumed = next((place for place, line in enumerate(lines) if _RESUMED in line), None)
+    lines = lines[:resumed]
+    if not isinstance(facts.get("options"), dict) or not all(_is_iteration(line) for line in lines):
         raise OptionError(
-            f"{folder}: {FILE} holds iterations {numbers[:3]} … {numbers[-1:]}; only a run that was not resumed can be replayed"
+            f"{file}: does not begin with what the run was, or lacks parts; a run writes it with record_events=True"
         )
+    if [line["iteration"] for line in lines] != list(range(1, len(lines) + 1)) or not lines:
+        reason = "the run was resumed before it had recorded any" if resumed is not None else "it is not there"
+        raise OptionError(f"{file}: a replay begins with iteration 1, and {reason}")
     return facts, lines
+
+
+def _is_iteration(line: Mapping[str, Any]) -> bool:
+    kinds = {"iteration": int, "events": str, "weights": int}
+    return all(isinstance(line.get(key), kind) for key, kind in kinds.items())
