@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +39,11 @@ def recorded(folder: Path, updates: int, **options: Any) -> None:
     algorithm.stop()
 
 
-@pytest.mark.parametrize("updates", [6, pytest.param(50, marks=pytest.mark.slow)])
-def test_two_env_runners_are_replayed_to_the_last_bit(updates: int, tmp_path: Path) -> None:
-    recorded(tmp_path / "run", updates)
+@pytest.mark.parametrize(
+    ("updates", "env_runners"), [(3, 1), pytest.param(50, 2, marks=pytest.mark.slow)], ids=["one", "two for 50 updates"]
+)
+def test_a_run_is_replayed_to_the_last_bit(updates: int, env_runners: int, tmp_path: Path) -> None:
+    recorded(tmp_path / "run", updates, num_env_runners=env_runners)
     found = list(replay(tmp_path / "run", tmp_path / "replay", None))
     assert found == [(number, True) for number in range(1, updates + 1)]
     # The rollouts, of which a run keeps a part, are far larger than the events.
@@ -51,11 +52,11 @@ def test_two_env_runners_are_replayed_to_the_last_bit(updates: int, tmp_path: Pa
     rollouts = sum(file.stat().st_size for file in (tmp_path / "run" / "rollouts").glob("*.parquet"))
     assert size < 0.05 * rollouts
 
-    lines = [json.loads(line) for line in events]
-    lines[3]["weights"] += 1
-    (tmp_path / "run" / "events.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    with pytest.raises(RunError, match="the weights differ after update 3, and were equal before"):
-        report(*first_difference(replay(tmp_path / "run", tmp_path / "again", 4)))
+
+def test_the_first_difference_is_named() -> None:
+    assert report(*first_difference(iter([(1, True), (2, True)]))).startswith("2 updates made again")
+    with pytest.raises(RunError, match="the weights differ after update 2, and were equal before"):
+        report(*first_difference(iter([(1, True), (2, False), (3, False)])))
 
 
 def test_what_cannot_be_replayed_is_said(tmp_path: Path) -> None:

@@ -392,7 +392,9 @@ class RolloutController:
         """Whether there are enough tokens for an update, and no open window would be too old after it."""
         if self.queue.num_tokens < self._batch_tokens:
             return False
-        oldest = self._requests.oldest_versions(self._group.healthy_env_runner_ids())
+        # Also of env-runners whose loss was not met yet: what they have told of goes on elsewhere.
+        env_runners = {*self._group.healthy_env_runner_ids(), *self._requests.known()}
+        oldest = self._requests.oldest_versions(env_runners)
         return may_update(self._weights.version, self._max_staleness, [*oldest, *self._held_versions()])
 
     def _forget_lost_env_runners(self, but: Collection[int] = ()) -> None:
