@@ -12,7 +12,7 @@ from typing import Any
 from tppo_rl.config.model_files import load_model_config
 from tppo_rl.config.options import OPTIONS, Options
 from tppo_rl.config.rllib_options import unread_rllib_keys
-from tppo_rl.core.checkpoint_files import check_whole, checkpoint_facts
+from tppo_rl.core.checkpoint_files import check_whole
 from tppo_rl.core.errors import OptionError, OptionWarning
 
 _SHAPE = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
@@ -22,7 +22,8 @@ _SHAPE = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads
 def checkpoint_contents(algorithm: Any) -> dict[str, Any]:
     """Returns what the manifest of every checkpoint says of an algorithm: all that is needed to build it again.
 
-    It reads the model's config and makes the environment, so that it should be asked once. Settings of RLlib that are no data, such as classes, are named under `not_saved`.
+    It reads the model's config and makes the environment, so that it should be asked once. Settings of RLlib that are no
+    data, such as classes, are named under `not_saved`.
     """
     config, default = algorithm.config, type(algorithm.config)()
     options = algorithm.options.flat()
@@ -47,8 +48,7 @@ def check_fits(checkpoint: Path, options: Options, algorithm: str) -> None:
     Raises:
         OptionError: it is damaged, or of another algorithm or another model.
     """
-    check_whole(checkpoint)
-    facts = checkpoint_facts(checkpoint)
+    facts = check_whole(checkpoint)
     if facts["algorithm"] != algorithm:
         raise OptionError(
             f"checkpoint={str(checkpoint)!r}: was saved by {facts['algorithm']}, and this run is {algorithm}; go on with that, or begin "

@@ -22,7 +22,7 @@ def recorded(folder: Path, iterations: int, first: int = 1) -> RecordedEvents:
 def test_events_come_back_in_their_order(tmp_path: Path) -> None:
     recorded(tmp_path, 2)
     events = ReplayedEvents(tmp_path)
-    assert events.facts["options"] == {"seed": 1}
+    assert read_events(tmp_path)[0]["options"] == {"seed": 1}
     assert events.peek() == "s1"
     assert [events.take() for _ in range(10)] == 2 * [("s", 1), ("r", 1), ("b", 0), ("u", 0), ("w", 2)]
     with pytest.raises(RunError, match="are over"):

@@ -1,17 +1,18 @@
 """Checkpoints on disk: the state of an algorithm and what it was made of, as `core.state_files` writes them.
 
-manifest.json           algorithm, options, settings of RLlib, config of the models, iteration, versions; all files
-policy.safetensors      weights of the policy, or its adapters
-critic.safetensors      weights of the critic
-optimizers.safetensors  their moments
-queue.arrow, begun.arrow, held.arrow, hindsight.arrow
-                        fragments that wait for an update, open responses, finished ones that wait for the critic
-state.json              everything else
+| file | holds |
+|---|---|
+| manifest.json | algorithm, options, settings of RLlib, config of the models, iteration; all files |
+| policy.safetensors, critic.safetensors | weights, or adapters |
+| optimizers.safetensors | their moments |
+| queue.arrow, begun.arrow, held.arrow, hindsight.arrow | fragments that wait for an update, open responses, finished ones that wait for the critic or for their second training |
+| state.json | everything else |
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,6 @@ from tppo_rl.core.errors import OptionError
 from tppo_rl.core.state_files import (
     MANIFEST,
     DamagedState,
-    check_files,
     check_sizes,
     read_manifest,
     read_state,
@@ -65,14 +65,16 @@ def unknown_files(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if path.name not in known)
 
 
-def check_whole(folder: Path) -> None:
-    """Checks that all files of a checkpoint are there in their sizes; what is in them is checked when they are read.
+def check_whole(folder: Path) -> dict[str, Any]:
+    """Checks that all files of a checkpoint are there in their sizes, and returns what its manifest says.
+
+    What is in the files is checked when they are read.
 
     Raises:
         OptionError: one is not, or the folder is no checkpoint of this format.
     """
-    with _Named(folder):
-        check_sizes(folder)
+    with _naming(folder):
+        return check_sizes(folder)
 
 
 def write_checkpoint(folder: Path, state: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
@@ -92,7 +94,7 @@ def checkpoint_facts(folder: Path) -> dict[str, Any]:
     Raises:
         OptionError: it is damaged, or no checkpoint of this format.
     """
-    with _Named(folder):
+    with _naming(folder):
         return read_manifest(folder)
 
 
@@ -102,7 +104,7 @@ def checkpoint_state(folder: Path) -> dict[str, Any]:
     Raises:
         OptionError: it is damaged, or no checkpoint of this format.
     """
-    with _Named(folder):
+    with _naming(folder):
         return dict(read_state(folder))
 
 
@@ -112,37 +114,19 @@ def module_state(folder: Path) -> dict[str, Any]:
     Raises:
         OptionError: it is damaged, or no checkpoint of this format.
     """
-    with _Named(folder):
+    with _naming(folder):
         return dict(read_state(folder, part=_MODULE_PART))
 
 
-def verify_checkpoint(folder: Path) -> dict[str, Any]:
-    """Reads every file of a checkpoint, and returns what its manifest says.
-
-    Raises:
-        OptionError: it is damaged, or no checkpoint of this format.
-    """
-    with _Named(folder):
-        manifest = check_files(folder)
-        read_state(folder)
-        return manifest
-
-
-class _Named:
+@contextmanager
+def _naming(folder: Path) -> Iterator[None]:
     """Turns errors of reading into one that names the checkpoint."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-
-    def __enter__(self) -> None:
-        if not (self._folder / MANIFEST).exists() and (self._folder / _PICKLED).is_dir():
-            raise OptionError(
-                f"checkpoint={str(self._folder)!r}: holds pickles, as an earlier version wrote them. To read them is to run the code in "
-                "them, so they are not read; export the policy with the version that has written it"
-            )
-
-    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
-        if isinstance(error, DamagedState):
-            raise OptionError(
-                f"checkpoint={str(self._folder)!r}: {error}; name another one, or move this one away"
-            ) from None
+    if not (folder / MANIFEST).exists() and (folder / _PICKLED).is_dir():
+        raise OptionError(
+            f"checkpoint={str(folder)!r}: holds pickles, as an earlier version wrote them. To read them is to run the code in them, so "
+            "they are not read; export the policy with the version that has written it"
+        )
+    try:
+        yield
+    except DamagedState as error:
+        raise OptionError(f"checkpoint={str(folder)!r}: {error}; name another one, or move this one away") from None

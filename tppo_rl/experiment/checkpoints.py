@@ -10,11 +10,11 @@ from typing import Any
 
 from tppo_rl.core.checkpoint_files import (
     LOOP,
+    checkpoint_facts,
     checkpoint_state,
     is_checkpoint,
     is_whole,
     unknown_files,
-    verify_checkpoint,
     why_not_whole,
 )
 from tppo_rl.core.errors import OptionError, OptionWarning, RunError
@@ -153,8 +153,7 @@ def describe_checkpoint(folder: Path) -> Iterator[str]:
     Raises:
         OptionError: it is damaged.
     """
-    facts = verify_checkpoint(folder)
-    ledger = checkpoint_state(folder)[LOOP]["ledger"]
+    ledger, facts = checkpoint_state(folder)[LOOP]["ledger"], checkpoint_facts(folder)
     yield f"{folder}: whole; {facts['algorithm']} after {facts['iteration']} updates, policy_model {facts['options']['policy_model']}"
     for name, file in sorted(facts["files"].items()):
         yield f"  {name:24}{file['size']:>18,} bytes"

@@ -15,7 +15,7 @@ from the weights between them, and from the run's seed. So all that two runs can
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -81,8 +81,8 @@ class ReplayedEvents(EventLog):
     """
 
     def __init__(self, folder: Path) -> None:
-        self.facts, self._lines = read_events(folder)
-        self._events = self._all()
+        _, lines = read_events(folder)
+        self._events = (event for line in lines for event in line["events"].split())
         self._next: str | None = None
 
     def peek(self) -> str:
@@ -110,15 +110,6 @@ class ReplayedEvents(EventLog):
                 f"the recorded run lost env-runner {env_runner} here; what was on its way then nobody knows, so the replay ends"
             )
         return what, env_runner
-
-    def _all(self) -> Iterator[str]:
-        for line in self._lines:
-            yield from line["events"].split()
-
-    @property
-    def checksums(self) -> dict[int, int]:
-        """Checksum of the weights after each iteration."""
-        return {line["iteration"]: line["weights"] for line in self._lines}
 
 
 def read_events(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:

@@ -60,4 +60,5 @@ def _joined(told: BegunEpisode, begin: Fragment | None) -> BegunEpisode:
     assert begin.window_index == index, (
         f"window {index} of episode {told.episode_id} follows window {begin.window_index - 1}"
     )
-    return told.with_context(begin).owned()
+    # The context is ours already, and may be long.
+    return told.owned().with_context(begin)

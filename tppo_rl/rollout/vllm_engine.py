@@ -48,6 +48,7 @@ steps of wide models are faster, and an update takes tens of times as long."""
 _WIDE = 512
 """Hidden size from which layers are packed by default: steps of a model 576 wide then take 0.7 of the time, those of one 128
 wide no less."""
+_NOT_SEEDED = "engine.worker_extension_cls=%r takes the place of ours, which seeds the workers: a run that is resumed is not the run that was not stopped"
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 """Keys of configs of mixtures of experts. vLLM packs the experts' weights when it has loaded them, whatever `linear` says."""
 _LARGEST_PREFILL = 8192
@@ -148,11 +149,7 @@ class VLLMEngine:
         self._seeds_here = not has_workers
         self._can_seed = not has_workers or "worker_extension_cls" not in engine_args
         if not self._can_seed:
-            logger.warning(
-                "engine.worker_extension_cls=%r takes the place of ours, which seeds the workers: a run that is resumed is not the run "
-                "that was not stopped",
-                engine_args["worker_extension_cls"],
-            )
+            logger.warning(_NOT_SEEDED, engine_args["worker_extension_cls"])
         self._copies: WeightCopies | None = None
         if in_place:
             self._copies = WeightCopies(self._core.loader())
