@@ -458,3 +458,15 @@ def test_an_episode_whose_environment_comes_out_another_one_is_dropped_by_name(w
 
 def with_tickets(begun: list[BegunEpisode]) -> list[tuple[Ticket, BegunEpisode]]:
     return [(Ticket(one.episode_id, one.episode_id, one.episode_id), one) for one in begun]
+
+
+def test_episodes_that_go_on_come_before_those_that_wait() -> None:
+    first, _ = make_sampler(slots=3, window=7, mean=40.0)
+    first.add_tickets(tickets(3, first=100))
+    first.run(4)
+    going_on = [replace(ticket, begun=one) for ticket, one in with_tickets(first.begun())]
+    second, _ = make_sampler(slots=3, window=7, mean=40.0)
+    second.add_tickets(tickets(20))
+    second.add_tickets(going_on)
+    second.run(1)
+    assert [one.episode_id for one in second.begun()] == [100, 101, 102]
