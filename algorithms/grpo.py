@@ -1,6 +1,6 @@
 """GRPO (arXiv 2402.03300): responses to one prompt are compared with one another; there is no critic.
 
-    batches      one whole response of every slot, in groups of responses to a prompt
+    batches      whole responses in groups, sync: one of every slot; with partial rollouts, and async: those that have ended
     advantages   A_i = (R_i - mean(R)) / std(R) over the group, the same on every token of response i
                  (`maths/group_advantages.py`)
     policy loss  mean over responses of the mean over tokens of (clipped surrogate + 0.04 * k3(reference, policy))

@@ -5,8 +5,8 @@
     policy loss  -min(s A, clip(s, 1 - clip_low, 1 + clip_high) A), s = exp(mean over the response of log pi / pi_old);
                  mean over responses (`learner/policy_losses.py`)
 
-The clips are the paper's: s stays far closer to 1 than a token's ratio. A window has no ratio of its response, so windows are
-refused.
+The clips are the paper's: s stays far closer to 1 than a token's ratio. In partial rollouts pi_old is, for each token, the policy that
+sampled it. A window has no ratio of its response, so windows are refused.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """PPO on whole responses (arXiv 1707.06347): what T-PPO is compared with.
 
-    batches      every slot generates one whole response, and the step waits for the longest
+    batches      every slot generates one whole response, and the step waits for the longest; with partial rollouts, and in async
+                 mode, slots are refilled at once, and a response is trained when it has ended
     advantages   A_t = sum_k (gamma lambda)^k delta_(t+k) to the end of the response: plain GAE (`maths/advantages.py`)
     losses       those of T-PPO
 

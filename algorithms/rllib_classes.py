@@ -302,14 +302,17 @@ class LanguageModelAlgorithm(Algorithm):
 
     def _restore_loop(self, saved: dict[str, Any]) -> None:
         queued = fragments_from_table(saved["queue"])
-        check_restorable(self.options, saved["ledger"], all(fragment.finished for fragment in queued))
+        grouped = fragments_from_table(saved["grouped"]) if "grouped" in saved else []
+        check_restorable(
+            self.options, saved["ledger"], all(fragment.window_index == 0 and fragment.finished for fragment in queued)
+        )
         check_saved_form(self.options, saved.get("value_form", SQUARED_ERROR))
         env_runners = self.env_runner_group.healthy_env_runner_ids() or [0]
         ledger = Ledger.from_state(saved["ledger"], env_runners)
         self.loop.recorder.restore(saved["recorder"], ledger.counts().sampled)
         self._events.resumes(self.loop.recorder.num_iterations)
         self.evaluator.restore(saved["evaluations"])
-        self.loop.rollouts.restart(ledger, queued, saved.get("left_out"))
+        self.loop.rollouts.restart(ledger, queued, grouped, saved.get("left_out"))
         self.loop.boundaries = BoundaryTracker(self.options, fragments_from_table(saved["hindsight"]))
         self.loop.learners.hold_episodes(saved["held"])
 
@@ -353,10 +356,10 @@ def check_restorable(options: Options, ledger: dict[str, Any], whole_responses_w
             f"was made with num_problems={ledger.get('num_problems')}, so its place in them means nothing; give the same data, "
             "or begin anew"
         )
-    if options.whole_responses and not whole_responses_wait:
+    if not options.rollout.has_windows and not whole_responses_wait:
         raise OptionError(
             f"window_length={options.rollout.window_length}: windows of unfinished responses wait in the checkpoint, and whole "
-            "responses are to be trained; go on with the window_length and mode that it was saved with"
+            "responses are to be trained; go on with the window_length that it was saved with"
         )
 
 

@@ -1,6 +1,6 @@
 """VAPO (arXiv 2504.05118): PPO with what makes a critic work on long answers.
 
-    batches      one whole response of every slot, in groups of responses to a prompt
+    batches      GRPO's
     advantages   GAE with lambda = 1 - 1 / (alpha * l) for a response of l tokens (`maths/advantages.py`)
     policy loss  clipped surrogate (clip-higher, token mean) + 0.1 * (-log pi) on right responses (`maths/imitation.py`)
     critic loss  Monte-Carlo returns; the critic is warmed up while the policy is frozen

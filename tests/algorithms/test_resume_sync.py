@@ -77,6 +77,10 @@ def arrays(tree: Any, path: str = "") -> dict[str, np.ndarray]:
     ("kind", "options"),
     [
         (TPPOConfig, {"window_length": 8}),
+        (
+            GRPOConfig,
+            {"group_size": 4, "partial_rollouts": True, "max_staleness": 3, "train_batch_size_per_learner": 200},
+        ),
         pytest.param(PPOConfig, {}, marks=pytest.mark.slow),
         pytest.param(GRPOConfig, {"group_size": 4}, marks=pytest.mark.slow),
         pytest.param(TPPOConfig, {"window_length": 8, "hindsight": True, "num_env_runners": 2}, marks=pytest.mark.slow),
@@ -101,4 +105,26 @@ def test_straight_and_resumed_are_equal(
     assert before.keys() == after.keys()
     assert [name for name, value in before.items() if not np.array_equal(value, after[name])] == []
     assert found["tppo"]["ledger"]["begun"].equals(state["tppo"]["ledger"]["begun"])
-    assert found["tppo"]["queue"].equals(state["tppo"]["queue"])
+    assert all(found["tppo"][key].equals(state["tppo"][key]) for key in ("queue", "grouped"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [(GRPOConfig, {"group_size": 4}), pytest.param(PPOConfig, {"num_env_runners": 2}, marks=pytest.mark.slow)],
+)
+def test_partial_rollouts_without_staleness_are_synchronous_training(
+    kind: type[LanguageModelConfig], options: dict[str, Any], tmp_path: Path
+) -> None:
+    """Batches, weights and metrics are the same, where a request is as long as the cap so that both make the same requests."""
+    partial = {"partial_rollouts": True, "max_staleness": 0, "train_batch_size_per_learner": 1}
+    states = []
+    for more in ({}, partial | {"engine_steps_per_sample": 96}):
+        algorithm = config_of(kind, tmp_path / str(len(more)), **options, **more).build_algo()
+        results = [numbers(algorithm.train()) for _ in range(4)]
+        states.append((results, arrays(algorithm.get_state())))
+        algorithm.stop()
+    for one, other in zip(states[0][0], states[1][0], strict=True):
+        # Alone where slots can be refilled, empty ones are a sign.
+        options_differ = {name for name in different(one, other) if name.startswith("/config/")}
+        assert different(one, other).keys() - options_differ == {"/alarm/slot_occupancy"}
+    assert [name for name, value in states[0][1].items() if not np.array_equal(value, states[1][1][name])] == []

@@ -25,7 +25,7 @@ GROUPS = WHOLE | {"critic": None, "advantage_estimator": "group_relative", "grou
     ("values", "words"),
     [
         ({"advantage_estimator": "gae"}, ["advantage_estimator='gae'", "window_length=64", "'egae'"]),
-        ({"advantage_estimator": "group_relative"}, ["advantage_estimator='group_relative'", "sync"]),
+        ({"advantage_estimator": "group_relative"}, ["advantage_estimator='group_relative'", "window_length to null"]),
         (GROUPS | {"group_size": 1}, ["group_size=1", "2 or more"]),
         (GROUPS | {"critic": "separate"}, ["critic='separate'", "set critic to null"]),
         (GROUPS | {"group_size": 5}, ["group_size=5", "32 slots", "multiple"]),
@@ -45,6 +45,15 @@ GROUPS = WHOLE | {"critic": None, "advantage_estimator": "group_relative", "grou
         (GROUPS | {"kl_coef": 0.1, "kl_in": "reward"}, ["kl_in='reward'", "'loss'"]),
         ({"sequence_mask": [2.0, 0.5]}, ["sequence_mask=[2.0, 0.5]", "low < high"]),
         ({"sequence_mask": [0.5, 1.0, 2.0]}, ["sequence_mask"]),
+        ({"mode": "sync", "partial_rollouts": True}, ["partial_rollouts=True", "window_length=64", "leave it out"]),
+        (
+            WHOLE | {"partial_rollouts": True, "max_staleness": 0, "old_responses": "drop"},
+            ["old_responses='drop'", "read only with"],
+        ),
+        (
+            WHOLE | {"partial_rollouts": True, "off_policy_correction": "none"},
+            ["off_policy_correction='none'", "with partial_rollouts", "'behavior'"],
+        ),
         ({"dynamic_sampling": True}, ["dynamic_sampling=True", "group_size of 2 or more"]),
         (
             {"advantage_normalization": "scale", "advantage_normalization_scope": "group"},
@@ -126,6 +135,8 @@ UNREAD = {
     "dynamic_sampling_max_rounds": 4,
     "evaluation_interval_unit": "tokens",
     "wrong_reward": -1.0,
+    "max_queued_batches": 2.0,
+    "old_responses": "drop",
 }
 
 
@@ -155,6 +166,9 @@ def test_every_rule_of_that_kind_is_tested() -> None:
         {"dual_clip": 3, "entropy_coef": 0.01, "positive_lm_coef": 0.1, "overlong_fraction": 0.2},
         GROUPS | {"group_scale": False, "loss_aggregation": "response", "dynamic_sampling": True},
         {"window_length": None},
+        {"window_length": None, "max_queued_batches": 3, "old_responses": "drop"},
+        WHOLE | {"partial_rollouts": True, "max_staleness": 0, "off_policy_correction": "none"},
+        GROUPS | {"mode": "async", "dynamic_sampling": True},
     ],
 )
 def test_what_goes_together_passes(values: dict[str, Any]) -> None:
@@ -173,11 +187,12 @@ def test_specs_are_sound(name: str) -> None:
 
 
 def test_whole_responses() -> None:
-    assert checked({}, "PPO").whole_responses
+    assert checked({}, "PPO").waits_for_longest
     assert checked({"max_response_length": 100}, "GRPO").window == 100
-    assert checked({"mode": "sync", "window_length": 256}).whole_responses
-    assert not checked({"window_length": None}).whole_responses, "async never waits for the longest"
-    assert not checked({"mode": "sync"}).whole_responses
+    assert checked({"mode": "sync", "window_length": 256}).waits_for_longest
+    assert not checked({"window_length": None}).waits_for_longest, "async never waits for the longest"
+    assert not checked({"mode": "sync"}).waits_for_longest
+    assert not checked(WHOLE | {"partial_rollouts": True}).waits_for_longest
 
 
 def test_windows_have_no_ratio_of_whole_responses() -> None:

@@ -42,7 +42,7 @@ from tppo_rl.core.update_report import UpdateReport
 from tppo_rl.learner.boundaries import BoundaryTracker
 from tppo_rl.learner.update import FRAGMENT_REPORT_SCHEMA
 from tppo_rl.observability.recorder import RunRecorder
-from tppo_rl.rollout.batch_sources import AsyncWindows
+from tppo_rl.rollout.batch_sources import Queued
 from tppo_rl.rollout.chat import Chat
 from tppo_rl.rollout.controller import RolloutController
 from tppo_rl.rollout.env_runner import VLLMEnvRunner
@@ -347,7 +347,7 @@ class Driver:
         self.recorder = RunRecorder(options, folder, str)
         self.loop = TrainingLoop(
             rollouts=self.rollouts,
-            batches=AsyncWindows(self.rollouts),
+            batches=Queued(self.rollouts),
             learners=self.learners,  # type: ignore[arg-type]
             boundaries=BoundaryTracker(options),
             weights=weights,

@@ -117,9 +117,9 @@ class Options(Section):
         return self.rollout.window
 
     @property
-    def whole_responses(self) -> bool:
-        """Whether a step of a slot is one whole response: none is cut, and no slot is refilled before all have ended."""
-        return self.pipeline.mode == "sync" and not self.rollout.has_windows
+    def waits_for_longest(self) -> bool:
+        """Whether every slot generates one whole response a step, and none is refilled before all have ended."""
+        return self.pipeline.mode == "sync" and not self.rollout.has_windows and not self.pipeline.partial_rollouts
 
     @property
     def batch_tokens(self) -> int:
@@ -129,7 +129,15 @@ class Options(Section):
     @property
     def staleness_bound(self) -> int:
         """Most policy versions between a token's sampling and its training; see `tppo_rl.rollout.train_queue`."""
-        return 0 if self.pipeline.mode == "sync" else self.pipeline.max_staleness
+        pipeline = self.pipeline
+        return pipeline.max_staleness if pipeline.mode == "async" or pipeline.partial_rollouts else 0
+
+    @property
+    def max_queued_batches(self) -> float:
+        """Batches that wait or were asked for, above which env-runners wait (async)."""
+        given = self.pipeline.max_queued_batches
+        # Open windows are few tokens beside a batch; of whole responses the most part is open.
+        return given or (self.pipeline.max_staleness if self.rollout.has_windows else 1.0)
 
 
 class OptionField(NamedTuple):

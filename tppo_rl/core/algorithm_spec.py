@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 _WHOLE_RESPONSES = {"mode": "sync", "window_length": None}
 _WHOLE_RESPONSES_REASONS = {
-    "mode": "it waits for whole responses before it updates; for windows or async sampling use run: TPPO",
     "window_length": "it trains whole responses; for windows use run: TPPO",
 }
 
@@ -24,7 +23,7 @@ class AlgorithmSpec:
     paper: str
     """Its publication, such as "arXiv 2506.15050"."""
     batches: Literal["windows", "whole_responses"] = "windows"
-    """Batch of an update: fragments of `window_length` tokens, or one whole response of every slot (sync)."""
+    """Batch of an update: fragments of `window_length` tokens, or whole responses; by default one of every slot (sync)."""
     advantages: str = "egae"
     """Default of `advantage_estimator`."""
     policy_loss: str = "clipped"

@@ -5,7 +5,8 @@
 | manifest.json | algorithm, options, settings of RLlib, config of the models, iteration; all files |
 | policy.safetensors, critic.safetensors | weights, or adapters |
 | optimizers.safetensors | their moments |
-| queue.arrow, begun.arrow, held.arrow, hindsight.arrow | fragments that wait for an update, open responses, finished ones that wait for the critic or for their second training |
+| queue.arrow, grouped.arrow | fragments that wait for an update, responses that wait for others of their group |
+| begun.arrow, held.arrow, hindsight.arrow | open responses, finished ones that wait for the critic or for their second training |
 | state.json | everything else |
 """
 

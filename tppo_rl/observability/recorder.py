@@ -64,7 +64,7 @@ class RunRecorder:
         self.num_iterations = 0
         """Iterations of the whole run."""
         self._largest_diff = options.pipeline.largest_log_prob_diff(options.models.dtype)
-        self._alarms = Alarms(asynchronous=options.pipeline.mode == "async", refills=not options.whole_responses)
+        self._alarms = Alarms(asynchronous=options.pipeline.mode == "async", refills=not options.waits_for_longest)
         self._alarms_on: set[str] = set()
         self._mismatch = False
         self._said_no_accuracy = False

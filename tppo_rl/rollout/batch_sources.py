@@ -1,4 +1,4 @@
-"""Sources of an update's fragments: asynchronous windows, synchronous windows, or whole groups."""
+"""Sources of an update's fragments: asynchronous ones, synchronous windows, whole groups, or partial rollouts."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class BatchSource(Protocol):
         """
 
 
-class AsyncWindows:
-    """Queued windows, oldest first, while env-runners go on sampling."""
+class Queued:
+    """Queued windows or whole responses, oldest first, while env-runners go on sampling (async)."""
 
     def __init__(self, rollouts: RolloutController) -> None:
         self._rollouts = rollouts
@@ -44,6 +44,19 @@ class SyncWindows:
         stop_here()
         with stage("sampling one window of every slot", cut="after", part="update"):
             return self._rollouts.one_window()
+
+
+class PartialRollouts:
+    """Responses that have ended. Slots are refilled at once; what has not ended goes on under the next weights (sync)."""
+
+    def __init__(self, rollouts: RolloutController, weights: Weights) -> None:
+        self._rollouts = rollouts
+        self._weights = weights
+
+    def next(self) -> list[Fragment]:
+        self._weights.wait_until_delivered()
+        stop_here()
+        return self._rollouts.ended_responses()
 
 
 class WholeGroups:
@@ -76,5 +89,9 @@ class WholeGroups:
 def batch_source(options: Options, rollouts: RolloutController, weights: Weights) -> BatchSource:
     """Returns the source that the options ask for."""
     if options.pipeline.mode == "async":
-        return AsyncWindows(rollouts)
-    return WholeGroups(rollouts, weights, options) if options.whole_responses else SyncWindows(rollouts, weights)
+        return Queued(rollouts)
+    if options.rollout.has_windows:
+        return SyncWindows(rollouts, weights)
+    if options.pipeline.partial_rollouts:
+        return PartialRollouts(rollouts, weights)
+    return WholeGroups(rollouts, weights, options)

@@ -7,8 +7,9 @@
 
                 waits for                                                  unblocked by
 env-runner      a request (two are kept in flight); none is sent while     an update that takes from the queue,
-                queue + requested >= max_staleness * batch tokens          or an update that waits for its windows
+                queue + requested >= max_queued_batches * batch tokens     or an update that waits for its windows
 update          `next_batch()`: enough tokens, and no open window too old       results of requests
+                or group whose responses have not all ended
 weights         nothing: sent after each update, applied between two       -
                 requests (some tens of engine steps)
 """
@@ -24,14 +25,14 @@ from typing import Any, Protocol
 from tppo_rl.config.options import Options
 from tppo_rl.config.text_envs import num_problems
 from tppo_rl.core.begun_episodes import begun_from_table
-from tppo_rl.core.fragments import Fragment, fragments_from_table, table_from_fragments
+from tppo_rl.core.fragments import Fragment, fragments_from_table
 from tppo_rl.core.prompts import Ticket
 from tppo_rl.core.waiting import Stage, stage, stop_here
+from tppo_rl.rollout.backlog import Backlog
 from tppo_rl.rollout.event_log import BATCH, LOST, SENT, TAKEN, UPDATE, EventLog
 from tppo_rl.rollout.failure_watch import FailureWatch
 from tppo_rl.rollout.groups import GroupBuffer, GroupSample
 from tppo_rl.rollout.ledger import Ledger, TokenCounts
-from tppo_rl.rollout.left_out import without_left_out
 from tppo_rl.rollout.open_requests import OpenRequests
 from tppo_rl.rollout.rllib_internals import fetch_ready, requests_in_flight
 from tppo_rl.rollout.sample_result import SampleResult
@@ -90,8 +91,8 @@ class RolloutController:
             group_size=options.groups.group_size,
             num_problems=num_problems(options.environment, "train"),
         )
-        self.queue = TrainQueue()
-        self.groups = GroupBuffer(options.groups.group_size)
+        self._options = options
+        self._backlog = Backlog(options, self.ledger)
         self._group = group
         self._weights = weights
         self._restore = restore
@@ -99,15 +100,26 @@ class RolloutController:
         self._batch_tokens = options.batch_tokens
         self._asynchronous = options.pipeline.mode == "async"
         self._max_staleness = options.pipeline.max_staleness
+        self._drops_old = options.pipeline.old_responses == "drop"
+        self._limit = options.max_queued_batches * options.batch_tokens
         self._num_slots = options.rollout.num_envs_per_env_runner
         self._engine_steps = options.rollout.engine_steps
         self._window = options.rollout.window
-        self._whole_responses = options.whole_responses
         self._watch = FailureWatch(options.rewards.max_failed_fraction, patience=8 * self._num_slots)
         self._group_size = options.groups.group_size
         self._requests = OpenRequests()
         self._told = ToldEpisodes()
         self._statistics = RolloutStatistics()
+
+    @property
+    def queue(self) -> TrainQueue:
+        """Fragments that wait for an update."""
+        return self._backlog.queue
+
+    @property
+    def groups(self) -> GroupBuffer:
+        """Responses that wait for the others of their groups."""
+        return self._backlog.groups
 
     def poll(self, timeout_s: float = POLL_S) -> None:
         """Sends the requests that are due and ingests the results that are ready, waiting for at most `timeout_s`."""
@@ -131,8 +143,26 @@ class RolloutController:
         with stage("sampling", total=self._batch_tokens, unit="tokens", cut="soon", part="update") as sampling:
             self._wait_for_batch(sampling)
         self._events.note(BATCH)
-        stay = oldest_allowed_to_stay(self._weights.version, self._max_staleness)
-        return self.queue.pop(self._batch_tokens, oldest_allowed_to_stay=stay)
+        return self._pop_batch()
+
+    def ended_responses(self) -> list[Fragment]:
+        """Samples until an update may begin, and returns responses that have ended; the others stay open (sync).
+
+        Raises:
+            StageCut: the user stops the run; what was sampled stays in the queue.
+        """
+        with stage("sampling", total=self._batch_tokens, unit="tokens", cut="soon", part="update") as sampling:
+            self._backlog.drop_too_old(self._weights.version)
+            while not self._may_update():
+                self._one_step(self._tickets_of_step, {"num_engine_steps": self._engine_steps}, until_tokens=False)
+                sampling.advance(min(self.queue.num_tokens, self._batch_tokens))
+                stop_here()
+        return self._pop_batch()
+
+    def _pop_batch(self) -> list[Fragment]:
+        if (sample := self._backlog.take_group_sample()) is not None:
+            self._statistics.group_sample = sample
+        return self._backlog.pop_batch(self._weights.version)
 
     def update_ended(self) -> None:
         """Is told that the update of the last batch has ended."""
@@ -143,6 +173,7 @@ class RolloutController:
         last_healthy = time.monotonic()
         # Also where a batch is there already: the user was told that this iteration does not begin.
         stop_here()
+        self._backlog.drop_too_old(self._weights.version)
         while not self._may_update():
             self.poll(timeout_s=0.05)
             sampling.advance(min(self.queue.num_tokens, self._batch_tokens))
@@ -154,10 +185,11 @@ class RolloutController:
 
     def one_window(self) -> list[Fragment]:
         """Lets every slot of every env-runner generate one window, cut at the end, and returns all fragments (sync)."""
-        return self._one_step(
+        self._one_step(
             lambda env_runner, _: self._tickets_for(env_runner, self._window),
             {"num_engine_steps": self._window, "cut_windows": True},
         )
+        return self._backlog.pop_all()
 
     def whole_responses(self, num_episodes: int) -> list[Fragment]:
         """Lets the env-runners generate whole episodes, divided evenly among them, and returns them (sync).
@@ -170,7 +202,8 @@ class RolloutController:
             place = env_runners.index(env_runner)
             return self.ledger.lease(env_runner, len(range(place, num_episodes, len(env_runners))))
 
-        return self._one_step(tickets, {"num_engine_steps": None})
+        self._one_step(tickets, {"num_engine_steps": None})
+        return self._backlog.pop_all()
 
     def ingest(self, env_runner: int, result: SampleResult) -> None:
         """Records one result.
@@ -212,14 +245,10 @@ class RolloutController:
         self._told.take(env_runner, begun_from_table(result.begun), fragments, tickets)
         failed_prompts = result.scores.failed_prompts
         self.ledger.drop_prompts(env_runner, failed_prompts)
-        groups = self.groups if self._whole_responses else None
-        if groups is not None:
-            for prompt_index in failed_prompts.values():
-                groups.leave_out(prompt_index)
-        kept = without_left_out(fragments, result.scores.left_out, self.ledger, groups)
+        self._backlog.miss(failed_prompts.values())
+        num_trainable = self._backlog.add(fragments, result.scores.left_out, self._weights.version)
         num_ended = sum(fragment.finished for fragment in fragments) + len(failed_prompts)
-        self._watch.add(num_ended, len(kept), result.scores)
-        self.queue.push(kept)
+        self._watch.add(num_ended, num_trainable, result.scores)
         record.waiting_tickets = result.num_waiting_tickets
         record.oldest_version = result.version if result.oldest_open_version is None else result.oldest_open_version
         self._statistics.add(result, fragments)
@@ -239,8 +268,7 @@ class RolloutController:
 
     def add_group_sample(self, sample: GroupSample) -> None:
         """Records the groups of an update: tokens of dropped groups count as dropped (`no_variance`)."""
-        for group in sample.dropped:
-            self.ledger.record_dropped("no_variance", sum(map(len, group)))
+        self._backlog.record_dropped_groups(sample.dropped)
         if self._group_size > 1:
             self._statistics.group_sample = sample
 
@@ -250,35 +278,39 @@ class RolloutController:
         Raises:
             LedgerError: tokens were lost or counted twice.
         """
-        assert not self._asynchronous or largest_staleness <= self._max_staleness, (
-            "the bound on staleness does not hold"
-        )
+        bounded = self._asynchronous or self._backlog.is_bounded
+        assert not bounded or largest_staleness <= self._max_staleness, "the bound on staleness does not hold"
         self.ledger.record_trained(num_tokens)
-        return self.ledger.check(queue_tokens=self.queue.num_tokens + self.groups.num_tokens)
+        return self.ledger.check(queue_tokens=self._backlog.num_tokens)
 
     def restart(
         self,
         ledger: Ledger | None = None,
-        queued: Iterable[Fragment] = (),
+        queued: Sequence[Fragment] = (),
+        grouped: Iterable[Fragment] = (),
         left_out: Mapping[int, int] | None = None,
     ) -> None:
-        """Abandons open episodes and requests, and goes on with another ledger (None: a new one), queue and open groups."""
+        """Abandons open episodes and requests, and goes on with another ledger (None: a new one).
+
+        Args:
+            ledger: To go on with.
+            queued: What the train queue holds.
+            grouped: Responses that wait for the others of their groups.
+            left_out: Number of responses that groups miss, by prompt.
+        """
         self.abandon()
         self.ledger = ledger or Ledger(
             seed=self.ledger.seed, group_size=self._group_size, num_problems=self.ledger.num_problems
         )
-        self.queue = TrainQueue()
-        self.queue.push(queued)
-        self.groups = GroupBuffer(self._group_size, left_out)
+        self._backlog = Backlog(self._options, self.ledger, queued, grouped, left_out)
         self._watch.clear()
         self._requests.clear()
         self._told.clear()
         self._statistics = RolloutStatistics()
 
     def state(self) -> dict[str, Any]:
-        """Returns the state for a checkpoint: the ledger, and the fragments that wait for an update."""
-        waiting = table_from_fragments(self.queue.fragments() + self.groups.fragments())
-        return {"ledger": self.ledger.state(self._told.all()), "queue": waiting, "left_out": self.groups.left_out}
+        """Returns the state for a checkpoint: the ledger, and the fragments that wait for an update or for their groups."""
+        return {"ledger": self.ledger.state(self._told.all()), **self._backlog.state()}
 
     def drain_statistics(self) -> RolloutStatistics:
         """Returns the sums since the last call, how old the train queue is now, and where in the data the run is."""
@@ -288,31 +320,44 @@ class RolloutController:
         statistics.epochs = self.ledger.epochs
         return statistics
 
-    def _one_step(self, tickets: Callable[[int, list[int]], list[Ticket]], arguments: dict[str, Any]) -> list[Fragment]:
-        """Asks every env-runner once, waits for all of them, and returns their fragments.
+    def _one_step(
+        self,
+        tickets: Callable[[int, list[int]], list[Ticket]],
+        arguments: dict[str, Any],
+        *,
+        until_tokens: bool = True,
+    ) -> None:
+        """Asks every env-runner once, waits for all of them, and puts their fragments into the train queue.
 
         Args:
             tickets: Gives the tickets of an env-runner, from its index and the indices of all env-runners that are asked.
             arguments: Further arguments of `sample`.
+            until_tokens: Whether to ask again where there is nothing to train.
         """
         if self._group.num_remote_env_runners() == 0:
-            left_out = True
-            while self.queue.num_tokens == 0 and left_out:
+            again = not until_tokens or self.queue.num_tokens == 0
+            while again:
                 given = tickets(0, [0])
                 self._requests[0].requests.append(given)
                 result = self._group.local_env_runner.sample(tickets=given, draw=self.ledger.draw(), **arguments)
                 self.ingest(0, result)
                 # Where all was left out or failed, there is nothing to train, as there is with remote env-runners.
                 left_out = bool(result.scores.left_out or result.scores.failed_prompts)
+                again = until_tokens and self.queue.num_tokens == 0 and left_out
         else:
-            self._one_remote_step(tickets, arguments)
-        return self.queue.pop(self.queue.num_tokens, oldest_allowed_to_stay=0)
+            self._one_remote_step(tickets, arguments, until_tokens)
 
-    def _one_remote_step(self, tickets: Callable[[int, list[int]], list[Ticket]], arguments: dict[str, Any]) -> None:
+    def _one_remote_step(
+        self,
+        tickets: Callable[[int, list[int]], list[Ticket]],
+        arguments: dict[str, Any],
+        until_tokens: bool,
+    ) -> None:
         waiting = Counter[int]()
         answers: dict[int, SampleResult] = {}
+        answered = False
         last_healthy = time.monotonic()
-        while waiting.total() > 0 or self.queue.num_tokens == 0:
+        while waiting.total() > 0 or (self.queue.num_tokens == 0 if until_tokens else not answered):
             healthy = self._group.healthy_env_runner_ids()
             if waiting.total() == 0:
                 for env_runner in healthy:
@@ -325,6 +370,7 @@ class RolloutController:
                 del waiting[env_runner]
             if waiting.total() == 0:
                 # In the order of the env-runners: sums over a batch in another order are other numbers.
+                answered = answered or bool(answers)
                 for env_runner in sorted(answers):
                     self.ingest(env_runner, answers.pop(env_runner))
             if self._group.healthy_env_runner_ids():
@@ -336,13 +382,12 @@ class RolloutController:
         healthy = self._group.healthy_env_runner_ids()
         blocking = set(self._blocking(healthy))
         tokens_of_request = self._num_slots * self._engine_steps
-        limit = self._max_staleness * self._batch_tokens
         # One running sum: a sum for each env-runner would make a poll quadratic in their number.
         expected = self.queue.num_tokens + self.num_requests * tokens_of_request
         arguments = {"num_engine_steps": self._engine_steps}
         for env_runner in healthy:
             record = self._requests[env_runner]
-            while len(record.requests) < REQUESTS_IN_FLIGHT and (expected < limit or env_runner in blocking):
+            while len(record.requests) < REQUESTS_IN_FLIGHT and (expected < self._limit or env_runner in blocking):
                 if not self._request(env_runner, self._tickets_for(env_runner, self._engine_steps), arguments):
                     break
                 expected += tokens_of_request
@@ -375,26 +420,43 @@ class RolloutController:
         count = max(missing, min(self._num_slots, self.ledger.num_begun_for(env_runner)))
         return self.ledger.lease(env_runner, count) if count > 0 else []
 
+    def _tickets_of_step(self, env_runner: int, _: list[int]) -> list[Ticket]:
+        """Leases tickets for a synchronous request; where nothing may stay open, as many as there are slots, when all have ended."""
+        if self._max_staleness:
+            return self._tickets_for(env_runner, self._engine_steps)
+        return [] if self.ledger.num_leased(env_runner) else self.ledger.lease(env_runner, self._num_slots)
+
     def _blocking(self, env_runners: Iterable[int]) -> list[int]:
         """Returns the env-runners whose open windows must close before the next update."""
+        if self._drops_old:
+            return []
         oldest = oldest_allowed_to_stay(self._weights.version, self._max_staleness)
-        # Any env-runner may be the one to go on with what none has.
+        # Any env-runner may be the one to go on with what none has, or to sample the rest of a group.
         all_block = any(version < oldest for version in self._held_versions())
         return [
             env_runner for env_runner in env_runners if all_block or self._requests[env_runner].oldest_version < oldest
         ]
 
     def _held_versions(self) -> list[int]:
-        """Oldest versions of the open tokens of episodes that no env-runner is known to have."""
-        return [version for episode in self.ledger.held if (version := episode.oldest_version) is not None]
+        """Oldest versions of the tokens that no env-runner is known to have: of open episodes, and of those that wait for others."""
+        versions = [episode.oldest_version for episode in self.ledger.held]
+        versions.append(self._backlog.oldest_waiting_for_group)
+        return [version for version in versions if version is not None]
 
     def _may_update(self) -> bool:
-        """Whether there are enough tokens for an update, and no open window would be too old after it."""
+        """Whether there are enough tokens for an update, and no open window or group would be too old after it."""
         if self.queue.num_tokens < self._batch_tokens:
             return False
-        # Also of env-runners whose loss was not met yet: what they have told of goes on elsewhere.
-        env_runners = {*self._group.healthy_env_runner_ids(), *self._requests.known()}
-        oldest = self._requests.oldest_versions(env_runners)
+        if self._drops_old:
+            return True
+        if self._asynchronous:
+            # Also of env-runners whose loss was not met yet: what they have told of goes on elsewhere.
+            env_runners = {*self._group.healthy_env_runner_ids(), *self._requests.known()}
+            oldest = self._requests.oldest_versions(env_runners)
+        else:
+            # Nothing is sampled before the next weights, so that open tokens alone count.
+            versions = [episode.oldest_version for episode in self._told.all()]
+            oldest = [version for version in versions if version is not None]
         return may_update(self._weights.version, self._max_staleness, [*oldest, *self._held_versions()])
 
     def _forget_lost_env_runners(self, but: Collection[int] = ()) -> None:

@@ -180,11 +180,27 @@ class VLLMEnvRunner(EnvRunner):
             module_state = ray.get(module_state)
         version = int(state[WEIGHTS_SEQ_NO])
         packed = isinstance(module_state, PackedWeights)
-        with self._keeping_failures():
+        with self._keeping_failures(), self._beginning_anew():
             self._engine.load_weights(module_state.unpack() if packed else module_state[DEFAULT_MODULE_ID], version)
         self._policy_version = version
         self._weight_seconds += self._spanned("new weights", started)
         self._last_call_ended = time.perf_counter()
+
+    @contextmanager
+    def _beginning_anew(self) -> Iterator[None]:
+        """Puts open episodes back on the engine as new requests, which a resumed run makes as well (sync).
+
+        An engine has new requests before those that it preempts, and its noise is given out in that order.
+        """
+        sampler, pipeline = self._sampler, self._options.pipeline
+        if sampler is None or pipeline.mode == "async" or pipeline.kv_on_update == "keep":
+            yield
+            return
+        sampler.suspend()
+        try:
+            yield
+        finally:
+            sampler.resume()
 
     def get_metrics(self) -> dict[str, Any]:
         return dict(self.metrics.reduce())

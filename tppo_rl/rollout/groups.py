@@ -31,7 +31,8 @@ class GroupBuffer:
             group_size: Number of responses to a prompt.
             left_out: `left_out` of a buffer that was saved.
         """
-        self._group_size = group_size
+        self.group_size = group_size
+        """Number of responses to a prompt."""
         self._waiting: defaultdict[int, Group] = defaultdict(list)
         self._left_out: Counter[int] = Counter(left_out or {})
 
@@ -60,8 +61,21 @@ class GroupBuffer:
         """Number of responses that open groups miss, by prompt."""
         return dict(self._left_out)
 
+    def pop_older_than(self, version: int) -> list[Fragment]:
+        """Removes and returns the waiting episodes with a token older than a version; their groups miss them."""
+        taken = [fragment for fragment in self.fragments() if fragment.oldest_version < version]
+        for fragment in taken:
+            self._waiting[fragment.prompt_index].remove(fragment)
+            self.leave_out(fragment.prompt_index)
+        return taken
+
+    @property
+    def oldest_version(self) -> int | None:
+        """Policy version of the oldest token that waits; None if none does."""
+        return min((fragment.oldest_version for fragment in self.fragments()), default=None)
+
     def _is_complete(self, prompt_index: int) -> bool:
-        return len(self._waiting.get(prompt_index, ())) + self._left_out[prompt_index] >= self._group_size
+        return len(self._waiting.get(prompt_index, ())) + self._left_out[prompt_index] >= self.group_size
 
     def _pop(self, prompt_index: int) -> Group:
         del self._left_out[prompt_index]

@@ -100,6 +100,10 @@ class Ledger:
         """Number of episodes that have begun and would go to an env-runner before others."""
         return sum(number in self._begun for number in (*self._reserved.get(env_runner, ()), *self._returned))
 
+    def num_leased(self, env_runner: int) -> int:
+        """Number of tickets that an env-runner has whose episodes have not ended."""
+        return len(self._account(env_runner).leased)
+
     @property
     def held(self) -> list[BegunEpisode]:
         """Episodes that have begun and that no env-runner is known to have."""

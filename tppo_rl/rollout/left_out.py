@@ -8,6 +8,14 @@ from tppo_rl.core.fragments import Fragment
 from tppo_rl.rollout.groups import GroupBuffer
 from tppo_rl.rollout.ledger import Ledger
 
+TOO_OLD = "too_old"
+"""Reason for which responses are dropped that are older than `max_staleness` allows."""
+
+
+def too_old(fragments: Sequence[Fragment], oldest_trainable: int) -> dict[int, str]:
+    """Returns the responses that have a token older than a version, as `left_out` of `without_left_out`."""
+    return {one.episode_id: TOO_OLD for one in fragments if one.oldest_version < oldest_trainable}
+
 
 def without_left_out(
     fragments: Sequence[Fragment], left_out: Mapping[int, str], ledger: Ledger, groups: GroupBuffer | None

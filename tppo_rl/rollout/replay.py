@@ -18,7 +18,6 @@ from tppo_rl.rollout.controller import POLL_S, SAMPLE_TAG, RolloutController
 from tppo_rl.rollout.event_log import BATCH, SENT, TAKEN, UPDATE, WEIGHTS, ReplayedEvents
 from tppo_rl.rollout.rllib_internals import fetch_ready
 from tppo_rl.rollout.sample_result import SampleResult
-from tppo_rl.rollout.train_queue import oldest_allowed_to_stay
 from tppo_rl.rollout.weight_sync import WeightSync
 
 
@@ -59,10 +58,10 @@ class ReplayedRollouts(RolloutController):
 
     def next_batch(self) -> list[Fragment]:
         """Follows the events up to the batch and returns it."""
+        self._backlog.drop_too_old(self._weights.version)
         self._follow(BATCH)
         self._replayed.take()
-        stay = oldest_allowed_to_stay(self._weights.version, self._max_staleness)
-        return self.queue.pop(self._batch_tokens, oldest_allowed_to_stay=stay)
+        return self._pop_batch()
 
     def update_ended(self) -> None:
         """Follows the events up to the end of the update."""

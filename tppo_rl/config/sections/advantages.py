@@ -95,12 +95,11 @@ class AdvantageOptions(Section):
                 f"plain GAE has no value for a response that goes on after window_length={rollout.window_length}; set "
                 "window_length to null, or advantage_estimator to 'egae'",
             )
-        if name == "group_relative" and not options.whole_responses:
+        if name == "group_relative" and rollout.has_windows:
             refuse(
                 "advantage_estimator",
                 name,
-                "responses are compared when all of a group have ended, at the end of a step of whole responses; set mode to "
-                "'sync' and window_length to null",
+                "responses are compared when all of a group have ended, and a window is trained before; set window_length to null",
             )
         if name == "group_relative" and options.groups.group_size == 1:
             refuse("group_size", 1, "a response has no others to be compared with; set it to 2 or more")

@@ -24,23 +24,26 @@ class GroupOptions(Section):
         "`environment`, drop groups that are all right or all wrong, whatever penalty `overlong_fraction` gives.",
     )
     dynamic_sampling_max_rounds: PositiveInt = option(
-        10, "Most rounds of sampling; then an update takes the groups that there are.", read_with=_DYNAMIC
+        10,
+        "Most rounds of sampling (where slots are refilled at once: batches of dropped tokens); then an update takes the groups that "
+        "there are.",
+        read_with=_DYNAMIC,
     )
 
     def check(self, options: Options) -> None:
         """Checks that groups are complete where they are compared."""
         num_slots = options.rollout.num_slots
-        if options.whole_responses and num_slots % self.group_size:
+        if options.waits_for_longest and num_slots % self.group_size:
             refuse(
                 "group_size",
                 self.group_size,
                 f"a step has {num_slots} slots, which are no whole number of groups; make num_envs_per_env_runner x "
-                "num_env_runners a multiple of it",
+                "num_env_runners a multiple of it, or set partial_rollouts to true",
             )
-        if self.dynamic_sampling and (self.group_size == 1 or not options.whole_responses):
+        if self.dynamic_sampling and (self.group_size == 1 or options.rollout.has_windows):
             refuse(
                 "dynamic_sampling",
                 self.dynamic_sampling,
-                "whether a group has variance is known when all its responses have ended; it needs group_size of 2 or more, "
-                "mode='sync' and window_length=null",
+                "whether a group has variance is known when all its responses have ended; it needs group_size of 2 or more "
+                "and window_length=null",
             )

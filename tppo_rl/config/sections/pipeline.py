@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from tppo_rl.config.section import Section, option, refuse
+from tppo_rl.config.section import Condition, Section, option, refuse
 
 if TYPE_CHECKING:
     from tppo_rl.config.options import Options
 
 _LOG_PROB_DIFF_ALARM = {"float32": 1e-3, "bfloat16": 0.05, "float16": 0.01}
+
+
+_ASYNC = Condition("mode='async'", lambda options: options.pipeline.mode == "async")
+_REFILLED = Condition(
+    "whole responses (window_length=null) and mode='async' or partial_rollouts",
+    lambda options: not options.rollout.has_windows and options.staleness_bound > 0,
+)
 
 
 class PipelineOptions(Section):
@@ -20,7 +27,28 @@ class PipelineOptions(Section):
         "`sync`: every slot generates one window, then one update follows (the paper); `async`: sampling goes on during "
         "updates, as far as `max_staleness` allows.",
     )
-    max_staleness: int = option(2, "Most policy versions between a token's sampling and its training (async).", ge=0)
+    partial_rollouts: bool = option(
+        False,
+        "Whole responses in `sync` mode: refill a slot at once when its response has ended, and let what has not ended when an update "
+        "has its tokens go on under the next weights. Without it a step waits for the longest response; `async` does it always.",
+    )
+    max_staleness: int = option(
+        2, "Most policy versions between a token's sampling and its training (async, and `partial_rollouts`).", ge=0
+    )
+    max_queued_batches: float | None = option(
+        None,
+        "Batches that wait for an update or were asked for, from which on env-runners wait, unless an update waits for what they "
+        "hold; None: `max_staleness` with windows, 1 with whole responses.",
+        ge=1,
+        read_with=_ASYNC,
+    )
+    old_responses: Literal["wait", "drop"] = option(
+        "wait",
+        "Whole responses with a token that would be older than `max_staleness`: `wait` holds updates up until they have ended, and "
+        "all are trained; `drop` leaves them out when they have ended (`too_old`). Long responses are dropped more often than "
+        "short ones, so that what is trained is shorter than what the policy writes.",
+        read_with=_REFILLED,
+    )
     kv_on_update: Literal["recompute", "keep"] = option(
         "recompute", "At a weight update, compute the keys and values of running requests anew, or keep them."
     )
@@ -43,9 +71,31 @@ class PipelineOptions(Section):
         return self.log_prob_diff_alarm or _LOG_PROB_DIFF_ALARM[dtype]
 
     def check(self, options: Options) -> None:
-        """Checks that an asynchronous run can proceed, and that it is corrected for staleness."""
-        if self.mode == "sync":
+        """Checks that a run can proceed, and that it is corrected for staleness."""
+        self._check_partial_rollouts(options)
+        if self.mode == "async":
+            self._check_async(options)
+        if options.staleness_bound and options.policy_loss.off_policy_correction == "none":
+            refuse(
+                "off_policy_correction",
+                options.policy_loss.off_policy_correction,
+                f"in mode={self.mode!r}{'' if self.mode == 'async' else ' with partial_rollouts'} tokens are older than the trainer's "
+                "weights, and old log-probs recomputed by the trainer make every ratio 1, so that nothing is corrected or clipped; "
+                "set it to 'behavior', 'decoupled' or 'truncated_importance', or mode to 'sync'",
+            )
+
+    def _check_partial_rollouts(self, options: Options) -> None:
+        if not self.partial_rollouts:
             return
+        if options.rollout.has_windows:
+            refuse(
+                "partial_rollouts",
+                True,
+                f"with window_length={options.rollout.window_length} responses run on through updates anyway, and are trained window by "
+                "window; leave it out, or set window_length to null",
+            )
+
+    def _check_async(self, options: Options) -> None:
         if self.max_staleness == 0:
             refuse(
                 "max_staleness",
@@ -58,12 +108,4 @@ class PipelineOptions(Section):
                 "num_env_runners",
                 options.rollout.num_env_runners,
                 "mode='async' needs an env-runner beside the learner; set num_env_runners to 1 or more, or mode to 'sync'",
-            )
-        if options.policy_loss.off_policy_correction == "none":
-            refuse(
-                "off_policy_correction",
-                options.policy_loss.off_policy_correction,
-                "in mode='async' tokens are older than the trainer's weights, and old log-probs recomputed by the trainer "
-                "make every ratio 1, so that nothing is corrected or clipped; set it to 'behavior', 'decoupled' or "
-                "'truncated_importance', or mode to 'sync'",
             )
