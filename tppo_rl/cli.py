@@ -100,7 +100,7 @@ tune.add_command(train_file)
 
 
 @main.command()
-@click.argument("config", type=click.Path(path_type=Path))
+@click.argument("configs", metavar="CONFIG...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
     "--seeds",
     type=click.IntRange(min=1),
@@ -111,16 +111,21 @@ tune.add_command(train_file)
 @set_option
 @_results
 @one_clear_error
-def compare(config: Path, seeds: int, overrides: tuple[str, ...], results: Path) -> None:
-    """Run all experiments of a YAML file with several seeds and draw their learning curves into one figure."""
+def compare(configs: tuple[Path, ...], seeds: int, overrides: tuple[str, ...], results: Path) -> None:
+    """Run all experiments of one YAML file or several with the same seeds, and compare them at equal budgets.
+
+    Tokens, updates, wall time and learner time each have a table: accuracy where all runs have spent the same, with intervals
+    over seeds and paired tests, and what an accuracy took. A comparison that was stopped goes on where it was.
+    """
     from tppo_rl.config.run_files import load_run_file
 
-    experiments = load_run_file(config, overrides)
+    experiments = [experiment for config in configs for experiment in load_run_file(config, overrides)]
     from tppo_rl.experiment.provenance import record_provenance
     from tppo_rl.tune.comparison import compare as compare_experiments
 
-    with record_provenance(results / config.stem):
-        compare_experiments(experiments, results / config.stem, seeds=range(seeds))
+    folder = results / "_".join(config.stem for config in configs)
+    with record_provenance(folder):
+        compare_experiments(experiments, folder, seeds=range(seeds))
 
 
 @main.command()

@@ -19,8 +19,21 @@ from tppo_rl.experiment.learning_curves import known, learning_curve
 from tppo_rl.experiment.plots import plot_comparison
 from tppo_rl.experiment.run import run_experiment
 from tppo_rl.experiment.summary import SUMMARY, read_summary
+from tppo_rl.tune.comparison_page import (
+    comparison_page,
+    cost_table,
+    equal_budget_table,
+    plot_budgets,
+    sigmoid_table,
+    terminal_table,
+)
+from tppo_rl.tune.compute_curve import fit_sigmoid
+from tppo_rl.tune.equal_budgets import as_json, at_equal_budgets, plain, read_curve
 
 FIGURE = "comparison.png"
+BUDGETS_FIGURE = "equal_budgets.png"
+PAGE = "comparison.html"
+FIGURES = "comparison.json"
 CURVES = "curves.csv"
 _OPTIONS = "options.json"
 
@@ -34,7 +47,8 @@ def compare(
 
     Args:
         experiments: Checked, without grids.
-        results: Folder of the comparison: a folder for each run, `comparison.png`, `curves.csv`.
+        results: Folder of the comparison: a folder for each run, `comparison.png`, `curves.csv`, `equal_budgets.png`,
+            `comparison.json` with all figures, and `comparison.html`, which shows them.
         seeds: Of the runs.
         console: Where to report; None is standard output.
 
@@ -42,10 +56,11 @@ def compare(
         Folders of the runs by name of the experiment, in the order of the seeds.
 
     Raises:
-        OptionError: an experiment has a grid or no evaluations, a seed does not do, or `results` holds a run of that name
+        OptionError: two experiments have one name, an experiment has a grid or no evaluations, a seed does not do, or `results` holds a run of that name
             with other options.
     """
     console = console or Console()
+    _check_names([experiment.name for experiment in experiments])
     runs = {experiment.name: [_with_seed(experiment, seed) for seed in seeds] for experiment in experiments}
     folders = {name: [results / run.name for run in seeded] for name, seeded in runs.items()}
     for run in (run for seeded in runs.values() for run in seeded):
@@ -62,8 +77,34 @@ def compare(
     plot_comparison(folders, results / FIGURE)
     write_curves(folders, results / CURVES)
     console.print(comparison_table(folders))
-    console.print(f"figure: {results / FIGURE}, curves: {results / CURVES}", soft_wrap=True, highlight=False)
+    _compare_budgets(folders, results, console)
+    console.print(f"page: {results / PAGE}, curves: {results / CURVES}", soft_wrap=True, highlight=False)
     return folders
+
+
+def _compare_budgets(folders: Mapping[str, Sequence[Path]], results: Path, console: Console) -> None:
+    curves = {name: [read_curve(folder) for folder in runs] for name, runs in folders.items()}
+    found = at_equal_budgets(curves)
+    tables = [equal_budget_table(one) for one in found] + [cost_table(one) for one in found]
+    fits = {
+        name: fit_sigmoid([(run.spent["sampled_tokens"], run.accuracy) for run in runs])
+        for name, runs in curves.items()
+    }
+    tables.append(sigmoid_table(fits))
+    for table in tables:
+        console.print()
+        console.print(table.caption, highlight=False, style="bold")
+        console.print(terminal_table(table))
+    write_whole(results / FIGURES, json.dumps({"budgets": as_json(found), "sigmoids": plain(fits)}, indent=1) + "\n")
+    plot_budgets(curves, results / BUDGETS_FIGURE)
+    images = [results / BUDGETS_FIGURE, results / FIGURE]
+    write_whole(results / PAGE, comparison_page(" / ".join(folders), tables, images))
+
+
+def _check_names(names: Sequence[str]) -> None:
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise OptionError(f"{twice[0]}: two experiments have this name, and with it one folder; rename one of them")
 
 
 def _claim(folder: Path, run: Experiment) -> None:

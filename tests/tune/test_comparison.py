@@ -12,6 +12,7 @@ from tppo_rl.config.run_files import Experiment, make_experiment
 from tppo_rl.core.errors import OptionError
 from tppo_rl.experiment.learning_curves import learning_curve
 from tppo_rl.tune.comparison import compare
+from tppo_rl.tune.equal_budgets import BUDGETS
 
 
 def evaluation(accuracy: float) -> dict[str, dict[str, float]]:
@@ -23,7 +24,12 @@ def write_run(folder: Path, accuracies: list[float]) -> None:
     """A run that has ended: one evaluation before, one every 100 tokens, one at the end."""
     folder.mkdir(parents=True)
     results = [
-        {"tokens": {"sampled": 100 * (index + 1)}, "heldout_before": evaluation(accuracies[0]), "rollout": {}}
+        {
+            "training_iteration": index + 1,
+            "tokens": {"sampled": 100 * (index + 1), "trained": 90 * (index + 1)},
+            "time": {"iteration": 2.0, "update": 1.0},
+        }
+        | {"heldout_before": evaluation(accuracies[0]), "rollout": {}}
         | ({"evaluation": evaluation(accuracy)} if index < len(accuracies) - 2 else {})
         for index, accuracy in enumerate(accuracies[1:])
     ]
@@ -57,7 +63,7 @@ def test_runs_that_have_ended_are_drawn_and_not_repeated(tmp_path: Path) -> None
         for seed, last in enumerate(values):
             write_run(tmp_path / f"{name}-seed{seed}", [0.1, 0.3, last])
     text = io.StringIO()
-    console = Console(file=text, width=200)
+    console = Console(file=text, width=250)
     folders = compare([experiment("first"), experiment("second")], tmp_path, seeds=range(2), console=console)
     assert [folder.name for folder in folders["first"]] == ["first-seed0", "first-seed1"]
     assert text.getvalue().count("has ended before") == 4
@@ -66,6 +72,14 @@ def test_runs_that_have_ended_are_drawn_and_not_repeated(tmp_path: Path) -> None
     with (tmp_path / "curves.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 4 * 3
+    found = json.loads((tmp_path / "comparison.json").read_text())
+    assert [one["budget"] for one in found["budgets"]] == [budget.name for budget in BUDGETS]
+    tokens = found["budgets"][0]["experiments"]
+    assert [row["accuracy"]["mean"] for row in tokens] == pytest.approx([0.6, 0.9])
+    page = (tmp_path / "comparison.html").read_text()
+    assert page.count("<table>") == 2 * len(BUDGETS) + 1
+    assert page.count("data:image/png;base64,") == 2
+    assert "At 200 tokens of sampled tokens" in page
     first = [row for row in rows if row["run"] == "first-seed1"]
     assert [(row["sampled_tokens"], row["accuracy"]) for row in first] == [("0", "0.1"), ("100", "0.3"), ("200", "0.7")]
 
@@ -78,6 +92,11 @@ def test_the_curve_ends_with_the_summary(tmp_path: Path) -> None:
         (200, 0.4),
         (300, 0.8),
     ]
+
+
+def test_two_experiments_of_one_name_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match=r"^same: two experiments have this name"):
+        compare([experiment("same"), experiment("same")], tmp_path, seeds=[0])
 
 
 def test_a_grid_is_no_comparison(tmp_path: Path) -> None:
