@@ -104,3 +104,23 @@ def test_runs_with_different_seeds_see_different_prompts() -> None:
     assert [prompt_seed(0, index) for index in range(20)] != [prompt_seed(1, index) for index in range(20)]
     assert prompt_seed(0, 0, 10) != prompt_seed(1, 0, 10)
     assert list(heldout_tickets(3)) == list(heldout_tickets(5))[:3]
+
+
+def test_what_an_env_runner_was_not_given_again_is_in_the_next_checkpoint() -> None:
+    ledger = Ledger(seed=0)
+    ledger.lease(1, 5)
+    ledger.lease(2, 3)
+    restored = Ledger.from_state(ledger.state(), [1, 2])
+    assert [ticket.episode_id for ticket in restored.lease(1, 2)] == [0, 1]
+    again = Ledger.from_state(restored.state(), [1, 2])
+    assert [ticket.episode_id for ticket in again.lease(1, 5)] == [0, 1, 2, 3, 4]
+    assert [ticket.episode_id for ticket in again.lease(2, 4)] == [5, 6, 7, 8]
+
+
+def test_what_is_reserved_for_an_env_runner_that_is_lost_goes_to_others() -> None:
+    ledger = Ledger(seed=0)
+    ledger.lease(1, 2)
+    ledger.lease(2, 2)
+    restored = Ledger.from_state(ledger.state(), [1, 2])
+    restored.free_reserved([1])
+    assert [ticket.episode_id for ticket in restored.lease(1, 5)] == [0, 1, 2, 3, 4]

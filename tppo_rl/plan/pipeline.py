@@ -42,6 +42,8 @@ class Pipeline:
     """Of an update, whatever its size."""
     token_seconds: float
     """Of an update, for each trained token."""
+    max_queued_batches: float | None = None
+    """Batches from which on env-runners wait; None: `max_staleness`."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +151,7 @@ class _Run:
 
     def _send_requests(self) -> None:
         tokens = self._pipeline.slots * self._steps
-        limit = self._pipeline.max_staleness * self._pipeline.batch_tokens
+        limit = (self._pipeline.max_queued_batches or self._pipeline.max_staleness) * self._pipeline.batch_tokens
         while len(self._requests) < REQUESTS_IN_FLIGHT:
             if self._queue.num_tokens + len(self._requests) * tokens >= limit and self._may_update():
                 break

@@ -467,6 +467,7 @@ class RolloutController:
         """
         in_flight = requests_in_flight(self._group, SAMPLE_TAG)
         healthy = set(self._group.healthy_env_runner_ids())
+        self.ledger.free_reserved(healthy)
         for env_runner in set(self._requests.known()).difference(but):
             # An env-runner can be lost and back between two polls; its requests are then gone without an answer.
             lost_requests = in_flight is not None and in_flight[env_runner] < len(self._requests[env_runner].requests)

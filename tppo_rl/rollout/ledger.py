@@ -102,7 +102,7 @@ class Ledger:
 
     def num_leased(self, env_runner: int) -> int:
         """Number of tickets that an env-runner has whose episodes have not ended."""
-        return len(self._account(env_runner).leased)
+        return len(self._leased(env_runner))
 
     @property
     def held(self) -> list[BegunEpisode]:
@@ -124,6 +124,11 @@ class Ledger:
         for ticket in tickets:
             account.leased.discard(ticket.episode_id)
         self._take_back(ticket.episode_id for ticket in tickets)
+
+    def free_reserved(self, env_runners: Collection[int]) -> None:
+        """Lets all others have what was reserved for an env-runner, unless it is one of those that are given."""
+        for env_runner in set(self._reserved).difference(env_runners):
+            self._take_back(self._reserved.pop(env_runner))
 
     def drop_prompts(self, env_runner: int, episode_ids: Iterable[int]) -> None:
         """Records episodes that never began, because the environment could not be reset: they do not go out again."""
@@ -232,7 +237,9 @@ class Ledger:
         begun = {episode.episode_id: episode for episode in (*self.held, *told)}
         dropped = Counter(counts.dropped)
         dropped["resume"] += counts.in_flight - sum(episode.open_tokens for episode in begun.values())
-        leased = {str(env_runner): _in_order(account.leased, begun) for env_runner, account in self._runners.items()}
+        # What an env-runner had before the last restore, and has not been given again, is still its own.
+        env_runners = sorted({*self._runners, *self._reserved})
+        leased = {str(one): [*_in_order(self._leased(one), begun), *self._reserved.get(one, ())] for one in env_runners}
         return {
             "seed": self.seed,
             "group_size": self._group_size,
@@ -294,6 +301,10 @@ class Ledger:
         prompt_index = episode_id // self._group_size
         seed = prompt_seed(self.seed, prompt_index, self.num_problems)
         return Ticket(episode_id, prompt_index, seed, self._begun.get(episode_id))
+
+    def _leased(self, env_runner: int) -> set[int]:
+        account = self._runners.get(env_runner)
+        return set() if account is None else account.leased
 
     def _account(self, env_runner: int) -> _RunnerAccount:
         return self._runners.setdefault(env_runner, _RunnerAccount())
