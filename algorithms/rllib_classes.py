@@ -24,6 +24,7 @@ from ray.tune.registry import register_trainable
 
 from tppo_rl.algorithms.checkpoint_contents import check_fits, checkpoint_contents, naming_weights
 from tppo_rl.algorithms.checkpoint_places import local_copy_of, local_folder
+from tppo_rl.algorithms.learner_nodes import room_for_learners
 from tppo_rl.algorithms.peak_memory import peak_memory
 from tppo_rl.algorithms.resources import check_resources
 from tppo_rl.algorithms.rllib_config import LanguageModelConfig
@@ -71,7 +72,7 @@ class LanguageModelAlgorithm(Algorithm):
         started = time.perf_counter()
         check_resources(config)
         engines = config.num_env_runners or 1
-        with stage(f"starting {engines} engine{'s' if engines > 1 else ''}"):
+        with room_for_learners(config), stage(f"starting {engines} engine{'s' if engines > 1 else ''}"):
             super().setup(config)
         self.options = options = self.config.options
         # Asked for here and not at every checkpoint: both make the environment, which may read a data set.

@@ -227,7 +227,7 @@ class _Placing:
         self._refuse(
             key,
             self.options.value(key),
-            f"would put {engines + evaluating} engines x {parallel} and {learners} learners on GPUs of their own, and {self._there()}; "
+            f"would put {_some(engines + evaluating, 'engine')} x {parallel} and {_some(learners, 'learner')} on GPUs of their own, and {self._there()}; "
             f"set it to {right} or less",
         )
 
@@ -255,11 +255,14 @@ class _Placing:
         return self.options.replace(**changes)
 
     def _shard_if_needed(self) -> None:
-        """Whole copies of the weights where they fit: they need no gathering."""
+        """Whole copies of the weights where they leave an engine room for all slots: they need no gathering."""
         options = self.options
-        if "distributed" in self.given or options.learners.num_learners < 2 or self._fits(options):
+        if "distributed" in self.given or options.learners.num_learners < 2:
             return
-        self.set_here["distributed"] = "fsdp"
+        needs = self._needs(options)
+        room = needs.kv_tokens(self.gpus.memory, self._largest(options, needs))
+        if not self._fits(options) or (self.preset == "colocated" and room < needs.slot_tokens):
+            self.set_here["distributed"] = "fsdp"
 
     def _number(self, key: str, *, default: int) -> int:
         if key not in self.given:
@@ -380,3 +383,7 @@ def _plain(value: Any) -> str:
     if isinstance(value, dict):
         return "{" + ", ".join(f"{key}: {_plain(one)}" for key, one in value.items()) + "}"
     return str(value)
+
+
+def _some(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
