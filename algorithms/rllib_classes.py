@@ -31,6 +31,7 @@ from tppo_rl.algorithms.rllib_config import LanguageModelConfig
 from tppo_rl.algorithms.rllib_internals import report_restored, trial_folder
 from tppo_rl.algorithms.tppo import TrainingLoop
 from tppo_rl.config.options import Options
+from tppo_rl.config.sleep_checks import sleeps
 from tppo_rl.config.text_envs import num_problems
 from tppo_rl.config.value_forms import check_saved_form, evaluated_return, value_form_settings
 from tppo_rl.core.algorithm_spec import AlgorithmSpec
@@ -41,6 +42,7 @@ from tppo_rl.core.registry import ALGORITHMS
 from tppo_rl.core.value_head_file import SQUARED_ERROR
 from tppo_rl.core.waiting import StageCut, stage, stop_here
 from tppo_rl.learner.boundaries import BoundaryTracker
+from tppo_rl.learner.cached_memory import release_cached_memory
 from tppo_rl.learner.client import LearnerClient
 from tppo_rl.learner.learner import TPPOLearner
 from tppo_rl.learner.models import parse_dtype
@@ -53,6 +55,7 @@ from tppo_rl.rollout.evaluation import HeldoutEvaluator
 from tppo_rl.rollout.event_log import EventLog, RecordedEvents, ReplayedEvents
 from tppo_rl.rollout.ledger import Ledger
 from tppo_rl.rollout.replay import ReplayedRollouts, ReplayedWeightSync
+from tppo_rl.rollout.resting_engines import RestingEngines
 from tppo_rl.rollout.rllib_internals import kill_env_runners
 from tppo_rl.rollout.weight_proof import WeightProof, probe_tokens
 from tppo_rl.rollout.weight_sync import WeightSync
@@ -110,6 +113,12 @@ class LanguageModelAlgorithm(Algorithm):
             learners=LearnerClient(self.learner_group, options, self.metrics.peek_results),
             boundaries=BoundaryTracker(options),
             weights=weights,
+            engines=RestingEngines(
+                self.env_runner_group,
+                partial(self.learner_group.ask, release_cached_memory),
+                sleeps=sleeps(options),
+                timeout_s=options.pipeline.env_runner_timeout_s,
+            ),
             recorder=recorder,
             meanwhile=rollouts.poll if options.pipeline.mode == "async" else None,
         )
