@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -109,10 +110,8 @@ def test_an_engine_that_could_not_fall_asleep_is_woken() -> None:
 def test_any_order_of_calls_and_failures_ends_awake(calls: list[tuple[str, str | None]]) -> None:
     memory = Memory()
     for call, memory.fails in calls:
-        try:
+        with suppress(MemoryError):
             memory.load() if call == "load" else getattr(memory.cycle, call)()
-        except MemoryError:
-            pass
         state = {"awake": {"weights", "kv_cache"}, "waking": {"weights"}, "asleep": set()}[memory.cycle.state]
         assert memory.held == state
     memory.fails = None

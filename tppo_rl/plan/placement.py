@@ -124,7 +124,7 @@ class _Placing:
             )
         for key in ("num_env_runners", "num_learners"):
             other = self.given.get("num_learners" if key == "num_env_runners" else "num_env_runners")
-            number = self._number(key, default=other or total)
+            number = self._number(key, default=min(int(other or total), total))
             if number > total:
                 self._refuse(
                     key, number, f"gives each of them a GPU of its own, and {self._there()}; set it to {total} or less"
