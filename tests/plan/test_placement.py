@@ -54,7 +54,6 @@ def shares(found: Placed) -> tuple[int, float, int, float]:
         ("colocated", "h100", (1, 0.6, 1, 0.4)),
         ("colocated", "2 x h100", (2, 0.6, 2, 0.4)),
         ("colocated", "8 x h100", (8, 0.6, 8, 0.4)),
-        ("colocated", "2 x 8 x h100", (16, 0.6, 16, 0.4)),
         ("disaggregated", "2 x h100", (1, 1, 1, 1)),
         ("disaggregated", "3 x h100", (2, 1, 1, 1)),
         ("disaggregated", "8 x h100", (4, 1, 4, 1)),
@@ -112,6 +111,7 @@ def test_what_was_placed_is_left_as_it_is_by_a_second_time() -> None:
     [
         ("disaggregated", "h100", {}, ["placement='disaggregated'", "needs 2 GPUs", "there is 1 GPU", "'colocated'"]),
         ("disaggregated", "2 x 8 x h100", {}, ["placement='disaggregated'", "16 GPUs on 2 nodes", "'cluster'"]),
+        ("colocated", "2 x 8 x h100", {}, ["placement='colocated'", "16 GPUs on 2 nodes", "'cluster'"]),
         ("colocated", "2 x h100", {"num_env_runners": 3}, ["num_env_runners=3", "2 GPUs", "2 or less"]),
         ("colocated", "2 x h100", {"num_learners": 3}, ["num_learners=3", "2 or less"]),
         ("colocated", "h100", {"num_learners": 0}, ["num_learners=0", "an actor for the learner", "1 or more"]),

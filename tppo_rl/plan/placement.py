@@ -6,7 +6,8 @@
     cluster         the other GPUs of all nodes                   half of the GPUs, on one node where they fit
 
 Ray fills a GPU with fractions until it is full. With more than half of a GPU for each engine no two engines come to one, and
-what is left of each GPU is room for one learner. Env-runners start first.
+what is left of each GPU is room for one learner. Env-runners start first. Over several nodes this does not hold: Ray chooses a node
+by the sum of what is free on its GPUs, and a share that fits none of them waits there for ever.
 
 A user's own values win. What contradicts the preset or the GPUs is refused by its name.
 """
@@ -92,6 +93,8 @@ class _Placing:
         return Options.of(values | ({"engine": engine} if engine else {}))
 
     def placed(self) -> Placed:
+        if self.preset != "cluster" and len(self.gpus.nodes) > 1:
+            self._refuse_preset(f"is for one machine, and {self._there()}; set placement to 'cluster'")
         if self.preset == "colocated":
             self._colocate()
         else:
@@ -179,8 +182,6 @@ class _Placing:
 
     def _set_apart(self) -> None:
         nodes, total = self.gpus.nodes, self.gpus.total
-        if self.preset == "disaggregated" and len(nodes) > 1:
-            self._refuse_preset(f"is for one machine, and {self._there()}; set placement to 'cluster'")
         options = self.options
         parallel = _parallel(options)
         if parallel > nodes[0]:

@@ -26,8 +26,8 @@ class PlacementOptions(Section):
         None,
         "Sets the shares of GPUs that you leave out: `num_env_runners`, `num_gpus_per_env_runner`, `num_learners`, "
         "`num_gpus_per_learner`, `distributed`, `engine.gpu_memory_utilization`, `engine.enable_sleep_mode` and `dtype` "
-        "(`bfloat16`). `colocated`: each GPU is shared by an engine and a learner; `disaggregated`: engines and learners have whole "
-        "GPUs of one machine; `cluster`: the same over the nodes of a cluster, learners on one of them where they fit; None: "
+        "(`bfloat16`). `colocated`: each GPU of a machine is shared by an engine and a learner; `disaggregated`: engines and learners "
+        "have whole GPUs of a machine; `cluster`: the same over the nodes of a cluster, learners on one of them where they fit; None: "
         "nothing is set.",
     )
     gpus: Annotated[str, AfterValidator(_stated)] | None = option(
