@@ -104,10 +104,16 @@ def test_learners_that_fit_no_node_are_on_several(cluster: Cluster, caplog: pyte
 
 
 def test_a_run_that_fails_gives_the_room_back(cluster: Cluster) -> None:
-    bundles = None
-    with pytest.raises(RuntimeError, match="engine"), room_for_learners(config_of("cluster")) as bundles:
-        raise RuntimeError("engine")
-    assert placement_group_table(bundles)["state"] == "REMOVED"
+    taken: list[Any] = []
+
+    def fails() -> None:
+        with room_for_learners(config_of("cluster")) as bundles:
+            taken.append(bundles)
+            raise RuntimeError("engine")
+
+    with pytest.raises(RuntimeError, match="engine"):
+        fails()
+    assert placement_group_table(taken[0])["state"] == "REMOVED"
 
 
 def test_room_that_does_not_come_is_an_error(cluster: Cluster) -> None:

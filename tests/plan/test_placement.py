@@ -175,9 +175,11 @@ def test_what_was_placed_is_left_as_it_is_by_a_second_time() -> None:
     ],
 )
 def test_contradictions_are_refused_by_name(placement: str, gpus: str, given: dict[str, Any], words: list[str]) -> None:
+    def whole_check() -> None:
+        check_options(placed(placement, gpus, **given).options.flat(), SPEC)
+
     with pytest.raises(OptionError) as error:
-        found = placed(placement, gpus, **given)
-        check_options(found.options.flat(), SPEC)
+        whole_check()
     assert all(word in str(error.value) for word in words), str(error.value)
 
 

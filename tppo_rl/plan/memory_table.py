@@ -13,6 +13,7 @@ from rich.table import Table
 
 from tppo_rl.config.options import Options
 from tppo_rl.config.run_files import parse_override
+from tppo_rl.core.errors import OptionError
 from tppo_rl.core.gpus import Gpus
 from tppo_rl.plan.memory import GIB, Memory, Process, machine_memory, memory_of
 from tppo_rl.plan.placement_table import placements_table
@@ -80,6 +81,8 @@ def memory_without_run(
     if card in DEVICES:
         alone |= {"num_gpus_per_learner": 1, "num_gpus_per_env_runner": 1, "dtype": "bfloat16"}
     given |= dict(parse_override(override) for override in overrides)
+    if given.get("placement") is not None:
+        raise OptionError(f"placement={given['placement']!r}: all of them are compared; leave it out")
     with TemporaryDirectory() as folder:
         given["policy_model"] = model
         if model in SHAPES:

@@ -17,7 +17,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
-from itertools import accumulate
 from typing import Any, NoReturn
 
 from tppo_rl.config.options import Options
@@ -318,13 +317,29 @@ class _Placing:
     def _what_fits(self) -> str:
         """The first change of options, or else the first few of them together, with which models fit."""
         changes = list(self._changes())
-        together = accumulate(changes, lambda before, change: before | change)
-        for change in [*changes, *together]:
-            if self._fits(self.options.replace(**change)):
-                return "this would fit: " + ", ".join(
-                    f"{key}: {_plain(value)}" for key, value in change.items() if key != "engine"
-                )
+        for number in range(1, len(changes) + 1):
+            for tried in [*([change] for change in changes if number == 1), changes[:number]]:
+                if self._fit_with(tried):
+                    needed = self._needed_of(tried)
+                    return "this would fit: " + ", ".join(
+                        f"{key}: {_plain(value)}"
+                        for change in needed
+                        for key, value in change.items()
+                        if key != "engine"
+                    )
         return "take a smaller model, a larger GPU, or more of them"
+
+    def _needed_of(self, changes: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Leaves out what models fit without; what costs training most comes last, and goes first."""
+        needed = changes
+        for change in reversed(changes):
+            fewer = [other for other in needed if other is not change]
+            if self._fit_with(fewer):
+                needed = fewer
+        return needed
+
+    def _fit_with(self, changes: list[dict[str, Any]]) -> bool:
+        return self._fits(self.options.replace(**{key: value for change in changes for key, value in change.items()}))
 
     def _changes(self) -> Iterator[dict[str, Any]]:
         options = self.options
