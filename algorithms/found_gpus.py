@@ -1,12 +1,13 @@
-"""The GPUs that a placement is made for: stated ones, those of Ray's nodes, or those of this machine."""
+"""The GPUs that a placement is made for: stated ones, those of Ray's nodes, or those of this machine.
+
+Ray is imported only where it is asked, so that a dry run need not wait for it.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
 from typing import Any
-
-import ray
 
 from tppo_rl.algorithms.ray_start import start_ray
 from tppo_rl.config.checks import check_options
@@ -53,6 +54,8 @@ def found_gpus(options: Options, *, join: bool) -> Gpus:
     placement, stated = options.placement.placement, options.placement.gpus
     if stated is not None:
         return parse_gpus(stated)
+    import ray
+
     if join and os.environ.get("RAY_ADDRESS"):
         start_ray(options.run.runtime_env)
     if ray.is_initialized():
@@ -72,6 +75,8 @@ def found_gpus(options: Options, *, join: bool) -> Gpus:
 
 
 def _of_ray(placement: str) -> Gpus:
+    import ray
+
     nodes = [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
     counts = sorted((int(node.get("GPU", 0)) for node in nodes), reverse=True)
     numbers = tuple(count for count in counts if count)

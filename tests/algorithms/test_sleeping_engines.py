@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
 
 from tppo_rl.algorithms import TPPOConfig
+from tppo_rl.learner.cached_memory import release_cached_memory
 from tppo_rl.rollout.resting_engines import RestingEngines
 
 pytestmark = pytest.mark.integration
@@ -45,6 +47,42 @@ class Watched:
             return method(*arguments, **keywords)
 
         setattr(owner, name, watched)
+
+
+def test_env_runners_of_their_own_sleep_and_wake_over_ray(
+    small_config: TPPOConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    algorithm: Any = small_config.evaluation(evaluation_interval=None).pipeline(mode="sync").build_algo()
+    group, learners = algorithm.env_runner_group, algorithm.loop.learners
+
+    def states() -> list[str]:
+        return list(group.foreach_env_runner(lambda env_runner: env_runner._engine._rest.state, local_env_runner=False))
+
+    seen = []
+    update = learners.update
+
+    def watched(*arguments: Any) -> Any:
+        seen.append(states())
+        return update(*arguments)
+
+    def fails(*_: Any) -> Any:
+        seen.append(states())
+        raise RuntimeError("out of memory")
+
+    try:
+        algorithm.loop.engines = RestingEngines(
+            group, partial(algorithm.learner_group.ask, release_cached_memory), sleeps=True, timeout_s=60.0
+        )
+        monkeypatch.setattr(learners, "update", watched)
+        results = [algorithm.train() for _ in range(2)]
+        monkeypatch.setattr(learners, "update", fails)
+        with pytest.raises(RuntimeError, match="out of memory"):
+            algorithm.train()
+        assert seen == [["asleep"]] * 3
+        assert states() == ["awake"]
+    finally:
+        algorithm.stop()
+    assert max(result["mismatch"]["log_prob_diff_mean"] for result in results) < 1e-4
 
 
 @pytest.fixture
