@@ -53,9 +53,10 @@ class LanguageModelConfig(OptionBuilder):
         # The driver only passes fragments on; with a CPU of its own, a trial would not fit on two.
         self.num_cpus_for_main_process = 0
         leave_env_runner_states(self)
+        self._settable = frozenset(vars(self))
+        # No settings: which options the user has given, and what the placement has changed.
         self._given: frozenset[str] = frozenset()
         self._before_placement: dict[str, tuple[Any, Any]] = {}
-        self._settable = frozenset(vars(self))
 
     @classmethod
     def algorithm_class(cls) -> type:

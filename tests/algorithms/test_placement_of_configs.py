@@ -71,6 +71,10 @@ def test_a_config_of_a_config_says_what_its_user_gave() -> None:
     assert shares(config.copy()) == (1, 0, 0, 0)
 
 
+def test_what_a_config_notes_is_no_setting_that_a_checkpoint_would_miss() -> None:
+    assert not {"_given", "_before_placement"} & base()._settable
+
+
 def test_a_trial_asks_tune_for_the_shares() -> None:
     algorithm, _ = rllib_classes(SPEC)
     options: dict[str, Any] = {
