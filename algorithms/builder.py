@@ -24,6 +24,7 @@ METHODS: dict[str, tuple[tuple[str, ...], str]] = {
         "Sets windows, caps, sampling, groups, rewards, scoring workers and engine.",
     ),
     "learners": (("learners",), "Sets what learners hold, share and compute at a time."),
+    "resources": (("placement",), "Sets where engines and learners stand on GPUs."),
     "training": (
         ("optimizer", "compute", "advantages", "policy_loss", "critic"),
         "Sets estimator, losses, optimizers and batch sizes.",

@@ -72,6 +72,15 @@ class OptionBuilder(AlgorithmConfig):
     ) -> Self:
         """Sets what learners hold, share and compute at a time."""
 
+    def resources(
+        self,
+        *,
+        placement: Literal["colocated", "disaggregated", "cluster"] | None = ...,
+        gpus: str | None = ...,
+        **kwargs: Any,
+    ) -> Self:
+        """Sets where engines and learners stand on GPUs."""
+
     def training(
         self,
         *,

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from tppo_rl.core.process_memory import process_memory
 
+LEARNER_GPU = "learner, its GPU"
+"""What torch has taken of a learner's GPU, the holes of its allocator included."""
 _TIMEOUT_S = 10.0
 """An env-runner that is in the midst of something is left out."""
 
@@ -13,7 +17,7 @@ _TIMEOUT_S = 10.0
 def peak_memory(algorithm: Any) -> dict[str, int]:
     """Returns the largest resident memory so far of the driver, and where they are processes of their own, learners and env-runners.
 
-    Bytes of the process itself: an engine's core in a process of its own, scoring workers, and memory of a GPU are not in it.
+    Bytes of the process itself: an engine's core in a process of its own, scoring workers, and memory of GPUs of engines are not in it.
 
     Args:
         algorithm: RLlib's, with the loop of `LanguageModelAlgorithm`.
@@ -22,6 +26,8 @@ def peak_memory(algorithm: Any) -> dict[str, int]:
     peaks = {"driver": _peak(None)}
     if options.learners.num_learners:
         peaks["learner"] = max(algorithm.loop.learners.ask(_peak))
+    if any(on_gpus := algorithm.loop.learners.ask(_peak_of_gpu)):
+        peaks[LEARNER_GPU] = max(on_gpus)
     if options.rollout.num_env_runners:
         answers = algorithm.env_runner_group.foreach_env_runner(
             _peak, local_env_runner=False, timeout_seconds=_TIMEOUT_S
@@ -34,3 +40,7 @@ def peak_memory(algorithm: Any) -> dict[str, int]:
 
 def _peak(_: Any) -> int:
     return process_memory("VmHWM")
+
+
+def _peak_of_gpu(_: Any) -> int:
+    return torch.cuda.max_memory_reserved() if torch.cuda.is_available() and torch.cuda.is_initialized() else 0

@@ -24,12 +24,14 @@ from ray.tune.registry import register_trainable
 
 from tppo_rl.algorithms.checkpoint_contents import check_fits, checkpoint_contents, naming_weights
 from tppo_rl.algorithms.checkpoint_places import local_copy_of, local_folder
+from tppo_rl.algorithms.learner_nodes import room_for_learners
 from tppo_rl.algorithms.peak_memory import peak_memory
 from tppo_rl.algorithms.resources import check_resources
 from tppo_rl.algorithms.rllib_config import LanguageModelConfig
 from tppo_rl.algorithms.rllib_internals import report_restored, trial_folder
 from tppo_rl.algorithms.tppo import TrainingLoop
 from tppo_rl.config.options import Options
+from tppo_rl.config.sleep_checks import sleeps
 from tppo_rl.config.text_envs import num_problems
 from tppo_rl.config.value_forms import check_saved_form, evaluated_return, value_form_settings
 from tppo_rl.core.algorithm_spec import AlgorithmSpec
@@ -40,6 +42,7 @@ from tppo_rl.core.registry import ALGORITHMS
 from tppo_rl.core.value_head_file import SQUARED_ERROR
 from tppo_rl.core.waiting import StageCut, stage, stop_here
 from tppo_rl.learner.boundaries import BoundaryTracker
+from tppo_rl.learner.cached_memory import release_cached_memory
 from tppo_rl.learner.client import LearnerClient
 from tppo_rl.learner.learner import TPPOLearner
 from tppo_rl.learner.models import parse_dtype
@@ -52,6 +55,7 @@ from tppo_rl.rollout.evaluation import HeldoutEvaluator
 from tppo_rl.rollout.event_log import EventLog, RecordedEvents, ReplayedEvents
 from tppo_rl.rollout.ledger import Ledger
 from tppo_rl.rollout.replay import ReplayedRollouts, ReplayedWeightSync
+from tppo_rl.rollout.resting_engines import RestingEngines
 from tppo_rl.rollout.rllib_internals import kill_env_runners
 from tppo_rl.rollout.weight_proof import WeightProof, probe_tokens
 from tppo_rl.rollout.weight_sync import WeightSync
@@ -71,7 +75,7 @@ class LanguageModelAlgorithm(Algorithm):
         started = time.perf_counter()
         check_resources(config)
         engines = config.num_env_runners or 1
-        with stage(f"starting {engines} engine{'s' if engines > 1 else ''}"):
+        with room_for_learners(config), stage(f"starting {engines} engine{'s' if engines > 1 else ''}"):
             super().setup(config)
         self.options = options = self.config.options
         # Asked for here and not at every checkpoint: both make the environment, which may read a data set.
@@ -109,6 +113,12 @@ class LanguageModelAlgorithm(Algorithm):
             learners=LearnerClient(self.learner_group, options, self.metrics.peek_results),
             boundaries=BoundaryTracker(options),
             weights=weights,
+            engines=RestingEngines(
+                self.env_runner_group,
+                partial(self.learner_group.ask, release_cached_memory),
+                sleeps=sleeps(options),
+                timeout_s=options.pipeline.env_runner_timeout_s,
+            ),
             recorder=recorder,
             meanwhile=rollouts.poll if options.pipeline.mode == "async" else None,
         )

@@ -12,6 +12,8 @@ from ray.rllib.utils import force_list
 from ray.util.debug import log_once
 
 from tppo_rl.algorithms.builder import OptionBuilder
+from tppo_rl.algorithms.found_gpus import placed
+from tppo_rl.algorithms.learner_nodes import learner_bundles
 from tppo_rl.algorithms.rllib_internals import attribute_of_key, leave_env_runner_states
 from tppo_rl.base_models import resolve_model
 from tppo_rl.config.checks import check_attention, check_environment, check_model, check_rules
@@ -52,6 +54,9 @@ class LanguageModelConfig(OptionBuilder):
         self.num_cpus_for_main_process = 0
         leave_env_runner_states(self)
         self._settable = frozenset(vars(self))
+        # No settings: which options the user has given, and what the placement has changed.
+        self._given: frozenset[str] = frozenset()
+        self._before_placement: dict[str, tuple[Any, Any]] = {}
 
     @classmethod
     def algorithm_class(cls) -> type:
@@ -76,6 +81,9 @@ class LanguageModelConfig(OptionBuilder):
             if key not in settable and not hasattr(type(self), key):
                 raise OptionError(unknown_key(key, value, settable))
             value = absolute_place(key, value)
+            if key in OPTIONS:
+                self._given |= {key}
+                self._before_placement.pop(key, None)
         super().__setattr__(key, value)
 
     def update_from_dict(self, config_dict: dict[str, Any]) -> Self:
@@ -95,7 +103,11 @@ class LanguageModelConfig(OptionBuilder):
             if value is not renamed[key]:
                 # Env-runners get the object itself: they cannot import a file by the name that its module has here.
                 register_pickle_by_value(sys.modules[value.__module__])
-        return super().update_from_dict(found)
+        given = self._given | config_dict.get("_given", found.keys() & OPTIONS.keys())
+        super().update_from_dict(found)
+        # A config that another one has written names all options; it says itself which of them its user gave.
+        self._given = given
+        return self
 
     def validate(self) -> None:
         """Checks everything that can be checked without an engine.
@@ -105,6 +117,7 @@ class LanguageModelConfig(OptionBuilder):
         """
         # RLlib makes the evaluation config out of this one, with the number of evaluation env-runners put in.
         if not self.in_evaluation:
+            self._place()
             self._check_rllib_options()
             options = self.options
             check_rules(options, self.spec)
@@ -122,6 +135,20 @@ class LanguageModelConfig(OptionBuilder):
         # RLlib says once that this is the new API stack, which is the only one here.
         log_once(f"{self.algo_class.__name__}_on_new_api_stack")
         super().validate()
+
+    def _place(self) -> None:
+        """Sets what the placement gives; an earlier one is taken back before."""
+        for key, (there, before) in self._before_placement.items():
+            if getattr(self, key) == there:
+                super().__setattr__(key, before)
+        self._before_placement = {}
+        if self.placement is None:
+            return
+        found = placed({key: getattr(self, key) for key in OPTIONS if key in self._given}, self.spec, join=True)
+        assert found is not None
+        for key, value in found.values.items():
+            self._before_placement[key] = value, getattr(self, key)
+            super().__setattr__(key, value)
 
     def _check_rllib_options(self) -> None:
         default = type(self)()
@@ -162,4 +189,5 @@ class LanguageModelConfig(OptionBuilder):
     ) -> TPPOLearnerGroup:
         spec = rl_module_spec or self.get_multi_rl_module_spec(env=env, spaces=spaces)
         with stage("loading the model"):
-            return TPPOLearnerGroup(config=self.copy(), module_spec=spec, placement_group=placement_group)
+            bundles = placement_group or learner_bundles()
+            return TPPOLearnerGroup(config=self.copy(), module_spec=spec, placement_group=bundles)

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from tppo_rl.observability.recorder import Recorded, RunRecorder
     from tppo_rl.rollout.batch_sources import BatchSource
     from tppo_rl.rollout.controller import RolloutController
+    from tppo_rl.rollout.resting_engines import RestingEngines
     from tppo_rl.rollout.weight_sync import WeightSync
 
 SPEC = AlgorithmSpec(
@@ -61,6 +62,7 @@ class TrainingLoop:
     learners: LearnerClient
     boundaries: BoundaryTracker
     weights: WeightSync
+    engines: RestingEngines
     recorder: RunRecorder
     meanwhile: Callable[[], object] | None
     """What is done while learners train: asynchronous runs poll env-runners, synchronous ones wait."""
@@ -70,7 +72,7 @@ class TrainingLoop:
         self.recorder.begin_iteration()
         with self.recorder.clock("waiting_for_fragments"):
             batch = self.batches.next()
-        with self.recorder.clock("update"):
+        with self.recorder.clock("update"), self.engines.asleep():
             update = self.learners.update(batch + self.boundaries.due(), self.meanwhile)
             self.rollouts.update_ended()
         self.recorder.record_episodes(batch, update.fragments)

@@ -34,7 +34,7 @@ OPTION_NAMES = {
     "entropy_coef", "kl_coef", "kl_estimator", "kl_in", "positive_lm_coef", "importance_cap", "sequence_mask",
     "lora", "attention", "packing", "context_gradient", "context_cache_tokens", "critic_layers", "parallel_critic",
     "policy_token_fraction", "unfinished_advantage_scale", "policy_loss", "num_cpus_per_env_runner", "num_gpus_per_env_runner",
-    "num_cpus_per_learner", "num_gpus_per_learner", "on_reward_failure", "truncated_responses", "wrong_reward",
+    "placement", "gpus", "num_cpus_per_learner", "num_gpus_per_learner", "on_reward_failure", "truncated_responses", "wrong_reward",
     "max_failed_fraction", "scoring_workers", "scoring_deadline_s", "scoring_memory_gib",
     "system_prompt", "prompt_template", "chat_template_args", "end_of_turn", "stop",
 }  # fmt: skip

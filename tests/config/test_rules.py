@@ -18,6 +18,7 @@ def checked(values: dict[str, Any], name: str | None = None) -> Options:
 
 
 WHOLE = {"mode": "sync", "window_length": None}
+SLEEP = {"mode": "sync", "num_gpus_per_env_runner": 1, "engine": {"enable_sleep_mode": True}}
 GROUPS = WHOLE | {"critic": None, "advantage_estimator": "group_relative", "group_size": 4}
 
 
@@ -93,6 +94,19 @@ GROUPS = WHOLE | {"critic": None, "advantage_estimator": "group_relative", "grou
         ({"gamma": 0.0}, ["gamma=0.0", "greater than 0"]),
         ({"overlong_fraction": 0.0}, ["overlong_fraction=0.0"]),
         ({"rewards": "signed"}, ["rewards='signed'", "plus_minus_one"]),
+        ({"placement": "apart"}, ["placement='apart'", "'colocated', 'disaggregated' or 'cluster'"]),
+        ({"placement": "colocated", "gpus": "8 x b100"}, ["gpus='8 x b100'", "no such card", "2 x 24 GiB"]),
+        (SLEEP | {"mode": "async"}, ["engine.enable_sleep_mode=True", "mode='async'", "mode to 'sync'"]),
+        (SLEEP | {"kv_on_update": "keep"}, ["engine.enable_sleep_mode=True", "kv_on_update to 'recompute'"]),
+        (SLEEP | {"num_gpus_per_env_runner": 0}, ["engine.enable_sleep_mode=True", "runs on a CPU"]),
+        (
+            SLEEP | {"engine": {"enable_sleep_mode": True, "multiprocessing": True}},
+            ["engine.enable_sleep_mode=True", "engine.multiprocessing"],
+        ),
+        (
+            {"placement": "colocated", "weights_dtype": "bfloat16", "dtype": "float32"},
+            ["weights_dtype='bfloat16'", "dtype='float32'"],
+        ),
     ],
 )
 def test_pairs_are_refused_with_their_reason(values: dict[str, Any], words: list[str]) -> None:
@@ -137,6 +151,7 @@ UNREAD = {
     "wrong_reward": -1.0,
     "max_queued_batches": 2.0,
     "old_responses": "drop",
+    "gpus": "8 x h100",
 }
 
 
@@ -169,6 +184,10 @@ def test_every_rule_of_that_kind_is_tested() -> None:
         {"window_length": None, "max_queued_batches": 3, "old_responses": "drop"},
         WHOLE | {"partial_rollouts": True, "max_staleness": 0, "off_policy_correction": "none"},
         GROUPS | {"mode": "async", "dynamic_sampling": True},
+        SLEEP,
+        # What a placement sets later is not missed before.
+        {"placement": "cluster", "distributed": "fsdp", "weights_dtype": "bfloat16", "gpus": "2 x 8 x h100"},
+        {"placement": "colocated", "mode": "sync", "engine": {"enable_sleep_mode": True}},
     ],
 )
 def test_what_goes_together_passes(values: dict[str, Any]) -> None:

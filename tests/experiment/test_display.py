@@ -9,15 +9,19 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from tppo_rl.algorithms.peak_memory import LEARNER_GPU
 from tppo_rl.config.options import Options
+from tppo_rl.core.gpus import parse_gpus
 from tppo_rl.core.result_keys import lookup
 from tppo_rl.core.waiting import stage, watched_by
 from tppo_rl.experiment.display import RunDisplay, sizes_table
 from tppo_rl.experiment.learning_curves import evaluation_points
 from tppo_rl.experiment.plots import plot_runs
 from tppo_rl.experiment.result_log import ResultLog
-from tppo_rl.experiment.summary import read_summary, summarize, summary_table, write_summary
+from tppo_rl.experiment.summary import beside_plan, read_summary, summarize, summary_table, write_summary
 from tppo_rl.experiment.time_left import Pace
+from tppo_rl.plan.memory import memory_of
+from tppo_rl.plan.placement import place
 
 
 def evaluation(accuracy: float) -> dict[str, Any]:
@@ -118,3 +122,18 @@ def test_lookup_follows_paths() -> None:
     assert lookup({"a": {"b": 1}}, "a/b") == 1
     assert lookup({"a": {"b": 1}}, "a/c") is None
     assert lookup({"a": 1}, "a/b") is None
+
+
+def test_the_peak_of_a_learners_gpu_stands_beside_the_plan() -> None:
+    options = Options.of(policy_model="tppo_rl/arithmetic-chain", num_learners=1)
+    memory = memory_of(options)
+    given = {"policy_model": "tppo_rl/arithmetic-chain", "placement": "colocated"}
+    placed = place(given, {}, parse_gpus("h100"))
+    peaks = {"driver": 7, "learner": 8, LEARNER_GPU: 9}
+    found = beside_plan(memory, peaks, placed)
+    assert found[LEARNER_GPU] == {"planned": placed.needs.peak, "peak": 9}
+    assert found["learner"] == {"planned": memory.of("learner"), "peak": 8}
+    assert set(found) == set(peaks), "an env-runner that did not answer is left out"
+    # On a CPU, and without a placement, there is nothing to say of a GPU.
+    assert LEARNER_GPU not in beside_plan(memory, {"driver": 7}, placed)
+    assert LEARNER_GPU not in beside_plan(memory, peaks)

@@ -97,5 +97,31 @@ def test_memory_is_printed_for_a_card_with_its_formula() -> None:
     assert result.exit_code == 0, result.output
     for words in ("learner", "backward pass", "keys and values", "MORE than one h100 has", "2q + 2k + 4i"):
         assert words in result.output, words
+    assert "placements on 2 GPUs of 74.5 GiB (h100)" in result.output
+    assert "gradient_checkpointing: true, lora: {rank: 16}" in " ".join(result.output.replace("│", " ").split())
+    assert "(card - process - a * held) / card" in result.output
+    assert result.output.count("does not fit") == 4
     refused = CliRunner().invoke(main, ["plan", *SMALL, "--set", "lr=1"])
     assert refused.exit_code != 0
+
+
+def test_placements_of_a_model_stand_side_by_side() -> None:
+    arguments = ["plan", "--memory", "--model", "qwen2.5-1.5b", "--costs", "h100", "--lengths", "fixed:1024"]
+    result = CliRunner().invoke(main, [*arguments, "--devices", "8"])
+    assert result.exit_code == 0, result.output
+    rows = {
+        cells[1].strip(): [cell.strip() for cell in cells[2:]]
+        for line in result.output.splitlines()
+        if len(cells := line.split("│")) == 7
+    }
+    assert {name: row[0] for name, row in rows.items() if name} == {
+        "colocated, awake": "8 + 8",
+        "colocated, sleeping": "8 + 8",
+        "disaggregated": "4 + 4",
+        "cluster": "8 + 8",
+    }
+    shares = [float(rows[name][2].partition(":")[0]) for name in ("colocated, awake", "colocated, sleeping")]
+    assert 0 < shares[0] < shares[1] < 0.9
+    shared = CliRunner().invoke(main, [*arguments, "--devices", "8", "--set", "placement=cluster"])
+    assert shared.exit_code == 2
+    assert "placement='cluster': all of them are compared; leave it out" in shared.output

@@ -46,6 +46,7 @@ from tppo_rl.rollout.batch_sources import Queued
 from tppo_rl.rollout.chat import Chat
 from tppo_rl.rollout.controller import RolloutController
 from tppo_rl.rollout.env_runner import VLLMEnvRunner
+from tppo_rl.rollout.resting_engines import RestingEngines
 from tppo_rl.rollout.sample_result import SampleResult
 from tppo_rl.rollout.weight_proof import WeightProof
 from tppo_rl.rollout.weight_sync import WeightSync
@@ -351,6 +352,7 @@ class Driver:
             learners=self.learners,  # type: ignore[arg-type]
             boundaries=BoundaryTracker(options),
             weights=weights,
+            engines=RestingEngines(group, lambda: None, sleeps=False, timeout_s=1.0),
             recorder=self.recorder,
             meanwhile=self.rollouts.poll,
         )

@@ -15,7 +15,9 @@ from tppo_rl.config.model_files import load_model_config
 from tppo_rl.config.options import OPTIONS, SECTIONS, Options, with_new_names
 from tppo_rl.config.reward_checks import check_reward_columns, check_reward_parts
 from tppo_rl.config.section import Section, refuse
+from tppo_rl.config.sections.placement import PLACEMENT_DEFAULTS
 from tppo_rl.config.sections.rollout import EngineOptions
+from tppo_rl.config.sleep_checks import check_sleep
 from tppo_rl.core.algorithm_spec import AlgorithmSpec
 from tppo_rl.core.errors import OptionError, OptionWarning, unknown_key
 from tppo_rl.core.registry import ADVANTAGES, ENGINES, POLICY_LOSSES, PartSpec, Registry, find_object
@@ -57,7 +59,9 @@ def check_options(values: Mapping[str, Any], spec: AlgorithmSpec, *, other_keys:
     for key, value in values.items():
         if key not in OPTIONS and key not in other:
             raise OptionError(unknown_key(key, value, [*OPTIONS, *other]))
-    options = Options.of(spec.options | {key: value for key, value in values.items() if key in OPTIONS})
+    given = {key: value for key, value in values.items() if key in OPTIONS}
+    defaults = spec.options | (PLACEMENT_DEFAULTS if given.get("placement") is not None else {})
+    options = Options.of(defaults | given)
     check_rules(options, spec)
     return options
 
@@ -192,7 +196,7 @@ def check_attention(options: Options) -> None:
     key = f"attention={options.models.attention!r}"
     if options.models.attention == "flash_attention_2" and importlib.util.find_spec("flash_attn") is None:
         raise OptionError(f"{key}: the package flash-attn is not installed; install it, or set attention to 'sdpa'")
-    if options.learners.num_gpus_per_learner == 0:
+    if options.learners.num_gpus_per_learner == 0 and options.placement.placement is None:
         raise OptionError(
             f"{key}: its kernels need a GPU, and num_gpus_per_learner=0 trains on the CPU; set num_gpus_per_learner to 1, or "
             "attention to 'sdpa'"
@@ -304,6 +308,7 @@ def _check_engine(options: Options) -> None:
         raise OptionError(unknown_key(f"engine.{key}", arguments[key], known))
     for key, value in arguments.items():
         check_engine_argument(key, value, vllm_keys.get(key, frozenset()))
+    check_sleep(options)
     needed = options.rollout.max_prompt_length + options.rollout.max_response_length
     if (length := arguments.get("max_model_len")) is not None and length < needed:
         raise OptionError(

@@ -28,6 +28,7 @@ from tppo_rl.config.sections.learners import LearnerOptions
 from tppo_rl.config.sections.models import ModelOptions
 from tppo_rl.config.sections.optimizer import OptimizerOptions
 from tppo_rl.config.sections.pipeline import PipelineOptions
+from tppo_rl.config.sections.placement import PlacementOptions
 from tppo_rl.config.sections.policy_loss import PolicyLossOptions
 from tppo_rl.config.sections.rewards import RewardOptions
 from tppo_rl.config.sections.rollout import RolloutOptions
@@ -67,6 +68,7 @@ class Options(Section):
     rewards: RewardOptions = RewardOptions()
     scoring: ScoringOptions = ScoringOptions()
     learners: LearnerOptions = LearnerOptions()
+    placement: PlacementOptions = PlacementOptions()
     compute: ComputeOptions = ComputeOptions()
     optimizer: OptimizerOptions = OptimizerOptions()
     advantages: AdvantageOptions = AdvantageOptions()

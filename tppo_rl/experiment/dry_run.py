@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from tppo_rl.algorithms.found_gpus import placed
 from tppo_rl.config.checks import check_options
 from tppo_rl.config.options import OPTIONS, Options
 from tppo_rl.config.run_files import Experiment
@@ -18,6 +19,7 @@ from tppo_rl.core.algorithm_spec import AlgorithmSpec
 from tppo_rl.experiment.display import sizes_table
 from tppo_rl.plan.memory import check_memory, machine_memory, memory_of
 from tppo_rl.plan.memory_table import memory_table
+from tppo_rl.plan.placement_table import placement_table
 from tppo_rl.rollout.chat import check_chat
 
 
@@ -32,9 +34,14 @@ def print_plan(experiments: Sequence[Experiment], results: Path, console: Consol
     console = console or Console()
     for experiment in experiments:
         first = next(experiment.points())
+        found = placed(first, experiment.spec, join=False)
+        if found is not None:
+            first = first | found.values
         options = check_options(first, experiment.spec, other_keys=first)
         console.print(run_table(experiment, options, results / experiment.name))
         console.print(sizes_table(options))
+        if found is not None:
+            console.print(placement_table(found))
         memory, available = memory_of(options), machine_memory()
         console.print(memory_table(memory, available))
         check_memory(memory, options, available)

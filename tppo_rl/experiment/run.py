@@ -12,6 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from tppo_rl.algorithms.checkpoint_contents import check_fits
+from tppo_rl.algorithms.found_gpus import placed
 from tppo_rl.algorithms.ray_start import quiet_libraries
 from tppo_rl.config.checks import check_options
 from tppo_rl.config.run_files import Experiment
@@ -33,6 +34,8 @@ from tppo_rl.experiment.summary import beside_plan, summarize, summary_table, wr
 from tppo_rl.experiment.time_left import Pace
 from tppo_rl.plan.memory import Memory, check_memory, machine_memory, memory_of
 from tppo_rl.plan.memory_table import memory_table
+from tppo_rl.plan.placement import Placed
+from tppo_rl.plan.placement_table import placement_table
 
 FIGURE = "accuracy.png"
 
@@ -65,12 +68,17 @@ def run_experiment(
         _set_aside(folder, console)
     folder.mkdir(parents=True, exist_ok=True)
     (options,) = experiment.points()
+    found = placed(options, experiment.spec, join=True)
+    if found is not None:
+        options = options | found.values
     checked = check_options(options, experiment.spec, other_keys=options)
     if checkpoint is not None:
         check_fits(checkpoint, checked, experiment.spec.name)
         check_saved_form(checked, value_form_settings(options_of(checkpoint)))
     quiet_libraries()
     console.print(sizes_table(checked))
+    if found is not None:
+        console.print(placement_table(found))
     memory, available = memory_of(checked), machine_memory()
     console.print(memory_table(memory, available))
     check_memory(memory, checked, available)
@@ -82,7 +90,7 @@ def run_experiment(
     last = {} if checkpoint is None else last_result(folder, switch.iteration)
     if checkpoint is not None:
         pace.resume(last)
-    run = _Run(experiment, folder, console, display, switch, resume_command, last, memory)
+    run = _Run(experiment, folder, console, display, switch, resume_command, last, memory, found)
     try:
         with listening(switch), display, watched_by(display):
             return run.whole(options, checkpoint)
@@ -125,6 +133,8 @@ class _Run:
     """Result of the checkpoint that the run goes on from; empty for a new run."""
     memory: Memory
     """What was planned."""
+    placed: Placed | None
+    """The placement, if the run has one."""
 
     def whole(self, options: Mapping[str, Any], checkpoint: Path | None) -> dict[str, Any]:
         """Starts, trains and stops the algorithm.
@@ -158,7 +168,7 @@ class _Run:
             evaluation = {} if self.switch.asked else algorithm.evaluate()
         result |= {"run": algorithm.run_totals(), "tokens": result["tokens"] | algorithm.token_counts()}
         summary = summarize(result, evaluation, interrupted=self.switch.asked)
-        summary["memory"] = beside_plan(self.memory, algorithm.peak_memory())
+        summary["memory"] = beside_plan(self.memory, algorithm.peak_memory(), self.placed)
         write_summary(self.folder, summary)
         _plot(self.folder)
         self.display.close()

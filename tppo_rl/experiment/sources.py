@@ -19,6 +19,8 @@ _HERE = {
     "num_learners": 0,
     "mode": "sync",
     "kl_coef": 0.0,
+    "placement": None,
+    "gpus": None,
 }
 """Options of an engine in this process, without a learner."""
 
@@ -44,7 +46,10 @@ def options_of_source(source: str, values: Mapping[str, Any], overrides: Sequenc
     for override in overrides:
         apply_override(body, override)
     env = {"env": body["env"]} if "env" in body else {}
-    options = Options.of(**(body["config"] | env | _HERE))
+    chosen: dict[str, Any] = body["config"] | env | _HERE
+    # No learner is here that the engine would have to make room for.
+    engine = {key: value for key, value in chosen.get("engine", {}).items() if key != "enable_sleep_mode"}
+    options = Options.of(**(chosen | {"engine": engine}))
     window = options.rollout.window_length
     if window is not None and window > options.rollout.max_response_length:
         # Nothing is trained, so no window is cut.

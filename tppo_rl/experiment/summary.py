@@ -9,8 +9,10 @@ from typing import Any
 
 from rich.table import Table
 
+from tppo_rl.algorithms.peak_memory import LEARNER_GPU
 from tppo_rl.core.whole_files import write_whole
 from tppo_rl.plan.memory import GIB, Memory
+from tppo_rl.plan.placement import Placed
 
 SUMMARY = "summary.json"
 
@@ -53,13 +55,18 @@ def summarize(
     return summary
 
 
-def beside_plan(memory: Memory, peaks: Mapping[str, int]) -> dict[str, dict[str, int]]:
-    """What was planned of each kind of process and the most that one of them has held, bytes."""
-    return {
-        process: {"planned": memory.of(process), "peak": peaks[process]}
-        for process in memory.processes
-        if process in peaks
-    }
+def beside_plan(memory: Memory, peaks: Mapping[str, int], placed: Placed | None = None) -> dict[str, dict[str, int]]:
+    """What was planned of each kind of process and the most that one of them has held, bytes.
+
+    Args:
+        memory: What was planned.
+        peaks: By kind of process; `LEARNER_GPU` is a learner's GPU.
+        placed: The placement, which says what a learner's GPU was to hold; None: nothing does.
+    """
+    planned: dict[str, int] = {process: memory.of(process) for process in memory.processes}
+    if placed is not None:
+        planned[LEARNER_GPU] = placed.needs.peak
+    return {name: {"planned": size, "peak": peaks[name]} for name, size in planned.items() if name in peaks}
 
 
 def write_summary(folder: Path, summary: Mapping[str, Any]) -> Path:

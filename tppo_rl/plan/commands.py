@@ -107,24 +107,29 @@ def plan(
         report.write_predictions(predictions, best, workload, machine, json_file)
 
 
-def _print_memory(model: str, card: str, overrides: tuple[str, ...], **options: Any) -> None:
+def _print_memory(model: str, card: str, overrides: tuple[str, ...], *, devices: int, **options: Any) -> None:
     from rich.console import Console
 
-    from tppo_rl.plan import learner_memory
+    from tppo_rl.plan import card_memory, learner_memory
     from tppo_rl.plan.memory_table import memory_without_run
 
     workload = _workload(**{key: options[key] for key in ("lengths", "cap", "prompt_length", "slots")})
-    table = memory_without_run(
+    tables = memory_without_run(
         model,
         card=card,
+        devices=devices,
         slots=workload.slots,
         prompt_length=math.ceil(workload.prompt_length),
         response_length=workload.lengths.longest,
         overrides=overrides,
     )
     console = Console()
-    console.print(table)
+    console.width = max(console.width, 120)
+    for table in tables:
+        console.print(table)
     console.print(learner_memory.__doc__, highlight=False, markup=False, soft_wrap=True)
+    if len(tables) > 1:
+        console.print(card_memory.__doc__, highlight=False, markup=False, soft_wrap=True)
 
 
 def _workload(lengths: str, cap: int | None, prompt_length: float | None, **options: Any) -> Workload:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -54,9 +55,14 @@ class Memory:
         return sum(self.of(process) * number for process, number in self.processes.items())
 
 
-def memory_of(options: Options) -> Memory:
-    """Returns the memory that a run with these options needs."""
-    policy = Shape.of(str(options.models.policy_model))
+def memory_of(options: Options, shape_of: Callable[[str], Shape] = Shape.of) -> Memory:
+    """Returns the memory that a run with these options needs.
+
+    Args:
+        options: Of the run.
+        shape_of: Reads the shape of a model; whoever asks for several options at a time may keep it.
+    """
+    policy = shape_of(str(options.models.policy_model))
     learners, rollout = options.learners, options.rollout
     numbers: dict[Process, int] = {
         "driver": 1,
@@ -68,21 +74,21 @@ def memory_of(options: Options) -> Memory:
     own = "env-runner" if not rollout.num_env_runners else "learner" if not learners.num_learners else "driver"
     bases = _PROCESS | {"driver": _PROCESS[own]}
     parts = [Part(process, "process", int(bases[process]), "Python with its libraries") for process in processes]
-    parts += _of_learner(options, policy, "learner" if learners.num_learners else "driver")
+    parts += _of_learner(options, policy, shape_of, "learner" if learners.num_learners else "driver")
     parts += _of_env_runner(options, policy, "env-runner" if rollout.num_env_runners else "driver")
     if rollout.num_env_runners:
         parts.append(Part("driver", "weights on their way", 4 * policy.parameters, "in Ray's object store"))
     return Memory(tuple(parts), processes)
 
 
-def _of_learner(options: Options, policy: Shape, process: Process) -> list[Part]:
+def _of_learner(options: Options, policy: Shape, shape_of: Callable[[str], Shape], process: Process) -> list[Part]:
     models = options.models
     shards = max(1, options.learners.num_learners) if options.learners.distributed == "fsdp" else 1
     weight = BYTES[models.weights_dtype]
     parts = []
     trained = {"policy": policy}
     if models.critic is not None:
-        own = policy if models.critic == "separate" else Shape.of(models.critic)
+        own = policy if models.critic == "separate" else shape_of(models.critic)
         trained["critic"] = own.first_layers(models.critic_layers)
     for name, shape in trained.items():
         if models.lora is None:
@@ -94,7 +100,7 @@ def _of_learner(options: Options, policy: Shape, process: Process) -> list[Part]
         parts.append(Part(process, name, size // shards, f"{shape.parameters:,} parameters; {meaning}"))
     if options.policy_loss.kl_coef:
         name = str(models.policy_model if models.reference_model == "initial" else models.reference_model)
-        shape = policy if name == models.policy_model else Shape.of(name)
+        shape = policy if name == models.policy_model else shape_of(name)
         parts.append(
             Part(process, "reference", weight * shape.parameters // shards, f"{shape.parameters:,} parameters")
         )

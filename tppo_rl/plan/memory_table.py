@@ -13,7 +13,10 @@ from rich.table import Table
 
 from tppo_rl.config.options import Options
 from tppo_rl.config.run_files import parse_override
+from tppo_rl.core.errors import OptionError
+from tppo_rl.core.gpus import Gpus
 from tppo_rl.plan.memory import GIB, Memory, Process, machine_memory, memory_of
+from tppo_rl.plan.placement_table import placements_table
 from tppo_rl.plan.roofline import DEVICES, SHAPES
 
 
@@ -46,13 +49,21 @@ def memory_table(memory: Memory, available: int, where: str = "this machine", *,
 
 
 def memory_without_run(
-    model: str, *, card: str, slots: int, prompt_length: int, response_length: int, overrides: Sequence[str]
-) -> Table:
-    """The table of one learner and one env-runner.
+    model: str,
+    *,
+    card: str,
+    devices: int = 2,
+    slots: int,
+    prompt_length: int,
+    response_length: int,
+    overrides: Sequence[str],
+) -> list[Table]:
+    """The table of one learner and one env-runner, and on a card that of the placements.
 
     Args:
         model: Folder, hub id, shipped model, or name of `SHAPES`.
         card: A name of `DEVICES`, where both have one to themselves and compute in bfloat16; any other: this machine's CPUs.
+        devices: GPUs of one machine, for the placements.
         slots: Of the env-runner.
         prompt_length: Longest, tokens.
         response_length: Longest, tokens.
@@ -61,33 +72,34 @@ def memory_without_run(
     Raises:
         OptionError: a bad option.
     """
-    options: dict[str, Any] = {
-        "num_learners": 1,
-        "num_env_runners": 1,
+    given: dict[str, Any] = {
         "num_envs_per_env_runner": slots,
         "max_prompt_length": prompt_length,
         "max_response_length": response_length,
     }
+    alone: dict[str, Any] = {"num_learners": 1, "num_env_runners": 1}
     if card in DEVICES:
-        options |= {"num_gpus_per_learner": 1, "num_gpus_per_env_runner": 1, "dtype": "bfloat16"}
-    options |= dict(parse_override(override) for override in overrides)
+        alone |= {"num_gpus_per_learner": 1, "num_gpus_per_env_runner": 1, "dtype": "bfloat16"}
+    given |= dict(parse_override(override) for override in overrides)
+    if given.get("placement") is not None:
+        raise OptionError(f"placement={given['placement']!r}: all of them are compared; leave it out")
     with TemporaryDirectory() as folder:
+        given["policy_model"] = model
         if model in SHAPES:
             config = {"model_type": "qwen2", "tie_word_embeddings": model in _TIED, **SHAPES[model]}
             (Path(folder) / "config.json").write_text(json.dumps(config), encoding="utf-8")
-            options["policy_model"] = folder
-        else:
-            options["policy_model"] = model
-        memory = memory_of(Options.of(options))
-    if card not in DEVICES:
-        return memory_table(memory, machine_memory())
+            given["policy_model"] = folder
+        memory = memory_of(Options.of(alone | given))
+        if card not in DEVICES:
+            return [memory_table(memory, machine_memory())]
+        node = Gpus((devices,), int(DEVICES[card].memory), card)
+        side_by_side = placements_table(given, node)
     parts = tuple(part for part in memory.parts if part.process != "driver" and part.name != "process")
     processes: dict[Process, int] = {
         process: number for process, number in memory.processes.items() if process != "driver"
     }
-    return memory_table(
-        replace(memory, parts=parts, processes=processes), int(DEVICES[card].memory), f"one {card}", each=True
-    )
+    on_card = replace(memory, parts=parts, processes=processes)
+    return [memory_table(on_card, int(DEVICES[card].memory), f"one {card}", each=True), side_by_side]
 
 
 _TIED = ("qwen2.5-0.5b", "qwen2.5-1.5b")

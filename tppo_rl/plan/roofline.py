@@ -18,6 +18,7 @@ import numpy as np
 
 from tppo_rl.config.model_files import load_model_config
 from tppo_rl.core.errors import OptionError
+from tppo_rl.core.gpus import CARDS
 from tppo_rl.plan.costs import Costs
 from tppo_rl.plan.windows import LearnerWork, PassWork
 
@@ -46,9 +47,9 @@ class Device:
 
 
 DEVICES: dict[str, Device] = {
-    "a100": Device(2.039e12, 312e12, 80e9),
-    "h100": Device(3.35e12, 989e12, 80e9),
-    "h200": Device(4.8e12, 989e12, 141e9),
+    "a100": Device(2.039e12, 312e12, CARDS["a100"]),
+    "h100": Device(3.35e12, 989e12, CARDS["h100"]),
+    "h200": Device(4.8e12, 989e12, CARDS["h200"]),
 }
 """NVIDIA's data sheets of the SXM modules (the A100 of 80 GB)."""
 

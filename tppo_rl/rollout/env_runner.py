@@ -31,6 +31,7 @@ from ray.rllib.utils.metrics import (
 )
 
 from tppo_rl.config.options import Options
+from tppo_rl.config.sleep_checks import sleeps
 from tppo_rl.config.text_envs import make_text_env
 from tppo_rl.core.begun_episodes import table_from_begun
 from tppo_rl.core.errors import portable
@@ -74,6 +75,7 @@ class VLLMEnvRunner(EnvRunner):
         self._idle_seconds = 0.0
         self._spans: list[Span] = []
         self._options: Options = config.options
+        self._sleeps = sleeps(self._options)
         self._counted = {"slot_steps": 0, "productive_slot_steps": 0, "refills": 0, "tokens": 0}
         self._last_call_ended = time.perf_counter()
         self._callbacks = EnvRunnerCallbacks(self)
@@ -153,6 +155,41 @@ class VLLMEnvRunner(EnvRunner):
             return self._score(tokens)
         except Exception as error:
             return portable(error, self._where())
+
+    def sleep(self) -> Exception | None:
+        """Lets the engine give the GPU's memory back until new weights come, or until it is asked for anything.
+
+        Returns:
+            What went wrong, if anything did.
+        """
+        return self._rest("sleep", "falling asleep")
+
+    def wake_up(self) -> Exception | None:
+        """Wakes the engine, if it sleeps.
+
+        Returns:
+            What went wrong, if anything did.
+        """
+        return self._rest("wake_up", "waking")
+
+    def _rest(self, method: str, words: str) -> Exception | None:
+        if self._engine is None or self._failure is not None:
+            return None
+        started = time.perf_counter()
+        try:
+            # An engine of a user's own may have no such method.
+            getattr(self._engine, method, lambda: None)()
+        except Exception as error:
+            return portable(error, self._where())
+        finally:
+            self._spanned(words, started)
+            self._last_call_ended = time.perf_counter()
+        return None
+
+    def _wake(self) -> None:
+        """Wakes an engine that sleeps, whose update has failed or sent no weights."""
+        if self._sleeps and self._engine is not None:
+            getattr(self._engine, "wake_up", lambda: None)()
 
     def abandon(self) -> None:
         """Drops open episodes and tickets, and counts from 0 as after a restart; the engine keeps its weights."""
@@ -317,6 +354,7 @@ class VLLMEnvRunner(EnvRunner):
         if self._failure is not None:
             raise self._failure
         assert self._engine is not None
+        self._wake()
         if self._sampler is not None:
             self._sampler.suspend()
         try:
@@ -330,6 +368,7 @@ class VLLMEnvRunner(EnvRunner):
     ) -> list[Fragment]:
         if self._failure is not None:
             raise self._failure
+        self._wake()
         sampler = self._evaluation_sampler(temperature)
         if self._sampler is not None:
             self._sampler.suspend()
@@ -351,6 +390,7 @@ class VLLMEnvRunner(EnvRunner):
         if self._policy_version is None:
             return SampleResult(table_from_fragments([]), self._incarnation, None)
         started = time.perf_counter()
+        self._wake()
         sampler = self._sampler
         sampler.add_tickets(tickets)
         self._reseed(_TRAINING_NOISE, draw)

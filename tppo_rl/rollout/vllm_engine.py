@@ -11,6 +11,9 @@ new weights need no pause.
 
 With `kv_on_update="recompute"` the requests that run during an update are preempted, and their keys and values are
 computed anew. So the weights that sample a request's next token have also computed its prefix.
+
+An engine that sleeps preempts the running requests in the same way, since their keys and values are gone; they go on after it has
+woken. Its weights are kept in the memory of the host: an engine that wakes after a failed update has them still.
 """
 
 from __future__ import annotations
@@ -30,6 +33,7 @@ from tppo_rl.core.errors import OptionError
 from tppo_rl.kernels.onednn_linear import fastest_linear
 from tppo_rl.rollout.core_process import SCHEDULER
 from tppo_rl.rollout.engine import KV_ON_UPDATE, Output, Request, Sampling
+from tppo_rl.rollout.sleep_cycle import SleepCycle
 from tppo_rl.rollout.vllm_internals import (
     WORKER_EXTENSION,
     VLLMCore,
@@ -150,6 +154,7 @@ class VLLMEngine:
         self._can_seed = not has_workers or "worker_extension_cls" not in engine_args
         if not self._can_seed:
             logger.warning(_NOT_SEEDED, engine_args["worker_extension_cls"])
+        self._rest = SleepCycle(self._core.sleep, self._core.wake)
         self._copies: WeightCopies | None = None
         if in_place:
             self._copies = WeightCopies(self._core.loader())
@@ -164,6 +169,7 @@ class VLLMEngine:
         self._engine.add_request(request.request_id, prompt, params)
 
     def step(self) -> list[Output]:
+        assert self._rest.state == "awake", "an engine that sleeps takes no steps"
         with self._core.telling_death():
             outputs = self._core.outputs()
         return [
@@ -180,7 +186,7 @@ class VLLMEngine:
             name: value if isinstance(value, torch.Tensor) else torch.from_numpy(value)
             for name, value in weights.items()
         }
-        with self._core.telling_death():
+        with self._core.telling_death(), self._rest.taking_weights():
             if self._copies is not None:
                 self._copies.load(tensors)
             elif self._weights_folder is None:
@@ -193,6 +199,19 @@ class VLLMEngine:
             goes_back, self.version = version <= self.version, version
             if self._kv_on_update == "recompute" or goes_back:
                 self.forget_kv()
+
+    def sleep(self) -> None:
+        """Gives the GPU's memory back until new weights come or `wake_up` is called; on a CPU vLLM gives nothing back.
+
+        Requests stay, and compute their keys and values anew. The engine's arguments must have `enable_sleep_mode` on a GPU.
+        """
+        with self._core.telling_death():
+            self._rest.fall_asleep()
+
+    def wake_up(self) -> None:
+        """Takes the memory back; does nothing if the engine is awake."""
+        with self._core.telling_death():
+            self._rest.wake_up()
 
     def reseed(self, seed: int) -> None:
         if self._seeds_here:

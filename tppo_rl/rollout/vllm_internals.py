@@ -28,6 +28,8 @@ CONTRACT: Contract = {
         "collective_rpc",
         "set_weight_version",
         "reset_prefix_cache",
+        "sleep",
+        "wake_up",
     ),
     "vllm.config": ("set_current_vllm_config",),
     "vllm.platforms": ("current_platform",),
@@ -186,6 +188,18 @@ class VLLMCore:
     def reseed(self, seed: int) -> None:
         """Seeds torch's generators of the workers that have our methods."""
         self.engine.collective_rpc("reseed", args=(seed,))
+
+    def sleep(self) -> None:
+        """Preempts running requests, and gives the memory of the GPU back; weights go to the host.
+
+        With `mode="keep"` requests stay, where vLLM's default would abort them. Level 1 keeps the weights, and what a model has beside
+        those that are loaded; level 2 would leave an engine without weights if an update fails.
+        """
+        self.engine.sleep(level=1, mode="keep")
+
+    def wake(self, part: str) -> None:
+        """Takes a part of the memory back, "weights" or "kv_cache"; after both vLLM schedules requests again."""
+        self.engine.wake_up(tags=[part])
 
     def shutdown(self) -> None:
         """Ends the core."""

@@ -36,6 +36,8 @@ class LearnerOptions(Section):
 
     def check(self, options: Options) -> None:
         """Checks that there is something to shard over."""
+        if self.num_learners == 0 and options.placement.placement is not None:
+            return  # The placement says how many there are.
         if self.distributed == "fsdp" and self.num_learners < 2:
             refuse(
                 "distributed",
