@@ -19,7 +19,6 @@ from tppo_rl.core.state_files import (
     MANIFEST,
     DamagedState,
     _digest,
-    check_files,
     read_manifest,
     read_state,
     write_state,
@@ -117,7 +116,7 @@ def test_every_flipped_bit_and_every_cut_is_noticed(tmp_path: Path) -> None:
                     read_state(tmp_path)
             elif _means_another(whole, bytes(data)):
                 with pytest.raises(DamagedState):
-                    check_files(tmp_path)
+                    read_state(tmp_path)
             path.write_bytes(whole[: generator.randrange(len(whole))])
             with pytest.raises(DamagedState):
                 read_state(tmp_path)
@@ -125,7 +124,7 @@ def test_every_flipped_bit_and_every_cut_is_noticed(tmp_path: Path) -> None:
         with pytest.raises(DamagedState, match=path.name):
             read_state(tmp_path)
         path.write_bytes(whole)
-    check_files(tmp_path)
+    read_state(tmp_path)
 
 
 def _means_another(whole: bytes, changed: bytes) -> bool:
@@ -143,4 +142,4 @@ def test_no_file_outside_of_the_folder_is_read(tmp_path: Path) -> None:
     (tmp_path / "in" / MANIFEST).write_text(json.dumps(manifest))
     (tmp_path / "out").touch()
     with pytest.raises(DamagedState, match="is missing"):
-        check_files(tmp_path / "in")
+        read_state(tmp_path / "in")
