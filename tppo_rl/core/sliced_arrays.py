@@ -11,7 +11,7 @@ for one array at a time, and its checksum is that of what was to be written, not
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,35 +107,47 @@ def _pieces(
         yield memoryview(tensors[key].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
 
 
+class ArrayFile:
+    """An open safetensors file, whole arrays or those of one process."""
+
+    def __init__(self, path: Path) -> None:
+        from safetensors import safe_open
+
+        self.file: Any = safe_open(str(path), framework="pt")
+        rows = json.loads((self.file.metadata() or {}).get(_ROWS, "{}"))
+        self.first_rows = {key: int(rows.get(key, 0)) for key in self.file.keys()}  # noqa: SIM118 (it is no dict)
+        """By the key of each array: where its rows begin in the whole one."""
+
+
 class StoredArray:
     """An array in files, of which nothing is read before it is asked for.
 
-    `array[start:stop]` reads rows, `np.asarray(array)` the whole. Half precision is given as float32, for numpy has no bfloat16.
+    `array[start:stop]` reads rows, `np.asarray(array)` the whole. bfloat16 is given as float32, for numpy does not have it.
     """
 
-    def __init__(self, pieces: Sequence[tuple[int, Any, str]], shape: Sequence[int], name: str) -> None:
+    def __init__(self, key: str, files: Sequence[ArrayFile], shape: Sequence[int]) -> None:
         """Looks at the headers alone.
 
         Args:
-            pieces: First row, open file of safetensors, and key there, of each part.
+            key: In the files.
+            files: Some may have no row of it.
             shape: Of the whole.
-            name: For messages.
 
         Raises:
-            DamagedState: the parts have not every row once.
+            DamagedState: the files do not have every row once.
         """
         self.shape = tuple(shape)
         self.ndim = len(self.shape)
-        self._pieces = []
-        end = 0
-        for first, file, key in sorted(pieces, key=lambda piece: piece[0]):
-            found = tuple(file.get_slice(key).get_shape())
-            if (self.ndim and first != end) or found[1:] != self.shape[1:] or len(found) != self.ndim:
-                break
-            end = first + found[0] if self.ndim else 1
-            self._pieces.append((first, end, file, key))
-        if end != (self.shape[0] if self.ndim else 1) or len(self._pieces) != len(pieces):
-            raise DamagedState(f"{name}: the slices do not make up an array of shape {self.shape}")
+        self._key = key
+        self._pieces: list[tuple[int, int, Any]] = []
+        end, fits = 0, True
+        for one in sorted((one for one in files if key in one.first_rows), key=lambda one: one.first_rows[key]):
+            found, first = tuple(one.file.get_slice(key).get_shape()), one.first_rows[key]
+            fits &= first == end and len(found) == self.ndim and found[1:] == self.shape[1:]
+            end = first + (found[0] if found else 1)
+            self._pieces.append((first, end, one.file))
+        if not self._pieces or not fits or end != (self.shape[0] if self.shape else 1):
+            raise DamagedState(f"{key}: its slices do not make up an array of shape {self.shape}")
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -147,48 +159,22 @@ class StoredArray:
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         if copy is False:
-            raise ValueError("it is in a file: to read it is to copy it")
-        if self.ndim:
-            whole = self._read(0, len(self))
-        else:
-            ((_, _, file, key),) = self._pieces
-            whole = _numpy(file.get_tensor(key))
+            raise ValueError("it is in files: to read it is to copy it")
+        whole = self._read(0, len(self)) if self.ndim else _numpy(self._pieces[0][2].get_tensor(self._key))
         return whole if dtype is None else whole.astype(dtype, copy=False)
 
     def _read(self, start: int, stop: int) -> np.ndarray:
         found = [
-            _numpy(file.get_slice(key)[max(start, first) - first : min(stop, end) - first])
-            for first, end, file, key in self._pieces
+            _numpy(file.get_slice(self._key)[max(start, first) - first : min(stop, end) - first])
+            for first, end, file in self._pieces
             if max(start, first) < min(stop, end)
         ]
         if not found:
-            _, _, file, key = self._pieces[0]
-            return _numpy(file.get_slice(key)[0:0])
+            return _numpy(self._pieces[0][2].get_slice(self._key)[0:0])
         return found[0] if len(found) == 1 else np.concatenate(found)
-
-
-def open_slices(sliced: Sliced, opened: Callable[[str], Any]) -> StoredArray:
-    """Returns the array that lies in several files.
-
-    Args:
-        sliced: Says where.
-        opened: Opens a file by its name, with safetensors for torch.
-
-    Raises:
-        DamagedState: a row is in none of them.
-    """
-    pieces = []
-    for name in sliced.files:
-        file = opened(name)
-        first = json.loads((file.metadata() or {}).get(_ROWS, "{}")).get(sliced.key, 0)
-        if sliced.key in file.keys():  # noqa: SIM118 (it is no dict)
-            pieces.append((first, file, sliced.key))
-    return StoredArray(pieces, sliced.shape, f"{sliced.key} of {sliced.files[0]}")
 
 
 def _numpy(tensor: Any) -> np.ndarray:
     import torch
 
-    if tensor.is_floating_point():
-        tensor = tensor.to(torch.promote_types(tensor.dtype, torch.float32))
-    return np.asarray(tensor.numpy())
+    return np.asarray((tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy())

@@ -27,7 +27,7 @@ import numpy as np
 import pyarrow as pa
 
 from tppo_rl.core.fingerprints import fingerprint
-from tppo_rl.core.sliced_arrays import DamagedState, Sliced, StoredArray, open_slices
+from tppo_rl.core.sliced_arrays import ArrayFile, DamagedState, Sliced, StoredArray
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -276,7 +276,7 @@ class _Reader:
     def __init__(self, folder: Path, *, lazily: bool) -> None:
         self._folder = folder
         self._lazily = lazily
-        self._open: dict[str, Any] = {}
+        self._open: dict[str, ArrayFile] = {}
 
     def decoded(self, value: Any) -> Any:
         if isinstance(value, list):
@@ -305,21 +305,20 @@ class _Reader:
         return _SEQUENCES[kind](self.decoded(item) for item in value)
 
     def _array(self, kind: str, value: Any) -> Any:
-        if kind == "!tensor":
-            return self._tensors(value[0]).get_tensor(value[1])
         if kind == "!slices":
-            stored = open_slices(Sliced(*value), self._tensors)
+            sliced = Sliced(*value)
+            stored = StoredArray(sliced.key, [self._file(name) for name in sliced.files], sliced.shape)
         else:
-            file, key = self._tensors(value[0]), value[1]
-            stored = StoredArray([(0, file, key)], file.get_slice(key).get_shape(), key)
+            file, key = self._file(value[0]), value[1]
+            if kind == "!tensor":
+                return file.file.get_tensor(key)
+            stored = StoredArray(key, [file], file.file.get_slice(key).get_shape())
         return stored if self._lazily else np.asarray(stored)
 
-    def _tensors(self, file: str) -> Any:
-        from safetensors import safe_open
-
-        if file not in self._open:
-            self._open[file] = safe_open(str(self._folder / Path(file).name), framework="pt")
-        return self._open[file]
+    def _file(self, name: str) -> ArrayFile:
+        if name not in self._open:
+            self._open[name] = ArrayFile(self._folder / Path(name).name)
+        return self._open[name]
 
 
 def _number(value: Any) -> Any:

@@ -18,7 +18,7 @@ from ray.rllib.core.learner.learner_group import LearnerGroup
 
 from tppo_rl.core.checkpoint_files import begin_slices, learner_state
 from tppo_rl.core.errors import RunError
-from tppo_rl.learner.sharded_checkpoints import load_slices, write_slices
+from tppo_rl.learner.sharded_checkpoints import check_seen, load_slices, write_slices
 
 _ANSWER_S = 20.0
 """Time that a learner has to say that it is there, after another one has failed."""
@@ -82,6 +82,15 @@ class TPPOLearnerGroup(LearnerGroup):
             return
         reference = ray.put(state[COMPONENT_LEARNER])
         self.ask(partial(_take_state, reference=reference))
+
+    def check_sees(self, folder: Path) -> None:
+        """Checks that learners can write checkpoints into a folder.
+
+        Raises:
+            OptionError: learners are sharded, and do not all see it.
+        """
+        if self.config.distributed == "fsdp":
+            check_seen(self.ask, folder)
 
     def write_state(self, folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
         """Returns the state of the group for a checkpoint. Sharded learners write its tensors, and nothing is gathered.

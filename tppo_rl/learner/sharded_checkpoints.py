@@ -17,7 +17,7 @@ So a folder that not every learner sees is an error of every learner that does n
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,15 @@ from tppo_rl.learner.collective import current_collective
 Ask = Callable[[Callable[[Any], Any]], list[Any]]
 """Calls a function with every learner, where it is, and returns the results in their order."""
 _Facts = dict[str, dict[str, Any]]
+
+
+def check_seen(ask: Ask, folder: Path) -> None:
+    """Checks that all learners see a folder of the driver.
+
+    Raises:
+        OptionError: one does not.
+    """
+    _answers(ask, partial(_see, paths=[str(folder)]))
 
 
 def write_slices(ask: Ask, folder: Path) -> tuple[dict[str, Any], _Facts]:
@@ -86,23 +95,22 @@ def _attempt(learner: Any, *, work: Callable[[Any], Any]) -> Any:
         return portable(error, f"learner {current_collective().rank}")
 
 
-def _write(learner: Any, *, folder: str) -> tuple[dict[str, Any] | None, _Facts, str]:
-    place = Path(folder)
-    if not place.is_dir():
-        raise _not_shared(
-            place, f"is not there on node {socket.gethostname()!r} of learner {current_collective().rank}"
-        )
-    state, files = learner.write_state(place)
-    return (state if current_collective().rank == 0 else None), files, socket.gethostname()
+def _see(_: Any, *, paths: Sequence[str]) -> None:
+    for path in paths:
+        if not Path(path).exists():
+            where = f"node {socket.gethostname()!r} of learner {current_collective().rank}"
+            raise _not_shared(Path(path), f"is not there on {where}")
+
+
+def _write(learner: Any, *, folder: str) -> tuple[dict[str, Any], _Facts, str]:
+    _see(learner, paths=[folder])
+    state, files = learner.write_state(Path(folder))
+    return state if current_collective().rank == 0 else {}, files, socket.gethostname()
 
 
 def _check(learner: Any, *, folder: str, files: Mapping[str, Mapping[str, Any]]) -> None:
+    _see(learner, paths=[f"{folder}/{name}" for name in files])
     collective = current_collective()
-    for name in files:
-        if not (Path(folder) / name).is_file():
-            raise _not_shared(
-                Path(folder) / name, f"is not there on node {socket.gethostname()!r} of learner {collective.rank}"
-            )
     check_learner_files(Path(folder), files, sorted(files)[collective.rank :: collective.size])
 
 
