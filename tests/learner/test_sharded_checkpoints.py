@@ -151,7 +151,8 @@ def saved(model_folder: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     return folder, outcomes[0]
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.slow
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("kind", KINDS)
 def test_slices_make_up_the_whole_state(saved: tuple[Path, dict[str, Any]], kind: str) -> None:
     folder, expected = saved
@@ -165,7 +166,8 @@ def test_slices_make_up_the_whole_state(saved: tuple[Path, dict[str, Any]], kind
     assert_identical(read, expected[kind]["gathered"]["rl_module"]["default_policy"])
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.slow
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("num_learners", [2, 3])
 def test_any_number_of_sharded_learners_goes_on(
     saved: tuple[Path, dict[str, Any]], model_folder: str, tmp_path: Path, num_learners: int
@@ -178,7 +180,8 @@ def test_any_number_of_sharded_learners_goes_on(
             assert_goes_on(found[kind], expected[kind], exactly=num_learners == 2)
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.slow
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("kind", ["float32", "adapters"])
 def test_one_whole_learner_goes_on(saved: tuple[Path, dict[str, Any]], model_folder: str, kind: str) -> None:
     folder, expected = saved
@@ -201,7 +204,8 @@ def assert_goes_on(found: dict[str, Any], expected: dict[str, Any], *, exactly: 
         np.testing.assert_allclose(own, weight, atol=1e-5, err_msg=name)
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_sharded_learners_go_on_from_whole_ones(model_folder: str, tmp_path: Path) -> None:
     alone = Learner(model_folder, ONE_STEP, SingleLearner())
     for version in range(BEFORE):

@@ -20,8 +20,10 @@ from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
 
 from tppo_rl.algorithms import TPPOConfig
 from tppo_rl.config.checks import check_rules
+from tppo_rl.core.checkpoint_files import LEARNERS, checkpoint_state, write_checkpoint
 from tppo_rl.core.errors import OptionError
 from tppo_rl.core.fragments import Fragment, table_from_fragments
+from tppo_rl.core.sliced_arrays import slice_file
 from tppo_rl.learner.learner import FRAGMENT_REPORT, MODULE_STATE
 from tppo_rl.rollout.weight_proof import WeightProof
 from tppo_rl.rollout.weight_sync import WeightSync
@@ -103,6 +105,10 @@ def learner_state(group: Any) -> dict[str, Any]:
     return {name: part for name, part in group.get_state()["learner"].items() if name != "metrics_logger"}
 
 
+def slice_files() -> list[str]:
+    return sorted(slice_file(name, part, 2) for name in ("policy", "critic", "optimizers") for part in (0, 1))
+
+
 def test_the_builder_passes_the_options_on(model_folder: str) -> None:
     config = (
         TPPOConfig()
@@ -143,7 +149,7 @@ def test_the_learners_are_sharded(sharded: Any) -> None:
 
 
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize("through", ["state", "path"])
+@pytest.mark.parametrize("through", ["state", "path", "files"])
 @pytest.mark.parametrize("saved_by", ["sharded learners", "one learner"])
 def test_checkpoints_are_exchanged(
     sharded: Any, model_folder: str, tmp_path: Path, saved_by: str, through: str
@@ -157,6 +163,13 @@ def test_checkpoints_are_exchanged(
             train(group, parts)
     if through == "state":
         target.set_state(source.get_state())
+    elif through == "files":
+        state, written = source.write_state(tmp_path)
+        assert sorted(written) == (slice_files() if source is sharded else [])
+        write_checkpoint(tmp_path, {LEARNERS: state}, {}, written)
+        np.testing.assert_equal(checkpoint_state(tmp_path)[LEARNERS]["learner"], source.get_state()["learner"])
+        target.load_state(tmp_path)
+        np.testing.assert_equal(learner_state(target), learner_state(source))
     else:
         target.restore_from_path(source.save_to_path(tmp_path / "checkpoint"))
     for version in (3, 4):
@@ -164,6 +177,27 @@ def test_checkpoints_are_exchanged(
         result, reference = train(target, parts)[0], train(expected, parts)[0]
         assert metrics_of(result) == pytest.approx(metrics_of(reference), rel=1e-4, abs=1e-6)
     assert_same(learner_state(target), learner_state(expected))
+
+
+@pytest.mark.timeout(240)
+def test_a_damaged_checkpoint_leaves_sharded_learners_as_they_are(sharded: Any, tmp_path: Path) -> None:
+    state, written = sharded.write_state(tmp_path)
+    write_checkpoint(tmp_path, {LEARNERS: state}, {}, written)
+    train(sharded, SHARES["even"])
+    before = learner_state(sharded)
+    for name in slice_files():
+        whole = (tmp_path / name).read_bytes()
+        for damaged in (whole[:-1], whole[:-1] + bytes([whole[-1] ^ 1])):
+            (tmp_path / name).write_bytes(damaged)
+            with pytest.raises(OptionError, match=name):
+                sharded.load_state(tmp_path)
+        (tmp_path / name).write_bytes(whole)
+    np.testing.assert_equal(learner_state(sharded), before)
+    with pytest.raises(OptionError, match=r"is not there on node .* of learner 0; "):
+        sharded.check_sees(tmp_path / "nowhere")
+    sharded.check_sees(tmp_path)
+    sharded.load_state(tmp_path)
+    assert learner_state(sharded)[WEIGHTS_SEQ_NO] == before[WEIGHTS_SEQ_NO] - 1
 
 
 @pytest.mark.timeout(240)
