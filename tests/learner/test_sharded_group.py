@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,7 +25,10 @@ from tppo_rl.core.checkpoint_files import LEARNERS, checkpoint_state, write_chec
 from tppo_rl.core.errors import OptionError
 from tppo_rl.core.fragments import Fragment, table_from_fragments
 from tppo_rl.core.sliced_arrays import slice_file
+from tppo_rl.experiment.checkpoints import checkpoint_path, newest_checkpoint, save_checkpoint
+from tppo_rl.learner.collective import current_collective
 from tppo_rl.learner.learner import FRAGMENT_REPORT, MODULE_STATE
+from tppo_rl.learner.learner_group import LearnerDied
 from tppo_rl.rollout.weight_proof import WeightProof
 from tppo_rl.rollout.weight_sync import WeightSync
 
@@ -241,3 +245,35 @@ def test_weights_and_log_probs_for_the_engines(sharded: Any, model_folder: str) 
     for left, right in zip(*log_probs, strict=True):
         np.testing.assert_allclose(left, right, atol=1e-4)
     assert_same(learner_state(sharded), learner_state(alone))
+
+
+class Dies:
+    """Half a file, and the end of the process."""
+
+    def __init__(self, rank: int) -> None:
+        self.rank = rank
+
+    def __call__(self, learner: Any) -> None:
+        if current_collective().rank == self.rank:
+            learner.write_state = self.write
+
+    def write(self, folder: Path) -> None:
+        (folder / slice_file("policy", self.rank, 2)).write_bytes(b"half")
+        os._exit(1)
+
+
+@pytest.mark.timeout(240)
+def test_a_learner_that_dies_while_it_saves_leaves_the_checkpoint_before(sharded: Any, tmp_path: Path) -> None:
+    """The last test: the group is dead after it."""
+
+    def save(place: str) -> None:
+        state, written = sharded.write_state(Path(place))
+        write_checkpoint(Path(place), {LEARNERS: state}, {}, written)
+
+    algorithm = SimpleNamespace(save_to_path=save)
+    save_checkpoint(algorithm, checkpoint_path(tmp_path, 1), 1)
+    sharded.ask(Dies(1))
+    with pytest.raises(LearnerDied, match=r"^learner 1 of 2 died"):
+        save_checkpoint(algorithm, checkpoint_path(tmp_path, 2), 1)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["iteration_000001"]
+    assert newest_checkpoint(tmp_path) == checkpoint_path(tmp_path, 1)

@@ -21,7 +21,6 @@ from ray.rllib.utils.metrics import (
     NUM_MODULE_STEPS_TRAINED_LIFETIME,
     WEIGHTS_SEQ_NO,
 )
-from torch.distributed.tensor import DTensor
 
 from tppo_rl.core.fragments import Fragment, concatenate_tables, fragments_from_table, table_from_fragments
 from tppo_rl.kernels.denormals import flushed_subnormals
@@ -42,6 +41,7 @@ from tppo_rl.learner.slices import write_learner
 from tppo_rl.learner.targets import Estimates, Targets, default_stages
 from tppo_rl.learner.update import UpdateResult, UpdateStep
 from tppo_rl.learner.value_buffer import ValueBuffer
+from tppo_rl.learner.weight_checksum import weights_checksum
 from tppo_rl.maths.advantages import load_compiled
 
 FRAGMENT_REPORT = "fragment_report"
@@ -193,21 +193,9 @@ class TPPOLearner(InsideTorchLearner):
             start_critic(critic, torch.zeros(0), value, collective)
 
     def weights_checksum(self) -> int:
-        """Returns a sum over the bits of all trained weights, of all learners' slices; all learners must call it.
-
-        Sums over whole numbers do not depend on their order: equal weights have equal sums wherever they lie.
-        """
-        total = torch.zeros((), dtype=torch.int64)
-        sharded = False
-        for _, optimizer in self.optimizers():
-            for parameter in parameters_of(optimizer):
-                weight = parameter.detach()
-                if isinstance(weight, DTensor):
-                    weight, sharded = weight.to_local(), True
-                bits = weight.contiguous().view(torch.int32 if weight.element_size() == 4 else torch.int16).reshape(-1)
-                # Every seventh weight counts once more, so that weights that trade places show.
-                total += (31 * torch.sum(bits, dtype=torch.int64) + torch.sum(bits[::7], dtype=torch.int64)).cpu()
-        return int(current_collective(self.device).sum_(total) if sharded else total)
+        """Returns that of all trained weights (`weight_checksum`); all learners must call it."""
+        parameters = [parameter for _, optimizer in self.optimizers() for parameter in parameters_of(optimizer)]
+        return weights_checksum(parameters, current_collective(self.device))
 
     def held_episodes(self) -> pa.Table:
         """Returns this learner's finished episodes that wait for a full value batch (`FRAGMENT_SCHEMA`)."""
