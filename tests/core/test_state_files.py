@@ -145,6 +145,17 @@ def test_rows_that_are_there_twice_or_not_at_all_are_noticed(tmp_path: Path, fir
         read_state(tmp_path, lazily=True)
 
 
+def test_rows_of_which_some_are_there_twice_and_others_not_are_noticed(tmp_path: Path) -> None:
+    """Their number is right."""
+    written = {}
+    for part, (first, rows) in enumerate([(0, ROWS[:2]), (1, ROWS[2:4]), (4, ROWS[4:])]):
+        name = slice_file("moments", part, 3)
+        written[name] = write_slices(tmp_path / name, {"a": torch.from_numpy(rows)}, {"a": first})
+    write_state(tmp_path, {"a": Sliced("moments", 3, "a", (5, 2))}, facts={}, written=written)
+    with pytest.raises(DamagedState, match=r"^a: its slices do not make up"):
+        read_state(tmp_path)
+
+
 def test_an_array_that_no_process_has_written_is_noticed(tmp_path: Path) -> None:
     write_sliced(tmp_path, bias=False)
     with pytest.raises(DamagedState, match=r"^c: its slices do not make up"):

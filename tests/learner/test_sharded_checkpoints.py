@@ -12,6 +12,7 @@ import pytest
 import torch
 from group_helpers import MIB, OTHER_MEMORY, Peak, run_learners
 from learner_helpers import estimate_targets
+from safetensors import safe_open
 from test_sharding import ONE_STEP, Learner, as_tensors, largest_deviation, shares
 
 from tppo_rl.core.checkpoint_files import (
@@ -158,6 +159,9 @@ def test_slices_make_up_the_whole_state(saved: tuple[Path, dict[str, Any]], kind
     folder, expected = saved
     names = {slice_file(name, part, 2) for name in ("policy", "critic", "optimizers") for part in (0, 1)}
     assert {path.name for path in (folder / kind).iterdir()} == {"manifest.json", "state.json", *names}
+    with safe_open(str(folder / kind / slice_file("policy", 0, 2)), framework="pt") as file:
+        keys = set(file.keys())
+    assert ("model.lm_head.weight" in keys) != ("model.model.embed_tokens.weight" in keys) or kind == "adapters"
     assert check_whole(folder / kind)["iteration"] == BEFORE
     whole = checkpoint_state(folder / kind)["learner_group"]["learner"]
     assert_identical(whole, expected[kind]["gathered"])
