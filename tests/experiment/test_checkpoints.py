@@ -16,7 +16,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from tppo_rl.core.checkpoint_files import begin_slices, checkpoint_state, unknown_files, write_checkpoint
+from tppo_rl.core.checkpoint_files import begin_checkpoint, checkpoint_state, unknown_files, write_checkpoint
 from tppo_rl.core.errors import OptionWarning, RunError
 from tppo_rl.core.sliced_arrays import Sliced, slice_file, write_slices
 from tppo_rl.experiment import checkpoints
@@ -132,7 +132,7 @@ def write_whole(folder: Path, number: int) -> None:
 
 def write_by_slices(folder: Path, number: int) -> None:
     """As two sharded learners and their driver do, the learners one after the other."""
-    begin_slices(folder)
+    begin_checkpoint(folder)
     weights, written = torch.full((50,), float(number)), {}
     for part, rows in enumerate((weights[:25], weights[25:])):
         name = slice_file("policy", part, 2)
@@ -175,11 +175,15 @@ def test_a_kill_at_any_file_operation_leaves_a_whole_checkpoint(
 
 
 def test_slices_of_an_earlier_checkpoint_are_not_of_the_new_one(tmp_path: Path) -> None:
-    """A folder is written once more, by fewer learners."""
-    (tmp_path / slice_file("policy", 2, 3)).write_text("old", encoding="utf-8")
+    """A folder is written once more, by fewer learners. What others have put there stays."""
+    old = [slice_file("policy", 2, 3), slice_file("optimizers", 10, 11), "critic.safetensors", "manifest.json"]
+    for name in (*old, "policy_of_mine.safetensors"):
+        (tmp_path / name).write_text("old", encoding="utf-8")
+    begin_checkpoint(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["policy_of_mine.safetensors"]
     write_by_slices(tmp_path, 1)
-    assert sorted(path.name for path in tmp_path.glob("policy*")) == [slice_file("policy", part, 2) for part in (0, 1)]
-    assert unknown_files(tmp_path) == []
+    slices = [slice_file("policy", part, 2) for part in (0, 1)]
+    assert sorted(path.name for path in tmp_path.glob("policy*")) == [*slices, "policy_of_mine.safetensors"]
 
 
 def test_a_full_disk_keeps_the_last_checkpoint_and_is_one_message(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from tppo_rl.core.errors import OptionError
-from tppo_rl.core.sliced_arrays import SLICE_FILES, DamagedState
+from tppo_rl.core.sliced_arrays import DamagedState, slice_file
 from tppo_rl.core.state_files import (
     MANIFEST,
     check_files,
@@ -84,11 +84,14 @@ def check_whole(folder: Path) -> dict[str, Any]:
         return check_sizes(folder)
 
 
-def begin_slices(folder: Path) -> None:
-    """Makes a folder that learners will write their slices to, without those of an earlier checkpoint."""
+def begin_checkpoint(folder: Path) -> None:
+    """Makes a folder that learners will write to. A checkpoint that is there is no more whole, and loses its weights and moments."""
     folder.mkdir(parents=True, exist_ok=True)
-    for path in folder.glob(SLICE_FILES):
-        path.unlink()
+    (folder / MANIFEST).unlink(missing_ok=True)
+    for name in _FILES.values():
+        (folder / f"{name}.safetensors").unlink(missing_ok=True)
+        for path in folder.glob(slice_file(name, "[0-9]*", "[0-9]*")):
+            path.unlink()
 
 
 def write_checkpoint(

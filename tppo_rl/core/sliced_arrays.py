@@ -40,13 +40,9 @@ class DamagedState(ValueError):
     """A folder does not hold a whole state of this format."""
 
 
-def slice_file(name: str, part: int, parts: int) -> str:
-    """Name of the file that a process writes; processes count from 0."""
+def slice_file(name: str, part: int | str, parts: int | str) -> str:
+    """Name of the file that a process writes; processes count from 0. Patterns are made of patterns."""
     return f"{name}_{part}_of_{parts}.safetensors"
-
-
-SLICE_FILES = "*_of_*.safetensors"
-"""Pattern of these names."""
 
 
 @dataclass(frozen=True)

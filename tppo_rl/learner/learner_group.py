@@ -16,7 +16,7 @@ from ray.exceptions import RayActorError
 from ray.rllib.core import COMPONENT_LEARNER
 from ray.rllib.core.learner.learner_group import LearnerGroup
 
-from tppo_rl.core.checkpoint_files import begin_slices, learner_state
+from tppo_rl.core.checkpoint_files import begin_checkpoint, learner_state
 from tppo_rl.core.errors import RunError
 from tppo_rl.learner.sharded_checkpoints import check_seen, load_slices, write_slices
 
@@ -104,9 +104,9 @@ class TPPOLearnerGroup(LearnerGroup):
         Raises:
             OptionError: learners are sharded, and do not all see the folder.
         """
+        begin_checkpoint(folder)
         if self.config.distributed != "fsdp":
             return self.get_state(), {}
-        begin_slices(folder)
         state, files = write_slices(self.ask, folder)
         return {COMPONENT_LEARNER: state}, files
 

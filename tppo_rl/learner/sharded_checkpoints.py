@@ -61,7 +61,8 @@ def write_slices(ask: Ask, folder: Path) -> tuple[dict[str, Any], _Facts]:
                 raise _not_shared(
                     folder / name, f"what learner {rank} has written on node {node!r}, is not there on the driver's"
                 )
-    return answers[0][0], {name: facts for _, files, _ in answers for name, facts in files.items()}
+    (state,) = [state for state, _, _ in answers if state is not None]
+    return state, {name: facts for _, files, _ in answers for name, facts in files.items()}
 
 
 def load_slices(ask: Ask, folder: Path) -> None:
@@ -102,10 +103,11 @@ def _see(_: Any, *, paths: Sequence[str]) -> None:
             raise _not_shared(Path(path), f"is not there on {where}")
 
 
-def _write(learner: Any, *, folder: str) -> tuple[dict[str, Any], _Facts, str]:
+def _write(learner: Any, *, folder: str) -> tuple[dict[str, Any] | None, _Facts, str]:
     _see(learner, paths=[folder])
     state, files = learner.write_state(Path(folder))
-    return state if current_collective().rank == 0 else {}, files, socket.gethostname()
+    # It is the same on all learners.
+    return state if current_collective().rank == 0 else None, files, socket.gethostname()
 
 
 def _check(learner: Any, *, folder: str, files: Mapping[str, Mapping[str, Any]]) -> None:
