@@ -225,10 +225,16 @@ class LanguageModelAlgorithm(Algorithm):
             state: From `get_state`; None: that of now.
             filesystem: Of pyarrow, to which `path` belongs.
             **kwargs: Of RLlib, not used.
+
+        Raises:
+            OptionError: learners are sharded, and do not all see the folder.
         """
         with local_copy_of(path, filesystem) as folder:
-            facts = self._contents | {"iteration": self.iteration}
-            write_checkpoint(folder, self.get_state() if state is None else state, facts)
+            facts, written = self._contents | {"iteration": self.iteration}, {}
+            if state is None:
+                learners, written = self.learner_group.write_state(folder)
+                state = self.get_state(not_components=COMPONENT_LEARNER_GROUP) | {COMPONENT_LEARNER_GROUP: learners}
+            write_checkpoint(folder, state, facts, written)
         return str(folder if path is None else path)
 
     def restore_from_path(self, path: Any, *args: Any, filesystem: Any = None, **kwargs: Any) -> None:
@@ -239,9 +245,9 @@ class LanguageModelAlgorithm(Algorithm):
         """
         with local_folder(path, filesystem) as folder:
             check_fits(folder, self.options, type(self).__name__)
-            state = checkpoint_state(folder)
-        with naming_weights(path, self.options):
-            self.learner_group.set_state(state.pop(COMPONENT_LEARNER_GROUP))
+            state = checkpoint_state(folder, without=COMPONENT_LEARNER_GROUP)
+            with naming_weights(path, self.options):
+                self.learner_group.load_state(folder)
         self.set_state(state)
         self._push_and_verify()
 

@@ -15,11 +15,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tppo_rl.core.sliced_arrays import DamagedState, Sliced, StoredArray, slice_file, write_slices
 from tppo_rl.core.state_files import (
     MANIFEST,
-    DamagedState,
     _digest,
-    check_files,
+    files_of_part,
     read_manifest,
     read_state,
     write_state,
@@ -98,13 +98,81 @@ def test_any_tree_comes_back(tmp_path_factory: pytest.TempPathFactory, tree: Any
     assert_same(read_state(folder), tree)
 
 
+ROWS = np.arange(10, dtype=np.float32).reshape(5, 2)
+
+
+def write_sliced(folder: Path, first: int = 3, *, bias: bool = True) -> None:
+    """Writes a state of which two processes have written rows, the second one from row `first` on, as it says."""
+    folder.mkdir(exist_ok=True)
+    own = [{"a": torch.from_numpy(ROWS[:3]), "b": torch.tensor(3.5)}, {"a": torch.from_numpy(ROWS[3:])}]
+    if bias:
+        own[1]["c"] = torch.ones(2, dtype=torch.bfloat16)
+    written = {
+        slice_file("moments", part, 2): write_slices(
+            folder / slice_file("moments", part, 2), rows, {"a": first} if part else {}
+        )
+        for part, rows in enumerate(own)
+    }
+    shapes = {"a": (5, 2), "b": (), "c": (2,)}
+    sliced = {key: Sliced("moments", 2, key, shape) for key, shape in shapes.items()}
+    write_state(folder, {"moments": sliced, "weights": {"w": ROWS}}, facts={}, written=written)
+
+
+def test_rows_in_several_files_are_one_array(tmp_path: Path) -> None:
+    write_sliced(tmp_path)
+    expected = {"a": ROWS, "b": np.array(3.5, np.float32), "c": np.ones(2, np.float32)}
+    assert_same(read_state(tmp_path), {"moments": expected, "weights": {"w": ROWS}})
+    assert_same(read_state(tmp_path, without="weights"), {"moments": expected})
+    lazily = read_state(tmp_path, lazily=True)
+    for array in (lazily["moments"]["a"], lazily["weights"]["w"]):
+        assert isinstance(array, StoredArray)
+        assert array.shape == (5, 2)
+        for start in range(6):
+            for stop in range(start, 6):
+                assert_same(array[start:stop], ROWS[start:stop])
+        assert_same(np.array(array), ROWS)
+    assert files_of_part(tmp_path, "moments").keys() == {"moments_0_of_2.safetensors", "moments_1_of_2.safetensors"}
+    # Other programs read these files too.
+    from safetensors.numpy import load_file
+
+    assert_same(load_file(tmp_path / "moments_0_of_2.safetensors"), {"a": ROWS[:3], "b": np.array(3.5, np.float32)})
+
+
+@pytest.mark.parametrize("first", [2, 4])
+def test_rows_that_are_there_twice_or_not_at_all_are_noticed(tmp_path: Path, first: int) -> None:
+    write_sliced(tmp_path, first)
+    with pytest.raises(DamagedState, match=r"^a: its slices do not make up an array of shape \(5, 2\)"):
+        read_state(tmp_path, lazily=True)
+
+
+def test_rows_of_which_some_are_there_twice_and_others_not_are_noticed(tmp_path: Path) -> None:
+    """Their number is right."""
+    written = {}
+    for part, (first, rows) in enumerate([(0, ROWS[:2]), (1, ROWS[2:4]), (4, ROWS[4:])]):
+        name = slice_file("moments", part, 3)
+        written[name] = write_slices(tmp_path / name, {"a": torch.from_numpy(rows)}, {"a": first})
+    write_state(tmp_path, {"a": Sliced("moments", 3, "a", (5, 2))}, facts={}, written=written)
+    with pytest.raises(DamagedState, match=r"^a: its slices do not make up"):
+        read_state(tmp_path)
+
+
+def test_an_array_that_no_process_has_written_is_noticed(tmp_path: Path) -> None:
+    write_sliced(tmp_path, bias=False)
+    with pytest.raises(DamagedState, match=r"^c: its slices do not make up"):
+        read_state(tmp_path)
+
+
 def test_what_is_no_data_is_refused_by_its_place(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="/a/b: a checkpoint holds data alone, and no object"):
         write_state(tmp_path, {"a": {"b": object()}}, facts={})
 
 
-def test_every_flipped_bit_and_every_cut_is_noticed(tmp_path: Path) -> None:
-    write_state(tmp_path, STATE, facts={}, files={"weights": "policy"})
+@pytest.mark.parametrize("sliced", [False, True])
+def test_every_flipped_bit_and_every_cut_is_noticed(tmp_path: Path, sliced: bool) -> None:
+    if sliced:
+        write_sliced(tmp_path)
+    else:
+        write_state(tmp_path, STATE, facts={}, files={"weights": "policy"})
     generator = random.Random(0)
     for path in sorted(tmp_path.iterdir()):
         whole = path.read_bytes()
@@ -117,7 +185,7 @@ def test_every_flipped_bit_and_every_cut_is_noticed(tmp_path: Path) -> None:
                     read_state(tmp_path)
             elif _means_another(whole, bytes(data)):
                 with pytest.raises(DamagedState):
-                    check_files(tmp_path)
+                    read_state(tmp_path)
             path.write_bytes(whole[: generator.randrange(len(whole))])
             with pytest.raises(DamagedState):
                 read_state(tmp_path)
@@ -125,7 +193,7 @@ def test_every_flipped_bit_and_every_cut_is_noticed(tmp_path: Path) -> None:
         with pytest.raises(DamagedState, match=path.name):
             read_state(tmp_path)
         path.write_bytes(whole)
-    check_files(tmp_path)
+    read_state(tmp_path)
 
 
 def _means_another(whole: bytes, changed: bytes) -> bool:
@@ -143,4 +211,4 @@ def test_no_file_outside_of_the_folder_is_read(tmp_path: Path) -> None:
     (tmp_path / "in" / MANIFEST).write_text(json.dumps(manifest))
     (tmp_path / "out").touch()
     with pytest.raises(DamagedState, match="is missing"):
-        check_files(tmp_path / "in")
+        read_state(tmp_path / "in")

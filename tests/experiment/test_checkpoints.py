@@ -14,9 +14,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import safetensors.torch
+import torch
 
-from tppo_rl.core.checkpoint_files import checkpoint_state, unknown_files, write_checkpoint
+from tppo_rl.core.checkpoint_files import begin_checkpoint, checkpoint_state, unknown_files, write_checkpoint
 from tppo_rl.core.errors import OptionWarning, RunError
+from tppo_rl.core.sliced_arrays import Sliced, slice_file, write_slices
 from tppo_rl.experiment import checkpoints
 from tppo_rl.experiment.checkpoints import (
     checkpoint_path,
@@ -124,15 +126,30 @@ def state_of(number: int) -> dict[str, Any]:
     return {"number": number, "weights": np.full(50, number, np.float32), "queue": pa.table({"x": [number] * 3})}
 
 
+def write_whole(folder: Path, number: int) -> None:
+    write_checkpoint(folder, state_of(number), {})
+
+
+def write_by_slices(folder: Path, number: int) -> None:
+    """As two sharded learners and their driver do, the learners one after the other."""
+    begin_checkpoint(folder)
+    weights, written = torch.full((50,), float(number)), {}
+    for part, rows in enumerate((weights[:25], weights[25:])):
+        name = slice_file("policy", part, 2)
+        written[name] = write_slices(folder / name, {"w": rows}, {"w": 25 * part})
+    write_checkpoint(folder, state_of(number) | {"weights": Sliced("policy", 2, "w", (50,))}, {}, written)
+
+
 @pytest.mark.parametrize("num_to_keep", [1, 2])
+@pytest.mark.parametrize("write", [write_whole, write_by_slices])
 @pytest.mark.parametrize("again", [False, True], ids=["new iteration", "same iteration"])
 def test_a_kill_at_any_file_operation_leaves_a_whole_checkpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_to_keep: int, again: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_to_keep: int, write: Callable[[Path, int], None], again: bool
 ) -> None:
     """Whatever operation is the last one: the checkpoint that is chosen is whole, and is the old one or the new one."""
 
     def saver(number: int) -> SimpleNamespace:
-        return SimpleNamespace(save_to_path=lambda place: write_checkpoint(Path(place), state_of(number), {}))
+        return SimpleNamespace(save_to_path=lambda place: write(Path(place), number))
 
     seen, count = set(), 0
     while True:
@@ -155,6 +172,18 @@ def test_a_kill_at_any_file_operation_leaves_a_whole_checkpoint(
         count += 1
     assert count > 10, "there are as many file operations"
     assert seen == {2, 3}
+
+
+def test_slices_of_an_earlier_checkpoint_are_not_of_the_new_one(tmp_path: Path) -> None:
+    """A folder is written once more, by fewer learners. What others have put there stays."""
+    old = [slice_file("policy", 2, 3), slice_file("optimizers", 10, 11), "critic.safetensors", "manifest.json"]
+    for name in (*old, "policy_of_mine.safetensors"):
+        (tmp_path / name).write_text("old", encoding="utf-8")
+    begin_checkpoint(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["policy_of_mine.safetensors"]
+    write_by_slices(tmp_path, 1)
+    slices = [slice_file("policy", part, 2) for part in (0, 1)]
+    assert sorted(path.name for path in tmp_path.glob("policy*")) == [*slices, "policy_of_mine.safetensors"]
 
 
 def test_a_full_disk_keeps_the_last_checkpoint_and_is_one_message(tmp_path: Path) -> None:

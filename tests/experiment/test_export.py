@@ -26,7 +26,7 @@ IDS = torch.arange(4, 68)[None]
 
 
 def save_checkpoint(
-    folder: Path, form: dict[str, Any] | None = None, **options: Any
+    folder: Path, form: dict[str, Any] | None = None, num_slices: int | None = None, **options: Any
 ) -> tuple[Path, LanguageModelModule]:
     """A checkpoint as a run writes it, of models whose weights have moved."""
     config = TPPOConfig().environment("tppo_rl/ArithmeticChain-v0", env_config={"max_operands": 3})
@@ -34,7 +34,7 @@ def save_checkpoint(
     model_config = {"policy_model": resolve_model("tppo_rl/arithmetic-chain"), "lora": options.get("lora")}
     model_config["value_form"] = form
     checkpoint = folder / "run" / "checkpoints" / "iteration_000007"
-    module = write_moved_model(checkpoint, config, model_config)
+    module = write_moved_model(checkpoint, config, model_config, num_slices=num_slices)
     return checkpoint, module
 
 
@@ -54,9 +54,12 @@ def trainer_logits(module: LanguageModelModule) -> torch.Tensor:
     return module.policy.logits(IDS)
 
 
-@pytest.mark.parametrize("lora", [None, {"rank": 4}])
-def test_transformers_computes_what_the_trainer_computes(tmp_path: Path, lora: Any) -> None:
-    checkpoint, module = save_checkpoint(tmp_path, lora=lora)
+@pytest.mark.parametrize(
+    ("lora", "num_slices"), [(None, None), ({"rank": 4}, None), (None, 3), ({"rank": 4}, 3)], ids=str
+)
+def test_transformers_computes_what_the_trainer_computes(tmp_path: Path, lora: Any, num_slices: int | None) -> None:
+    """Of whole learners, and of three sharded ones."""
+    checkpoint, module = save_checkpoint(tmp_path, lora=lora, num_slices=num_slices)
     # A run's folder stands for its newest checkpoint.
     assert "iteration_000007" in export(tmp_path / "run", tmp_path / "model")
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "model")

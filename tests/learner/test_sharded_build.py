@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
-import gc
-import shutil
 import sys
-import threading
-from collections.abc import Callable
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from families import make_family
+from group_helpers import MIB, OTHER_MEMORY, Peak, run_learners
 from learner_helpers import save_tiny_model
 from safetensors.torch import load_file, save_file
 
@@ -27,39 +22,6 @@ from tppo_rl.learner.sharding import gather_weights, load_weights
 pytestmark = pytest.mark.integration
 
 CPU = torch.device("cpu")
-MIB = 2**20
-# 25 million parameters in float32; a block has 12 MiB, embedding and output layer 24 MiB each, which are read by rows.
-SIZES = {
-    "vocab_size": 12288,
-    "hidden_size": 512,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 8,
-    "intermediate_size": 1366,
-    "tie_word_embeddings": False,
-}
-OTHER_MEMORY = 12 * MIB
-"""For all that a process takes beside weights: modules, buffers of the group, code that is loaded on the way."""
-
-
-def run_learners(function: Callable[..., None], num_learners: int, folder: Path, *arguments: Any) -> list[Any]:
-    """Calls `function(rank, *arguments)` in a process group of so many processes and returns what each has returned."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-    torch.multiprocessing.spawn(_in_group, args=(num_learners, str(folder), function, arguments), nprocs=num_learners)
-    return [torch.load(folder / f"result.{rank}", weights_only=False) for rank in range(num_learners)]
-
-
-def _in_group(rank: int, size: int, folder: str, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=size, timeout=timedelta(seconds=300)
-    )
-    torch.save(function(*arguments), f"{folder}/result.{rank}")
-    # No learner goes while another one still needs it, and no sharded model outlives the group.
-    gc.collect()
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
 
 
 def pair_of(source: str, *, lora: dict[str, Any] | None = None, empty: bool, **options: Any) -> tuple[Policy, Critic]:
@@ -156,41 +118,6 @@ def test_a_model_without_safetensors_has_no_parts(tmp_path: Path) -> None:
     assert files_in_parts(str(folder)) is None
 
 
-class Peak:
-    """Most memory of this process's own meanwhile, above that at the beginning; pages of files are not counted."""
-
-    def __enter__(self) -> Peak:
-        gc.collect()
-        # What has been freed is given back, so that it is not there to be used again unseen.
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
-        self._before = self._most = own_memory()
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-        self._look()
-
-    @property
-    def bytes(self) -> int:
-        return self._most - self._before
-
-    def _watch(self) -> None:
-        while not self._stop.wait(0.001):
-            self._look()
-
-    def _look(self) -> None:
-        self._most = max(self._most, own_memory())
-
-
-def own_memory() -> int:
-    status = Path("/proc/self/status").read_text(encoding="ascii")
-    return 1024 * int(next(line for line in status.splitlines() if line.startswith("RssAnon")).split()[1])
-
-
 def measured(source: str, warm: str, state_file: str | None) -> dict[str, Any]:
     """Builds a policy, then loads a state into it; the first, small one loads the code."""
     for folder in (warm, source):
@@ -223,29 +150,20 @@ def held(model: torch.nn.Module) -> int:
     return sum(parameter.to_local().numel() * 4 for parameter in model.parameters())  # type: ignore[attr-defined, operator]
 
 
-@pytest.fixture(scope="module")
-def large(tmp_path_factory: pytest.TempPathFactory) -> str:
-    from transformers import Qwen2Config, Qwen2ForCausalLM
-
-    folder = tmp_path_factory.mktemp("large")
-    Qwen2ForCausalLM(Qwen2Config(**SIZES)).save_pretrained(folder)
-    return str(folder)
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("num_learners", [2, 4])
 def test_no_process_takes_more_than_its_slices_and_a_block(
-    large: str, model_folder: str, tmp_path: Path, num_learners: int
+    large_model: str, model_folder: str, tmp_path: Path, num_learners: int
 ) -> None:
     state = {}
-    for name, weight in load_file(Path(large) / "model.safetensors").items():
+    for name, weight in load_file(Path(large_model) / "model.safetensors").items():
         file = tmp_path / f"{name}.bin"
         (weight + 1).numpy().tofile(file)
         state[f"model.{name}"] = (str(file), tuple(weight.shape))
     torch.save(state, tmp_path / "state")
-    arguments = (large, model_folder, str(tmp_path / "state"))
+    arguments = (large_model, model_folder, str(tmp_path / "state"))
     for rank, found in enumerate(run_learners(measured, num_learners, tmp_path / "group", *arguments)):
         allowed = found["weights"] / num_learners + found["block"]
         print(

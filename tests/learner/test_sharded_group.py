@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,9 +21,14 @@ from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
 
 from tppo_rl.algorithms import TPPOConfig
 from tppo_rl.config.checks import check_rules
+from tppo_rl.core.checkpoint_files import LEARNERS, checkpoint_state, write_checkpoint
 from tppo_rl.core.errors import OptionError
 from tppo_rl.core.fragments import Fragment, table_from_fragments
+from tppo_rl.core.sliced_arrays import slice_file
+from tppo_rl.experiment.checkpoints import checkpoint_path, newest_checkpoint, save_checkpoint
+from tppo_rl.learner.collective import current_collective
 from tppo_rl.learner.learner import FRAGMENT_REPORT, MODULE_STATE
+from tppo_rl.learner.learner_group import LearnerDied
 from tppo_rl.rollout.weight_proof import WeightProof
 from tppo_rl.rollout.weight_sync import WeightSync
 
@@ -103,6 +109,10 @@ def learner_state(group: Any) -> dict[str, Any]:
     return {name: part for name, part in group.get_state()["learner"].items() if name != "metrics_logger"}
 
 
+def slice_files() -> list[str]:
+    return sorted(slice_file(name, part, 2) for name in ("policy", "critic", "optimizers") for part in (0, 1))
+
+
 def test_the_builder_passes_the_options_on(model_folder: str) -> None:
     config = (
         TPPOConfig()
@@ -143,7 +153,7 @@ def test_the_learners_are_sharded(sharded: Any) -> None:
 
 
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize("through", ["state", "path"])
+@pytest.mark.parametrize("through", ["state", "path", "files"])
 @pytest.mark.parametrize("saved_by", ["sharded learners", "one learner"])
 def test_checkpoints_are_exchanged(
     sharded: Any, model_folder: str, tmp_path: Path, saved_by: str, through: str
@@ -157,6 +167,13 @@ def test_checkpoints_are_exchanged(
             train(group, parts)
     if through == "state":
         target.set_state(source.get_state())
+    elif through == "files":
+        state, written = source.write_state(tmp_path)
+        assert sorted(written) == (slice_files() if source is sharded else [])
+        write_checkpoint(tmp_path, {LEARNERS: state}, {}, written)
+        np.testing.assert_equal(checkpoint_state(tmp_path)[LEARNERS]["learner"], source.get_state()["learner"])
+        target.load_state(tmp_path)
+        np.testing.assert_equal(learner_state(target), learner_state(source))
     else:
         target.restore_from_path(source.save_to_path(tmp_path / "checkpoint"))
     for version in (3, 4):
@@ -164,6 +181,27 @@ def test_checkpoints_are_exchanged(
         result, reference = train(target, parts)[0], train(expected, parts)[0]
         assert metrics_of(result) == pytest.approx(metrics_of(reference), rel=1e-4, abs=1e-6)
     assert_same(learner_state(target), learner_state(expected))
+
+
+@pytest.mark.timeout(240)
+def test_a_damaged_checkpoint_leaves_sharded_learners_as_they_are(sharded: Any, tmp_path: Path) -> None:
+    state, written = sharded.write_state(tmp_path)
+    write_checkpoint(tmp_path, {LEARNERS: state}, {}, written)
+    train(sharded, SHARES["even"])
+    before = learner_state(sharded)
+    for name in slice_files():
+        whole = (tmp_path / name).read_bytes()
+        for damaged in (whole[:-1], whole[:-1] + bytes([whole[-1] ^ 1])):
+            (tmp_path / name).write_bytes(damaged)
+            with pytest.raises(OptionError, match=name):
+                sharded.load_state(tmp_path)
+        (tmp_path / name).write_bytes(whole)
+    np.testing.assert_equal(learner_state(sharded), before)
+    with pytest.raises(OptionError, match=r"is not there on node .* of learner 0; "):
+        sharded.check_sees(tmp_path / "nowhere")
+    sharded.check_sees(tmp_path)
+    sharded.load_state(tmp_path)
+    assert learner_state(sharded)[WEIGHTS_SEQ_NO] == before[WEIGHTS_SEQ_NO] - 1
 
 
 @pytest.mark.timeout(240)
@@ -207,3 +245,29 @@ def test_weights_and_log_probs_for_the_engines(sharded: Any, model_folder: str) 
     for left, right in zip(*log_probs, strict=True):
         np.testing.assert_allclose(left, right, atol=1e-4)
     assert_same(learner_state(sharded), learner_state(alone))
+
+
+@pytest.mark.timeout(240)
+def test_a_learner_that_dies_while_it_saves_leaves_the_checkpoint_before(sharded: Any, tmp_path: Path) -> None:
+    """The last test: the group is dead after it."""
+
+    def save(place: str) -> None:
+        state, written = sharded.write_state(Path(place))
+        write_checkpoint(Path(place), {LEARNERS: state}, {}, written)
+
+    # In here, so that learners get the code and need not find this module.
+    def write_half(folder: Path) -> None:
+        (folder / "policy_1_of_2.safetensors").write_bytes(b"half")
+        os._exit(1)
+
+    def doom(learner: Any) -> None:
+        if current_collective().rank == 1:
+            learner.write_state = write_half
+
+    algorithm = SimpleNamespace(save_to_path=save)
+    save_checkpoint(algorithm, checkpoint_path(tmp_path, 1), 1)
+    sharded.ask(doom)
+    with pytest.raises(LearnerDied, match=r"^learner 1 of 2 died"):
+        save_checkpoint(algorithm, checkpoint_path(tmp_path, 2), 1)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["iteration_000001"]
+    assert newest_checkpoint(tmp_path) == checkpoint_path(tmp_path, 1)

@@ -225,7 +225,7 @@ def _judge(outcome: Outcome, run: Path) -> None:
     import numpy as np
 
     from tppo_rl.core.begun_episodes import begun_from_table
-    from tppo_rl.core.checkpoint_files import LOOP, checkpoint_state
+    from tppo_rl.core.checkpoint_files import LEARNERS, LOOP, checkpoint_state
     from tppo_rl.core.fragments import Fragment
     from tppo_rl.experiment.checkpoints import find_newest_checkpoint
     from tppo_rl.experiment.rollout_view import read_rollouts
@@ -248,7 +248,7 @@ def _judge(outcome: Outcome, run: Path) -> None:
                 outcome.broken += 1
     checkpoint = find_newest_checkpoint(run)
     if checkpoint is not None:
-        ledger = checkpoint_state(checkpoint)[LOOP]["ledger"]
+        ledger = checkpoint_state(checkpoint, without=LEARNERS)[LOOP]["ledger"]
         begun = begun_from_table(ledger["begun"])
         out = {*ledger["returned"], *(number for leased in ledger["leased"].values() for number in leased)}
         outcome.missing_prompts = len(set(range(ledger["next_episode"])) - windows.keys() - out)

@@ -5,6 +5,7 @@
 | manifest.json | algorithm, options, settings of RLlib, config of the models, iteration; all files |
 | policy.safetensors, critic.safetensors | weights, or adapters |
 | optimizers.safetensors | their moments |
+| policy_0_of_2.safetensors, … | rows of the same: sharded learners write their own (`core.sliced_arrays`) |
 | queue.arrow, grouped.arrow | fragments that wait for an update, responses that wait for others of their group |
 | begun.arrow, held.arrow, hindsight.arrow | open responses, finished ones that wait for the critic or for their second training |
 | state.json | everything else |
@@ -12,16 +13,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from tppo_rl.core.errors import OptionError
+from tppo_rl.core.sliced_arrays import DamagedState, slice_file
 from tppo_rl.core.state_files import (
     MANIFEST,
-    DamagedState,
+    check_files,
     check_sizes,
+    files_of_part,
     read_manifest,
     read_state,
     write_state,
@@ -31,11 +34,15 @@ MODULE = ("learner_group", "learner", "rl_module", "default_policy")
 """Path of the models in an algorithm's state."""
 LOOP = "tppo"
 """Key of the training loop in an algorithm's state."""
+LEARNERS = "learner_group"
+"""Key of the learners in an algorithm's state."""
+LEARNER_PART = f"{LEARNERS}/learner"
+"""Path of the state that all learners share."""
 _MODULE_PART = "/".join(MODULE)
 _FILES = {
     f"{_MODULE_PART}/policy": "policy",
     f"{_MODULE_PART}/critic": "critic",
-    "learner_group/learner/optimizer": "optimizers",
+    f"{LEARNER_PART}/optimizer": "optimizers",
 }
 _PICKLED = "learner_group"
 """Folder that checkpoints of earlier versions have."""
@@ -78,15 +85,31 @@ def check_whole(folder: Path) -> dict[str, Any]:
         return check_sizes(folder)
 
 
-def write_checkpoint(folder: Path, state: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+def begin_checkpoint(folder: Path) -> None:
+    """Makes a folder that learners will write to. A checkpoint that is there is no more whole, and loses its weights and moments."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / MANIFEST).unlink(missing_ok=True)
+    for name in _FILES.values():
+        (folder / f"{name}.safetensors").unlink(missing_ok=True)
+        for path in folder.glob(slice_file(name, "[0-9]*", "[0-9]*")):
+            path.unlink()
+
+
+def write_checkpoint(
+    folder: Path,
+    state: Mapping[str, Any],
+    facts: Mapping[str, Any],
+    written: Mapping[str, Mapping[str, Any]] | None = None,
+) -> None:
     """Writes an algorithm's state.
 
     Args:
         folder: Is made.
         state: Of the algorithm.
         facts: What the manifest says; `options` and `model_config` are what the functions here read.
+        written: What learners have written there, see `write_state`.
     """
-    write_state(folder, dict(state), facts=facts, files=_FILES)
+    write_state(folder, dict(state), facts=facts, files=_FILES, written=written)
 
 
 def checkpoint_facts(folder: Path) -> dict[str, Any]:
@@ -99,24 +122,63 @@ def checkpoint_facts(folder: Path) -> dict[str, Any]:
         return read_manifest(folder)
 
 
-def checkpoint_state(folder: Path) -> dict[str, Any]:
-    """Returns the whole state of a checkpoint, all files of which are as they were written.
+def checkpoint_state(folder: Path, *, without: str | None = None, lazily: bool = False) -> dict[str, Any]:
+    """Returns the state of a checkpoint, the files of which are as they were written.
+
+    Args:
+        folder: Of the checkpoint.
+        without: A key of the state, which is left out, and whose files are not read.
+        lazily: Whether its numpy arrays are `StoredArray`s, which are read when they are asked for.
 
     Raises:
         OptionError: it is damaged, or no checkpoint of this format.
     """
     with _naming(folder):
-        return dict(read_state(folder))
+        return dict(read_state(folder, without=without, lazily=lazily))
+
+
+def learner_files(folder: Path) -> dict[str, dict[str, Any]]:
+    """Returns what the manifest says of each file that learners read.
+
+    Raises:
+        OptionError: it is damaged, or no checkpoint of this format.
+    """
+    with _naming(folder):
+        return files_of_part(folder, LEARNER_PART)
+
+
+def check_learner_files(folder: Path, files: Mapping[str, Mapping[str, Any]], contents: Collection[str]) -> None:
+    """Checks the sizes of files, and the checksums of some.
+
+    Raises:
+        OptionError: names the first one that is not as it was written.
+    """
+    with _naming(folder):
+        check_files(folder, files, contents=contents)
+
+
+def learner_state(folder: Path, *, lazily: bool = False) -> dict[str, Any]:
+    """Returns the state that all learners share.
+
+    Args:
+        folder: Of the checkpoint.
+        lazily: Whether to read and check no arrays, but to return `StoredArray`s in their place.
+
+    Raises:
+        OptionError: it is damaged, or no checkpoint of this format.
+    """
+    with _naming(folder):
+        return dict(read_state(folder, part=LEARNER_PART, lazily=lazily, check=not lazily))
 
 
 def module_state(folder: Path) -> dict[str, Any]:
-    """Returns the weights of a checkpoint, `{"policy": {...}, "critic": {...}}`.
+    """Returns the weights of a checkpoint, `{"policy": {...}, "critic": {...}}`, as `StoredArray`s.
 
     Raises:
         OptionError: it is damaged, or no checkpoint of this format.
     """
     with _naming(folder):
-        return dict(read_state(folder, part=_MODULE_PART))
+        return dict(read_state(folder, part=_MODULE_PART, lazily=True))
 
 
 @contextmanager

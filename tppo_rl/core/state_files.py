@@ -2,12 +2,14 @@
 
     state.json            the tree: dictionaries, lists, numbers, texts, and references to what stands in the other files
     NAME.safetensors      arrays and tensors, by their place in the tree
+    NAME_0_of_2.safetensors, …    rows of arrays, each file written by another process (`sliced_arrays`)
     NAME.arrow            a table
     manifest.json         size and checksum of every other file; written last, so that a folder with it is whole
 
 JSON knows fewer types than Python. What it does not know is an object with one key that begins with `!`:
 
-    {"!array": [file, key]}  {"!tensor": [file, key]}  {"!table": file}  {"!scalar": [dtype, value]}
+    {"!array": [file, key]}  {"!tensor": [file, key]}  {"!slices": [name, parts, key, shape]}
+    {"!table": file}  {"!scalar": [dtype, value]}
     {"!tuple": [...]}  {"!deque": [...]}  {"!set": [...]}  {"!map": [[key, value], …]}  {"!float": "nan"}
 """
 
@@ -24,29 +26,35 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from tppo_rl.core.fingerprints import fingerprint
+from tppo_rl.core.sliced_arrays import ArrayFile, DamagedState, Sliced, StoredArray
+
 FORMAT = 1
 MANIFEST = "manifest.json"
 _STATE = "state.json"
 _CHECKSUM = "checksum"
-_CHUNK = 1 << 20
-
 
 _SEQUENCES: dict[str, Any] = {"!tuple": tuple, "!deque": deque, "!set": set}
 
 
-class DamagedState(ValueError):
-    """A folder does not hold a whole state of this format."""
-
-
-def write_state(folder: Path, state: Any, *, facts: Mapping[str, Any], files: Mapping[str, str] | None = None) -> None:
+def write_state(
+    folder: Path,
+    state: Any,
+    *,
+    facts: Mapping[str, Any],
+    files: Mapping[str, str] | None = None,
+    written: Mapping[str, Mapping[str, Any]] | None = None,
+) -> None:
     """Writes a state.
 
     Args:
         folder: Is made, if it is not there.
-        state: Dictionaries, lists, tuples, deques, sets, numbers, texts, None, numpy arrays, torch tensors, Arrow tables.
+        state: Dictionaries, lists, tuples, deques, sets, numbers, texts, None, numpy arrays, torch tensors, Arrow tables, and
+            `Sliced` for arrays in files that are there already.
         facts: What the manifest says of it, as JSON.
         files: Names of safetensors files for parts of the tree, by the path of the part (keys joined by `/`). All other arrays
             go to `arrays.safetensors`.
+        written: `Fingerprint.facts` of the files that are there already, by their names. They are not read.
 
     Raises:
         TypeError: the state holds something else.
@@ -56,8 +64,10 @@ def write_state(folder: Path, state: Any, *, facts: Mapping[str, Any], files: Ma
     text = json.dumps(writer.encoded(state, ""), allow_nan=False, separators=(",", ":"))
     (folder / _STATE).write_text(text, encoding="utf-8")
     writer.write_arrays()
-    written = {path.name: _fingerprint(path) for path in sorted(folder.iterdir()) if path.name != MANIFEST}
-    manifest = json.loads(json.dumps({"format": FORMAT, **facts, "files": written}))
+    known = {MANIFEST, *(written or {})}
+    own = {path.name: fingerprint(path) for path in sorted(folder.iterdir()) if path.name not in known}
+    all_files = own | dict(written or {})
+    manifest = json.loads(json.dumps({"format": FORMAT, **facts, "files": all_files}))
     manifest[_CHECKSUM] = _digest(manifest)
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
 
@@ -85,57 +95,96 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def check_sizes(folder: Path, only: Collection[str] | None = None) -> dict[str, Any]:
-    """Checks that every file, or only some, is there in its size, and returns the manifest.
+def check_sizes(folder: Path) -> dict[str, Any]:
+    """Checks that every file is there in its size, and returns the manifest.
 
     Raises:
         DamagedState: names the first file that is missing, cut or longer.
     """
     manifest = read_manifest(folder)
-    for name in manifest["files"] if only is None else only:
-        expected = manifest["files"].get(name)
-        if expected is None:
-            raise DamagedState(f"{MANIFEST} knows no {name}")
+    check_files(folder, manifest["files"], contents=())
+    return manifest
+
+
+def check_files(
+    folder: Path, files: Mapping[str, Mapping[str, Any]], *, contents: Collection[str] | None = None
+) -> None:
+    """Checks that files are as they were written.
+
+    Args:
+        folder: Where they are.
+        files: What a manifest says of each.
+        contents: Names of those whose checksum is looked at, beside the sizes of all; None: all.
+
+    Raises:
+        DamagedState: names the first file that is missing or another one.
+    """
+    for name, expected in files.items():
         path = folder / name
         if Path(name).name != name or not path.is_file():
             raise DamagedState(f"{name} is missing")
         if path.stat().st_size != expected["size"]:
             raise DamagedState(f"{name} has {path.stat().st_size} bytes, and {expected['size']} were written")
-    return manifest
+    for name in files if contents is None else contents:
+        if fingerprint(folder / name) != files[name]:
+            raise DamagedState(f"{name} is not what was written: its checksum differs")
 
 
-def check_files(folder: Path, only: Collection[str] | None = None) -> dict[str, Any]:
-    """Checks that every file, or only some, is as it was written, and returns the manifest.
+def files_of_part(folder: Path, part: str) -> dict[str, dict[str, Any]]:
+    """Returns what the manifest says of each file of a part of the tree (keys joined by `/`).
 
     Raises:
-        DamagedState: names the first file that is missing or another one.
+        DamagedState: there is no such part, or the state is damaged.
     """
-    manifest = check_sizes(folder, only)
-    for name in manifest["files"] if only is None else only:
-        if _fingerprint(folder / name) != manifest["files"][name]:
-            raise DamagedState(f"{name} is not what was written: its checksum differs")
-    return manifest
+    return _expected(read_manifest(folder), _files_of(_part(_tree(folder), part)))
 
 
-def read_state(folder: Path, *, part: str | None = None) -> Any:
+def read_state(
+    folder: Path, *, part: str | None = None, without: str | None = None, lazily: bool = False, check: bool = True
+) -> Any:
     """Returns a state whose files are as they were written.
 
     Args:
         folder: That of `write_state`.
         part: Path of a part of the tree (keys joined by `/`), to read and check no files but its own; None: all.
+        without: Key of the tree that is left out, with its files.
+        lazily: Whether numpy arrays are `StoredArray`s, whose rows are read when they are asked for.
+        check: Whether to look at the checksums of the files; else the caller has done so (`check_files`).
 
     Raises:
         DamagedState: see `check_files`.
     """
-    check_files(folder, only=[_STATE])
-    tree = json.loads((folder / _STATE).read_text(encoding="utf-8"))
-    for key in [] if part is None else part.split("/"):
+    tree = _tree(folder)
+    if part is not None:
+        tree = _part(tree, part)
+    if without is not None:
+        tree = {key: value for key, value in tree.items() if key != without}
+    if check:
+        manifest = read_manifest(folder)
+        everything = part is None and without is None
+        check_files(folder, manifest["files"] if everything else _expected(manifest, _files_of(tree)))
+    return _Reader(folder, lazily=lazily).decoded(tree)
+
+
+def _tree(folder: Path) -> Any:
+    check_files(folder, _expected(read_manifest(folder), {_STATE}))
+    return json.loads((folder / _STATE).read_text(encoding="utf-8"))
+
+
+def _part(tree: Any, part: str) -> Any:
+    for key in part.split("/"):
         try:
             tree = tree[key]
         except (KeyError, TypeError):
             raise DamagedState(f"it holds no {part}") from None
-    check_files(folder, only=None if part is None else sorted(_files_of(tree)))
-    return _Reader(folder).decoded(tree)
+    return tree
+
+
+def _expected(manifest: Mapping[str, Any], names: Collection[str]) -> dict[str, dict[str, Any]]:
+    for name in names:
+        if name not in manifest["files"]:
+            raise DamagedState(f"{MANIFEST} knows no {name}")
+    return {name: manifest["files"][name] for name in sorted(names)}
 
 
 def _files_of(tree: Any) -> set[str]:
@@ -147,6 +196,8 @@ def _files_of(tree: Any) -> set[str]:
     for kind in ("!array", "!tensor"):
         if kind in tree:
             return {tree[kind][0]}
+    if "!slices" in tree:
+        return set(Sliced(*tree["!slices"]).files)
     return {tree["!table"]} if "!table" in tree else {name for item in tree.values() for name in _files_of(item)}
 
 
@@ -164,6 +215,8 @@ class _Writer:
             return {"!scalar": [value.dtype.str, _number(value.item())]}
         if value is None or isinstance(value, bool | str | int | float):
             return _number(value)
+        if isinstance(value, Sliced):
+            return {"!slices": [value.name, value.parts, value.key, list(value.shape)]}
         if isinstance(value, Mapping):
             return self._mapping(value, path)
         if isinstance(value, list | tuple | deque | set | frozenset):
@@ -220,9 +273,10 @@ class _Writer:
 
 
 class _Reader:
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, lazily: bool) -> None:
         self._folder = folder
-        self._open: dict[str, Any] = {}
+        self._lazily = lazily
+        self._open: dict[str, ArrayFile] = {}
 
     def decoded(self, value: Any) -> Any:
         if isinstance(value, list):
@@ -235,9 +289,8 @@ class _Reader:
         return self._special(key, value[key])
 
     def _special(self, kind: str, value: Any) -> Any:
-        if kind in ("!array", "!tensor"):
-            tensor = self._tensors(value[0]).get_tensor(value[1])
-            return tensor.numpy() if kind == "!array" else tensor
+        if kind in ("!array", "!tensor", "!slices"):
+            return self._array(kind, value)
         if kind == "!table":
             with pa.OSFile(str(self._folder / Path(value).name), "rb") as source:
                 return pa.ipc.open_file(source).read_all()
@@ -251,12 +304,21 @@ class _Reader:
             raise DamagedState(f"{_STATE} holds {kind!r}, which this version does not know")
         return _SEQUENCES[kind](self.decoded(item) for item in value)
 
-    def _tensors(self, file: str) -> Any:
-        from safetensors import safe_open
+    def _array(self, kind: str, value: Any) -> Any:
+        if kind == "!slices":
+            sliced = Sliced(*value)
+            stored = StoredArray(sliced.key, [self._file(name) for name in sliced.files], sliced.shape)
+        else:
+            file, key = self._file(value[0]), value[1]
+            if kind == "!tensor":
+                return file.file.get_tensor(key)
+            stored = StoredArray(key, [file], file.file.get_slice(key).get_shape())
+        return stored if self._lazily else np.asarray(stored)
 
-        if file not in self._open:
-            self._open[file] = safe_open(str(self._folder / Path(file).name), framework="pt")
-        return self._open[file]
+    def _file(self, name: str) -> ArrayFile:
+        if name not in self._open:
+            self._open[name] = ArrayFile(self._folder / Path(name).name)
+        return self._open[name]
 
 
 def _number(value: Any) -> Any:
@@ -275,11 +337,3 @@ def _memory_of(value: Any) -> tuple[Any, ...]:
 def _digest(manifest: Mapping[str, Any]) -> str:
     text = json.dumps({key: value for key, value in manifest.items() if key != _CHECKSUM}, sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
-
-
-def _fingerprint(path: Path) -> dict[str, Any]:
-    digest = hashlib.blake2b(digest_size=16)
-    with path.open("rb") as stream:
-        while chunk := stream.read(_CHUNK):
-            digest.update(chunk)
-    return {"size": path.stat().st_size, "blake2b": digest.hexdigest()}

@@ -153,10 +153,11 @@ def describe_checkpoint(folder: Path) -> Iterator[str]:
     Raises:
         OptionError: it is damaged.
     """
-    ledger, facts = checkpoint_state(folder)[LOOP]["ledger"], checkpoint_facts(folder)
+    # All files are checked, and weights are not read once more.
+    ledger, facts = checkpoint_state(folder, lazily=True)[LOOP]["ledger"], checkpoint_facts(folder)
     yield f"{folder}: whole; {facts['algorithm']} after {facts['iteration']} updates, policy_model {facts['options']['policy_model']}"
     for name, file in sorted(facts["files"].items()):
-        yield f"  {name:24}{file['size']:>18,} bytes"
+        yield f"  {name:32}{file['size']:>18,} bytes"
     yield (
         f"  tokens: {ledger['sampled']:,} sampled, {ledger['trained']:,} trained, {ledger['queued']:,} wait for an update; "
         f"{ledger['begun'].num_rows:,} responses are open"

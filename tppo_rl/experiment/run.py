@@ -140,10 +140,13 @@ class _Run:
         """Starts, trains and stops the algorithm.
 
         Raises:
+            OptionError: learners that write their slices of checkpoints do not see the run's folder.
             StageCut: Ctrl-C ended the run.
         """
         algorithm = build_algorithm(self.experiment, options, self.folder)
         try:
+            # Now, and not at the first checkpoint.
+            algorithm.learner_group.check_sees(self.folder)
             if checkpoint is not None:
                 with stage("loading the checkpoint"):
                     algorithm.load_checkpoint(str(checkpoint))

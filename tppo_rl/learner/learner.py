@@ -6,6 +6,7 @@ import contextlib
 import copy
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -20,7 +21,6 @@ from ray.rllib.utils.metrics import (
     NUM_MODULE_STEPS_TRAINED_LIFETIME,
     WEIGHTS_SEQ_NO,
 )
-from torch.distributed.tensor import DTensor
 
 from tppo_rl.core.fragments import Fragment, concatenate_tables, fragments_from_table, table_from_fragments
 from tppo_rl.kernels.denormals import flushed_subnormals
@@ -37,9 +37,11 @@ from tppo_rl.learner.optimizers import parameters_of, trainable
 from tppo_rl.learner.packing import check_packing
 from tppo_rl.learner.rllib_internals import MODULE_STATE, InsideTorchLearner
 from tppo_rl.learner.sharding import gather_optimizer_state
+from tppo_rl.learner.slices import write_learner
 from tppo_rl.learner.targets import Estimates, Targets, default_stages
 from tppo_rl.learner.update import UpdateResult, UpdateStep
 from tppo_rl.learner.value_buffer import ValueBuffer
+from tppo_rl.learner.weight_checksum import weights_checksum
 from tppo_rl.maths.advantages import load_compiled
 
 FRAGMENT_REPORT = "fragment_report"
@@ -57,8 +59,9 @@ class TPPOLearner(InsideTorchLearner):
     group itself, so that learners may hold shards of any size.
 
     With `distributed="fsdp"` no learner holds all weights: models are built without them, and each learner reads its slices
-    (`sharded_build`). But RLlib asks a single learner for the group's state. So all learners first gather it (`gather_state`,
-    called by `TPPOLearnerGroup`), and learner 0 holds it.
+    (`sharded_build`). A checkpoint is written and read by all of them, each its slices (`write_state`). But where RLlib wants the
+    group's state it asks a single learner. So all learners first gather it (`gather_state`, called by `TPPOLearnerGroup`), and
+    learner 0 holds it.
     """
 
     @flushed_subnormals()
@@ -190,21 +193,9 @@ class TPPOLearner(InsideTorchLearner):
             start_critic(critic, torch.zeros(0), value, collective)
 
     def weights_checksum(self) -> int:
-        """Returns a sum over the bits of all trained weights, of all learners' slices; all learners must call it.
-
-        Sums over whole numbers do not depend on their order: equal weights have equal sums wherever they lie.
-        """
-        total = torch.zeros((), dtype=torch.int64)
-        sharded = False
-        for _, optimizer in self.optimizers():
-            for parameter in parameters_of(optimizer):
-                weight = parameter.detach()
-                if isinstance(weight, DTensor):
-                    weight, sharded = weight.to_local(), True
-                bits = weight.contiguous().view(torch.int32 if weight.element_size() == 4 else torch.int16).reshape(-1)
-                # Every seventh weight counts once more, so that weights that trade places show.
-                total += (31 * torch.sum(bits, dtype=torch.int64) + torch.sum(bits[::7], dtype=torch.int64)).cpu()
-        return int(current_collective(self.device).sum_(total) if sharded else total)
+        """Returns that of all trained weights (`weight_checksum`); all learners must call it."""
+        parameters = [parameter for _, optimizer in self.optimizers() for parameter in parameters_of(optimizer)]
+        return weights_checksum(parameters, current_collective(self.device))
 
     def held_episodes(self) -> pa.Table:
         """Returns this learner's finished episodes that wait for a full value batch (`FRAGMENT_SCHEMA`)."""
@@ -233,6 +224,23 @@ class TPPOLearner(InsideTorchLearner):
             states = {name: gather_optimizer_state(optimizer, keep=keep) for name, optimizer in self.optimizers()}
             self._gathered_optimizers = states if keep else None
 
+    def write_state(self, folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+        """Writes the slices of a sharded learner; all learners must call it, after the same updates.
+
+        Args:
+            folder: Is there, and the same one for all learners.
+
+        Returns:
+            What `get_state` returns, with a `Sliced` in the place of each array, and `Fingerprint.facts` of the files.
+        """
+        collective = current_collective(self.device)
+        written = write_learner(folder, collective, self._language_model().trained_tensors(), self.optimizers())
+        state = self.get_state(not_components=[COMPONENT_RL_MODULE, COMPONENT_OPTIMIZER])
+        state[COMPONENT_RL_MODULE] = {DEFAULT_MODULE_ID: written.weights}
+        state[COMPONENT_OPTIMIZER] = self._with_modules(written.optimizers)
+        assert self._update_step is not None
+        return state | {_UPDATE_STEP: self._update_step.get_state()}, written.files
+
     def get_state(self, components: Any = None, *, not_components: Any = None, **kwargs: Any) -> dict[str, Any]:
         """Returns RLlib's learner state; with the optimizers it has the update step's counters.
 
@@ -257,8 +265,8 @@ class TPPOLearner(InsideTorchLearner):
         if COMPONENT_RL_MODULE in state:
             self.module.set_state(state.pop(COMPONENT_RL_MODULE))
         # RLlib makes tensors of the arrays in place: optimizer steps would write into the caller's state, or into the
-        # read-only object store that other learners read as well.
-        if COMPONENT_OPTIMIZER in state:
+        # read-only object store that other learners read as well. Sharded optimizers copy their rows.
+        if COMPONENT_OPTIMIZER in state and self._options.learners.distributed == "ddp":
             state[COMPONENT_OPTIMIZER] = copy.deepcopy(state[COMPONENT_OPTIMIZER])
         super().set_state(state)
         self.policy_version = state.get(WEIGHTS_SEQ_NO, self.policy_version)
@@ -272,6 +280,9 @@ class TPPOLearner(InsideTorchLearner):
             states = {name: gather_optimizer_state(optimizer) for name, optimizer in self.optimizers()}
         if states is None:
             raise RuntimeError("the sharded optimizers are not gathered here: ask TPPOLearnerGroup.get_state")
+        return self._with_modules(states)
+
+    def _with_modules(self, states: dict[str, Any]) -> dict[str, Any]:
         return {name: {"module_id": self.module_of_optimizer(name), "state": state} for name, state in states.items()}
 
     def load_optimizer_state(self, state: dict[str, Any]) -> None:
@@ -281,12 +292,7 @@ class TPPOLearner(InsideTorchLearner):
         # RLlib would move the whole tensors to the device, which may have room for the slices alone.
         for name, optimizer in self.optimizers():
             if name in state:
-                whole = state[name]["state"]
-                entries = {
-                    index: {key: torch.as_tensor(value) for key, value in entry.items()}
-                    for index, entry in whole["state"].items()
-                }
-                optimizer.load_state_dict(whole | {"state": entries})
+                optimizer.load_state_dict(state[name]["state"])
 
     def _language_model(self) -> LanguageModelModule:
         module = self.module[DEFAULT_MODULE_ID]

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -15,7 +16,9 @@ from ray.exceptions import RayActorError
 from ray.rllib.core import COMPONENT_LEARNER
 from ray.rllib.core.learner.learner_group import LearnerGroup
 
+from tppo_rl.core.checkpoint_files import begin_checkpoint, learner_state
 from tppo_rl.core.errors import RunError
+from tppo_rl.learner.sharded_checkpoints import check_seen, load_slices, write_slices
 
 _ANSWER_S = 20.0
 """Time that a learner has to say that it is there, after another one has failed."""
@@ -28,7 +31,8 @@ class LearnerDied(RunError):
 class TPPOLearnerGroup(LearnerGroup):
     """A LearnerGroup of `TPPOLearner`s.
 
-    RLlib asks one learner alone for the state of the group. Sharded learners first have to gather it together.
+    RLlib asks one learner alone for the state of the group. Sharded learners first have to gather it together. A checkpoint
+    (`write_state`, `load_state`) does without.
 
     Every method raises `LearnerDied` where a learner's process is gone, also where it is another learner that misses it.
     """
@@ -78,6 +82,45 @@ class TPPOLearnerGroup(LearnerGroup):
             return
         reference = ray.put(state[COMPONENT_LEARNER])
         self.ask(partial(_take_state, reference=reference))
+
+    def check_sees(self, folder: Path) -> None:
+        """Checks that learners can write checkpoints into a folder.
+
+        Raises:
+            OptionError: learners are sharded, and do not all see it.
+        """
+        if self.config.distributed == "fsdp":
+            check_seen(self.ask, folder)
+
+    def write_state(self, folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+        """Returns the state of the group for a checkpoint. Sharded learners write its tensors, and nothing is gathered.
+
+        Args:
+            folder: Of the checkpoint, which sharded learners write their slices to.
+
+        Returns:
+            The state, with a `Sliced` in the place of each array that is written, and `Fingerprint.facts` of the written files.
+
+        Raises:
+            OptionError: learners are sharded, and do not all see the folder.
+        """
+        begin_checkpoint(folder)
+        if self.config.distributed != "fsdp":
+            return self.get_state(), {}
+        state, files = write_slices(self.ask, folder)
+        return {COMPONENT_LEARNER: state}, files
+
+    def load_state(self, folder: Path) -> None:
+        """Loads the learners' part of a checkpoint, whatever learners have written it. Sharded learners read their rows.
+
+        Raises:
+            OptionError: a file is not as it was written; or learners are sharded, and do not all see it.
+            RuntimeError: the weights are those of another model.
+        """
+        if self.config.distributed == "fsdp":
+            load_slices(self.ask, folder)
+        else:
+            self.set_state({COMPONENT_LEARNER: learner_state(folder)})
 
     def save_to_path(self, path: Any = None, *, state: dict[str, Any] | None = None, **kwargs: Any) -> str:
         """Saves `state`, or by default the state of the group, as RLlib does."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from tppo_rl.learner.empty_models import stand_ins
 ALL_LINEAR = "all-linear"
 """Value of `target_modules` that takes every linear layer but the output layer."""
 
+_T = TypeVar("_T")
 _TRANSPOSED = "Conv1D"
 """Class of GPT-2's linear layers, whose weight is transposed."""
 _ADAPTER = "default"
@@ -111,7 +112,7 @@ def save_adapter(model: Any, base: str, folder: Path) -> None:
     save_file(weights, folder / "adapter_model.safetensors")
 
 
-def trained_weights(model: nn.Module, weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def trained_weights(model: nn.Module, weights: Mapping[str, _T]) -> dict[str, _T]:
     """Returns the weights for a checkpoint: the trained ones if the model has adapters, else all."""
     if not has_adapters(model):
         return dict(weights)

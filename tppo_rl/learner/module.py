@@ -196,6 +196,15 @@ class LanguageModelModule(TorchRLModule, ValueFunctionAPI, InferenceOnlyAPI):
             state["critic"] = trained_weights(self.critic, self._weights("critic", self.critic))
         return state
 
+    def trained_tensors(self) -> dict[str, dict[str, torch.Tensor]]:
+        """Returns the weights that `get_state` gives copies of, themselves: those of sharded models are DTensors."""
+        models = {"policy": self.policy.model, "critic": self.critic}
+        return {
+            name: trained_weights(model, model.state_dict(keep_vars=True))
+            for name, model in models.items()
+            if model is not None
+        }
+
     def gather(self, *, inference_only: bool, keep: bool) -> None:
         """Gathers the whole weights of sharded models for `get_state`; with `inference_only` those of the policy alone.
 
@@ -214,7 +223,7 @@ class LanguageModelModule(TorchRLModule, ValueFunctionAPI, InferenceOnlyAPI):
         self._gathered.clear()
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Loads weights in either form of `get_state`; a part that is not in `state` is left alone.
+        """Loads weights in either form of `get_state`, also out of files (`StoredArray`); a part that is not in `state` is left alone.
 
         Raises:
             RuntimeError: names or shapes of the weights are not those of the models. Models with adapters refuse merged

@@ -10,12 +10,13 @@
 |---|---|
 | forward and backward of a sharded model, `same_number_of_passes`, `ShardedGradientStep.apply` | all, equally often |
 | `gather_weights`, `gather_optimizer_state` | all |
-| `load_weights`, `optimizer.load_state_dict` | any: each cuts its slices out of the whole |
+| `load_weights`, `optimizer.load_state_dict` | any: each takes its rows of the whole |
 
 Passes are collective, so a learner with fewer micro-batches than another has to make passes over nothing: a micro-batch
 without rows is one token of padding (`TrainBatch.padded`), and a loss over no tokens gives zero gradients.
 
-Checkpoints hold whole tensors in the format of unsharded models: either kind of learner loads those of the other.
+A gathered state is one of whole tensors, as unsharded models have it: either kind of learner loads those of the other. What is
+loaded may also be in files, of which a learner reads its rows (`core.sliced_arrays`); `slices` writes such files.
 
 In half precision blocks are gathered in the compute dtype, half of the bytes, and gradients are summed in float32. The
 computation is that of autocast on whole models but for one thing: the blocks' norms, which autocast leaves in float32, have
@@ -35,7 +36,7 @@ import numpy as np
 import torch
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, Shard
 
 from tppo_rl.learner.collective import Collective, current_collective
 from tppo_rl.learner.models import Critic, Policy, transformer_blocks
@@ -223,7 +224,8 @@ class WeightViews:
 def load_weights(model: torch.nn.Module, weights: Mapping[str, Any], *, strict: bool = True) -> None:
     """Loads what `gather_weights` returned, on one learner alone; without `strict` also a part of it.
 
-    Of a sharded model's weights a learner copies its rows, one tensor after the other.
+    One tensor after the other is copied, and of a sharded model's weights the learner's rows alone. So weights may be in files
+    (`StoredArray`), and take memory for one of them.
 
     Raises:
         RuntimeError: names or shapes of the weights are not those of the model.
@@ -232,12 +234,13 @@ def load_weights(model: torch.nn.Module, weights: Mapping[str, Any], *, strict: 
     whole: dict[str, torch.Tensor] = {}
     for name, weight in weights.items():
         own = current.get(name)
-        if isinstance(own, DTensor) and own.shape == weight.shape:
-            start, stop = rows_of(own)
-            own.to_local().copy_(torch.as_tensor(np.array(weight[start:stop])))
-            whole[name] = own
-        else:
+        if own is None or own.shape != weight.shape:
+            # torch says it below.
             whole[name] = torch.as_tensor(np.array(weight))
+            continue
+        local, rows = (own.to_local(), _own_rows(weight, own)) if isinstance(own, DTensor) else (own, weight)
+        local.copy_(torch.as_tensor(np.array(rows)))
+        whole[name] = own
     model.load_state_dict(whole, strict=strict)
 
 
@@ -248,6 +251,11 @@ def rows_of(sharded: DTensor) -> tuple[int, int]:
     size = -(-sharded.shape[0] // mesh.size())
     start = min(mesh.get_local_rank() * size, sharded.shape[0])
     return start, min(start + size, sharded.shape[0])
+
+
+def _own_rows(whole: Any, sharded: DTensor) -> Any:
+    start, stop = rows_of(sharded)
+    return whole[start:stop]
 
 
 def gather_optimizer_state(optimizer: torch.optim.Optimizer, *, keep: bool = True) -> dict[str, Any]:
@@ -266,7 +274,7 @@ def gather_optimizer_state(optimizer: torch.optim.Optimizer, *, keep: bool = Tru
 
 
 def _slices_of_state(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
-    """Cuts this learner's slices out of the whole tensors of an optimizer's state."""
+    """Takes this learner's rows out of the tensors of an optimizer's state: whole tensors, arrays, or those in files."""
     indices = [index for group in state_dict["param_groups"] for index in group["params"]]
     # torch itself says it where the numbers of parameters differ.
     parameters = dict(zip(indices, parameters_of(optimizer), strict=False))
@@ -278,13 +286,19 @@ def _slices_of_state(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any
     return state_dict | {"state": slices}
 
 
-def _slice_like(value: Any, sharded: torch.Tensor | None) -> Any:
-    """Returns a copy of `value` cut as `sharded` is, or `value` itself where the two are not the same tensor's."""
-    if not isinstance(sharded, DTensor) or not isinstance(value, torch.Tensor) or value.shape != sharded.shape:
-        return value
-    # Without a source rank nothing is exchanged: every learner has the whole. A mere view would keep the whole alive.
-    cut = distribute_tensor(value, sharded.device_mesh, sharded.placements, src_data_rank=None)
-    return torch.empty_like(sharded, requires_grad=False).copy_(cut)
+def _slice_like(value: Any, sharded: torch.Tensor) -> torch.Tensor:
+    """Returns a copy of the rows of `value` that `sharded` has of its tensor; numbers are the same for all learners."""
+    if not getattr(value, "shape", ()):
+        return torch.as_tensor(value)
+    if not isinstance(sharded, DTensor) or value.shape != sharded.shape:
+        raise RuntimeError(
+            f"moments of shape {tuple(value.shape)} are not those of weights of shape {tuple(sharded.shape)}"
+        )
+    own = torch.empty_like(sharded, requires_grad=False)
+    assert isinstance(own, DTensor)
+    rows = _own_rows(value, sharded)
+    own.to_local().copy_(rows if isinstance(rows, torch.Tensor) else torch.as_tensor(np.array(rows)))
+    return own
 
 
 def _to_numpy(tensor: torch.Tensor) -> np.ndarray:

@@ -23,7 +23,7 @@ class LearnerOptions(Section):
     distributed: Literal["ddp", "fsdp"] = option(
         "ddp",
         "`ddp`: every learner holds all weights; `fsdp`: weights, gradients and moments are sharded over the learners. "
-        "Checkpoints are the same.",
+        "Either loads the checkpoints of the other.",
     )
     gradient_checkpointing: bool = option(
         False, "Compute activations again in the backward pass: less memory, about a third more work."

@@ -1,0 +1,127 @@
+"""Sharded learners write and read checkpoints themselves; the driver sends them the folder, and gets no tensor.
+
+    driver                                  learners
+    write_slices(ask, folder)  ──▶  each writes its slices (`slices.write_learner`)
+                               ◀──  what stands for the tensors; sizes and checksums of the files
+    load_slices(ask, folder)   ──▶  each checks the sizes of all files, and the checksums of its share
+                               ──▶  only if all are right: each loads its rows
+
+| step | waits for |
+|---|---|
+| a learner that writes, checks or loads | nothing: there is no exchange among learners |
+| the driver | the answers of all learners |
+
+So a folder that not every learner sees is an error of every learner that does not see it, before a weight is changed.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from tppo_rl.core.checkpoint_files import check_learner_files, learner_files, learner_state
+from tppo_rl.core.errors import OptionError, portable
+from tppo_rl.learner.collective import current_collective
+
+Ask = Callable[[Callable[[Any], Any]], list[Any]]
+"""Calls a function with every learner, where it is, and returns the results in their order."""
+_Facts = dict[str, dict[str, Any]]
+
+
+def check_seen(ask: Ask, folder: Path) -> None:
+    """Checks that all learners see a folder of the driver.
+
+    Raises:
+        OptionError: one does not.
+    """
+    _answers(ask, partial(_see, paths=[str(folder)]))
+
+
+def write_slices(ask: Ask, folder: Path) -> tuple[dict[str, Any], _Facts]:
+    """Lets sharded learners write their slices.
+
+    Args:
+        ask: `TPPOLearnerGroup.ask`.
+        folder: Is there.
+
+    Returns:
+        The learners' state with a `Sliced` in the place of each array, and `Fingerprint.facts` of all files.
+
+    Raises:
+        OptionError: a learner does not see the folder, or the driver does not see what a learner has written.
+        OSError: a learner cannot write.
+    """
+    answers = _answers(ask, partial(_write, folder=str(folder)))
+    for rank, (_, files, node) in enumerate(answers):
+        for name, facts in files.items():
+            if not (folder / name).is_file() or (folder / name).stat().st_size != facts["size"]:
+                raise _not_shared(
+                    folder / name, f"what learner {rank} has written on node {node!r}, is not there on the driver's"
+                )
+    (state,) = [state for state, _, _ in answers if state is not None]
+    return state, {name: facts for _, files, _ in answers for name, facts in files.items()}
+
+
+def load_slices(ask: Ask, folder: Path) -> None:
+    """Lets sharded learners load a checkpoint, whatever learners have written it.
+
+    Args:
+        ask: `TPPOLearnerGroup.ask`.
+        folder: Of the checkpoint.
+
+    Raises:
+        OptionError: a file is not as it was written, or a learner does not see it; all learners are left as they were.
+        RuntimeError: the weights are those of another model.
+    """
+    _answers(ask, partial(_check, folder=str(folder), files=learner_files(folder)))
+    _answers(ask, partial(_load, folder=str(folder)))
+
+
+def _answers(ask: Ask, work: Callable[[Any], Any]) -> list[Any]:
+    answers = ask(partial(_attempt, work=work))
+    for answer in answers:
+        if isinstance(answer, Exception):
+            raise answer
+    return answers
+
+
+def _attempt(learner: Any, *, work: Callable[[Any], Any]) -> Any:
+    """Returns the error as a result: Ray would give it back as one of its own, with a traceback for a message."""
+    try:
+        return work(learner)
+    except Exception as error:
+        return portable(error, f"learner {current_collective().rank}")
+
+
+def _see(_: Any, *, paths: Sequence[str]) -> None:
+    for path in paths:
+        if not Path(path).exists():
+            where = f"node {socket.gethostname()!r} of learner {current_collective().rank}"
+            raise _not_shared(Path(path), f"is not there on {where}")
+
+
+def _write(learner: Any, *, folder: str) -> tuple[dict[str, Any] | None, _Facts, str]:
+    _see(learner, paths=[folder])
+    state, files = learner.write_state(Path(folder))
+    # It is the same on all learners.
+    return state if current_collective().rank == 0 else None, files, socket.gethostname()
+
+
+def _check(learner: Any, *, folder: str, files: Mapping[str, Mapping[str, Any]]) -> None:
+    _see(learner, paths=[f"{folder}/{name}" for name in files])
+    collective = current_collective()
+    check_learner_files(Path(folder), files, sorted(files)[collective.rank :: collective.size])
+
+
+def _load(learner: Any, *, folder: str) -> None:
+    learner.set_state(learner_state(Path(folder), lazily=True))
+
+
+def _not_shared(path: Path, what: str) -> OptionError:
+    return OptionError(
+        f"checkpoint={str(path)!r}: {what}; sharded learners (distributed='fsdp') write and read checkpoints themselves, so "
+        "put the run's folder on a disk that all nodes share under the same name, or all learners on the driver's node"
+    )

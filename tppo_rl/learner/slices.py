@@ -1,0 +1,121 @@
+"""The state of sharded learners in files: each learner writes its rows, and reads those that it needs. Nothing is gathered.
+
+    write_learner                policy_0_of_2.safetensors by learner 0, policy_1_of_2.safetensors by learner 1, and so on
+    sharding.load_weights, …     load them, with any number of learners
+
+| memory of a learner beside its slices | |
+|---|---|
+| writing | one slice, where it is not on the CPU; nothing else |
+| reading | one slice |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch.distributed.tensor import DTensor
+
+from tppo_rl.core.sliced_arrays import Sliced, slice_file, write_slices
+from tppo_rl.learner.collective import Collective
+from tppo_rl.learner.sharding import rows_of
+
+OPTIMIZERS = "optimizers"
+"""Name of the files with moments."""
+
+
+class WrittenSlices(NamedTuple):
+    """What one learner has written."""
+
+    weights: dict[str, dict[str, Sliced]]
+    """What stands for the weights of each model; the same on all learners, as is the next."""
+    optimizers: dict[str, dict[str, Any]]
+    """Each optimizer's `state_dict`, with a `Sliced` for each moment and numbers for counts."""
+    files: dict[str, dict[str, Any]]
+    """`Fingerprint.facts` by the names of its files."""
+
+
+class SliceWriter:
+    """Writes the rows that one learner has of tensors.
+
+    Args:
+        folder: Is there, and the same one for all learners.
+        collective: Says which learner it is.
+    """
+
+    def __init__(self, folder: Path, collective: Collective) -> None:
+        self._folder = folder
+        self._rank, self._size = collective.rank, collective.size
+        self.files: dict[str, dict[str, Any]] = {}
+        """`Fingerprint.facts` by the names of the files."""
+
+    def write(self, name: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, Sliced]:
+        """Writes this learner's file of tensors, and returns what stands for them in the checkpoint.
+
+        Args:
+            name: Of the files of all learners.
+            tensors: By name, in the number format in which they are kept. Those that are not sharded are the same on all
+                learners, and learner 0 writes them. One tensor under two names is written once.
+        """
+        places: dict[str, Sliced] = {}
+        rows: dict[str, torch.Tensor] = {}
+        first_rows: dict[str, int] = {}
+        # By the objects: a learner that has no row of two tensors has the same memory for both, which is none.
+        keys: dict[int, str] = {}
+        for own_name, tensor in tensors.items():
+            key = keys.setdefault(id(tensor), own_name)
+            places[own_name] = Sliced(name, self._size, key, tuple(tensor.shape))
+            if key != own_name:
+                continue
+            if isinstance(tensor, DTensor):
+                first, end = rows_of(tensor)
+                if self._rank == 0 or first < end:
+                    rows[key], first_rows[key] = tensor.to_local(), first
+            elif self._rank == 0:
+                rows[key] = tensor
+        file = slice_file(name, self._rank, self._size)
+        self.files[file] = write_slices(self._folder / file, rows, first_rows)
+        return places
+
+
+def write_learner(
+    folder: Path,
+    collective: Collective,
+    models: Mapping[str, Mapping[str, torch.Tensor]],
+    optimizers: Iterable[tuple[str, torch.optim.Optimizer]],
+) -> WrittenSlices:
+    """Writes the slices of one learner; all learners must call it, and none waits for another.
+
+    Args:
+        folder: See `SliceWriter`.
+        collective: Says which learner it is.
+        models: Their trained tensors by name, under the name of each model; tied ones are one object.
+        optimizers: By name.
+    """
+    writer = SliceWriter(folder, collective)
+    weights = {name: writer.write(name, tensors) for name, tensors in models.items()}
+    states = {name: optimizer.state_dict() for name, optimizer in optimizers}
+    moments = {
+        f"{name}/{index}/{entry}": value
+        for name, state in states.items()
+        for index, entries in state["state"].items()
+        for entry, value in entries.items()
+        if value.ndim
+    }
+    places = writer.write(OPTIMIZERS, moments)
+    optimizer_states = {
+        name: state
+        | {
+            "state": {
+                index: {
+                    entry: places[f"{name}/{index}/{entry}"] if value.ndim else value.item()
+                    for entry, value in entries.items()
+                }
+                for index, entries in state["state"].items()
+            }
+        }
+        for name, state in states.items()
+    }
+    return WrittenSlices(weights, optimizer_states, writer.files)
