@@ -211,7 +211,12 @@ def test_the_real_controller_comes_to_the_same(
     window: int, max_staleness: int, token_seconds: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     planned = replace(
-        PIPELINE, window=window, max_staleness=max_staleness, token_seconds=token_seconds, weight_seconds=0.02
+        PIPELINE,
+        window=window,
+        max_staleness=max_staleness,
+        token_seconds=token_seconds,
+        weight_seconds=0.02,
+        max_queued_batches=1.0 if window == 320 else None,
     )
     seconds, mean, largest, tokens = Driver(planned, monkeypatch).run(30)
     result = simulate(planned)

@@ -105,13 +105,18 @@ class _Slots:
         return min((window.oldest_version for window in self._open if window.tokens), default=otherwise)
 
 
+def steps_of_request(pipeline: Pipeline) -> int:
+    """Returns the engine steps of a request as they are simulated."""
+    steps_of_batch = -(-pipeline.batch_tokens // pipeline.slots)
+    return max(min(pipeline.engine_steps, pipeline.window), steps_of_batch // _FINEST)
+
+
 class _Run:
     """The state of a simulated run; a loop over its two kinds of events, the end of a request and of an update."""
 
     def __init__(self, pipeline: Pipeline, seed: int) -> None:
         self._pipeline = pipeline
-        steps_of_batch = -(-pipeline.batch_tokens // pipeline.slots)
-        self._steps = max(min(pipeline.engine_steps, pipeline.window), steps_of_batch // _FINEST)
+        self._steps = steps_of_request(pipeline)
         self._slots = _Slots(pipeline.lengths, pipeline.slots, pipeline.window, np.random.default_rng(seed))
         self._queue = TrainQueue()
         self.now = 0.0

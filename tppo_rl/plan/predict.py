@@ -20,6 +20,7 @@ from tppo_rl.plan.generation import Generation, generation
 from tppo_rl.plan.lengths import ResponseLengths
 from tppo_rl.plan.pipeline import Pipeline, simulate
 from tppo_rl.plan.roofline import ModelShape
+from tppo_rl.plan.staleness import staleness_law
 from tppo_rl.plan.windows import LearnerWork, Mode, work_per_token
 
 SHORTEST_WINDOW = 8
@@ -84,6 +85,8 @@ class Prediction:
     staleness_mean: float
     """Policy versions."""
     staleness_max: int
+    staleness_law: float
+    """Its mean in closed form (`plan.staleness`)."""
     intensity: float
     """Operations per byte of generation."""
 
@@ -171,10 +174,11 @@ def _predict(workload: Workload, costs: Costs, shape: ModelShape, mode: Mode, wi
     at_once = mode == "async" and not shared
     best = min(sides, key=lambda side: max(side.seconds) if at_once else sum(side.seconds))
     generation_s, learner_s = best.seconds
-    seconds, staleness = generation_s + learner_s, (0.0, 0)
+    seconds, staleness, law = generation_s + learner_s, (0.0, 0), 0.0
     tokens = best.tokens_per_update
     if mode == "async":
-        result = simulate(best.pipeline(shared=shared))
+        pipeline = best.pipeline(shared=shared)
+        result, law = simulate(pipeline), staleness_law(pipeline).mean
         seconds, staleness = result.seconds_per_token, (result.staleness_mean, result.staleness_max)
         tokens = result.tokens_per_update
     return Prediction(
@@ -191,6 +195,7 @@ def _predict(workload: Workload, costs: Costs, shape: ModelShape, mode: Mode, wi
         processed_per_trained_token=_work_per_token(workload, mode, window).policy.positions,
         staleness_mean=staleness[0],
         staleness_max=staleness[1],
+        staleness_law=law,
         intensity=best.generation.intensity,
     )
 
@@ -241,9 +246,12 @@ class _Sides:
         workload, lengths = self._workload, self._workload.lengths
         slow = [sum(self.seconds) / one if shared and one > 0 else 1.0 for one in self.seconds]
         steps_s = self.generation.seconds_per_token * workload.slots
+        window = min(self._window or lengths.longest, lengths.longest)
         return Pipeline(
             lengths=lengths,
-            window=min(self._window or lengths.longest, lengths.longest),
+            window=window,
+            # As the option of that name is by default.
+            max_queued_batches=None if window < lengths.longest else 1.0,
             slots=self._slots,
             batch_tokens=workload.batch_tokens,
             max_staleness=workload.max_staleness,

@@ -29,7 +29,7 @@ def predictions_table(predictions: Sequence[Prediction], recommended: Prediction
         "slot\noccupancy",
         "tokens per\nupdate",
         "processed\nper trained",
-        "staleness,\nmean (max)",
+        "staleness,\nmean (max); law",
         "operations/byte\nof generation",
     )
     table = Table(*(Column(name, justify="left" if name == "mode" else "right", no_wrap=True) for name in names))
@@ -44,7 +44,7 @@ def predictions_table(predictions: Sequence[Prediction], recommended: Prediction
             f"{one.occupancy:.2f}",
             f"{one.tokens_per_update:,.0f}",
             f"{one.processed_per_trained_token:.2f}",
-            f"{one.staleness_mean:.1f} ({one.staleness_max})",
+            f"{one.staleness_mean:.1f} ({one.staleness_max}); {one.staleness_law:.1f}",
             f"{one.intensity:.3g}",
             style="bold" if one is recommended else None,
         )
