@@ -8,7 +8,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 # Torch's CPU build is not on every registry; its own index is asked only if the configured ones lack it.
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 
-.PHONY: setup setup-gpu gpu-check train real real-model real-seeds browser test test-unit test-slow test-trackers lint format docs clean
+.PHONY: setup setup-gpu gpu-check train real real-model real-seeds browser test test-unit test-slow test-trackers soak lint format docs clean
 
 setup: $(VENV)/.installed
 
@@ -105,6 +105,10 @@ test-unit: setup
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
+
+# Ten minutes; a longer one: tppo-rl bench soak --minutes 120 --results DIR
+soak: setup
+	$(BIN)/tppo-rl bench soak --minutes 10 --results runs/soak-$(shell date +%s)
 
 lint: setup
 	$(BIN)/ruff check .

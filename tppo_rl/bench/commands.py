@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tppo_rl.core.one_clear_error import BAD_INPUT
+from tppo_rl.core.one_clear_error import BAD_INPUT, one_clear_error
 
 if TYPE_CHECKING:
     from tppo_rl.bench.records import Figure
@@ -279,6 +279,31 @@ def chaos(config: Path | None, results: Path, tokens: int, **options: Any) -> No
     for name, value in rows_of(outcome):
         click.echo(f"{value:>24}  {name}")
     if not outcome.ended or outcome.twice or outcome.broken or outcome.missing_prompts or outcome.identity:
+        sys.exit(1)
+
+
+@bench.command()
+@click.option("--minutes", type=click.FloatRange(1), default=10.0, show_default=True, help="Of the run.")
+@click.option("--results", type=click.Path(path_type=Path), required=True, help="Folder for the run.")
+@one_clear_error
+def soak(results: Path, minutes: float) -> None:
+    """Let a small run go on for long and say what grows: memory, open files, threads of each process, shared memory."""
+    from rich.console import Console
+    from rich.table import Column, Table
+
+    from tppo_rl.bench.records import machine
+    from tppo_rl.bench.soak import soak as soaked
+
+    found = soaked(results, minutes=minutes)
+    table = Table(Column("quantity", no_wrap=True), "unit", "level", "an hour", "95 %", "")
+    for one in found:
+        interval = f"{one.low:+.3g} … {one.high:+.3g}"
+        table.add_row(
+            one.quantity, one.unit, f"{one.level:,.1f}", f"{one.per_hour:+.3g}", interval, "grows" if one.grows else ""
+        )
+    Console().print(table)
+    click.echo(machine())
+    if any(one.grows for one in found):
         sys.exit(1)
 
 
