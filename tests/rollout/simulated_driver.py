@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
+import pytest
 from helpers import CountingEnv, IntegerChat
 
 from tppo_rl.config.options import Options
@@ -13,6 +18,16 @@ from tppo_rl.rollout.engine import Sampling
 from tppo_rl.rollout.sampler import EpisodeLimits, Sampler
 from tppo_rl.rollout.simulated_engine import SimulatedEngine, draw_lognormal_length
 from tppo_rl.rollout.simulated_group import SimulatedGroup, SimulatedRunner
+
+
+@contextmanager
+def without_pauses() -> Iterator[None]:
+    """Simulated env-runners need no time: nothing is gained by waiting for them."""
+    with pytest.MonkeyPatch.context() as patch:
+        clock = SimpleNamespace(sleep=lambda _: None, monotonic=time.monotonic)
+        patch.setattr("tppo_rl.rollout.controller.time", clock)
+        yield
+
 
 SLOTS = 4
 WINDOW = 8

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from functools import partial
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from helpers import CountingEnv, IntegerChat
-from simulated_driver import SLOTS, SimulatedWeights, make_controller
+from simulated_driver import SLOTS, SimulatedWeights, make_controller, without_pauses
 
 from tppo_rl.config.options import Options
 from tppo_rl.core.fragments import fragments_from_table
@@ -29,9 +27,7 @@ EPISODES = 2500
 
 @pytest.fixture(autouse=True, scope="module")
 def _without_pauses() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        clock = SimpleNamespace(sleep=lambda _: None, monotonic=time.monotonic)
-        patch.setattr("tppo_rl.rollout.controller.time", clock)
+    with without_pauses():
         yield
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,7 +11,15 @@ import pytest
 from helpers import make_fragment
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from simulated_driver import SLOTS, PersistentWeights, SimulatedWeights, make_controller, make_group, make_runner
+from simulated_driver import (
+    SLOTS,
+    PersistentWeights,
+    SimulatedWeights,
+    make_controller,
+    make_group,
+    make_runner,
+    without_pauses,
+)
 
 from tppo_rl.config.options import Options
 from tppo_rl.core.fragments import Fragment, fragments_from_table
@@ -31,9 +37,7 @@ PARTIAL = WHOLE | {"mode": "sync", "partial_rollouts": True}
 
 @pytest.fixture(autouse=True, scope="module")
 def _without_pauses() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        clock = SimpleNamespace(sleep=lambda _: None, monotonic=time.monotonic)
-        patch.setattr("tppo_rl.rollout.controller.time", clock)
+    with without_pauses():
         yield
 
 
