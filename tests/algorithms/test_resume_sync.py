@@ -77,9 +77,10 @@ def arrays(tree: Any, path: str = "") -> dict[str, np.ndarray]:
     ("kind", "options"),
     [
         (TPPOConfig, {"window_length": 8}),
-        (
+        pytest.param(
             GRPOConfig,
             {"group_size": 4, "partial_rollouts": True, "max_staleness": 3, "train_batch_size_per_learner": 200},
+            marks=pytest.mark.slow,
         ),
         pytest.param(PPOConfig, {}, marks=pytest.mark.slow),
         pytest.param(GRPOConfig, {"group_size": 4}, marks=pytest.mark.slow),
