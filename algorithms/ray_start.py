@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 import tempfile
+import threading
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -62,6 +64,19 @@ def _without_log_level() -> Iterator[None]:
                     os.write(_STDERR, line)
 
 
+@contextmanager
+def _keeping_signal_handlers() -> Iterator[None]:
+    """Puts this process's own handlers back: Ray's C++ part takes SIGTERM for a crash, and aborts the process with a stack."""
+    here = threading.current_thread() is threading.main_thread()
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)} if here else {}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            if callable(handler):
+                signal.signal(number, handler)
+
+
 def start_ray(runtime_env: Mapping[str, Any] | None = None) -> None:
     """Starts Ray on this machine, or joins the cluster that `RAY_ADDRESS` names, unless it runs already.
 
@@ -82,7 +97,7 @@ def start_ray(runtime_env: Mapping[str, Any] | None = None) -> None:
     quiet_ray()
     # Ray's processes get their environment when Ray starts; the one that runs here has read its own.
     spare_freed_blocks()
-    with stage("starting Ray"), _without_log_level():
+    with stage("starting Ray"), _without_log_level(), _keeping_signal_handlers():
         ray.init(
             include_dashboard=False,
             log_to_driver=False,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from tppo_rl.algorithms.ray_start import _check_environment
@@ -16,3 +19,17 @@ def test_what_a_running_ray_does_not_have_is_refused() -> None:
     )
     with pytest.raises(OptionError, match=message):
         _check_environment({"py_modules": ["rewards"]}, {"working_dir": "."})
+
+
+@pytest.mark.integration
+def test_signals_are_still_this_process_s_own_where_ray_runs() -> None:
+    """A scheduler that takes a job away sends SIGTERM: the run saves, and ends."""
+    program = """
+import os, signal, sys
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))
+from tppo_rl.algorithms.ray_start import start_ray
+start_ray()
+os.kill(os.getpid(), signal.SIGTERM)
+"""
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=120)
+    assert (run.returncode, run.stderr) == (7, "")

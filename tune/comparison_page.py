@@ -38,10 +38,16 @@ def equal_budget_table(result: EqualBudget) -> PageTable:
             ]
         )
     return PageTable(
-        ["experiment", "accuracy then, %", "mean over the curve, %", f"mean against {result.rows[0].experiment}", "p"],
+        [
+            "experiment",
+            "accuracy then, %",
+            "mean over the curve, %",
+            f"points against {result.rows[0].experiment}",
+            "p",
+        ],
         rows,
-        f"At {_number(result.limit)} {result.budget.unit} of {result.budget.title}, which all runs have spent. In brackets 95 % over "
-        "seeds; p of a paired t-test.",
+        f"At {_spent(result)}, which all runs have spent{_seeds(result)}. In brackets 95 % over seeds, and p of a paired t-test, from three "
+        "seeds on.",
         frozenset({0}),
     )
 
@@ -53,7 +59,7 @@ def cost_table(result: EqualBudget) -> PageTable:
     return PageTable(
         ["experiment", *(f"{100 * target:.0f} %" for target in shown)],
         rows,
-        f"{result.budget.title.capitalize()} ({result.budget.unit}) to an accuracy: median of the runs that reached it, smallest and largest, "
+        f"{result.budget.title.capitalize()}{', s,' if result.budget.unit == 's' else ''} to an accuracy: median of the runs that reached it, smallest and largest, "
         "and how many of the runs did.",
         frozenset({0}),
     )
@@ -118,6 +124,17 @@ def comparison_page(title: str, tables: Sequence[PageTable], images: Sequence[Pa
     template = environment.from_string(files("tppo_rl.tune").joinpath(_TEMPLATE).read_text(encoding="utf-8"))
     pictures = [(path.name, base64.b64encode(path.read_bytes()).decode("ascii")) for path in images]
     return template.render(title=title, tables=tables, images=pictures) + "\n"
+
+
+def _spent(result: EqualBudget) -> str:
+    """Such as "20,000 sampled tokens", or "14 s of wall time"."""
+    unit = "s of " if result.budget.unit == "s" else ""
+    return f"{_number(result.limit)} {unit}{result.budget.title}"
+
+
+def _seeds(result: EqualBudget) -> str:
+    numbers = {row.accuracy.n for row in result.rows}
+    return f" ({', '.join(map(str, sorted(numbers)))} seed{'s' if max(numbers) > 1 else ''} each)"
 
 
 def _anyone_reached(result: EqualBudget, target: float) -> bool:

@@ -39,6 +39,11 @@ def test_what_happens_at_the_start_and_at_the_end_does_not_count() -> None:
     assert slope.level == pytest.approx(500, abs=1)
 
 
+def test_what_never_changes_has_no_slope() -> None:
+    (slope,) = slopes(series(0.0, noise=0.0, quantity="threads, driver"))
+    assert (slope.per_hour, slope.low, slope.high, slope.grows) == (0.0, 0.0, 0.0, False)
+
+
 def test_a_short_run_says_nothing() -> None:
     with pytest.raises(RunError, match="let the run last longer"):
         slopes(series(0.0, count=20))

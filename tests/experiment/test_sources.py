@@ -20,3 +20,9 @@ def test_responses_may_be_shorter_than_a_window() -> None:
 def test_a_model_that_is_not_there_is_refused() -> None:
     with pytest.raises(OptionError, match=r"policy_model=.\./nowhere."):
         options_of_source("./nowhere", {}, [])
+
+
+def test_a_run_with_sharded_learners_on_gpus_is_evaluated_without_them() -> None:
+    given = {"distributed": "fsdp", "num_learners": 2, "placement": "disaggregated", "gpus": "8 x h100"}
+    options, _ = options_of_source("tppo_rl/arithmetic-chain", given, [])
+    check_rules(options, ALGORITHMS.find("TPPO"))

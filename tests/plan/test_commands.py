@@ -125,3 +125,18 @@ def test_placements_of_a_model_stand_side_by_side() -> None:
     shared = CliRunner().invoke(main, [*arguments, "--devices", "8", "--set", "placement=cluster"])
     assert shared.exit_code == 2
     assert "placement='cluster': all of them are compared; leave it out" in shared.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--memory", "--costs", "banana"], "--costs='banana': with --memory it names a card; give one of"),
+        (["--memory", "--costs", "h100", "--devices", "0"], "Invalid value for '--devices'"),
+        (["--devices", "-3"], "Invalid value for '--devices'"),
+        (["--tensor-parallel", "0"], "Invalid value for '--tensor-parallel'"),
+    ],
+)
+def test_nonsense_is_refused_by_name(arguments: list[str], words: str) -> None:
+    result = CliRunner().invoke(main, ["plan", *SMALL, *arguments])
+    assert result.exit_code == 2
+    assert words in result.output

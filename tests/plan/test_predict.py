@@ -120,3 +120,15 @@ def test_slots_that_do_not_fit_into_memory_are_refused() -> None:
     assert predict(replace(many, slots=most), costs, shape, [4000])
     with pytest.raises(OptionError):
         predict(replace(many, slots=most + 1), costs, shape, [4000])
+
+
+def test_a_token_takes_no_less_time_than_its_slower_side() -> None:
+    """Also where updates are many times larger than was asked, because long windows have to close in time."""
+    small = replace(LONG_TAILED, batch_tokens=128, max_staleness=8)
+    found = rows(small, [800, 200, 50])
+    for window in (800, 200, 50):
+        row = found["async", window]
+        assert row.seconds_per_token >= 0.95 * max(row.generation_s, row.learner_s)
+    assert found["async", 800].tokens_per_update > 4 * 128
+    assert found["async", 800].staleness_law is None
+    assert found["async", 50].staleness_law is not None

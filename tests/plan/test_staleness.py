@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -26,7 +28,8 @@ def random_pipeline(generator: np.random.Generator, *, whole: bool) -> Pipeline:
         window=window,
         slots=slots,
         batch_tokens=batch,
-        max_staleness=60 if whole else bound,
+        # Whole responses: so large that no update waits for them.
+        max_staleness=10_000 if whole else bound,
         engine_steps=min(window, 32),
         step_seconds=1.0,
         weight_seconds=0.0,
@@ -42,6 +45,7 @@ def test_windows_are_as_old_as_the_law_says() -> None:
     for seed in range(NUMBER):
         pipeline = random_pipeline(generator, whole=False)
         played, law = simulate(pipeline, updates=120, seed=seed), staleness_law(pipeline)
+        assert law is not None
         errors.append(abs(played.staleness_mean - law.mean))
     assert np.mean(np.array(errors) <= 0.15) >= 0.85
     assert np.median(errors) <= 0.05
@@ -53,7 +57,9 @@ def test_partial_rollouts_are_as_old_as_the_tail_makes_them() -> None:
     ratios = []
     for seed in range(20):
         pipeline = random_pipeline(generator, whole=True)
-        ratios.append(simulate(pipeline, updates=150, seed=seed).staleness_mean / staleness_law(pipeline).mean)
+        law = staleness_law(pipeline)
+        assert law is not None
+        ratios.append(simulate(pipeline, updates=150, seed=seed).staleness_mean / law.mean)
     assert np.median(ratios) == pytest.approx(1.0, abs=0.15)
     assert np.mean(np.abs(np.array(ratios) - 1) <= 0.25) >= 0.75
 
@@ -66,3 +72,8 @@ def test_age_in_a_fragment() -> None:
     numbers = np.arange(tail.longest + 1)
     expected = (tail.expected(numbers**2) / tail.mean - 1) / 2
     assert mean_age(tail, tail.longest) == pytest.approx(expected)
+
+
+def test_there_is_no_law_where_updates_wait_for_whole_responses() -> None:
+    pipeline = random_pipeline(np.random.default_rng(3), whole=True)
+    assert staleness_law(replace(pipeline, max_staleness=1)) is None

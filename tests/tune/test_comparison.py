@@ -79,7 +79,7 @@ def test_runs_that_have_ended_are_drawn_and_not_repeated(tmp_path: Path) -> None
     page = (tmp_path / "comparison.html").read_text()
     assert page.count("<table>") == 2 * len(BUDGETS) + 1
     assert page.count("data:image/png;base64,") == 2
-    assert "At 200 tokens of sampled tokens" in page
+    assert "At 200 sampled tokens, which all runs have spent (2 seeds each)" in page
     first = [row for row in rows if row["run"] == "first-seed1"]
     assert [(row["sampled_tokens"], row["accuracy"]) for row in first] == [("0", "0.1"), ("100", "0.3"), ("200", "0.7")]
 

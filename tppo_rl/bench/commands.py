@@ -283,7 +283,13 @@ def chaos(config: Path | None, results: Path, tokens: int, **options: Any) -> No
 
 
 @bench.command()
-@click.option("--minutes", type=click.FloatRange(1), default=10.0, show_default=True, help="Of the run.")
+@click.option(
+    "--minutes",
+    type=click.FloatRange(10),
+    default=10.0,
+    show_default=True,
+    help="Of the run; in a shorter one the start is all that there is to see.",
+)
 @click.option("--results", type=click.Path(path_type=Path), required=True, help="Folder for the run.")
 @one_clear_error
 def soak(results: Path, minutes: float) -> None:
@@ -301,9 +307,14 @@ def soak(results: Path, minutes: float) -> None:
         table.add_row(
             one.quantity, one.unit, f"{one.level:,.1f}", f"{one.per_hour:+.3g}", interval, "grows" if one.grows else ""
         )
-    Console().print(table)
+    console = Console()
+    # Numbers that were cut off would be of no use in a log file either.
+    console.width = max(console.width, 110)
+    console.print(table)
     click.echo(machine())
-    if any(one.grows for one in found):
+    growing = [one.quantity for one in found if one.grows]
+    click.echo(f"grows: {'; '.join(growing)}" if growing else "nothing grows")
+    if growing:
         sys.exit(1)
 
 

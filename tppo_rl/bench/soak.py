@@ -142,6 +142,8 @@ def slopes(samples: Sequence[Sample]) -> list[Slope]:
 def _slope(name: str, hours: np.ndarray, values: np.ndarray) -> Slope:
     times = np.array([block.mean() for block in np.array_split(hours, _BLOCKS)])
     means = np.array([block.mean() for block in np.array_split(values, _BLOCKS)])
+    if np.ptp(means) == 0:
+        return Slope(name, _UNITS[name.partition(", ")[0]], float(values.mean()), 0.0, 0.0, 0.0)
     fit = stats.linregress(times, means)
     half = float(stats.t.ppf(0.975, _BLOCKS - 2) * fit.stderr)
     slope = float(fit.slope)

@@ -17,6 +17,7 @@ _HERE = {
     "num_env_runners": 0,
     "evaluation_num_env_runners": 0,
     "num_learners": 0,
+    "distributed": "ddp",
     "mode": "sync",
     "kl_coef": 0.0,
     "placement": None,

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from tppo_rl.plan.costs import Costs
     from tppo_rl.plan.predict import Workload
 
+_ONE_CORE = "one-core"
 _DEFAULT_MODEL = "tppo_rl/arithmetic-chain"
 _COUNT = click.IntRange(1)
 _PATH = click.Path(path_type=Path)
@@ -49,12 +50,16 @@ _PATH = click.Path(path_type=Path)
     show_default=True,
     help="Whose shape counts: folder, hub id, or qwen2.5-0.5b, -1.5b, -7b, -32b.",
 )
-@click.option("--tensor-parallel", default=1, show_default=True, help="GPUs that are one device here.")
+@click.option("--tensor-parallel", type=_COUNT, default=1, show_default=True, help="GPUs that are one device here.")
 @click.option("--rollout-records", type=_PATH, help="Engine's costs instead: what `bench rollout --json` wrote.")
 @click.option("--learner-records", type=_PATH, help="Learner's costs instead: what `bench learner --json` wrote.")
 @click.option("--learner-speed", type=float, help="Instead: positions a second, forwards and backwards.")
 @click.option(
-    "--devices", default=2, show_default=True, help="Cores or GPUs to divide between env-runners and learners."
+    "--devices",
+    type=_COUNT,
+    default=2,
+    show_default=True,
+    help="Cores or GPUs to divide between env-runners and learners.",
 )
 @click.option("--colocated", is_flag=True, help="In sync modes both sides take turns on all devices.")
 @click.option("--cached-contexts", is_flag=True, help="Learners keep keys and values (`context_cache_tokens`).")
@@ -110,9 +115,15 @@ def plan(
 def _print_memory(model: str, card: str, overrides: tuple[str, ...], *, devices: int, **options: Any) -> None:
     from rich.console import Console
 
+    from tppo_rl.core.errors import OptionError
     from tppo_rl.plan import card_memory, learner_memory
     from tppo_rl.plan.memory_table import memory_without_run
+    from tppo_rl.plan.roofline import DEVICES
 
+    if card not in (*DEVICES, _ONE_CORE):
+        raise OptionError(
+            f"--costs={card!r}: with --memory it names a card; give one of {', '.join(DEVICES)}, or {_ONE_CORE} for this machine"
+        )
     workload = _workload(**{key: options[key] for key in ("lengths", "cap", "prompt_length", "slots")})
     tables = memory_without_run(
         model,
@@ -167,7 +178,7 @@ def _costs(
         raise OptionError(
             f"tensor_parallel={tensor_parallel} with costs={name!r}: it is for GPUs; use one of {', '.join(DEVICES)}"
         )
-    elif name == "one-core":
+    elif name == _ONE_CORE:
         result = costs.ONE_CORE
         if model != _DEFAULT_MODEL and (rollout_records is None or (learner_records is None and learner_speed is None)):
             raise OptionError(

@@ -85,8 +85,8 @@ class Prediction:
     staleness_mean: float
     """Policy versions."""
     staleness_max: int
-    staleness_law: float
-    """Its mean in closed form (`plan.staleness`)."""
+    staleness_law: float | None
+    """Its mean in closed form (`plan.staleness`); None where there is none."""
     intensity: float
     """Operations per byte of generation."""
 
@@ -174,13 +174,14 @@ def _predict(workload: Workload, costs: Costs, shape: ModelShape, mode: Mode, wi
     at_once = mode == "async" and not shared
     best = min(sides, key=lambda side: max(side.seconds) if at_once else sum(side.seconds))
     generation_s, learner_s = best.seconds
-    seconds, staleness, law = generation_s + learner_s, (0.0, 0), 0.0
+    seconds, staleness, law = generation_s + learner_s, (0.0, 0), None
     tokens = best.tokens_per_update
     if mode == "async":
         pipeline = best.pipeline(shared=shared)
-        result, law = simulate(pipeline), staleness_law(pipeline).mean
+        result, law = simulate(pipeline), staleness_law(pipeline)
         seconds, staleness = result.seconds_per_token, (result.staleness_mean, result.staleness_max)
         tokens = result.tokens_per_update
+        generation_s, learner_s = best.seconds_at(tokens)
     return Prediction(
         mode=mode,
         window=window,
@@ -195,7 +196,7 @@ def _predict(workload: Workload, costs: Costs, shape: ModelShape, mode: Mode, wi
         processed_per_trained_token=_work_per_token(workload, mode, window).policy.positions,
         staleness_mean=staleness[0],
         staleness_max=staleness[1],
-        staleness_law=law,
+        staleness_law=0.0 if mode != "async" else None if law is None else law.mean,
         intensity=best.generation.intensity,
     )
 
@@ -236,9 +237,13 @@ class _Sides:
     @property
     def seconds(self) -> tuple[float, float]:
         """Of sampling and of training, for each trained token."""
+        return self.seconds_at(self.tokens_per_update)
+
+    def seconds_at(self, tokens: float) -> tuple[float, float]:
+        """The same where updates have so many tokens."""
         return (
-            self.generation.seconds_per_token / self.split.env_runners + self._weight_s / self.tokens_per_update,
-            self._token_s + self._update_s / self.tokens_per_update,
+            self.generation.seconds_per_token / self.split.env_runners + self._weight_s / tokens,
+            self._token_s + self._update_s / tokens,
         )
 
     def pipeline(self, *, shared: bool) -> Pipeline:

@@ -44,11 +44,15 @@ def predictions_table(predictions: Sequence[Prediction], recommended: Prediction
             f"{one.occupancy:.2f}",
             f"{one.tokens_per_update:,.0f}",
             f"{one.processed_per_trained_token:.2f}",
-            f"{one.staleness_mean:.1f} ({one.staleness_max}); {one.staleness_law:.1f}",
+            f"{one.staleness_mean:.1f} ({one.staleness_max}); {_law(one)}",
             f"{one.intensity:.3g}",
             style="bold" if one is recommended else None,
         )
     return table
+
+
+def _law(prediction: Prediction) -> str:
+    return "-" if prediction.staleness_law is None else f"{prediction.staleness_law:.1f}"
 
 
 def workload_line(workload: Workload, costs: Costs) -> str:

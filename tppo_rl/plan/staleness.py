@@ -27,7 +27,8 @@ if d >= eta. With a shorter queue a fragment waits for d updates: staleness = d 
 
 Tokens of an update. All windows that are open have to close within eta updates, which takes W steps and the rest of a request, so
 B >= C (W + k) / eta; and what a full queue holds beyond eta B, a request and the open windows, is trained within eta updates as well:
-C (k + A) / eta tokens more.
+C (k + A) / eta tokens more. Where updates wait for whole responses, the longest of those that are open decides, and there is
+no law for it.
 """
 
 from __future__ import annotations
@@ -51,13 +52,15 @@ class StalenessLaw:
     """Seconds of an update by seconds in which env-runners sample its tokens."""
 
 
-def staleness_law(pipeline: Pipeline) -> StalenessLaw:
-    """Returns the staleness of a run that has gone on for long, without playing it."""
+def staleness_law(pipeline: Pipeline) -> StalenessLaw | None:
+    """Returns the staleness of a run that has gone on for long, without playing it; None where updates wait for whole responses."""
     slots, bound = pipeline.slots, pipeline.max_staleness
     depth = pipeline.max_queued_batches or bound
     steps = steps_of_request(pipeline)
     age = mean_age(pipeline.lengths, pipeline.window)
     tokens = max(pipeline.batch_tokens, slots * (pipeline.window + steps) / bound)
+    if tokens > pipeline.batch_tokens and pipeline.window >= pipeline.lengths.longest:
+        return None
     load = _load(pipeline, tokens)
     if load < 1:
         waiting = (age + 2 * steps) * slots / tokens + load

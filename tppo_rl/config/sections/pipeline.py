@@ -14,7 +14,7 @@ _LOG_PROB_DIFF_ALARM = {"float32": 1e-3, "bfloat16": 0.05, "float16": 0.01}
 
 _ASYNC = Condition("mode='async'", lambda options: options.pipeline.mode == "async")
 _REFILLED = Condition(
-    "whole responses (window_length=null) and mode='async' or partial_rollouts",
+    "whole responses (window_length=null), mode='async' or partial_rollouts, and max_staleness of 1 or more",
     lambda options: not options.rollout.has_windows and options.staleness_bound > 0,
 )
 
