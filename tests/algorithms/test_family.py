@@ -214,7 +214,6 @@ def test_names_lead_to_classes(name: str) -> None:
     ("config", "options", "message"),
     [
         (PPOConfig, {"window_length": 8}, "window_length=8: PPO has window_length=None"),
-        (PPOConfig, {"mode": "async"}, "mode='async': PPO has mode='sync'"),
         (GRPOConfig, {"critic": "separate"}, "critic='separate': GRPO has critic=None"),
         (GRPOConfig, {"group_size": 5}, "group_size=5: a step has 16 slots"),
         (DAPOConfig, {"critic_warmup_updates": 3}, "critic_warmup_updates=3: is read only with a critic"),

@@ -49,6 +49,7 @@ class Watched:
         setattr(owner, name, watched)
 
 
+@pytest.mark.slow
 def test_env_runners_of_their_own_sleep_and_wake_over_ray(
     small_config: TPPOConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:

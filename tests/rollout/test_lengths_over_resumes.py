@@ -86,8 +86,8 @@ def lengths(options: dict[str, Any], *, resumes: bool) -> np.ndarray:
     "options",
     [
         {"window_length": 8, "max_staleness": 3},
-        {"window_length": 8, "mode": "sync"},
-        {"window_length": None, "max_staleness": 20, "group_size": 2},
+        pytest.param({"window_length": 8, "mode": "sync"}, marks=pytest.mark.slow),
+        pytest.param({"window_length": None, "max_staleness": 20, "group_size": 2}, marks=pytest.mark.slow),
         {"window_length": None, "mode": "sync", "partial_rollouts": True, "max_staleness": 20, "group_size": 2},
     ],
 )

@@ -127,7 +127,7 @@ def by_prompt(fragments: list[Fragment]) -> dict[int, list[Fragment]]:
     resume=st.booleans(),
     seed=st.integers(0, 10**6),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=35, deadline=None)
 def test_every_group_is_trained_once_and_whole_whatever_is_lost(
     runners: int, size: int, batch: int, max_staleness: int, depth: float | None, mode: str, replace: bool, losses: int,
     resume: bool, seed: int,

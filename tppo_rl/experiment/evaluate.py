@@ -13,7 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tppo_rl.config.options import Options
+from tppo_rl.config.checks import check_rules
+from tppo_rl.config.options import Options, algorithm_spec
 from tppo_rl.config.text_envs import num_problems
 from tppo_rl.core.checkpoint_files import check_whole
 from tppo_rl.core.errors import OptionError
@@ -83,6 +84,8 @@ def evaluate(
         "max_response_length": options.rollout.max_response_length,
         "dtype": options.models.dtype,
     }
+    # Before the folder is made: one with other settings would stand in the way of the next try.
+    check_rules(options, algorithm_spec("TPPO"))
     if checkpoint is not None:
         check_whole(checkpoint)
     _claim(folder, settings)
