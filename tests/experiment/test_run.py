@@ -55,16 +55,19 @@ def read_until(process: subprocess.Popen[str], words: str) -> list[str]:
     raise AssertionError("".join(lines))
 
 
-def test_ctrl_c_saves_and_resume_goes_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "name"), [(signal.SIGTERM, "SIGTERM"), pytest.param(signal.SIGINT, "Ctrl-C", marks=pytest.mark.slow)]
+)
+def test_ctrl_c_and_sigterm_save_and_resume_goes_on(tmp_path: Path, number: signal.Signals, name: str) -> None:
     (tmp_path / "run.yaml").write_text(yaml.safe_dump({"small": EXPERIMENT}), encoding="utf-8")
     process = start(tmp_path)
     read_until(process, "iteration 2 ")
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     output = "".join(read_until(process, "(go on: "))
-    assert process.wait(60) == 130
+    assert process.wait(60) == 128 + number
     assert "Traceback" not in output
     # It may come while a token is sampled or trained, but nothing is evaluated any more.
-    assert re.search(r"Ctrl-C: .*, saves .*, and ends without a last evaluation. Once more ends at once; then", output)
+    assert re.search(name + r": .*, saves .*, and ends without a last evaluation. Once more ends at once; then", output)
     assert output.rstrip().endswith("train file run.yaml --resume)")
     folder = tmp_path / "runs" / "small"
     assert read_summary(folder)["interrupted"]
