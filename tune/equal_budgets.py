@@ -67,7 +67,8 @@ class Curve:
         spent = self.spent[budget]
         inside = spent < limit
         places = np.append(spent[inside], limit)
-        return float(np.trapezoid(np.interp(places, spent, self.accuracy), places) / limit) if limit else float("nan")
+        length = places[-1] - places[0]
+        return float(np.trapezoid(np.interp(places, spent, self.accuracy), places) / length) if length else float("nan")
 
     def cost_of(self, budget: str, target: float) -> float:
         """What was spent when accuracy first reached a share; nan where it never did."""

@@ -27,6 +27,8 @@ from tppo_rl.core.errors import RunError
 
 NAME = "soak"
 _EVERY_S = 5.0
+_GRACE_S = 900.0
+"""For set-up, the last evaluation and the end of a run, after which it counts as hung."""
 _WARM_UP = 1 / 3
 """Share of the samples that is left out: caches fill, and the allocator finds its size."""
 _BLOCKS = 8
@@ -108,12 +110,17 @@ def soak(folder: Path, *, minutes: float) -> list[Slope]:
     file.write_text(yaml.safe_dump({NAME: soak_run(60 * minutes)}), encoding="utf-8")
     command = [sys.executable, "-m", "tppo_rl", "train", "file", str(file), "--results", str(folder)]
     samples = []
+    latest = time.monotonic() + 60 * minutes + _GRACE_S
     with (folder / "output.txt").open("ab") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
         try:
             while process.poll() is None:
                 if (folder / NAME / "result.json").is_file():
                     samples.append(Sample(time.monotonic(), _look(process.pid)))
+                if time.monotonic() > latest:
+                    raise RunError(
+                        f"the run did not end within {_GRACE_S:g} s of its time; see {folder / 'output.txt'}"
+                    )
                 time.sleep(_EVERY_S)
         finally:
             process.kill()
@@ -153,7 +160,11 @@ def _slope(name: str, hours: np.ndarray, values: np.ndarray) -> Slope:
 def _look(driver: int) -> dict[str, float]:
     """Sums over the processes of each role."""
     values: defaultdict[str, float] = defaultdict(float)
-    for process in [psutil.Process(driver), *psutil.Process(driver).children(recursive=True)]:
+    try:
+        family = [psutil.Process(driver), *psutil.Process(driver).children(recursive=True)]
+    except psutil.Error:
+        family = []  # It has ended since it was asked.
+    for process in family:
         try:
             with process.oneshot():
                 role = "driver" if process.pid == driver else _role(process)

@@ -45,6 +45,11 @@ class Pipeline:
     max_queued_batches: float | None = None
     """Batches from which on env-runners wait; None: `max_staleness`."""
 
+    @property
+    def depth(self) -> float:
+        """Batches from which on env-runners wait."""
+        return self.max_queued_batches or self.max_staleness
+
 
 @dataclass(frozen=True)
 class PipelineResult:
@@ -156,7 +161,7 @@ class _Run:
 
     def _send_requests(self) -> None:
         tokens = self._pipeline.slots * self._steps
-        limit = (self._pipeline.max_queued_batches or self._pipeline.max_staleness) * self._pipeline.batch_tokens
+        limit = self._pipeline.depth * self._pipeline.batch_tokens
         while len(self._requests) < REQUESTS_IN_FLIGHT:
             if self._queue.num_tokens + len(self._requests) * tokens >= limit and self._may_update():
                 break

@@ -55,7 +55,6 @@ class StalenessLaw:
 def staleness_law(pipeline: Pipeline) -> StalenessLaw | None:
     """Returns the staleness of a run that has gone on for long, without playing it; None where updates wait for whole responses."""
     slots, bound = pipeline.slots, pipeline.max_staleness
-    depth = pipeline.max_queued_batches or bound
     steps = steps_of_request(pipeline)
     age = mean_age(pipeline.lengths, pipeline.window)
     tokens = max(pipeline.batch_tokens, slots * (pipeline.window + steps) / bound)
@@ -64,8 +63,8 @@ def staleness_law(pipeline: Pipeline) -> StalenessLaw | None:
     load = _load(pipeline, tokens)
     if load < 1:
         waiting = (age + 2 * steps) * slots / tokens + load
-    elif depth < bound:
-        waiting = depth + (age + steps / 2) * slots / tokens
+    elif pipeline.depth < bound:
+        waiting = pipeline.depth + (age + steps / 2) * slots / tokens
     else:
         tokens = max(tokens, pipeline.batch_tokens + slots * (steps + age) / bound)
         waiting = float("inf")

@@ -34,6 +34,8 @@ class GroupBuffer:
         self.group_size = group_size
         """Number of responses to a prompt."""
         self._waiting: defaultdict[int, Group] = defaultdict(list)
+        self._oldest: dict[int, int] = {}
+        """Oldest version of each waiting group, which every poll of the controller asks for."""
         self._left_out: Counter[int] = Counter(left_out or {})
 
     @property
@@ -45,7 +47,7 @@ class GroupBuffer:
         """Adds finished episodes and returns the groups that they complete."""
         complete = []
         for fragment in fragments:
-            self._waiting[fragment.prompt_index].append(fragment)
+            self._wait(fragment)
             if self._is_complete(fragment.prompt_index):
                 complete.append(self._pop(fragment.prompt_index))
         # Groups whose last response was left out.
@@ -63,22 +65,34 @@ class GroupBuffer:
 
     def pop_older_than(self, version: int) -> list[Fragment]:
         """Removes and returns the waiting episodes with a token older than a version; their groups miss them."""
-        taken = [fragment for fragment in self.fragments() if fragment.oldest_version < version]
-        for fragment in taken:
-            self._waiting[fragment.prompt_index].remove(fragment)
-            self.leave_out(fragment.prompt_index)
+        taken = []
+        for prompt in [prompt for prompt, oldest in self._oldest.items() if oldest < version]:
+            group = self._waiting.pop(prompt)
+            del self._oldest[prompt]
+            for fragment in group:
+                if fragment.oldest_version < version:
+                    taken.append(fragment)
+                    self.leave_out(prompt)
+                else:
+                    self._wait(fragment)
         return taken
 
     @property
     def oldest_version(self) -> int | None:
         """Policy version of the oldest token that waits; None if none does."""
-        return min((fragment.oldest_version for fragment in self.fragments()), default=None)
+        return min(self._oldest.values(), default=None)
+
+    def _wait(self, fragment: Fragment) -> None:
+        prompt, version = fragment.prompt_index, fragment.oldest_version
+        self._waiting[prompt].append(fragment)
+        self._oldest[prompt] = min(version, self._oldest.get(prompt, version))
 
     def _is_complete(self, prompt_index: int) -> bool:
         return len(self._waiting.get(prompt_index, ())) + self._left_out[prompt_index] >= self.group_size
 
     def _pop(self, prompt_index: int) -> Group:
         del self._left_out[prompt_index]
+        self._oldest.pop(prompt_index, None)
         return self._waiting.pop(prompt_index, [])
 
     def fragments(self) -> list[Fragment]:
