@@ -21,7 +21,7 @@ class OptionBuilder(AlgorithmConfig):
         head_dtype: Literal["float32"] | None = ...,
         weights_dtype: Literal["float32", "bfloat16"] = ...,
         lora: Mapping[str, Any] | None = ...,
-        attention: Literal["sdpa", "flash_attention_2", "flex_attention"] = ...,
+        attention: Literal["auto", "sdpa", "flash_attention_2", "flex_attention"] = ...,
         system_prompt: str | None = ...,
         prompt_template: str | None = ...,
         chat_template_args: Mapping[str, Any] = ...,

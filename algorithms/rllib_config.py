@@ -16,7 +16,8 @@ from tppo_rl.algorithms.found_gpus import placed
 from tppo_rl.algorithms.learner_nodes import learner_bundles
 from tppo_rl.algorithms.rllib_internals import attribute_of_key, leave_env_runner_states
 from tppo_rl.base_models import resolve_model
-from tppo_rl.config.checks import check_attention, check_environment, check_model, check_rules
+from tppo_rl.config.attention import attention_kernels, check_attention
+from tppo_rl.config.checks import check_environment, check_model, check_rules
 from tppo_rl.config.installation import check_installation
 from tppo_rl.config.options import OPTIONS, RENAMED_KEYS, Options, with_new_names
 from tppo_rl.config.places import absolute_place
@@ -172,7 +173,7 @@ class LanguageModelConfig(OptionBuilder):
             "dtype": models.dtype,
             "head_dtype": models.head_dtype,
             "lora": None if models.lora is None else models.lora.model_dump(exclude_none=True),
-            "attention": models.attention,
+            "attention": attention_kernels(options),
             "weights_dtype": models.weights_dtype,
             "gradient_checkpointing": options.learners.gradient_checkpointing,
         }

@@ -10,7 +10,6 @@ from data_sets import write_lines
 
 from tppo_rl.algorithms.tppo import SPEC
 from tppo_rl.config.checks import (
-    check_attention,
     check_environment,
     check_model,
     check_options,
@@ -235,24 +234,6 @@ def test_a_critic_beside_the_policy_needs_no_gpu() -> None:
     checked({"num_gpus_per_learner": 1})
     with pytest.raises(OptionError, match=r"^parallel_critic=True: num_gpus_per_learner=1"):
         checked({"parallel_critic": True, "num_gpus_per_learner": 1})
-
-
-@pytest.mark.parametrize(
-    ("values", "gpus", "installed", "words"),
-    [
-        ({"attention": "flash_attention_2"}, 1, False, ["flash-attn is not installed", "'sdpa'"]),
-        ({"attention": "flash_attention_2"}, 1, True, ["dtype='float32'", "'bfloat16'"]),
-        ({"attention": "flex_attention"}, 0, True, ["num_gpus_per_learner=0", "set num_gpus_per_learner to 1"]),
-    ],
-)
-def test_attention_that_cannot_run_is_refused(
-    monkeypatch: pytest.MonkeyPatch, values: dict[str, Any], gpus: int, installed: bool, words: list[str]
-) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: object() if installed else None)
-    with pytest.raises(OptionError) as error:
-        check_attention(checked(values | {"num_gpus_per_learner": gpus}))
-    assert all(word in str(error.value) for word in [f"attention={values['attention']!r}", *words]), str(error.value)
-    check_attention(checked({"attention": "sdpa", "packing": True}))
 
 
 def test_a_folder_without_a_config_is_no_model(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from model_checkpoints import write_moved_model
-from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AttentionInterface, AutoModel, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from tppo_rl.algorithms import TPPOConfig
 from tppo_rl.base_models import resolve_model
@@ -21,6 +21,7 @@ from tppo_rl.config.options import Options
 from tppo_rl.config.value_forms import check_value_form
 from tppo_rl.core.errors import OptionError
 from tppo_rl.learner.module import LanguageModelModule
+from tppo_rl.learner.saved_policy import load_module
 
 IDS = torch.arange(4, 68)[None]
 
@@ -52,6 +53,17 @@ def logits(model: Any) -> torch.Tensor:
 @torch.no_grad()
 def trainer_logits(module: LanguageModelModule) -> torch.Tensor:
     return module.policy.logits(IDS)
+
+
+def test_a_policy_trained_with_kernels_of_a_gpu_computes_on_a_cpu(tmp_path: Path) -> None:
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise NotImplementedError("this kernel does not run here")
+
+    AttentionInterface.register("of_a_gpu", refuse)
+    config = TPPOConfig().environment("tppo_rl/ArithmeticChain-v0").language_model("tppo_rl/arithmetic-chain")
+    model_config = {"policy_model": resolve_model("tppo_rl/arithmetic-chain"), "attention": "of_a_gpu"}
+    write_moved_model(tmp_path, config, model_config)
+    assert trainer_logits(load_module(tmp_path)).isfinite().all()
 
 
 @pytest.mark.parametrize(

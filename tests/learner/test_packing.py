@@ -9,7 +9,7 @@ from transformers import Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHead
 
 from tppo_rl.config.options import Options
 from tppo_rl.learner.batch import batch_from_fragments
-from tppo_rl.learner.models import Critic, Policy
+from tppo_rl.learner.models import Critic, Policy, load_causal_lm
 from tppo_rl.learner.packing import check_packing, model_input
 from tppo_rl.learner.sampled_log_probs import sampled_log_probs, with_kl_rewards
 from tppo_rl.learner.targets import Targets
@@ -52,6 +52,20 @@ def test_log_probs_and_values_equal_the_padded_ones(
         critic_values(critic, BATCH, budget), critic_values(critic, BATCH, budget, packing=True), strict=True
     ):
         torch.testing.assert_close(packed, padded, atol=1e-5, rtol=0)
+
+
+@pytest.mark.slow  # torch compiles the kernel for each number of tokens.
+def test_packed_log_probs_of_flex_attention_equal_the_padded_ones(model_folder: str) -> None:
+    """Only forwards: torch has no backward pass of it on a CPU."""
+    padded_policy, packed_policy = (
+        Policy(load_causal_lm(model_folder, torch.float32, attention=kernels)) for kernels in ("sdpa", "flex_attention")
+    )
+    check_packing(packed_policy)
+    padded, packed = (
+        sampled_log_probs(policy, BATCH, BATCH.window, temperature=0.8, micro_batch_tokens=10_000, packing=packing)
+        for policy, packing in ((padded_policy, False), (packed_policy, True))
+    )
+    torch.testing.assert_close(packed, padded, atol=1e-5, rtol=0)
 
 
 def updated(folder: str, packing: bool, options: dict[str, Any]) -> tuple[torch.Tensor, dict[str, float]]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import inspect
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
@@ -182,28 +180,6 @@ def _check_float16(options: Options) -> None:
         raise OptionError(
             f"dtype='float16': activations of policy_model={model!r} ({family}) overflow in it, and vLLM refuses it; set dtype to "
             "'bfloat16' or 'float32'"
-        )
-
-
-def check_attention(options: Options) -> None:
-    """Checks that the attention kernels can run, without looking for a GPU: the learner's may be in another machine.
-
-    Raises:
-        OptionError: the kernels are not installed, or need a GPU or another dtype.
-    """
-    if options.models.attention == "sdpa":
-        return
-    key = f"attention={options.models.attention!r}"
-    if options.models.attention == "flash_attention_2" and importlib.util.find_spec("flash_attn") is None:
-        raise OptionError(f"{key}: the package flash-attn is not installed; install it, or set attention to 'sdpa'")
-    if options.learners.num_gpus_per_learner == 0 and options.placement.placement is None:
-        raise OptionError(
-            f"{key}: its kernels need a GPU, and num_gpus_per_learner=0 trains on the CPU; set num_gpus_per_learner to 1, or "
-            "attention to 'sdpa'"
-        )
-    if options.models.attention == "flash_attention_2" and options.models.dtype == "float32":
-        raise OptionError(
-            f"{key}: there are no kernels for dtype='float32'; set dtype to 'bfloat16', or attention to 'sdpa'"
         )
 
 

@@ -22,8 +22,8 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
 
+from tppo_rl.config.attention import check_attention
 from tppo_rl.config.checks import (
-    check_attention,
     check_environment,
     check_model,
     check_options,

@@ -32,6 +32,8 @@ def load_module(checkpoint: Path, *, critic: bool = False) -> LanguageModelModul
     config = dict(checkpoint_facts(checkpoint)["model_config"]) | {
         "reference_model": None,
         "gradient_checkpointing": False,
+        # The kernels of training may need a GPU.
+        "attention": "sdpa",
     }
     state = module_state(checkpoint)
     try:

@@ -18,8 +18,8 @@ class ComputeOptions(Section):
     micro_batch_tokens: PositiveInt = option(2048, "Most tokens of one forward pass, padding included.")
     packing: bool = option(
         False,
-        "Put the sequences of a micro-batch into one row without padding. This needs kernels for variable lengths "
-        "(`flash_attention_2`). `sdpa` is for tests: its mask is quadratic in the tokens of a row, and slow on long rows.",
+        "Put the sequences of a micro-batch into one row without padding. Long rows need other kernels than `sdpa`, whose mask is "
+        "quadratic in the tokens of a row; `attention: auto` takes them on GPUs.",
     )
     context_gradient: bool = option(
         True,

@@ -77,8 +77,10 @@ class ModelOptions(Section):
         "Adapters of policy and critic that are trained instead of their weights: `rank`, `alpha` (default 2 * rank) and "
         "`target_modules` (names of linear layers, or `all-linear`, the default); None: all weights are trained.",
     )
-    attention: Literal["sdpa", "flash_attention_2", "flex_attention"] = option(
-        "sdpa", "Attention kernels of the learners; all but `sdpa` need a GPU."
+    attention: Literal["auto", "sdpa", "flash_attention_2", "flex_attention"] = option(
+        "auto",
+        "Attention kernels of the learners. `auto`: for packed rows on GPUs `flash_attention_2` where the package flash-attn is installed "
+        "and `dtype` is half precision, else `flex_attention`; `sdpa` for padded rows and on CPUs, where the others have no backward pass.",
     )
 
     def check(self, options: Options) -> None:
