@@ -253,32 +253,51 @@ def peers(*, config: Path | None, **options: Any) -> Sequence[Figure]:
 
 @bench.command()
 @click.argument("config", required=False, type=click.Path(exists=True, path_type=Path))
-@click.option("--kills", type=click.IntRange(0), default=10, show_default=True)
+@click.option("--kills", type=click.IntRange(0), default=10, show_default=True, help="Of each run.")
 @click.option(
     "--every", "every_s", type=click.FloatRange(1), default=20.0, show_default=True, help="Mean seconds between two."
 )
 @click.option(
-    "--what", multiple=True, type=click.Choice(["env-runner", "learner", "driver"]), default=("env-runner", "driver"),
-    show_default=True,
+    "--what", multiple=True, type=click.Choice(["env-runner", "engine", "learner", "driver"]),
+    default=("env-runner", "driver"), show_default=True,
 )  # fmt: skip
-@click.option("--tokens", default=40_000, show_default=True, help="Of the run, without a CONFIG.")
-@click.option("--seed", default=0, show_default=True, help="Of moments and victims.")
-@click.option("--results", type=click.Path(path_type=Path), required=True, help="Folder for the run.")
-def chaos(config: Path | None, results: Path, tokens: int, **options: Any) -> None:
-    """Kill processes of a run at random moments and say what became of it.
+@click.option("--tokens", default=40_000, show_default=True, help="Of a run, without a CONFIG.")
+@click.option("--seed", default=0, show_default=True, help="Of the first run, its moments and victims.")
+@click.option("--runs", type=click.IntRange(1), default=1, show_default=True, help="Seeds, one run after the other.")
+@click.option(
+    "--undisturbed", type=click.IntRange(0), default=0, show_default=True, help="Runs without kills, to compare with."
+)
+@click.option("--results", type=click.Path(path_type=Path), required=True, help="Folder for the runs.")
+def chaos(
+    config: Path | None, results: Path, tokens: int, runs: int, undisturbed: int, seed: int, kills: int, **options: Any
+) -> None:
+    """Kill processes of runs at random moments and say what became of them.
 
     CONFIG is a run file with one experiment that saves checkpoints and keeps all fragments; by default the long-tailed sums.
     """
     import yaml
 
     from tppo_rl.bench.chaos import chaos as disturbed
-    from tppo_rl.bench.chaos import chaos_run, rows_of
+    from tppo_rl.bench.chaos import chaos_run
+    from tppo_rl.bench.chaos_outcome import faults, rows_of
 
-    experiment = chaos_run(tokens) if config is None else next(iter(yaml.safe_load(config.read_text()).values()))
-    outcome = disturbed(results, experiment, **options)
-    for name, value in rows_of(outcome):
-        click.echo(f"{value:>24}  {name}")
-    if not outcome.ended or outcome.twice or outcome.broken or outcome.missing_prompts or outcome.identity:
+    if results.exists() and any(results.iterdir()):
+        raise click.BadParameter(f"{str(results)!r} is not empty: give a new folder", param_hint="--results")
+    own = chaos_run(tokens, options["what"])
+    experiment = own if config is None else next(iter(yaml.safe_load(config.read_text()).values()))
+    outcomes, beside = (
+        [
+            disturbed(results / f"{name}-{one}", experiment, kills=count, seed=one, **options)
+            for one in range(seed, seed + number)
+        ]
+        for name, number, count in (("seed", runs, kills), ("undisturbed", undisturbed, 0))
+    )
+    for value, name in rows_of(outcomes, beside):
+        click.echo(f"{value:>28}  {name}")
+    wrong = faults(outcomes, beside)
+    for line in wrong:
+        click.echo(line, err=True)
+    if wrong:
         sys.exit(1)
 
 
