@@ -68,6 +68,11 @@ METRICS = (
         "episodes that ended in the iteration and whose last window is not trained: not scored, or cut off and masked",
     ),
     Metric(
+        "rollout/set_aside_episodes",
+        "episodes",
+        "episodes that were set aside since the run began, because env-runners died of their prompts",
+    ),
+    Metric(
         "reward_failures/all",
         "responses",
         "responses that could not be scored in the iteration, whatever became of them (`on_reward_failure`)",

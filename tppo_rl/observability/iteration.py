@@ -71,6 +71,7 @@ class Iteration:
         values = {
             "rollout/refills": float(rollouts.refills),
             "rollout/left_out_episodes": float(len(rollouts.scores.left_out)),
+            "rollout/set_aside_episodes": float(rollouts.set_aside_episodes),
             "rollout/env_runner_idle_fraction": rollouts.idle_seconds / busy,
             "rollout/weight_load_fraction": rollouts.weight_seconds / busy,
         }

@@ -318,6 +318,7 @@ class RolloutController:
         if self.queue.oldest_version is not None:
             statistics.queue_staleness = self._weights.version - self.queue.oldest_version
         statistics.epochs = self.ledger.epochs
+        statistics.set_aside_episodes = self.ledger.num_set_aside
         return statistics
 
     def _one_step(
@@ -415,9 +416,14 @@ class RolloutController:
 
     def _tickets_for(self, env_runner: int, engine_steps: int) -> list[Ticket]:
         """Leases enough tickets for every slot to begin a new episode at every engine step, so that none is ever idle."""
-        missing = self._num_slots * (engine_steps + 1) - self._requests[env_runner].num_tickets
-        # Episodes that go on take the places of others, or come on top of them.
-        count = max(missing, min(self._num_slots, self.ledger.num_begun_for(env_runner)))
+        num_tickets = self._requests[env_runner].num_tickets
+        if self.ledger.is_unproven(env_runner):
+            # What it has when it dies again may be suspected, so it gets no more than it can begin at once.
+            count = self._num_slots - num_tickets
+        else:
+            # Episodes that go on take the places of others, or come on top of them.
+            begun = min(self._num_slots, self.ledger.num_begun_for(env_runner))
+            count = max(self._num_slots * (engine_steps + 1) - num_tickets, begun)
         return self.ledger.lease(env_runner, count) if count > 0 else []
 
     def _tickets_of_step(self, env_runner: int, _: list[int]) -> list[Ticket]:
@@ -467,19 +473,19 @@ class RolloutController:
         """
         in_flight = requests_in_flight(self._group, SAMPLE_TAG)
         healthy = set(self._group.healthy_env_runner_ids())
-        self.ledger.free_reserved(healthy)
         for env_runner in set(self._requests.known()).difference(but):
             # An env-runner can be lost and back between two polls; its requests are then gone without an answer.
             lost_requests = in_flight is not None and in_flight[env_runner] < len(self._requests[env_runner].requests)
             if env_runner and (lost_requests or env_runner not in healthy):
                 self._lose(env_runner)
+        self.ledger.free_reserved(healthy)
 
     def _lose(self, env_runner: int) -> None:
         """Takes back all tickets of an env-runner, and its episodes as far as it has told of them."""
         self._events.note(LOST, env_runner)
         if self._requests.lose(env_runner).incarnation is not None:
             logger.warning("env-runner %d was lost; its episodes go on elsewhere", env_runner)
-        self.ledger.lose_env_runner(env_runner, begun=self._told.pop(env_runner))
+        self._miss_set_aside(self.ledger.lose_env_runner(env_runner, begun=self._told.pop(env_runner)))
 
     def _replace_incarnation(self, env_runner: int, answered: Sequence[Ticket]) -> None:
         """Takes back the tickets of the earlier incarnation, except for those that the new one has or will get."""
@@ -487,11 +493,22 @@ class RolloutController:
         logger.warning("env-runner %d was restarted; its episodes go on elsewhere", env_runner)
         requests = self._requests.lose(env_runner).requests
         self._requests[env_runner].requests = requests
-        self.ledger.lose_env_runner(
+        set_aside = self.ledger.lose_env_runner(
             env_runner,
             begun=self._told.pop(env_runner),
             keep=[*answered, *(ticket for tickets in requests for ticket in tickets)],
         )
+        self._miss_set_aside(set_aside)
+
+    def _miss_set_aside(self, prompt_indices: list[int]) -> None:
+        for prompt_index in set(prompt_indices):
+            seed = self.ledger.seed_of(prompt_index)
+            logger.error(
+                "prompt %d (seed %d) is set aside: env-runners died with it, the last one with it alone",
+                prompt_index,
+                seed,
+            )
+        self._backlog.miss(prompt_indices)
 
     def _wait_for_health(self, last_healthy: float) -> None:
         waited = time.monotonic() - last_healthy

@@ -9,7 +9,8 @@ is a check and not a definition. Env-runners count `sampled` and `in flight`, th
 
 Prompts are given out as tickets. A ticket is either unused, leased to an env-runner, or its episode has ended. The
 tickets of a lost env-runner go out again first, so no prompt is ever skipped. Episodes that had begun go on from the last token
-that the env-runner has told of: the ledger holds them, with their open tokens in flight, until another env-runner has them.
+that the env-runner has told of: the ledger holds them, with their open tokens in flight, until another env-runner has them. The
+episodes of a prompt that kills env-runners are set aside (`suspects`).
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Any
 from tppo_rl.core.begun_episodes import BegunEpisode, begun_from_table, table_from_begun
 from tppo_rl.core.fragments import Fragment
 from tppo_rl.core.prompts import Ticket, prompt_seed
+from tppo_rl.rollout.suspects import Suspects
 
 
 @dataclass(frozen=True)
@@ -76,16 +78,22 @@ class Ledger:
         self._trained = 0
         self._queued = 0
         self._dropped: Counter[str] = Counter()
+        self._suspects = Suspects()
+        self._set_aside: set[int] = set()
+        """Episodes that are not given out, or not again, because env-runners died of their prompts."""
         self.num_failed_prompts = 0
         """Episodes that never began, because their prompts could not be made (`prompt_failed`); they have no tokens."""
 
     # Prompts
 
     def lease(self, env_runner: int, count: int) -> list[Ticket]:
-        """Gives `count` tickets to an env-runner, those of lost env-runners first."""
-        tickets = [self._ticket(self._take_episode_id(env_runner)) for _ in range(count)]
-        self._account(env_runner).leased.update(ticket.episode_id for ticket in tickets)
-        return tickets
+        """Gives `count` tickets to an env-runner, those of lost env-runners first; fewer where it tries prompts that are suspected."""
+        if self._suspects.exist and self._suspects.tries(env_runner):
+            episode_ids = self._suspects_to_try(env_runner, count)
+        else:
+            episode_ids = [self._take_episode_id(env_runner) for _ in range(count)]
+        self._account(env_runner).leased.update(episode_ids)
+        return [self._ticket(episode_id) for episode_id in episode_ids]
 
     def draw(self) -> int:
         """Returns the number of the next request for samples, from which its noise follows."""
@@ -96,13 +104,27 @@ class Ledger:
         """Is told that the last request was not sent."""
         self._next_draw -= 1
 
+    def seed_of(self, prompt_index: int) -> int:
+        """Returns the seed with which the environment makes a prompt."""
+        return prompt_seed(self.seed, prompt_index, self.num_problems)
+
     def num_begun_for(self, env_runner: int) -> int:
         """Number of episodes that have begun and would go to an env-runner before others."""
-        return sum(number in self._begun for number in (*self._reserved.get(env_runner, ()), *self._returned))
+        waiting = (*self._reserved.get(env_runner, ()), *self._returned)
+        return sum(number in self._begun and not self._is_suspect(number) for number in waiting)
 
     def num_leased(self, env_runner: int) -> int:
         """Number of tickets that an env-runner has whose episodes have not ended."""
         return len(self._leased(env_runner))
+
+    def is_unproven(self, env_runner: int) -> bool:
+        """Whether what an env-runner has when it dies may be suspected, so that it should have little."""
+        return self._suspects.is_unproven(env_runner, map(self._prompt_of, self._leased(env_runner)))
+
+    @property
+    def num_set_aside(self) -> int:
+        """Number of episodes that will not be sampled, or not to their end, because env-runners died of their prompts."""
+        return len(self._set_aside)
 
     @property
     def held(self) -> list[BegunEpisode]:
@@ -126,7 +148,8 @@ class Ledger:
         self._take_back(ticket.episode_id for ticket in tickets)
 
     def free_reserved(self, env_runners: Collection[int]) -> None:
-        """Lets all others have what was reserved for an env-runner, unless it is one of those that are given."""
+        """Lets all others have what was reserved for an env-runner, unless it is one of those that there are."""
+        self._suspects.keep(env_runners)
         for env_runner in set(self._reserved).difference(env_runners):
             self._take_back(self._reserved.pop(env_runner))
 
@@ -134,6 +157,7 @@ class Ledger:
         """Records episodes that never began, because the environment could not be reset: they do not go out again."""
         for episode_id in episode_ids:
             self._account(env_runner).leased.discard(episode_id)
+            self._suspects.ended([self._prompt_of(episode_id)])
             self.num_failed_prompts += 1
 
     # Tokens
@@ -159,6 +183,9 @@ class Ledger:
         for ticket in given:
             self._begun.pop(ticket.episode_id, None)
         account = self._account(env_runner)
+        if num_tokens_sampled > account.sampled:
+            self._suspects.sampled(env_runner)
+        self._suspects.ended(fragment.prompt_index for fragment in fragments if fragment.finished)
         account.sampled = num_tokens_sampled
         account.in_flight = num_open_tokens
         for fragment in fragments:
@@ -178,13 +205,19 @@ class Ledger:
 
     def lose_env_runner(
         self, env_runner: int, *, begun: Iterable[BegunEpisode] = (), keep: Iterable[Ticket] = ()
-    ) -> None:
+    ) -> list[int]:
         """Takes back the prompts of a lost env-runner; its episodes go on elsewhere.
 
         Args:
             env_runner: Index of the env-runner.
             begun: Its open episodes, as it last told. Open tokens that are not among them are dropped (`env_runner_lost`).
             keep: Tickets that its next incarnation has or will get.
+
+        Returns:
+            Index of the prompt of each episode that is set aside.
+
+        Raises:
+            EnvRunnerKeepsDying: it has been lost too often without an answer.
         """
         account = self._runners.pop(env_runner, _RunnerAccount())
         self._sampled_by_lost_runners += account.sampled
@@ -197,6 +230,19 @@ class Ledger:
         self._take_back([*held, *sorted(gone - held.keys())])
         if kept:
             self._account(env_runner).leased |= kept
+        guilty = self._suspects.lost(env_runner, self._prompts_of(gone))
+        self._take_back(self._rest_of_suspected_group())
+        return [] if guilty is None else self._set_prompt_aside(guilty)
+
+    def _set_prompt_aside(self, prompt: int) -> list[int]:
+        """Gives the episodes of a prompt out no more, and drops their open tokens (`killed_env_runner`); returns the prompt for each."""
+        aside = [number for number in self._returned if self._prompt_of(number) == prompt]
+        for number in aside:
+            self._returned.remove(number)
+            if (episode := self._begun.pop(number, None)) is not None:
+                self._dropped["killed_env_runner"] += episode.open_tokens
+        self._set_aside.update(aside)
+        return [prompt] * len(aside)
 
     def counts(self) -> TokenCounts:
         """The tokens of the whole run so far."""
@@ -254,6 +300,7 @@ class Ledger:
             "queued": counts.queued,
             "dropped": {reason: count for reason, count in dropped.items() if count},
             "prompt_failed": self.num_failed_prompts,
+            "set_aside": sorted(self._set_aside),
         }
 
     @classmethod
@@ -281,6 +328,7 @@ class Ledger:
         ledger._queued = state["queued"]
         ledger._dropped = Counter(state["dropped"])
         ledger.num_failed_prompts = state.get("prompt_failed", 0)
+        ledger._set_aside = set(state.get("set_aside", ()))
         return ledger
 
     def _take_back(self, episode_ids: Iterable[int]) -> None:
@@ -290,17 +338,55 @@ class Ledger:
         self._returned.extend(number for number in episode_ids if number not in self._begun)
 
     def _take_episode_id(self, env_runner: int) -> int:
-        if reserved := self._reserved.get(env_runner):
-            return reserved.popleft()
-        if self._returned:
-            return self._returned.popleft()
+        suspects = self._suspects.exist
+        for waiting in (self._reserved.get(env_runner), self._returned):
+            found = next((number for number in waiting or () if not (suspects and self._is_suspect(number))), None)
+            if waiting and found is not None:
+                waiting.remove(found)
+                return found
         self._next_episode += 1
         return self._next_episode - 1
 
+    def _suspects_to_try(self, env_runner: int, count: int) -> list[int]:
+        """Returns episodes of the suspects that are tried; none while the env-runner has others."""
+        leased, trial = self._leased(env_runner), self._suspects.trial
+        if any(self._prompt_of(number) not in trial for number in leased):
+            return []
+        lists = (*self._reserved.values(), self._returned)
+        if not trial:
+            waiting = dict.fromkeys(
+                self._prompt_of(number) for one in lists for number in one if self._is_suspect(number)
+            )
+            if not waiting and not any(
+                self._is_suspect(number) for one in self._runners.values() for number in one.leased
+            ):
+                self._suspects.forget()
+            self._suspects.try_half(list(waiting))
+            trial = self._suspects.trial
+        found = [(one, number) for one in lists for number in one if self._prompt_of(number) in trial][:count]
+        for one, number in found:
+            one.remove(number)
+        return [number for _, number in found]
+
+    def _rest_of_suspected_group(self) -> range:
+        """Takes the episodes that have not been given out of a prompt that is suspected, and returns them."""
+        first = self._next_episode
+        if first % self._group_size and self._is_suspect(first):
+            self._next_episode += -first % self._group_size
+        return range(first, self._next_episode)
+
+    def _is_suspect(self, episode_id: int) -> bool:
+        return self._suspects.is_suspect(self._prompt_of(episode_id))
+
+    def _prompt_of(self, episode_id: int) -> int:
+        return episode_id // self._group_size
+
+    def _prompts_of(self, episode_ids: Iterable[int]) -> set[int]:
+        return {self._prompt_of(number) for number in episode_ids}
+
     def _ticket(self, episode_id: int) -> Ticket:
-        prompt_index = episode_id // self._group_size
-        seed = prompt_seed(self.seed, prompt_index, self.num_problems)
-        return Ticket(episode_id, prompt_index, seed, self._begun.get(episode_id))
+        prompt_index = self._prompt_of(episode_id)
+        return Ticket(episode_id, prompt_index, self.seed_of(prompt_index), self._begun.get(episode_id))
 
     def _leased(self, env_runner: int) -> set[int]:
         account = self._runners.get(env_runner)

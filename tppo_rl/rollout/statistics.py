@@ -32,6 +32,8 @@ class RolloutStatistics:
     """The trainer's version minus the oldest version in the train queue, after the update; None where the queue is empty."""
     epochs: float | None = None
     """Passes over the environment's problems since the run began; None where problems have no end."""
+    set_aside_episodes: int = 0
+    """Episodes that were set aside since the run began, because env-runners died of their prompts."""
     group_sample: GroupSample | None = None
     """Whole groups that were sampled for the update; None without groups."""
     runner_metrics: list[dict[str, Any]] = field(default_factory=list)
