@@ -140,6 +140,8 @@ def test_the_bound_on_staleness_is_a_property() -> None:
         ({"distributed": "fsdp"}, ["distributed='fsdp'", "num_learners=0", "num_learners to 2", "'ddp'"]),
         ({"engine": {"async_scheduling": True}}, ["engine.async_scheduling=True", "remove the key"]),
         ({"engine": {"pipeline_parallel_size": 2}}, ["engine.pipeline_parallel_size=2", "set tensor_parallel_size"]),
+        ({"engine": {"worker_cls": "my.Worker"}}, ["engine.worker_cls='my.Worker'", "engine.worker_extension_cls"]),
+        ({"engine": {"weight_transfer_config": {}}}, ["engine.weight_transfer_config={}", "remove the key"]),
         (
             {"engine": {"multiprocessing": True, "scheduler_cls": "my.Scheduler"}},
             ["engine.scheduler_cls='my.Scheduler'", "remove one of the two"],

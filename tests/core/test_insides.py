@@ -18,7 +18,7 @@ pytestmark = pytest.mark.integration
 ADAPTERS = (
     "tppo_rl.rollout.vllm_internals",
     "tppo_rl.rollout.core_process",
-    "tppo_rl.rollout.worker_extension",
+    "tppo_rl.rollout.cpu_layers",
     "tppo_rl.rollout.rllib_internals",
     "tppo_rl.learner.rllib_internals",
     "tppo_rl.learner.transformers_internals",

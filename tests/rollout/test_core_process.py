@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from safetensors.torch import load_file
+from test_engine_processes import Trainer, expect, files_in_shared_memory
 
 from tppo_rl.base_models import resolve_model
 from tppo_rl.core.errors import OptionError
@@ -42,6 +43,11 @@ def engine() -> Iterator[VLLMEngine]:
     )  # fmt: skip
     yield engine
     engine.stop()
+
+
+@pytest.fixture(scope="module")
+def trainer() -> Trainer:
+    return Trainer()
 
 
 def core_pids(engine: VLLMEngine) -> list[int]:
@@ -85,6 +91,37 @@ def test_a_prompt_in_parts_puts_out_its_first_token(engine: VLLMEngine) -> None:
     engine.submit(Request("long", PROMPT * 15, 8, Sampling()))
     assert [output.request_id for output in engine.step()] == ["long"]
     engine.cut(["long"])
+
+
+def test_weights_are_staged_while_requests_run_and_are_taken_when_they_are_loaded(
+    engine: VLLMEngine, trainer: Trainer
+) -> None:
+    engine.load_weights(trainer.update(1), 1)
+    old = trainer.log_probs()
+    expect(engine, old)
+    engine.submit(Request("one", PROMPT, 400, Sampling()))
+    engine.step()
+    for version in (2, 3):
+        engine.stage_weights(trainer.update(version))
+        assert {output.version for output in engine.step()} == {version - 1}
+        engine.load_staged_weights(version)
+        assert files_in_shared_memory() == []
+        assert {output.version for output in engine.step()} == {version}
+    engine.cut(["one"])
+    engine.stage_weights(trainer.update(4))
+    with pytest.raises(AssertionError):
+        expect(engine, trainer.log_probs())
+    engine.load_staged_weights(4)
+    expect(engine, trainer.log_probs())
+
+
+def test_an_update_that_fails_leaves_nothing_and_the_next_one_is_taken(engine: VLLMEngine, trainer: Trainer) -> None:
+    weights = trainer.update(5)
+    with pytest.raises(Exception, match=r"no\.such|no module or parameter"):
+        engine.load_weights({"no.such.weight": next(iter(weights.values()))}, 5)
+    assert files_in_shared_memory() == []
+    engine.load_weights(weights, 5)
+    expect(engine, trainer.log_probs())
 
 
 @pytest.mark.parametrize("call", ["step", "load_weights"])

@@ -22,7 +22,6 @@ import torch
 import tppo_rl.envs  # noqa: F401
 from tppo_rl.base_models import resolve_model
 from tppo_rl.config import checks
-from tppo_rl.core.errors import OptionError
 from tppo_rl.core.fragments import Fragment
 from tppo_rl.core.prompts import Ticket
 from tppo_rl.rollout.chat import Chat
@@ -350,11 +349,6 @@ def test_packed_linear_layers_take_new_weights(chat: Chat, policy: Any, weights_
         check_scores(engine, policy, weights_of)
     finally:
         engine.stop()
-
-
-def test_an_extension_in_place_of_ours_is_refused(chat: Chat) -> None:
-    with pytest.raises(OptionError, match=r"engine\.worker_extension_cls='mine\.Own'.*remove the key"):
-        make_engine(chat, engine_args={"linear": "packed", "worker_extension_cls": "mine.Own"})
 
 
 @pytest.mark.slow

@@ -14,26 +14,18 @@ import torch
 
 from tppo_rl.base_models import resolve_model
 from tppo_rl.rollout import weights_folder
+from tppo_rl.rollout.packed_weights import places_of
 from tppo_rl.rollout.weights_folder import NoRoomForWeights, WeightsFolder, clear_folders_without_owner
 
 MODEL = resolve_model("tppo_rl/arithmetic-chain")
 
 
-def test_weights_are_there_while_they_are_read(tmp_path: Path) -> None:
-    from safetensors.torch import load_file
-
+def test_the_folder_goes_with_its_files(tmp_path: Path) -> None:
     folder = WeightsFolder(MODEL, "float32", tmp_path)
-    tied = torch.arange(6.0).reshape(2, 3)
-    with folder.holding({"a": tied, "b": tied, "c": tied.T}) as path:
-        assert (path / "config.json").is_file()
-        found = load_file(path / "model.safetensors")
-    assert torch.equal(found["a"], tied)
-    assert torch.equal(found["b"], tied)
-    assert torch.equal(found["c"], tied.T)
-    assert not (path / "model.safetensors").exists()
-    with pytest.raises(KeyError), folder.holding({"a": tied}):
-        raise KeyError
-    assert not (path / "model.safetensors").exists()
+    places, size = places_of({"a": torch.ones(3)})
+    names = {folder.new_file(places, size).path for _ in range(2)}
+    assert len(names) == 2
+    assert set(folder.path.iterdir()) == names
     folder.remove()
     assert list(tmp_path.iterdir()) == []
 
@@ -77,12 +69,13 @@ def test_a_full_memory_is_one_message_with_folder_and_bytes(tmp_path: Path, monk
     program = (
         "import sys, torch; from pathlib import Path\n"
         "from tppo_rl.rollout import weights_folder\n"
+        "from tppo_rl.rollout.packed_weights import places_of\n"
         "from tppo_rl.rollout.weights_folder import NoRoomForWeights, WeightsFolder\n"
         f"folder = WeightsFolder({MODEL!r}, 'float32', Path(sys.argv[1]))\n"
         # Another process may fill the memory between the look and the write.
         "weights_folder._check_room = lambda *_: None\n"
         "try:\n"
-        "    with folder.holding({'a': torch.zeros(2**20)}): raise SystemExit('it fits')\n"
+        "    folder.new_file(*places_of({'a': torch.zeros(2**20)})); raise SystemExit('it fits')\n"
         "except NoRoomForWeights as error:\n"
         "    print(error, [file.name for file in folder.path.iterdir()])\n"
     )
@@ -94,7 +87,7 @@ def test_a_full_memory_is_one_message_with_folder_and_bytes(tmp_path: Path, monk
         pytest.skip(run.stderr)
     assert run.returncode == 0, run.stderr
     assert "4194304 bytes" in run.stdout
-    assert "model.safetensors" not in run.stdout.rpartition("[")[2]
+    assert run.stdout.strip().endswith("[]")
 
 
 def test_the_model_is_counted_in_the_number_format_of_the_engine() -> None:

@@ -1,8 +1,8 @@
 """Weights from a learner into a vLLM engine, against a plain copy of the bytes that are sent: `tppo-rl bench sync`.
 
-Timed is what a weight update takes beside Ray, in two parts: the learner publishes its weights, in the engine's number format,
-while the engine goes on; the engine loads them, and samples nothing meanwhile. And apart from that what it takes to drop the
-keys and values of the old ones. There is neither an optimizer nor a critic.
+Timed is what a weight update takes beside Ray, in two parts: the learner publishes its weights, in the engine's number format, to
+where the engine's workers can read them, while the engine goes on; the engine loads them, and samples nothing meanwhile. And apart from
+that what it takes to drop the keys and values of the old ones. There is neither an optimizer nor a critic.
 """
 
 from __future__ import annotations
@@ -97,9 +97,10 @@ def _measure(policy: torch.nn.Module, engine: VLLMEngine, dtype: str, name: str,
                 parameter.mul_(1.0 + 0.01 / version)
         start = time.perf_counter()
         packed = publish()
+        engine.stage_weights(packed.unpack())
         published = time.perf_counter() - start
         copied = _seconds(partial(np.copyto, copy, packed.buffer))
-        loaded = _seconds(partial(engine.load_weights, packed.unpack(), version))
+        loaded = _seconds(partial(engine.load_staged_weights, version))
         forgotten = _seconds(engine.forget_kv)
         if version == 1:
             continue  # The first time vLLM compiles and imports what the others find.

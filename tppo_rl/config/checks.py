@@ -31,6 +31,8 @@ _OPTIONS_OF_ENGINE = {
     "seed": "each env-runner has its own, which follows from the option seed; set that",
     "skip_tokenizer_init": "the engine is given tokens and gives tokens; remove the key",
     "tokenizer": "the tokenizer is the policy's; remove the key",
+    "weight_transfer_config": "new weights go to the workers by our own transfer; remove the key",
+    "worker_cls": "the workers are ours, which take new weights; add methods by engine.worker_extension_cls instead",
 }
 """Arguments of vLLM's that a run gives itself, and what to do instead."""
 _REWARDS_BY_CORRECTNESS = frozenset({"zero_one", "plus_minus_one"})

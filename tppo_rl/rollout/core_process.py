@@ -20,7 +20,8 @@ from tppo_rl.core.errors import RunError
 from tppo_rl.core.insides import VLLM, Contract
 
 CONTRACT: Contract = {
-    "vllm.v1.engine.core_client:SyncMPClient": ("get_output", "call_utility"),
+    "vllm.v1.engine.core_client:SyncMPClient": ("get_output", "call_utility", "collective_rpc"),
+    "vllm.v1.worker.worker_base:WorkerBase": ("check_health",),
     "vllm.v1.engine.core_client:BackgroundResources": ("engine_dead", "engine_manager"),
     "vllm.v1.engine.core:EngineCoreProc": ("resume_scheduler",),
     "vllm.v1.engine.utils:CoreEngineProcManager": ("finished_procs",),
@@ -33,6 +34,8 @@ check them."""
 SCHEDULER = "tppo_rl.rollout.lockstep_scheduler.LockstepScheduler"
 """Name under which the core's process imports its scheduler."""
 _LOOK_S = 0.5
+_LAST_MOMENT_S = 10.0
+"""Longest that a core is given to end after a call that failed in it."""
 
 
 class EngineDied(RunError):
@@ -73,8 +76,23 @@ class CoreProcess:
         watch.start()
 
     def died(self) -> EngineDied | None:
-        """Returns the error if the core is dead."""
+        """Returns the error if the core is dead, or dies of what has just failed in it.
+
+        A core whose worker is gone answers the call that waits for the worker with an error of its own, and ends a moment later.
+        """
+        deadline = time.monotonic() + _LAST_MOMENT_S
+        while not self._resources.engine_dead and time.monotonic() < deadline and not self._has_workers():
+            time.sleep(_LOOK_S / 10)
         return _died(self._resources) if self._resources.engine_dead else None
+
+    def _has_workers(self) -> bool:
+        client = self._client()
+        assert client is not None
+        try:
+            client.collective_rpc("check_health", timeout=_LAST_MOMENT_S)
+        except Exception:
+            return False
+        return True
 
     def _step(self) -> Any:
         client = self._client()

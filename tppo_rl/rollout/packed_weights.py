@@ -14,12 +14,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-_ALIGNMENT = 64
+ALIGNMENT = 64
 """Bytes, the width of the widest vector instructions."""
 
 
 @dataclass(frozen=True)
-class _Place:
+class Place:
+    """Where a tensor lies in a buffer."""
+
     dtype: torch.dtype
     shape: tuple[int, ...]
     offset: int
@@ -29,6 +31,40 @@ class _Place:
     def nbytes(self) -> int:
         return math.prod(self.shape) * self.dtype.itemsize
 
+    def of(self, buffer: torch.Tensor) -> torch.Tensor:
+        """Returns the tensor in a uint8 buffer, as a view."""
+        return buffer[self.offset : self.offset + self.nbytes].view(self.dtype).view(self.shape)
+
+
+def places_of(
+    tensors: Mapping[str, torch.Tensor], dtype: torch.dtype | None = None, *, float32: Iterable[str] = ()
+) -> tuple[dict[str, Place], int]:
+    """Returns places of tensors by name, and the bytes that they take; a tensor under two names (tied weights) has one place.
+
+    Args:
+        tensors: Tensors by name.
+        dtype: Number format of floating-point tensors in the buffer; None: their own.
+        float32: Parts of names; tensors whose name has one of them keep their number format.
+    """
+    places: dict[str, Place] = {}
+    found: dict[tuple[int, torch.Size, tuple[int, ...], torch.dtype, torch.dtype], Place] = {}
+    kept, end = tuple(float32), 0
+    for name, tensor in tensors.items():
+        rounded = dtype is not None and tensor.is_floating_point() and not any(part in name for part in kept)
+        format_ = dtype if dtype is not None and rounded else tensor.dtype
+        key = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype, format_)
+        if key not in found:
+            found[key] = Place(format_, tuple(tensor.shape), end)
+            end += -(-found[key].nbytes // ALIGNMENT) * ALIGNMENT
+        places[name] = found[key]
+    return places, end
+
+
+def copy_to_places(tensors: Mapping[str, torch.Tensor], buffer: torch.Tensor, places: Mapping[str, Place]) -> None:
+    """Copies tensors to their places in a uint8 buffer, each place once."""
+    once = {place: tensors[name] for name, place in places.items()}
+    torch._foreach_copy_([place.of(buffer) for place in once], list(once.values()))
+
 
 @dataclass(frozen=True, eq=False)
 class PackedWeights:
@@ -36,7 +72,7 @@ class PackedWeights:
 
     buffer: np.ndarray
     """uint8 [bytes]."""
-    places: dict[str, _Place]
+    places: dict[str, Place]
 
     @classmethod
     def pack(
@@ -49,22 +85,10 @@ class PackedWeights:
             dtype: Number format of the copies of floating-point arrays; None: that of the array.
             float32: Parts of names; arrays whose name has one of them keep their number format.
         """
-        places: dict[str, _Place] = {}
-        parts: dict[tuple[int, tuple[int, ...], str, torch.dtype], tuple[_Place, np.ndarray]] = {}
-        kept, end = tuple(float32), 0
-        for name, array in weights.items():
-            format_ = torch.from_numpy(np.empty(0, array.dtype)).dtype
-            if dtype is not None and format_.is_floating_point and not any(part in name for part in kept):
-                format_ = dtype
-            key = (array.ctypes.data, array.shape, array.dtype.str, format_)
-            if key not in parts:
-                parts[key] = (_Place(format_, array.shape, end), array)
-                end += -(-parts[key][0].nbytes // _ALIGNMENT) * _ALIGNMENT
-            places[name] = parts[key][0]
-        buffer = np.empty(end, np.uint8)
-        whole = torch.from_numpy(buffer)
-        for place, array in parts.values():
-            _view(whole, place).copy_(torch.from_numpy(array))
+        tensors = {name: torch.from_numpy(array) for name, array in weights.items()}
+        places, size = places_of(tensors, dtype, float32=float32)
+        buffer = np.empty(size, np.uint8)
+        copy_to_places(tensors, torch.from_numpy(buffer), places)
         return cls(buffer, places)
 
     def unpack(self) -> dict[str, torch.Tensor]:
@@ -73,8 +97,4 @@ class PackedWeights:
             # Arrays of Ray's object store may not be written to.
             warnings.filterwarnings("ignore", "The given NumPy array is not writable")
             whole = torch.from_numpy(self.buffer)
-        return {name: _view(whole, place) for name, place in self.places.items()}
-
-
-def _view(whole: torch.Tensor, place: _Place) -> torch.Tensor:
-    return whole[place.offset : place.offset + place.nbytes].view(place.dtype).view(place.shape)
+        return {name: place.of(whole) for name, place in self.places.items()}

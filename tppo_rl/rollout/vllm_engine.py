@@ -1,13 +1,14 @@
 """vLLM as the engine. Its core takes its steps in this process, on a GPU too; workers of a model in parts have their own.
 
-New weights arrive in one of three ways:
+New weights go to the workers by vLLM's weight transfer, in two parts that are chosen apart:
 
-- in this process, with unpacked linear layers (the default for narrow models on a CPU): they are copied into place;
-- in this process, with packed layers or on a GPU: vLLM's `reload_weights` gets the tensors;
-- in processes of vLLM: they are written to a safetensors file in shared memory, and every worker reloads from it.
+- how they get there (`tppo_rl.rollout.weight_transport`): workers in this process read the tensors, those in processes of their own
+  map shared memory, which is written before (`stage_weights`);
+- how they are taken (`tppo_rl.rollout.weight_receivers`): with unpacked linear layers (the default for narrow models on a CPU) they are
+  copied into place; with packed or quantized layers, experts, or on a GPU vLLM loads all layers again.
 
 No step is ever under way between two calls, also where the core has its own process (`tppo_rl.rollout.lockstep_scheduler`). So
-new weights need no pause.
+the engine stands still for new weights only as long as `load_staged_weights` takes.
 
 With `kv_on_update="recompute"` the requests that run during an update are preempted, and their keys and values are
 computed anew. So the weights that sample a request's next token have also computed its prefix.
@@ -18,33 +19,22 @@ woken. Its weights are kept in the memory of the host: an engine that wakes afte
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 import warnings
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 import torch
 
 from tppo_rl.core.errors import OptionError
-from tppo_rl.kernels.onednn_linear import fastest_linear
 from tppo_rl.rollout.core_process import SCHEDULER
 from tppo_rl.rollout.engine import KV_ON_UPDATE, Output, Request, Sampling
 from tppo_rl.rollout.sleep_cycle import SleepCycle
-from tppo_rl.rollout.vllm_internals import (
-    WORKER_EXTENSION,
-    VLLMCore,
-    hide_llvmlite,
-    pack_experts_at_updates,
-    unpacked_linear_layers,
-)
-from tppo_rl.rollout.weight_copies import WeightCopies
+from tppo_rl.rollout.vllm_internals import COPY, IN_PLACE_WORKER, RELOAD, WORKER, VLLMCore, hide_llvmlite
+from tppo_rl.rollout.weight_transport import SameProcess, SharedMemory, WeightTransport
 from tppo_rl.rollout.weights_folder import WeightsFolder
-
-logger = logging.getLogger(__name__)
 
 LINEAR = ("in_place", "packed")
 """Layout of linear layers' weights on a CPU. In place it is the trainer's, so that an update is a copy. Packed for oneDNN,
@@ -52,7 +42,6 @@ steps of wide models are faster, and an update takes tens of times as long."""
 _WIDE = 512
 """Hidden size from which layers are packed by default: steps of a model 576 wide then take 0.7 of the time, those of one 128
 wide no less."""
-_NOT_SEEDED = "engine.worker_extension_cls=%r takes the place of ours, which seeds the workers: a run that is resumed is not the run that was not stopped"
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 """Keys of configs of mixtures of experts. vLLM packs the experts' weights when it has loaded them, whatever `linear` says."""
 _LARGEST_PREFILL = 8192
@@ -78,8 +67,8 @@ class VLLMEngine:
 
     Raises:
         OptionError: vLLM is installed for another kind of device.
-        NoRoomForWeights: weights go by shared memory, and it is too small; `load_weights` raises it too.
-        EngineDied: raised by `step`, `load_weights` and `score`: a process of the engine is gone.
+        NoRoomForWeights: weights go by shared memory, and it is too small; `stage_weights` and `load_weights` raise it too.
+        EngineDied: raised by `step`, by what loads weights and by `score`: a process of the engine is gone.
     """
 
     def __init__(
@@ -104,19 +93,19 @@ class VLLMEngine:
         engine_args = dict(engine_args or {})
         multiprocessing = bool(engine_args.pop("multiprocessing", False))
         has_workers = multiprocessing or int(engine_args.get("tensor_parallel_size", 1)) > 1
-        layout = _layout(model, engine_args.pop("linear", None))
-        in_place = layout == "in_place" and device == "cpu" and not has_workers
+        layout = _layout(model, engine_args.pop("linear", None), engine_args.get("quantization"))
+        in_place = layout == "in_place" and device == "cpu"
         _set_process_environment(device, multiprocessing, num_threads, engine_args.pop("kv_cache_gib", 1))
         _allow_read_only_weights()
 
         from vllm import EngineArgs, LLMEngine
+        from vllm.config import WeightTransferConfig
         from vllm.platforms import current_platform
 
         check_device(device, vllm_runs_on_cpus=current_platform.is_cpu())
         if device == "cpu":
             torch.set_num_threads(num_threads)
             hide_llvmlite()
-            pack_experts_at_updates()
         defaults: dict[str, Any] = {
             "model": model,
             "dtype": dtype,
@@ -134,30 +123,22 @@ class VLLMEngine:
         }
         if multiprocessing:
             defaults["scheduler_cls"] = SCHEDULER
-        packs = device == "cpu" and not in_place
-        if packs:
-            _check_no_extension(engine_args)
-        if packs or has_workers:
-            defaults["worker_extension_cls"] = WORKER_EXTENSION
         if head_dtype is not None:
             engine_args = _with_head_dtype(engine_args, head_dtype)
-        linear = fastest_linear(torch.get_num_threads()) if in_place else None
-        self._weights_folder = WeightsFolder(model, dtype) if has_workers else None
+        self._transport: WeightTransport = SharedMemory(WeightsFolder(model, dtype)) if has_workers else SameProcess()
         try:
-            with nullcontext() if linear is None else unpacked_linear_layers(linear):
-                self._engine = LLMEngine.from_engine_args(EngineArgs(**(defaults | engine_args)))
+            self._engine = LLMEngine.from_engine_args(
+                EngineArgs(
+                    **(defaults | engine_args),
+                    worker_cls=IN_PLACE_WORKER if in_place else WORKER,
+                    weight_transfer_config=WeightTransferConfig(backend=COPY if in_place else RELOAD),
+                )
+            )
         except BaseException:
-            self._remove_weights_folder()
+            self._transport.close()
             raise
-        self._core = VLLMCore(self._engine, own_process=multiprocessing, packs_tied_layers=packs)
-        self._seeds_here = not has_workers
-        self._can_seed = not has_workers or "worker_extension_cls" not in engine_args
-        if not self._can_seed:
-            logger.warning(_NOT_SEEDED, engine_args["worker_extension_cls"])
+        self._core = VLLMCore(self._engine, own_process=multiprocessing)
         self._rest = SleepCycle(self._core.sleep, self._core.wake)
-        self._copies: WeightCopies | None = None
-        if in_place:
-            self._copies = WeightCopies(self._core.loader())
         self._params: dict[tuple[float, int], Any] = {}
         self._engine.set_weight_version("0")
 
@@ -182,18 +163,32 @@ class VLLMEngine:
             self._engine.abort_request(list(request_ids))
 
     def load_weights(self, weights: Mapping[str, Any], version: int) -> None:
-        tensors = {
-            name: value if isinstance(value, torch.Tensor) else torch.from_numpy(value)
-            for name, value in weights.items()
-        }
+        # A sleeping engine wakes also where its weights cannot be staged.
         with self._core.telling_death(), self._rest.taking_weights():
-            if self._copies is not None:
-                self._copies.load(tensors)
-            elif self._weights_folder is None:
-                self._core.reload(tensors)
-            else:
-                with self._weights_folder.holding(tensors) as folder:
-                    self._core.reload_from(folder)
+            self.stage_weights(weights)
+            self.load_staged_weights(version)
+
+    def stage_weights(self, weights: Mapping[str, Any]) -> None:
+        """Brings weights to where the workers can read them, and changes nothing yet; the engine may take steps meanwhile.
+
+        Args:
+            weights: Arrays or CPU tensors by their transformers names. In one process they must stay as they are until they are loaded.
+
+        Raises:
+            NoRoomForWeights: there is no room for them in shared memory.
+        """
+        self._transport.stage(
+            {
+                name: value if isinstance(value, torch.Tensor) else torch.from_numpy(value)
+                for name, value in weights.items()
+            }
+        )
+
+    def load_staged_weights(self, version: int) -> None:
+        """Takes the weights that were staged last, once; see `Engine.load_weights`."""
+        with self._core.telling_death(), self._rest.taking_weights():
+            with self._transport.staged() as source:
+                self._core.update_weights(source)
             self._engine.set_weight_version(str(version))
             # If the version goes back, prefixes under its number may be of other weights.
             goes_back, self.version = version <= self.version, version
@@ -214,11 +209,8 @@ class VLLMEngine:
             self._rest.wake_up()
 
     def reseed(self, seed: int) -> None:
-        if self._seeds_here:
-            torch.manual_seed(seed)
-        elif self._can_seed:
-            with self._core.telling_death():
-                self._core.reseed(seed)
+        with self._core.telling_death():
+            self._core.reseed(seed)
 
     def forget_kv(self) -> None:
         """Preempts running requests; the next step computes their keys and values anew, by its own weights."""
@@ -238,7 +230,7 @@ class VLLMEngine:
         return np.array([row[token].logprob for row, token in rows], np.float32)
 
     def stop(self) -> None:
-        self._remove_weights_folder()
+        self._transport.close()
         self._core.shutdown()
         del self._engine, self._core
 
@@ -268,10 +260,6 @@ class VLLMEngine:
             )
         return self._params[key]
 
-    def _remove_weights_folder(self) -> None:
-        if self._weights_folder is not None:
-            self._weights_folder.remove()
-
 
 def check_device(device: str, *, vllm_runs_on_cpus: bool) -> None:
     """Checks that an engine is asked for on a device that vLLM is installed for; it would take the other one.
@@ -296,22 +284,15 @@ def check_device(device: str, *, vllm_runs_on_cpus: bool) -> None:
         )
 
 
-def _check_no_extension(engine_args: Mapping[str, Any]) -> None:
-    own = engine_args.get("worker_extension_cls")
-    if own:
-        raise OptionError(
-            f"engine.worker_extension_cls={own!r}: with packed linear layers on a CPU the workers need our extension, which packs "
-            "tied output layers after an update; remove the key, or set engine.linear to 'in_place' in one process"
-        )
-
-
-def _layout(model: str, asked: str | None) -> str:
+def _layout(model: str, asked: str | None, quantization: str | None) -> str:
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(model).get_text_config()
-    if any(getattr(config, name, None) for name in _EXPERTS):
+    config = AutoConfig.from_pretrained(model)
+    text = config.get_text_config()
+    quantized = quantization is not None or getattr(config, "quantization_config", None) is not None
+    if quantized or any(getattr(text, name, None) for name in _EXPERTS):
         return "packed"
-    return asked or ("packed" if config.hidden_size >= _WIDE else "in_place")
+    return asked or ("packed" if text.hidden_size >= _WIDE else "in_place")
 
 
 def _with_head_dtype(engine_args: Mapping[str, Any], head_dtype: str) -> dict[str, Any]:

@@ -6,13 +6,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from operator import attrgetter
-from pathlib import Path
 from typing import Any, NamedTuple
-
-import torch
 
 from tppo_rl.core.insides import VLLM, Contract
 from tppo_rl.rollout.core_process import CoreProcess, EngineDied
@@ -24,20 +20,38 @@ CONTRACT: Contract = {
         "abort_request",
         "step",
         "has_unfinished_requests",
-        "apply_model",
         "collective_rpc",
         "set_weight_version",
         "reset_prefix_cache",
         "sleep",
         "wake_up",
     ),
-    "vllm.config": ("set_current_vllm_config",),
     "vllm.platforms": ("current_platform",),
+    "vllm.v1.worker.gpu_worker:Worker": (
+        "load_model",
+        "start_weight_update",
+        "update_weights",
+        "finish_weight_update",
+    ),
+    "vllm.v1.worker.cpu_worker:CPUWorker": ("load_model",),
+    "vllm.distributed.weight_transfer.factory:WeightTransferEngineFactory": ("register_engine",),
+    "vllm.distributed.weight_transfer.base:WeightTransferEngine": (
+        "init_info_cls",
+        "update_info_cls",
+        "parse_update_info",
+        "init_transfer_engine",
+        "start_weight_update",
+        "update_weights",
+        "receive_weights",
+        "finish_weight_update",
+        "shutdown",
+    ),
+    "vllm.distributed.weight_transfer.base": ("WeightTransferInitInfo", "WeightTransferUpdateInfo"),
+    "vllm.config.weight_transfer:WeightTransferConfig": ("backend",),
+    "vllm.model_executor.model_loader.reload": ("initialize_layerwise_reload", "finalize_layerwise_reload"),
     "vllm.v1.engine.core_client:EngineCoreClient": ("get_output", "shutdown"),
     "vllm.v1.executor.multiproc_executor:MultiprocExecutor": ("start_worker_monitor",),
     "vllm.v1.engine.output_processor:OutputProcessor": ("process_outputs", "add_request"),
-    "vllm.model_executor.layers.utils": ("dispatch_cpu_unquantized_gemm",),
-    "vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method:UnquantizedFusedMoEMethod": ("_setup_kernel",),
     "vllm.v1.engine:EngineCoreOutput": ("request_id", "new_token_ids", "new_logprobs", "finished"),
     "vllm.v1.engine:EngineCoreOutputs": ("outputs", "weight_version"),
     "vllm.v1.outputs:LogprobsLists": ("logprobs",),
@@ -66,14 +80,18 @@ CONTRACT: Contract = {
         "disable_log_stats",
         "async_scheduling",
         "enforce_eager",
+        "worker_cls",
+        "weight_transfer_config",
     ),
 }
 """We also use `engine_core`, `output_processor` and `vllm_config` of an engine, `request_states` of the latter with their `external_req_id`,
-`engine_core.model_executor.is_failed` of a core in this process, and `cpu_linear` of unquantized linear layers. These exist on instances alone, so the engine's tests check them."""
+`engine_core.model_executor.is_failed` of a core in this process, and `device`, `model` and `model_config` of a weight transfer. These exist on
+instances alone, so the engine's tests check them."""
 
-
-WORKER_EXTENSION = "tppo_rl.rollout.worker_extension.WorkerMethods"
-"""Name under which workers import their further methods."""
+WORKER, IN_PLACE_WORKER = "tppo_rl.rollout.workers.Worker", "tppo_rl.rollout.workers.InPlaceWorker"
+"""Names under which vLLM imports its workers."""
+COPY, RELOAD = "tppo-rl-copy", "tppo-rl-reload"
+"""Names of the ways in which workers take new weights, in vLLM's registry of weight transfers."""
 
 
 class CoreOutput(NamedTuple):
@@ -93,12 +111,10 @@ class VLLMCore:
     Args:
         engine: vLLM's `LLMEngine`.
         own_process: Whether the core has a process of its own; else it takes its steps in this one.
-        packs_tied_layers: Whether the workers have the methods of `WORKER_EXTENSION`, which have to follow a reload.
     """
 
-    def __init__(self, engine: Any, *, own_process: bool = False, packs_tied_layers: bool = False) -> None:
+    def __init__(self, engine: Any, *, own_process: bool = False) -> None:
         self.engine = engine
-        self._packs_tied_layers = packs_tied_layers
         with VLLM.insides("LLMEngine.engine_core, LLMEngine.output_processor"):
             self.core = engine.engine_core
             self.processor = engine.output_processor
@@ -157,36 +173,18 @@ class VLLMCore:
             raise VLLM.lacks("the outputs of its engine core", error) from error
         return found
 
-    def loader(self) -> Callable[[Iterable[tuple[str, torch.Tensor]]], Any]:
-        """Returns the `load_weights` of the model, which runs in this process."""
-        with VLLM.insides("LLMEngine.apply_model, LLMEngine.vllm_config, vllm.config.set_current_vllm_config"):
-            from vllm.config import set_current_vllm_config
+    def update_weights(self, source: Mapping[str, Any]) -> None:
+        """Lets all workers take new weights, by vLLM's weight transfer.
 
-            (load_weights,) = self.engine.apply_model(attrgetter("load_weights"))
-            config = self.engine.vllm_config
-
-        def load(weights: Iterable[tuple[str, torch.Tensor]]) -> Any:
-            # Some models ask for the config while they load.
-            with set_current_vllm_config(config):
-                return load_weights(weights)
-
-        return load
-
-    def reload(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Lets vLLM load and pack weights again, in this process."""
-        self._reload(weights_iterator=iter(tensors.items()))
-
-    def reload_from(self, folder: Path) -> None:
-        """Lets every worker load weights from a folder."""
-        self._reload(weights_path=str(folder))
-
-    def _reload(self, **source: Any) -> None:
-        self.engine.collective_rpc("reload_weights", kwargs=source)
-        if self._packs_tied_layers:
-            self.engine.collective_rpc("pack_tied_layers")
+        Args:
+            source: Where they are, see `tppo_rl.rollout.weight_receivers.Source`.
+        """
+        self.engine.collective_rpc("start_weight_update")
+        self.engine.collective_rpc("update_weights", kwargs={"update_info": dict(source)})
+        self.engine.collective_rpc("finish_weight_update")
 
     def reseed(self, seed: int) -> None:
-        """Seeds torch's generators of the workers that have our methods."""
+        """Seeds torch's generators of all workers."""
         self.engine.collective_rpc("reseed", args=(seed,))
 
     def sleep(self) -> None:
@@ -204,53 +202,6 @@ class VLLMCore:
     def shutdown(self) -> None:
         """Ends the core."""
         self.core.shutdown()
-
-
-@contextmanager
-def unpacked_linear_layers(linear: Callable[..., torch.Tensor]) -> Iterator[None]:
-    """Makes engines that start in this context keep the weights of linear layers in the layout in which they were loaded.
-
-    On a CPU vLLM repacks them for oneDNN into memory that nothing can write to afterwards, so an update has to pack all of
-    them again.
-
-    Args:
-        linear: (inputs, weight, bias) -> outputs of these layers.
-    """
-    with VLLM.insides("vllm.model_executor.layers.utils.dispatch_cpu_unquantized_gemm"):
-        from vllm.model_executor.layers import utils
-
-        dispatch = utils.dispatch_cpu_unquantized_gemm
-
-    def leave_unpacked(layer: Any, remove_weight: bool) -> None:
-        layer.cpu_linear = linear
-
-    utils.dispatch_cpu_unquantized_gemm = leave_unpacked
-    try:
-        yield
-    finally:
-        utils.dispatch_cpu_unquantized_gemm = dispatch
-
-
-def pack_experts_at_updates() -> None:
-    """Makes engines that run in this process, on a CPU, pack the experts' weights at every update.
-
-    vLLM packs them for its kernel when an engine starts, and leaves new weights as they come.
-    """
-    with VLLM.insides("vllm…unquantized_fused_moe_method.UnquantizedFusedMoEMethod._setup_kernel"):
-        from vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method import UnquantizedFusedMoEMethod
-
-        setup = UnquantizedFusedMoEMethod._setup_kernel
-    if getattr(setup, "_packs_at_updates", False):
-        return
-
-    def setup_and_pack(self: Any, layer: Any, w13: torch.Tensor, w2: torch.Tensor) -> None:
-        is_update = self.moe_kernel is not None
-        setup(self, layer, w13, w2)
-        if is_update:
-            self.moe_kernel.fused_experts.process_weights_after_loading(layer)
-
-    setup_and_pack._packs_at_updates = True  # type: ignore[attr-defined]
-    UnquantizedFusedMoEMethod._setup_kernel = setup_and_pack
 
 
 def hide_llvmlite() -> None:

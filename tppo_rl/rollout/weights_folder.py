@@ -1,7 +1,7 @@
 """A folder in shared memory through which an engine's processes get new weights.
 
 The folder's name says which process owns it. What a process that was killed has left there is cleared by the next one that
-makes a folder. The weights themselves lie there only while they are read.
+makes a folder.
 """
 
 from __future__ import annotations
@@ -10,18 +10,18 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
 from tppo_rl.core.errors import RunError
+from tppo_rl.rollout.packed_weights import Place
+from tppo_rl.rollout.weights_file import WeightsFile
 
 SHARED_MEMORY = Path("/dev/shm")
 _PREFIX = "tppo-rl-weights"
 _NAME = re.compile(rf"{_PREFIX}-(?P<namespace>\d+)-(?P<process>\d+)-(?P<started>\d+)-.*")
-_FILE = "model.safetensors"
 _GB = 1e9
 
 
@@ -33,7 +33,7 @@ class WeightsFolder:
     """The folder of one engine.
 
     Args:
-        model: Folder or hub id of the model, whose config goes into it.
+        model: Folder or hub id of the model.
         dtype: The engine's number format; weights take at least as much.
         parent: Where the folder is made; None: shared memory, or the system's folder for temporary files where there is none.
 
@@ -49,39 +49,24 @@ class WeightsFolder:
         clear_folders_without_owner(parent)
         _check_room(parent, _num_bytes(config, getattr(torch, dtype)))
         self.path = Path(tempfile.mkdtemp(prefix=f"{_own_name()}-", dir=parent))
-        config.save_pretrained(self.path)
+        self._num_files = 0
 
-    @contextmanager
-    def holding(self, tensors: Mapping[str, torch.Tensor]) -> Iterator[Path]:
-        """Writes weights into the folder and removes them at the end.
+    def new_file(self, places: Mapping[str, Place], size: int) -> WeightsFile:
+        """Makes a file for weights in the folder, under a name that none had before.
 
         Args:
-            tensors: Weights by name; tied ones may be one tensor under two names.
+            places: From `places_of`.
+            size: Bytes of the tensors.
 
         Raises:
             NoRoomForWeights: they do not fit.
         """
-        from safetensors import SafetensorError
-        from safetensors.torch import save_file
-
-        # A safetensors file cannot hold one tensor under two names, so tied weights are copied.
-        own = {tensor.data_ptr(): name for name, tensor in tensors.items()}
-        apart = {
-            name: tensor.contiguous()
-            if own[tensor.data_ptr()] == name
-            else tensor.clone(memory_format=torch.contiguous_format)
-            for name, tensor in tensors.items()
-        }
-        needed = sum(tensor.nbytes for tensor in apart.values())
-        _check_room(self.path, needed)
+        _check_room(self.path, size)
+        self._num_files += 1
         try:
-            try:
-                save_file(apart, self.path / _FILE)
-            except (OSError, SafetensorError) as error:
-                raise _no_room(self.path, needed, error) from error
-            yield self.path
-        finally:
-            (self.path / _FILE).unlink(missing_ok=True)
+            return WeightsFile(self.path / f"weights-{self._num_files}", places, size)
+        except OSError as error:
+            raise _no_room(self.path, size, error) from error
 
     def remove(self) -> None:
         """Removes the folder."""
