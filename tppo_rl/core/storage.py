@@ -209,7 +209,7 @@ class Storage:
                 yield stream
 
     def _place(self, name: str) -> str:
-        return posixpath.join(self.path, name)
+        return posixpath.join(self.path, name).rstrip("/")
 
 
 def storage_at(uri: str, key: str) -> Storage:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tppo_rl.algorithms.checkpoint_contents import check_facts, check_fits
+from tppo_rl.algorithms.checkpoint_contents import check_facts
 from tppo_rl.config.options import Options
 from tppo_rl.config.value_forms import check_saved_form, value_form_settings
-from tppo_rl.core.checkpoint_files import check_every_file
+from tppo_rl.core.checkpoint_files import check_every_file, checkpoint_facts
 from tppo_rl.core.errors import OptionError
 from tppo_rl.core.storage import Storage, first_line
 from tppo_rl.experiment.checkpoints import checkpoint_in
@@ -21,7 +21,7 @@ def check_resumable(checkpoint: Path, options: Options, algorithm: str) -> None:
     Raises:
         OptionError: files are missing or changed, or it is of another algorithm, model or form of the critic.
     """
-    check_fits(checkpoint, options, algorithm)
+    check_facts(checkpoint_facts(checkpoint), options, algorithm, str(checkpoint))
     check_saved_form(options, value_form_settings(options_of(checkpoint)))
     check_every_file(checkpoint)
 
