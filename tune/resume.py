@@ -77,7 +77,8 @@ def forget_results_after(folder: Path, iteration: int) -> None:
     results, table = folder / "result.json", folder / "progress.csv"
     if results.is_file():
         lines = [line for line in results.read_text(encoding="utf-8").splitlines() if _iteration_of(line) <= iteration]
-        write_whole(results, "".join(f"{line}\n" for line in lines))
+        # In its place: Tune holds the file open, and would go on in one that is no more there.
+        results.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     if table.is_file():
         with table.open(encoding="utf-8", newline="") as file:
             reader = csv.DictReader(file)

@@ -210,6 +210,7 @@ def test_a_sweep_goes_on_on_another_machine(tmp_path: Path, query: str) -> None:
         assert [json.loads(line)["training_iteration"] for line in lines] == [1, 2, 3, 4]
         assert any(path.startswith(f"{trial}/rollouts/") for path in sizes)
         assert any(path.startswith(f"{trial}/checkpoint_") and path.endswith("/manifest.json") for path in sizes)
+    assert len(json.loads(storage.read("provenance.json") or b"")) == 1
     second.run("report", storage.uri, "--out", "report")
     assert (second.folder / "report" / "report.html").is_file()
 

@@ -8,7 +8,7 @@ import platform
 import shlex
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -32,7 +32,7 @@ def record_provenance(folder: Path, storage: Storage | None = None) -> Iterator[
 
     Args:
         folder: On this machine.
-        storage: That of which it is a copy, and which gets the file too.
+        storage: That of which it is a copy, and which gets the file too. Of a sweep there is no copy: then the storage's file is read.
     """
     started = datetime.now(UTC).isoformat(timespec="seconds")
     refused = False
@@ -42,18 +42,23 @@ def record_provenance(folder: Path, storage: Storage | None = None) -> Iterator[
         refused = True
         raise
     finally:
-        if folder.is_dir() and not refused:
-            entry = {"command": this_command(), "started": started, "versions": versions()}
-            text = json.dumps([*read_provenance(folder), entry], indent=1) + "\n"
-            write_whole(folder / FILE, text)
-            if storage is not None:
-                _put(storage, text)
+        if not refused:
+            _add({"command": this_command(), "started": started, "versions": versions()}, folder, storage)
 
 
-def _put(storage: Storage, text: str) -> None:
+def _add(entry: Mapping[str, Any], folder: Path, storage: Storage | None) -> None:
+    if folder.is_dir():
+        text = json.dumps([*read_provenance(folder), entry], indent=1) + "\n"
+        write_whole(folder / FILE, text)
+    if storage is None:
+        return
     # Whatever ended the run says more, also that the place cannot be written.
     try:
-        storage.write(FILE, text.encode())
+        if folder.is_dir():
+            storage.write(FILE, text.encode())
+        elif storage.sizes():
+            earlier = json.loads(storage.read(FILE) or b"[]")
+            storage.write(FILE, (json.dumps([*earlier, entry], indent=1) + "\n").encode())
     except OSError as error:
         warnings.warn(f"{storage.shown}: {FILE} is not written: {first_line(error)}", OptionWarning, stacklevel=2)
 
