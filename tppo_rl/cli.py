@@ -259,12 +259,12 @@ def doctor(checkpoint: Path | str | None, quick: bool) -> None:
     """
     from tppo_rl.bench.doctor import examine
     from tppo_rl.experiment.checkpoints import checkpoint_in, describe_checkpoint
-    from tppo_rl.experiment.stored_runs import fetched
+    from tppo_rl.experiment.stored_runs import called, fetched
 
     if checkpoint is not None:
         with fetched(checkpoint, "checkpoint") as folder:
             for line in describe_checkpoint(checkpoint_in(Path(folder))):
-                click.echo(line)
+                click.echo(called(line, folder, checkpoint))
         return
     wrong = 0
     for finding in examine(compute=not quick):

@@ -15,7 +15,7 @@ import pytest
 from storages import Killed, killing_after, watched_storage
 
 from tppo_rl.core import storage as storage_module
-from tppo_rl.core.checkpoint_files import checkpoint_state, write_checkpoint
+from tppo_rl.core.checkpoint_files import check_every_file, checkpoint_state, write_checkpoint
 from tppo_rl.core.errors import OptionError, RunError
 from tppo_rl.core.storage import Storage
 from tppo_rl.experiment.checkpoints import checkpoint_path, newest_checkpoint, save_checkpoint
@@ -280,6 +280,15 @@ def test_commands_that_read_get_what_they_need(tmp_path: Path, monkeypatch: pyte
     assert found("watched://run", checkpoint="named") == named
     assert found("watched://run", checkpoint="none") == {"result.json", "rollouts/1.parquet"}
     assert found("watched://2") == {"manifest.json", "state.json", "arrays.safetensors"}
+    (tmp_path / "there" / "kept" / "run" / "checkpoints" / "iteration_000002" / "state.json").unlink()
+    with (
+        pytest.raises(
+            OptionError,
+            match=r"^checkpoint='watched://run/checkpoints/iteration_000002': state.json is missing; .*_000001 is",
+        ),
+        fetched("watched://run", "RUN") as folder,
+    ):
+        check_every_file(Path(folder) / "checkpoints" / "iteration_000002")
     with fetched("file:///a/b%20c", "RUN") as folder:
         assert folder == "/a/b c"
     with fetched("org/model", "RUN") as folder:

@@ -45,6 +45,8 @@ _FILES = {
     f"{_MODULE_PART}/critic": "critic",
     f"{LEARNER_PART}/optimizer": "optimizers",
 }
+NO_WAY_OUT = "there is no whole one beside it"
+"""End of the message on a damaged checkpoint, where no other one is whole."""
 _PICKLED = "learner_group"
 """Folder that checkpoints of earlier versions have."""
 
@@ -215,4 +217,4 @@ def _way_out(folder: Path) -> str:
         except DamagedState:
             continue
         return f"{path} is whole: name that, or move this one away to go on from there"
-    return "there is no whole one beside it"
+    return NO_WAY_OUT

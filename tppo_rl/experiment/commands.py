@@ -245,11 +245,12 @@ def _show_report(folder: Path) -> None:
 def export(checkpoint: Path | str, folder: Path, dtype: str | None, adapter: bool, critic: Path | None) -> None:
     """Write the policy of CHECKPOINT, or of a run's newest one, or at the URI of either, as a Hugging Face model into FOLDER."""
     from tppo_rl.experiment.export import export_policy
-    from tppo_rl.experiment.stored_runs import fetched
+    from tppo_rl.experiment.stored_runs import called, fetched
 
     with fetched(checkpoint, "CHECKPOINT") as source:
         taken = export_policy(Path(source), folder, dtype=dtype, adapter=adapter, critic=critic)
-    click.echo(f"{taken} is in {folder}: transformers and vLLM load it from there")
+        name = called(str(taken), source, checkpoint)
+    click.echo(f"{name} is in {folder}: transformers and vLLM load it from there")
 
 
 @click.command()

@@ -10,10 +10,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
+from tppo_rl.core.checkpoint_files import NO_WAY_OUT
 from tppo_rl.core.errors import OptionError
 from tppo_rl.core.sliced_arrays import DamagedState
 from tppo_rl.core.state_files import MANIFEST, check_contents
-from tppo_rl.core.storage import Storage, first_line, is_uri, local_path_of, persistently, storage_at
+from tppo_rl.core.storage import Storage, first_line, is_uri, local_path_of, persistently, storage_at, without_secrets
 from tppo_rl.experiment.checkpoints import (
     CHECKPOINTS,
     PARTIAL,
@@ -90,12 +91,15 @@ def stored_to_resume(storage: Storage, sizes: Mapping[str, int], key: str) -> St
 
 
 def _damaged(storage: Storage, sizes: Mapping[str, int], newest: StoredCheckpoint, bad: str, key: str) -> OptionError:
+    return OptionError(f"{key}: {storage.shown}: {newest.place}: {bad}; {_way_out(storage, sizes, newest)}")
+
+
+def _way_out(storage: Storage, sizes: Mapping[str, int], newest: StoredCheckpoint) -> str:
     others = (other for other in stored_checkpoints(storage, sizes) if other.place != newest.place)
     whole = next((other.place for other in others if not other.damages(sizes)), None)
-    rest = "there is no whole one beside it"
-    if whole is not None:
-        rest = f"{whole} is there in its sizes: remove the other one to go on from it"
-    return OptionError(f"{key}: {storage.shown}: {newest.place}: {bad}; {rest}")
+    if whole is None:
+        return NO_WAY_OUT
+    return f"{whole} is there in its sizes: remove the other one to go on from it"
 
 
 def fetch_to_resume(storage: Storage, folder: Path, key: str) -> str:
@@ -165,7 +169,7 @@ def fetched(source: str | Path, key: str, *, checkpoint: Literal["whole", "named
         return
     storage = storage_at(source, key)
     with tempfile.TemporaryDirectory(prefix="tppo-rl-") as place:
-        folder = Path(place, storage.name)
+        folder, newest = Path(place, storage.name), None
         with _naming(storage, key):
             sizes = persistently(storage.sizes)
             if not sizes:
@@ -177,7 +181,19 @@ def fetched(source: str | Path, key: str, *, checkpoint: Literal["whole", "named
                 newest = None if checkpoint == "none" else newest_stored(storage, sizes)
                 if newest is not None:
                     _fetch_checkpoint(storage, folder, newest, sizes if checkpoint == "whole" else {})
-        yield str(folder)
+        try:
+            yield str(folder)
+        except OptionError as error:
+            # In the words of who gave the URI, and knowing of checkpoints that were not fetched.
+            text = called(str(error), folder, source)
+            if newest is not None:
+                text = text.replace(NO_WAY_OUT, _way_out(storage, sizes, newest))
+            raise OptionError(text) from None
+
+
+def called(text: str, folder: Path | str, source: Path | str) -> str:
+    """A text in which a folder that was fetched has the name of its source; a folder that was not keeps its own."""
+    return text if isinstance(source, Path) else text.replace(str(folder), without_secrets(source))
 
 
 def _goes_on(folder: Path, storage: Storage, newest: StoredCheckpoint) -> bool:
