@@ -5,7 +5,7 @@ from __future__ import annotations
 import posixpath
 import threading
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +20,7 @@ from tppo_rl.core.errors import OptionError, RunError
 from tppo_rl.core.storage import Storage
 from tppo_rl.experiment.checkpoints import checkpoint_path, newest_checkpoint, save_checkpoint
 from tppo_rl.experiment.mirror import Mirror
+from tppo_rl.experiment.run import _Run
 from tppo_rl.experiment.stored_checkpoints import copy_checkpoint, stored_checkpoints
 from tppo_rl.experiment.stored_runs import check_free, fetch_to_resume, fetched
 
@@ -149,6 +150,32 @@ def test_a_run_waits_for_the_copy_of_what_it_will_remove(tmp_path: Path) -> None
         assert mirror.holds().endswith("of iteration 1")
 
 
+def test_what_is_being_copied_is_not_removed(tmp_path: Path) -> None:
+    """A run that keeps one checkpoint saves the next one while the first one is copied."""
+    may_go_on = threading.Event()
+
+    def before(words: str) -> None:
+        if words.startswith("open") and "iteration_000001" in words:
+            assert may_go_on.wait(20)
+
+    storage, folder = watched_storage(tmp_path / "there", before), tmp_path / "here"
+    save(folder, 1)
+
+    def write(place: str) -> None:
+        write_checkpoint(Path(place), {"number": 2}, {"iteration": 2})
+
+    with mirror_of(folder, storage, num_to_keep=1) as mirror:
+        parts: dict[str, Any] = {field.name: None for field in fields(_Run)}
+        parts["experiment"] = SimpleNamespace(checkpoint_config=SimpleNamespace(num_to_keep=1))
+        parts |= {"switch": SimpleNamespace(iteration=2, asked=False), "mirror": mirror}
+        mirror.begin()
+        threading.Timer(0.2, may_go_on.set).start()
+        _Run(**parts)._save(SimpleNamespace(save_to_path=write), checkpoint_path(folder, 2))
+        mirror.wait()
+        assert mirror.holds().endswith("of iteration 2")
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["iteration_000002"]
+
+
 def test_what_fails_for_a_while_is_tried_again(tmp_path: Path) -> None:
     failures = 3
 
@@ -160,7 +187,9 @@ def test_what_fails_for_a_while_is_tried_again(tmp_path: Path) -> None:
 
     storage = stored(tmp_path, 1, before=before)
     assert not failures
-    assert fetch_to_resume(storage, tmp_path / "elsewhere", "--results").startswith("fetched watched://kept/run into")
+    assert fetch_to_resume(storage, tmp_path / "elsewhere", "--results").words.startswith(
+        "fetched watched://kept/run into"
+    )
 
 
 def test_what_cannot_be_copied_is_one_message_and_is_copied_by_the_next_try(tmp_path: Path) -> None:
@@ -195,7 +224,7 @@ def test_what_cannot_be_copied_is_one_message_and_is_copied_by_the_next_try(tmp_
     with mirror_of(folder, storage, at_once=lambda: True) as mirror:
         pass
     broken = False
-    assert fetch_to_resume(storage, folder, "--results") == f"{folder} holds all of watched://kept/run"
+    assert fetch_to_resume(storage, folder, "--results").words == f"{folder} holds all of watched://kept/run"
     with mirror_of(folder, storage, newest=1) as mirror:
         pass
     assert mirror.holds().endswith("of iteration 3")
@@ -207,7 +236,7 @@ def test_another_machine_goes_on_from_what_is_there(tmp_path: Path) -> None:
     with (there / "result.json").open("a", encoding="utf-8") as file:
         file.write('{"training_iter')
     folder = tmp_path / "elsewhere"
-    said = fetch_to_resume(storage, folder, "--results")
+    said = fetch_to_resume(storage, folder, "--results").words
     assert said == f"fetched watched://kept/run into {folder}"
     assert checkpoint_state(newest_checkpoint(folder))["number"] == 2
     assert [path.name for path in (folder / "checkpoints").iterdir()] == ["iteration_000002"]
@@ -217,16 +246,16 @@ def test_another_machine_goes_on_from_what_is_there(tmp_path: Path) -> None:
 def test_a_folder_here_that_went_further_stays_and_another_one_is_renamed(tmp_path: Path) -> None:
     storage, folder = stored(tmp_path, 1), tmp_path / "here"
     save(folder, 2)
-    assert fetch_to_resume(storage, folder, "--results") == f"{folder} holds all of watched://kept/run"
+    assert fetch_to_resume(storage, folder, "--results") == (f"{folder} holds all of watched://kept/run", 1)
     assert checkpoint_state(newest_checkpoint(folder))["number"] == 2
     # The same iterations of another run.
     (folder / "result.json").write_text('{"training_iteration": 7}\n')
-    said = fetch_to_resume(storage, folder, "--results")
+    said = fetch_to_resume(storage, folder, "--results").words
     assert "what was there is in " in said
     assert checkpoint_state(newest_checkpoint(folder))["number"] == 1
     other = tmp_path / "other"
     save(other, 1, 5)
-    assert "what was there is in " in fetch_to_resume(storage, other, "--results")
+    assert "what was there is in " in fetch_to_resume(storage, other, "--results").words
     assert checkpoint_state(newest_checkpoint(other))["number"] == 1
 
 

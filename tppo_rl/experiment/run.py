@@ -67,10 +67,11 @@ def run_experiment(
     """
     console = console or Console()
     folder = (folder_here(results) / experiment.name).resolve()
-    storage = results.joined(experiment.name) if isinstance(results, Storage) else None
+    storage, there = results.joined(experiment.name) if isinstance(results, Storage) else None, None
     if storage is not None:
         storage.check_writable("--results")
-        console.print(_prepared(storage, folder, resume=resume), soft_wrap=True, highlight=False, markup=False)
+        words, there = _prepared(storage, folder, resume=resume)
+        console.print(words, soft_wrap=True, highlight=False, markup=False)
     checkpoint = newest_checkpoint(folder) if resume else None
     if not resume and (earlier := set_aside(folder)) is not None:
         console.print(f"the earlier run is kept in {earlier}", soft_wrap=True, highlight=False)
@@ -100,7 +101,7 @@ def run_experiment(
         def at_once() -> bool:
             return switch.at_once
 
-        mirror = Mirror(folder, storage, keep, say=display.message, at_once=at_once, newest=start or None)
+        mirror = Mirror(folder, storage, keep, say=display.message, at_once=at_once, newest=there)
     elsewhere = None if mirror is None else mirror.holds
     switch = StopSwitch(display, folder, lambda: checkpoint_size(folder, memory), start, elsewhere)
     last = {} if checkpoint is None else last_result(folder, switch.iteration)
@@ -116,12 +117,12 @@ def run_experiment(
         raise RunInterrupted(switch.number, at_once=switch.at_once) from None
 
 
-def _prepared(storage: Storage, folder: Path, *, resume: bool) -> str:
-    """Makes this machine's folder of a run at a URI ready, and says where results go."""
+def _prepared(storage: Storage, folder: Path, *, resume: bool) -> tuple[str, int | None]:
+    """Makes this machine's folder of a run at a URI ready; says where results go, and the iteration of what is there."""
     if resume:
         return fetch_to_resume(storage, folder, "--results")
     check_free(storage, "--results")
-    return f"results: {storage.shown}, copied from {folder}"
+    return f"results: {storage.shown}, copied from {folder}", None
 
 
 def build_algorithm(experiment: Experiment, options: Mapping[str, Any], folder: Path) -> Any:

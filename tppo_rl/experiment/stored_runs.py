@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from tppo_rl.core.checkpoint_files import NO_WAY_OUT
 from tppo_rl.core.errors import OptionError
@@ -102,8 +102,16 @@ def _way_out(storage: Storage, sizes: Mapping[str, int], newest: StoredCheckpoin
     return f"{whole} is there in its sizes: remove the other one to go on from it"
 
 
-def fetch_to_resume(storage: Storage, folder: Path, key: str) -> str:
-    """Makes the folder of this machine one that goes on from what is kept at a URI, and says in words what was done.
+class Fetched(NamedTuple):
+    """What was done to go on from what is kept at a URI."""
+
+    words: str
+    newest: int
+    """Iteration of the newest checkpoint there."""
+
+
+def fetch_to_resume(storage: Storage, folder: Path, key: str) -> Fetched:
+    """Makes the folder of this machine one that goes on from what is kept at a URI.
 
     A folder of this machine that went further, such as one whose last checkpoint could not be copied, stays as it is. Any other
     one is renamed.
@@ -115,14 +123,15 @@ def fetch_to_resume(storage: Storage, folder: Path, key: str) -> str:
         sizes = persistently(storage.sizes)
         newest = stored_to_resume(storage, sizes, key)
         if _goes_on(folder, storage, newest):
-            return f"{folder} holds all of {storage.shown}"
+            return Fetched(f"{folder} holds all of {storage.shown}", newest.iteration)
         before = set_aside(folder)
         _fetch_files(storage, folder, sizes)
         try:
             check_contents(_fetch_checkpoint(storage, folder, newest, sizes))
         except DamagedState as error:
             raise _damaged(storage, sizes, newest, str(error), key) from None
-    return f"fetched {storage.shown} into {folder}" + ("" if before is None else f"; what was there is in {before}")
+    aside = "" if before is None else f"; what was there is in {before}"
+    return Fetched(f"fetched {storage.shown} into {folder}{aside}", newest.iteration)
 
 
 def set_aside(folder: Path) -> Path | None:
