@@ -19,10 +19,10 @@ from tppo_rl.core.checkpoint_files import check_every_file, checkpoint_state, wr
 from tppo_rl.core.errors import OptionError, RunError
 from tppo_rl.core.storage import Storage
 from tppo_rl.experiment.checkpoints import checkpoint_path, newest_checkpoint, save_checkpoint
-from tppo_rl.experiment.mirror import Mirror
+from tppo_rl.experiment.mirror import Mirror, copy_run
 from tppo_rl.experiment.run import _Run
-from tppo_rl.experiment.stored_checkpoints import copy_checkpoint, stored_checkpoints
-from tppo_rl.experiment.stored_runs import check_free, fetch_to_resume, fetched
+from tppo_rl.experiment.stored_checkpoints import stored_checkpoints
+from tppo_rl.experiment.stored_runs import check_free, fetch_to_resume, fetched, files_of_run
 
 
 @pytest.fixture(autouse=True)
@@ -61,18 +61,26 @@ def stored(folder: Path, *iterations: int, before: Callable[[str], None] = lambd
 @pytest.mark.parametrize("again", [False, True], ids=["new iteration", "same iteration"])
 def test_a_kill_at_any_change_leaves_a_whole_checkpoint(tmp_path: Path, num_to_keep: int | None, again: bool) -> None:
     """Whatever change is the last one: what another machine fetches is whole, and is the old one or the new one."""
-    source = tmp_path / "source"
-    checkpoints = [save(source / str(number), min(number, 2) if again else number, number) for number in (1, 2, 3)]
-    last = save(source / "4", 4)
+    folder, source = tmp_path / "here", tmp_path / "source"
+    iterations = (1, 2, 2, 4) if again else (1, 2, 3, 4)
+    checkpoints = [save(source / str(number), iteration, number) for number, iteration in enumerate(iterations, 1)]
+    lines = [f'{{"training_iteration": {number}, "text": "{"x" * 30}"}}' for number in (1, 2, 3, 4)]
+
+    def copy(number: int, storage: Storage) -> None:
+        """What a run copies after its update `number`."""
+        folder.mkdir(exist_ok=True)
+        (folder / "result.json").write_text("".join(f"{line}\n" for line in lines[:number]))
+        copy_run(folder, files_of_run(folder), checkpoints[number - 1], storage, num_to_keep, sent={})
+
     seen, count = set(), 0
     while True:
         there = tmp_path / str(count)
         storage = watched_storage(there)
-        for checkpoint in checkpoints[:2]:
-            copy_checkpoint(checkpoint, storage, num_to_keep)
+        copy(1, storage)
+        copy(2, storage)
         killed = False
         try:
-            copy_checkpoint(checkpoints[2], watched_storage(there, killing_after(count)), num_to_keep)
+            copy(3, watched_storage(there, killing_after(count)))
         except Killed:
             killed = True
         elsewhere = there / "elsewhere"
@@ -81,20 +89,23 @@ def test_a_kill_at_any_change_leaves_a_whole_checkpoint(tmp_path: Path, num_to_k
         assert state["number"] in (2, 3)
         np.testing.assert_array_equal(state["w"], np.full(9, state["number"]))
         seen.add(state["number"])
+        results = (elsewhere / "result.json").read_text().splitlines()
+        assert results == lines[: len(results)]
+        assert len(results) >= state["number"] or state["number"] == 2
         # The run goes on there: nothing that was begun is left.
-        copy_checkpoint(last, storage, num_to_keep)
+        copy(4, storage)
         sizes = storage.sizes()
         whole = [found.place for found in stored_checkpoints(storage, sizes) if not found.damages(sizes)]
         assert whole[0] == "checkpoints/iteration_000004"
         assert len(whole) <= (num_to_keep or 4)
-        others = {posixpath.dirname(name) for name in sizes} - {*whole}
+        others = {posixpath.dirname(name) for name in sizes if name.startswith("checkpoints/")} - {*whole}
         # Where all are kept, so is one whose manifest was cut.
         assert all(num_to_keep is None and f"{place}/manifest.json" in sizes for place in others)
         assert not any("partial" in name for name in sizes)
         if not killed:
             break
         count += 1
-    assert count > 8, "there are as many changes"
+    assert count > 10, "there are as many changes"
     assert seen == {2, 3}
 
 

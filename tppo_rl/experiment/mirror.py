@@ -116,13 +116,11 @@ class Mirror:
 
     def _copy(self, files: Files, checkpoint: Path | None) -> None:
         try:
-            # First, so that a checkpoint that is chosen finds the results up to it.
-            copy_files(self._folder, files, self._storage, self._sent)
-            if checkpoint is not None:
-                copy_checkpoint(checkpoint, self._storage, self._num_to_keep)
-                self._newest = iteration_of(checkpoint)
+            copy_run(self._folder, files, checkpoint, self._storage, self._num_to_keep, sent=self._sent)
         except Exception as error:
             self._error = error
+        else:
+            self._newest = self._newest if checkpoint is None else iteration_of(checkpoint)
 
     def _check(self) -> None:
         if self._error is not None:
@@ -130,3 +128,25 @@ class Mirror:
                 f"{self._storage.shown} cannot be written, after several tries: {first_line(self._error)}; {self.holds()}, and "
                 f"{self._folder} holds everything. The same command with --resume goes on from there, and copies what is missing"
             ) from self._error
+
+
+def copy_run(
+    folder: Path, files: Files, checkpoint: Path | None, storage: Storage, num_to_keep: int | None, *, sent: Files
+) -> None:
+    """Copies what a run's folder held at a moment.
+
+    Args:
+        folder: Of the run.
+        files: From `files_of_run`.
+        checkpoint: The newest one, whole; None: there is none.
+        storage: Where to.
+        num_to_keep: Number of newest checkpoints to keep there; None keeps all.
+        sent: Which of the files are there already; is brought up to date.
+
+    Raises:
+        OSError: the file system refuses something, after a few tries.
+    """
+    # First, so that a checkpoint that is chosen finds the results up to it.
+    copy_files(folder, files, storage, sent)
+    if checkpoint is not None:
+        copy_checkpoint(checkpoint, storage, num_to_keep)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -38,7 +38,10 @@ def files_of_run(folder: Path) -> Files:
             folders.remove(CHECKPOINTS)
         for name in names:
             path = Path(place, name)
-            if not name.startswith(".") and path.is_file():
+            if name.startswith("."):
+                continue
+            # Others may remove a file of theirs meanwhile.
+            with suppress(FileNotFoundError):
                 state = path.stat()
                 files[path.relative_to(folder).as_posix()] = state.st_size, state.st_mtime_ns
     return files
