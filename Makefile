@@ -8,7 +8,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 # Torch's CPU build is not on every registry; its own index is asked only if the configured ones lack it.
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 
-.PHONY: setup setup-gpu gpu-check train real real-model real-seeds browser test test-unit test-slow test-trackers soak lint format docs clean
+.PHONY: setup setup-gpu gpu-check train real real-model real-seeds browser test test-unit test-slow test-trackers test-storage soak lint format docs clean
 
 setup: $(VENV)/.installed
 
@@ -77,6 +77,16 @@ $(TRACKERS)/.installed: | setup
 test-trackers: setup $(TRACKERS)/.installed
 	TPPO_RL_TRACKERS=$(TRACKERS) $(BIN)/python -m pytest -q tests/observability/test_trackers.py -m "slow or not slow"
 
+# A server that speaks S3, with its own packages.
+STORAGE_VENV := .storage
+$(STORAGE_VENV)/.installed:
+	test -x $(STORAGE_VENV)/bin/python || $(PYTHON) -m venv $(STORAGE_VENV)
+	$(STORAGE_VENV)/bin/python -m pip install --quiet --disable-pip-version-check "moto[server]>=5"
+	touch $@
+
+test-storage: setup $(STORAGE_VENV)/.installed
+	TPPO_RL_STORAGE_SERVER=$(CURDIR)/$(STORAGE_VENV)/bin/moto_server $(BIN)/python -m pytest -q tests/experiment/test_storage_server.py -m slow
+
 # Two workers, each with whole files: modules share what is slow to start.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
@@ -132,4 +142,4 @@ $(DOCS_VENV)/.installed: pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(DOCS_VENV) build site *.egg-info
+	rm -rf $(VENV) $(DOCS_VENV) $(STORAGE_VENV) build site *.egg-info

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -46,12 +46,26 @@ def check_fits(checkpoint: Path, options: Options, algorithm: str) -> None:
     """Checks that a run can go on from a checkpoint, before anything is started.
 
     Raises:
-        OptionError: it is damaged, or of another algorithm or another model.
+        OptionError: files are missing or cut, or it is of another algorithm or another model.
     """
-    facts = check_whole(checkpoint)
+    check_facts(check_whole(checkpoint), options, algorithm, str(checkpoint))
+
+
+def check_facts(facts: Mapping[str, Any], options: Options, algorithm: str, checkpoint: str) -> None:
+    """Checks what the manifest of a checkpoint says.
+
+    Args:
+        facts: From the manifest.
+        options: Of the run that is to go on.
+        algorithm: Of that run.
+        checkpoint: Its name in messages.
+
+    Raises:
+        OptionError: it is of another algorithm or another model.
+    """
     if facts["algorithm"] != algorithm:
         raise OptionError(
-            f"checkpoint={str(checkpoint)!r}: was saved by {facts['algorithm']}, and this run is {algorithm}; go on with that, or begin "
+            f"checkpoint={checkpoint!r}: was saved by {facts['algorithm']}, and this run is {algorithm}; go on with that, or begin "
             "anew from the exported policy (`tppo-rl export`)"
         )
     saved, shape = facts["model_shape"], _shape(options)

@@ -10,6 +10,8 @@ from typing import Any
 
 import pyarrow.fs as pafs
 
+from tppo_rl.core.storage import is_uri, local_path_of, storage_at
+
 
 @contextmanager
 def local_copy_of(path: Any, filesystem: Any = None) -> Iterator[Path]:
@@ -46,6 +48,10 @@ def local_folder(path: Any, filesystem: Any = None) -> Iterator[Path]:
 
 def _place(path: Any, filesystem: Any) -> tuple[Any, str]:
     """Returns file system and place; None for folders of this machine."""
-    if filesystem is None and "://" in str(path):
-        filesystem, path = pafs.FileSystem.from_uri(str(path))
+    if filesystem is None and is_uri(str(path)):
+        local = local_path_of(str(path))
+        if local is not None:
+            return None, str(local)
+        storage = storage_at(str(path), "path")
+        filesystem, path = storage.filesystem, storage.path
     return (None if isinstance(filesystem, pafs.LocalFileSystem) else filesystem), str(path)

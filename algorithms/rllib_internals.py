@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow.fs as pafs
 import ray
 
 from tppo_rl.core.insides import RAY, Contract
@@ -67,8 +68,8 @@ def trial_folder(trainable: Any) -> Path | None:
     if storage is None:
         return None
     with RAY.insides("StorageContext.trial_fs_path"):
-        folder = Path(storage.trial_fs_path)
-    return folder if folder.is_dir() else None
+        folder, filesystem = Path(storage.trial_fs_path), storage.storage_filesystem
+    return folder if isinstance(filesystem, pafs.LocalFileSystem) and folder.is_dir() else None
 
 
 def ray_started_here() -> bool:

@@ -11,7 +11,7 @@ from tppo_rl import __version__
 from tppo_rl.bench.commands import bench
 from tppo_rl.core.errors import OptionError, RunError
 from tppo_rl.core.one_clear_error import one_clear_error
-from tppo_rl.core.shared_options import set_option
+from tppo_rl.core.shared_options import FOLDER_OR_URI, set_option
 from tppo_rl.experiment.commands import chat, evaluate, export, replay, rescore, rollouts, timeline
 from tppo_rl.lab.commands import critic
 from tppo_rl.plan.commands import plan
@@ -20,9 +20,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tppo_rl.config.run_files import Experiment
+    from tppo_rl.core.storage import Storage
 
 _results = click.option(
-    "--results", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help="Folder of all runs."
+    "--results",
+    type=FOLDER_OR_URI,
+    default="runs",
+    show_default=True,
+    help="Folder of all runs, or its URI, such as s3://bucket/runs.",
 )
 _dry_run = click.option("--dry-run", is_flag=True, help="Check everything, print the plan, and start nothing.")
 _resume = click.option("--resume", is_flag=True, help="Go on from the newest checkpoint.")
@@ -58,7 +63,7 @@ def train(
     overrides: tuple[str, ...],
     resume: bool,
     dry_run: bool,
-    results: Path,
+    results: Path | str,
 ) -> None:
     """Train: `train file CONFIG`, or `train --run TPPO --env … --config '{…}'`."""
     if context.invoked_subcommand is not None:
@@ -83,7 +88,7 @@ def train(
 @_dry_run
 @_results
 @one_clear_error
-def train_file(config: Path, overrides: tuple[str, ...], resume: bool, dry_run: bool, results: Path) -> None:
+def train_file(config: Path, overrides: tuple[str, ...], resume: bool, dry_run: bool, results: Path | str) -> None:
     """Run all experiments of a YAML file, in the schema of `rllib train file`."""
     from tppo_rl.config.run_files import load_run_file
 
@@ -111,7 +116,7 @@ tune.add_command(train_file)
 @set_option
 @_results
 @one_clear_error
-def compare(configs: tuple[Path, ...], seeds: int, overrides: tuple[str, ...], results: Path) -> None:
+def compare(configs: tuple[Path, ...], seeds: int, overrides: tuple[str, ...], results: Path | str) -> None:
     """Run all experiments of one YAML file or several with the same seeds, and compare them at equal budgets.
 
     Tokens, updates, wall time and learner time each have a table: accuracy where all runs have spent the same, with intervals
@@ -120,16 +125,19 @@ def compare(configs: tuple[Path, ...], seeds: int, overrides: tuple[str, ...], r
     from tppo_rl.config.run_files import load_run_file
 
     experiments = [experiment for config in configs for experiment in load_run_file(config, overrides)]
+    from tppo_rl.core.storage import Storage, folder_here
     from tppo_rl.experiment.provenance import record_provenance
     from tppo_rl.tune.comparison import compare as compare_experiments
 
-    folder = results / "_".join(config.stem for config in configs)
-    with record_provenance(folder):
+    name = "_".join(config.stem for config in configs)
+    kept = _kept_at(results)
+    folder = kept.joined(name) if isinstance(kept, Storage) else kept / name
+    with record_provenance(folder_here(folder), folder if isinstance(folder, Storage) else None):
         compare_experiments(experiments, folder, seeds=range(seeds))
 
 
 @main.command()
-@click.argument("sweeps", metavar="SWEEP...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("sweeps", metavar="SWEEP...", nargs=-1, required=True, type=FOLDER_OR_URI)
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
@@ -141,11 +149,18 @@ def compare(configs: tuple[Path, ...], seeds: int, overrides: tuple[str, ...], r
     help="Accuracy whose time is taken, a share.  [default: chosen for each task]",
 )
 @one_clear_error
-def report(sweeps: tuple[Path, ...], out: Path | None, target: float | None) -> None:
+def report(sweeps: tuple[Path | str, ...], out: Path | None, target: float | None) -> None:
     """Write the report of one sweep or several: one HTML page, figures as PNG files, a table of all trials."""
+    from contextlib import ExitStack
+
+    from tppo_rl.experiment.stored_runs import fetched
     from tppo_rl.tune.report import write_report
 
-    click.echo(f"report: {write_report(sweeps, out, target=target)}")
+    if out is None and not all(isinstance(sweep, Path) for sweep in sweeps):
+        raise OptionError("--out: a sweep at a URI is only read; give a folder of this machine for the report")
+    with ExitStack() as stack:
+        folders = [Path(stack.enter_context(fetched(sweep, "sweep", checkpoint="none"))) for sweep in sweeps]
+        click.echo(f"report: {write_report(folders, out, target=target)}")
 
 
 @main.command()
@@ -233,21 +248,23 @@ def check_env(env: str, env_config_text: str, episodes: int, deadline: float, ov
 
 
 @main.command()
-@click.argument("checkpoint", required=False, type=click.Path(path_type=Path))
+@click.argument("checkpoint", required=False, type=FOLDER_OR_URI)
 @click.option("--quick", is_flag=True, help="Leave out what computes: an update and an engine.")
 @one_clear_error
-def doctor(checkpoint: Path | None, quick: bool) -> None:
+def doctor(checkpoint: Path | str | None, quick: bool) -> None:
     """Look at machine and installation as a run would use them; each finding with its remedy.
 
-    With a CHECKPOINT (or the folder of a run, for its newest one) look at that instead: every file is read and compared with what
+    With a CHECKPOINT (or the folder of a run, for its newest one; or the URI of either) look at that instead: every file is read and compared with what
     was written. The exit status is 1 where something is wrong.
     """
     from tppo_rl.bench.doctor import examine
     from tppo_rl.experiment.checkpoints import checkpoint_in, describe_checkpoint
+    from tppo_rl.experiment.stored_runs import called, fetched
 
     if checkpoint is not None:
-        for line in describe_checkpoint(checkpoint_in(checkpoint)):
-            click.echo(line)
+        with fetched(checkpoint, "checkpoint") as folder:
+            for line in describe_checkpoint(checkpoint_in(Path(folder))):
+                click.echo(called(line, folder, checkpoint))
         return
     wrong = 0
     for finding in examine(compute=not quick):
@@ -287,23 +304,40 @@ def _checked(name: str, load: Callable[[], list[Experiment]]) -> list[Experiment
         return load()
 
 
-def _run_all(experiments: list[Experiment], results: Path, *, resume: bool, dry_run: bool) -> None:
+def _kept_at(results: Path | str) -> Path | Storage:
+    """The place of results that `--results` names."""
+    from tppo_rl.core.storage import storage_at
+
+    return results if isinstance(results, Path) else storage_at(results, "--results")
+
+
+def _run_all(experiments: list[Experiment], results: Path | str, *, resume: bool, dry_run: bool) -> None:
+    from tppo_rl.core.storage import Storage, folder_here
+
+    kept = _kept_at(results)
+    # A killed run may have ended before the later experiments of its file began.
+    names = [experiment.name for experiment in experiments] if resume else []
+    resumed = [name for name in names if len(experiments) == 1 or _is_there(kept, name)]
     if dry_run:
         from tppo_rl.experiment.dry_run import print_plan
 
-        print_plan(experiments, results)
+        print_plan(experiments, kept, resumed=resumed)
         return
     from tppo_rl.experiment.provenance import record_provenance, resume_command
 
     for experiment in experiments:
-        # A killed run may have ended before the later experiments of its file began.
-        goes_on = resume and (len(experiments) == 1 or (results / experiment.name).exists())
-        with record_provenance(results / experiment.name):
+        goes_on = experiment.name in resumed
+        storage = kept.joined(experiment.name) if isinstance(kept, Storage) else None
+        with record_provenance(folder_here(kept) / experiment.name, storage):
             if experiment.is_sweep:
                 from tppo_rl.tune.trials import run_trials
 
-                run_trials(experiment, results, resume=goes_on)
+                run_trials(experiment, kept, resume=goes_on)
             else:
                 from tppo_rl.experiment.run import run_experiment
 
-                run_experiment(experiment, results, resume=goes_on, resume_command=resume_command())
+                run_experiment(experiment, kept, resume=goes_on, resume_command=resume_command())
+
+
+def _is_there(results: Path | Storage, name: str) -> bool:
+    return (results / name).exists() if isinstance(results, Path) else results.joined(name).is_there("--results")

@@ -13,6 +13,7 @@ from rich.table import Column, Table
 
 from tppo_rl.config.run_files import Experiment, check_experiment
 from tppo_rl.core.errors import OptionError
+from tppo_rl.core.storage import Storage, folder_here
 from tppo_rl.core.whole_files import write_whole
 from tppo_rl.experiment.checkpoints import find_newest_checkpoint
 from tppo_rl.experiment.learning_curves import known, learning_curve
@@ -29,17 +30,21 @@ from tppo_rl.tune.comparison_page import (
 )
 from tppo_rl.tune.compute_curve import fit_sigmoid
 from tppo_rl.tune.equal_budgets import as_json, at_equal_budgets, plain, read_curve
+from tppo_rl.tune.stored_comparison import OPTIONS_FILE, StoredComparison, options_text
 
 FIGURE = "comparison.png"
 BUDGETS_FIGURE = "equal_budgets.png"
 PAGE = "comparison.html"
 FIGURES = "comparison.json"
 CURVES = "curves.csv"
-_OPTIONS = "options.json"
 
 
 def compare(
-    experiments: Sequence[Experiment], results: Path, *, seeds: Sequence[int], console: Console | None = None
+    experiments: Sequence[Experiment],
+    results: Path | Storage,
+    *,
+    seeds: Sequence[int],
+    console: Console | None = None,
 ) -> dict[str, list[Path]]:
     """Runs every experiment once for each seed, one after another, then draws and tabulates all of them.
 
@@ -48,37 +53,46 @@ def compare(
     Args:
         experiments: Checked, without grids.
         results: Folder of the comparison: a folder for each run, `comparison.png`, `curves.csv`, `equal_budgets.png`,
-            `comparison.json` with all figures, and `comparison.html`, which shows them.
+            `comparison.json` with all figures, and `comparison.html`, which shows them. Of one at a URI there is a copy on this machine
+            (`folder_here`), for which runs that have ended are fetched.
         seeds: Of the runs.
         console: Where to report; None is standard output.
 
     Returns:
-        Folders of the runs by name of the experiment, in the order of the seeds.
+        Folders of the runs on this machine by name of the experiment, in the order of the seeds.
 
     Raises:
-        OptionError: two experiments have one name, an experiment has a grid or no evaluations, a seed does not do, or `results` holds a run of that name
-            with other options.
+        OptionError: two experiments have one name, an experiment has a grid or no evaluations, a seed does not do, `results` holds a
+            run of that name with other options, or it cannot be written.
+        RunError: something could not be copied to its URI.
     """
     console = console or Console()
     _check_names([experiment.name for experiment in experiments])
     runs = {experiment.name: [_with_seed(experiment, seed) for seed in seeds] for experiment in experiments}
-    folders = {name: [results / run.name for run in seeded] for name, seeded in runs.items()}
+    here = folder_here(results)
+    folders = {name: [here / run.name for run in seeded] for name, seeded in runs.items()}
+    stored = StoredComparison(results) if isinstance(results, Storage) else None
     for run in (run for seeded in runs.values() for run in seeded):
-        folder = results / run.name
+        folder = here / run.name
+        if stored is not None:
+            stored.claim(run, folder)
         _claim(folder, run)
         if (folder / SUMMARY).is_file() and not read_summary(folder).get("interrupted"):
             console.print(f"{run.name} has ended before", highlight=False)
             continue
+        begun = find_newest_checkpoint(folder) is not None if stored is None else stored.has_checkpoint(run)
         try:
-            run_experiment(run, results, resume=find_newest_checkpoint(folder) is not None, console=console)
+            run_experiment(run, results, resume=begun, console=console)
         finally:
             if folder.is_dir():
-                write_whole(folder / _OPTIONS, _options(run))
-    plot_comparison(folders, results / FIGURE)
-    write_curves(folders, results / CURVES)
+                write_whole(folder / OPTIONS_FILE, options_text(run))
+    plot_comparison(folders, here / FIGURE)
+    write_curves(folders, here / CURVES)
     console.print(comparison_table(folders))
-    _compare_budgets(folders, results, console)
-    console.print(f"page: {results / PAGE}, curves: {results / CURVES}", soft_wrap=True, highlight=False)
+    _compare_budgets(folders, here, console)
+    if stored is not None:
+        stored.put(here, (FIGURE, CURVES, FIGURES, BUDGETS_FIGURE, PAGE))
+    console.print(f"page: {here / PAGE}, curves: {here / CURVES}", soft_wrap=True, highlight=False)
     return folders
 
 
@@ -109,14 +123,10 @@ def _check_names(names: Sequence[str]) -> None:
 
 def _claim(folder: Path, run: Experiment) -> None:
     """Refuses to take the run of other options for this one."""
-    if (folder / _OPTIONS).is_file() and (folder / _OPTIONS).read_text(encoding="utf-8") != _options(run):
+    if (folder / OPTIONS_FILE).is_file() and (folder / OPTIONS_FILE).read_text(encoding="utf-8") != options_text(run):
         raise OptionError(
             f"{run.name}: {folder} holds a run with other options; give another folder with --results, or move it away"
         )
-
-
-def _options(run: Experiment) -> str:
-    return json.dumps(run.model_dump(include={"run", "env", "stop", "config"}), indent=1, sort_keys=True)
 
 
 def _with_seed(experiment: Experiment, seed: int) -> Experiment:

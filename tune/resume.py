@@ -31,8 +31,13 @@ def write_definition(experiment: Experiment, folder: Path) -> None:
     write_whole(folder / DEFINITION, _definition(experiment))
 
 
-def check_definition(experiment: Experiment, folder: Path) -> None:
+def check_definition(experiment: Experiment, folder: Path, place: str = "") -> None:
     """Refuses to go on with a sweep under other options: Tune would take the old ones and say nothing.
+
+    Args:
+        experiment: That is to go on.
+        folder: With the definition.
+        place: Of the sweep, for messages; empty: the folder.
 
     Raises:
         OptionError: they differ; names the first key that does.
@@ -44,7 +49,7 @@ def check_definition(experiment: Experiment, folder: Path) -> None:
     for key in sorted(_DEFINING):
         if kept.get(key) != given[key]:
             raise OptionError(
-                f"{experiment.name}.{key}={given[key]!r}: {folder} was begun with {kept.get(key)!r}, and a sweep goes on as it "
+                f"{experiment.name}.{key}={given[key]!r}: {place or folder} was begun with {kept.get(key)!r}, and a sweep goes on as it "
                 "was begun; go on with that, or give another folder with --results"
             )
 
@@ -72,7 +77,8 @@ def forget_results_after(folder: Path, iteration: int) -> None:
     results, table = folder / "result.json", folder / "progress.csv"
     if results.is_file():
         lines = [line for line in results.read_text(encoding="utf-8").splitlines() if _iteration_of(line) <= iteration]
-        write_whole(results, "".join(f"{line}\n" for line in lines))
+        # In its place: Tune holds the file open, and would go on in one that is no more there.
+        results.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     if table.is_file():
         with table.open(encoding="utf-8", newline="") as file:
             reader = csv.DictReader(file)

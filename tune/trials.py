@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,17 +17,18 @@ from tppo_rl.algorithms.rllib_classes import rllib_classes
 from tppo_rl.config.run_files import Experiment
 from tppo_rl.config.sweep_options import compared_metric
 from tppo_rl.core.errors import OptionError
+from tppo_rl.core.storage import Storage
 from tppo_rl.experiment.summary import summarize, write_summary
 from tppo_rl.tune.progress import SweepProgress
 from tppo_rl.tune.resources import check_fit
 from tppo_rl.tune.resume import (
-    SUMMARY,
     TrimCallback,
     check_definition,
     mark_ended_trials,
     write_definition,
 )
 from tppo_rl.tune.spaces import make_scheduler, make_searcher, param_space
+from tppo_rl.tune.sweep_place import SweepPlace
 from tppo_rl.tune.tune_internals import STATE_FILES, SchedulerMemory
 
 _TUNE_SETTINGS = {
@@ -53,13 +53,13 @@ class SummaryCallback(Callback):
 
 
 def run_trials(
-    experiment: Experiment, results: Path, *, resume: bool = False, console: Console | None = None
+    experiment: Experiment, results: Path | Storage, *, resume: bool = False, console: Console | None = None
 ) -> tune.ResultGrid:
     """Runs a sweep.
 
     Args:
         experiment: checked.
-        results: folder that holds one folder for each experiment.
+        results: folder that holds one folder for each experiment. Tune writes there, also at a URI.
         resume: go on with the unfinished trials of the experiment's folder, each from its newest checkpoint.
         console: where to report; None is standard output.
 
@@ -68,35 +68,45 @@ def run_trials(
             sweep would be overwritten.
     """
     console = console or Console()
-    folder = (results / experiment.name).resolve()
+    place = SweepPlace(results, experiment.name)
     quiet_libraries()
     os.environ.update({name: os.environ.get(name, value) for name, value in _TUNE_SETTINGS.items()})
     trainable, _ = rllib_classes(experiment.spec)
-    if resume and not tune.Tuner.can_restore(str(folder)):
-        raise OptionError(f"--resume: {folder} holds no sweep; leave --resume out to begin anew")
+    place.check_writable()
+    if resume and not tune.Tuner.can_restore(place.path, storage_filesystem=place.filesystem):
+        raise OptionError(f"--resume: {place} holds no sweep; leave --resume out to begin anew")
     if resume:
-        check_definition(experiment, folder)
-        if not any(folder.glob(STATE_FILES)):
+        with place.files() as folder:
+            check_definition(experiment, folder, str(place))
+            has_begun = any(folder.glob(STATE_FILES))
+        if not has_begun:
             # Killed before its first trial: there is nothing to go on with, and nothing to lose.
-            shutil.rmtree(folder)
+            place.remove()
             resume = False
-    elif folder.exists() and any(folder.iterdir()):
-        raise OptionError(f"{experiment.name}: {folder} holds an earlier sweep; go on with --resume, or move it away")
+    elif place.is_in_use():
+        raise OptionError(f"{experiment.name}: {place} holds an earlier sweep; go on with --resume, or move it away")
     needs = check_fit(experiment, trainable)
     if resume:
-        mark_ended_trials(folder)
-        ended = sum(1 for _ in folder.glob(f"*/{SUMMARY}"))
-        console.print(f"{experiment.name}: {ended} trials have ended before", highlight=False)
+        with place.files() as folder:
+            mark_ended_trials(folder)
+        console.print(f"{experiment.name}: {place.num_ended()} trials have ended before", highlight=False)
         console.print(needs)
         start_ray(experiment.options().get("runtime_env"))
-        tuner = tune.Tuner.restore(str(folder), trainable, resume_unfinished=True, restart_errored=True)
+        tuner = tune.Tuner.restore(
+            place.path,
+            trainable,
+            resume_unfinished=True,
+            restart_errored=True,
+            storage_filesystem=place.filesystem,
+        )
     else:
         tuner = make_tuner(experiment, trainable, results, console=console)
         console.print(needs)
-        write_definition(experiment, folder)
+        with place.files() as folder:
+            write_definition(experiment, folder)
         start_ray(experiment.options().get("runtime_env"))
     grid = tuner.fit()
-    _report_end(experiment, grid, folder, console)
+    _report_end(experiment, grid, place, console)
     return grid
 
 
@@ -111,7 +121,9 @@ def sweep_callbacks(stop: Mapping[str, float], num_trials: int, *, console: Cons
     return [TrimCallback(), SummaryCallback(), SweepProgress(stop, num_trials, console)]
 
 
-def make_tuner(experiment: Experiment, trainable: Any, results: Path, *, console: Console | None = None) -> tune.Tuner:
+def make_tuner(
+    experiment: Experiment, trainable: Any, results: Path | Storage, *, console: Console | None = None
+) -> tune.Tuner:
     """The Tuner of an experiment.
 
     Raises:
@@ -119,6 +131,7 @@ def make_tuner(experiment: Experiment, trainable: Any, results: Path, *, console
     """
     checkpoints, tune_config = experiment.checkpoint_config, experiment.tune_config
     scheduler, searcher = make_scheduler(experiment), make_searcher(experiment)
+    is_stored = isinstance(results, Storage)
     limits_itself = isinstance(searcher, BasicVariantGenerator)
     return tune.Tuner(
         trainable,
@@ -134,7 +147,10 @@ def make_tuner(experiment: Experiment, trainable: Any, results: Path, *, console
         ),
         run_config=tune.RunConfig(
             name=experiment.name,
-            storage_path=str(results.resolve()),
+            storage_path=results.path if isinstance(results, Storage) else str(results.resolve()),
+            storage_filesystem=results.filesystem if isinstance(results, Storage) else None,
+            # What a trial writes beside its checkpoints: on a disk that it sees, it writes to its folder itself.
+            sync_config=tune.SyncConfig(sync_artifacts=is_stored, sync_artifacts_on_checkpoint=is_stored),
             stop=dict(experiment.stop),
             callbacks=[
                 SchedulerMemory(scheduler),
@@ -150,11 +166,11 @@ def make_tuner(experiment: Experiment, trainable: Any, results: Path, *, console
     )
 
 
-def _report_end(experiment: Experiment, grid: tune.ResultGrid, folder: Path, console: Console) -> None:
-    ended = sum(1 for _ in folder.glob(f"*/{SUMMARY}"))
+def _report_end(experiment: Experiment, grid: tune.ResultGrid, place: SweepPlace, console: Console) -> None:
+    ended = place.num_ended()
     for result in grid:
         if result.error is not None:
             console.print(f"failed: {result.path}/error.txt", soft_wrap=True, highlight=False)
     if ended < experiment.num_trials:
         console.print(f"{ended} of {experiment.num_trials} trials have ended; go on with --resume", highlight=False)
-    console.print(f"trials: {folder}", soft_wrap=True, highlight=False)
+    console.print(f"trials: {place}", soft_wrap=True, highlight=False)

@@ -176,6 +176,7 @@ def test_the_bound_on_staleness_is_a_property() -> None:
         ({"seed": 2**32}, ["seed=4294967296", "less than or equal to 2147483647"]),
         ({"seed": -1}, ["seed=-1", "greater than or equal to 0"]),
         ({"results_folder": ""}, ["results_folder=''", "name one, or leave it out"]),
+        ({"results_folder": "s3://bucket/runs"}, ["results_folder='s3://bucket/runs'", "--results", "storage_path"]),
         ({"engine": {"model": "gpt2"}}, ["engine.model='gpt2'", "set policy_model"]),
         ({"engine": {"tokenizer": "gpt2"}}, ["engine.tokenizer='gpt2'", "remove the key"]),
         ({"engine": {"dtype": "float16"}}, ["engine.dtype='float16'", "set the option dtype"]),

@@ -96,6 +96,17 @@ def test_a_second_one_ends_at_once_and_says_what_is_there(tmp_path: Path) -> Non
     )
 
 
+def test_what_is_kept_elsewhere_is_said_too(tmp_path: Path) -> None:
+    display = Display()
+    display.stage = Stage("copying to s3://bucket/run", cut="after")
+    switch = StopSwitch(display, tmp_path, lambda: 1, elsewhere=lambda: "s3://bucket/run holds no checkpoint")
+    switch.has_trained, switch.doing = True, "saved"
+    switch.ask(signal.SIGINT)
+    (line,) = display.said
+    assert "Ctrl-C: finishes copying to s3://bucket/run; the run has ended, and there is no checkpoint in" in line
+    assert line.endswith("; s3://bucket/run holds no checkpoint")
+
+
 def test_a_checkpoint_that_is_being_saved_is_finished(tmp_path: Path) -> None:
     switch, display = make(tmp_path, "after")
     switch.doing = "saving"

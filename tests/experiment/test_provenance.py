@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
 import pytest
+from storages import watched_storage
 
 from tppo_rl.core.errors import OptionError
 from tppo_rl.experiment.provenance import read_provenance, record_provenance, resume_command
@@ -28,6 +30,25 @@ def test_a_command_that_was_refused_had_no_part_in_it(tmp_path: Path) -> None:
     with pytest.raises(OptionError), record_provenance(tmp_path):
         raise OptionError("holds an earlier sweep")
     assert read_provenance(tmp_path) == []
+
+
+def test_what_is_kept_at_a_uri_gets_it_too_without_passwords(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["tppo-rl", "train", "--results", "s3://KEY:SECRET@bucket/runs"])
+    storage, folder = watched_storage(tmp_path / "there"), tmp_path / "here"
+    with record_provenance(folder, storage):
+        pass
+    assert storage.sizes() == {}
+    storage.write("sweep.json", b"{}")
+    # A sweep, which has no folder here; then a run, which has one.
+    for _ in range(2):
+        with record_provenance(folder, storage):
+            pass
+    commands = [entry["command"] for entry in json.loads(storage.read("provenance.json") or b"")]
+    assert commands == ["tppo-rl train --results 's3://***@bucket/runs'"] * 2
+    folder.mkdir()
+    with record_provenance(folder, storage):
+        pass
+    assert storage.read("provenance.json") == (folder / "provenance.json").read_bytes()
 
 
 def test_nothing_is_made_for_a_folder_that_is_not_there(tmp_path: Path) -> None:

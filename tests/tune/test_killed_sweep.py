@@ -152,3 +152,13 @@ def test_results_after_the_checkpoint_are_forgotten(tmp_path: Path) -> None:
     assert (tmp_path / "progress.csv").read_text().splitlines() == ["training_iteration,text", "1,a", "2,b"]
     forget_results_after(tmp_path, 0)
     assert read_results(tmp_path) == []
+
+
+def test_what_tune_writes_after_the_results_were_trimmed_is_there(tmp_path: Path) -> None:
+    """Tune holds the file open."""
+    with (tmp_path / "result.json").open("at", encoding="utf-8") as held:
+        held.write('{"training_iteration": 1}\n{"training_iteration": 2}\n')
+        held.flush()
+        forget_results_after(tmp_path, 1)
+        held.write('{"training_iteration": 2, "again": true}\n')
+    assert read_results(tmp_path) == [{"training_iteration": 1}, {"training_iteration": 2, "again": True}]

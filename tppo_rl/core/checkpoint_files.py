@@ -22,6 +22,7 @@ from tppo_rl.core.errors import OptionError
 from tppo_rl.core.sliced_arrays import DamagedState, slice_file
 from tppo_rl.core.state_files import (
     MANIFEST,
+    check_contents,
     check_files,
     check_sizes,
     files_of_part,
@@ -44,6 +45,8 @@ _FILES = {
     f"{_MODULE_PART}/critic": "critic",
     f"{LEARNER_PART}/optimizer": "optimizers",
 }
+NO_WAY_OUT = "there is no whole one beside it"
+"""End of the message on a damaged checkpoint, where no other one is whole."""
 _PICKLED = "learner_group"
 """Folder that checkpoints of earlier versions have."""
 
@@ -79,10 +82,20 @@ def check_whole(folder: Path) -> dict[str, Any]:
     What is in the files is checked when they are read.
 
     Raises:
-        OptionError: one is not, or the folder is no checkpoint of this format.
+        OptionError: some are not, or the folder is no checkpoint of this format.
     """
     with _naming(folder):
         return check_sizes(folder)
+
+
+def check_every_file(folder: Path) -> None:
+    """Checks that all files of a checkpoint are as they were written.
+
+    Raises:
+        OptionError: names all that are not, and a whole checkpoint beside this one.
+    """
+    with _naming(folder):
+        check_contents(folder)
 
 
 def begin_checkpoint(folder: Path) -> None:
@@ -151,7 +164,7 @@ def check_learner_files(folder: Path, files: Mapping[str, Mapping[str, Any]], co
     """Checks the sizes of files, and the checksums of some.
 
     Raises:
-        OptionError: names the first one that is not as it was written.
+        OptionError: names those that are not as they were written.
     """
     with _naming(folder):
         check_files(folder, files, contents=contents)
@@ -192,4 +205,16 @@ def _naming(folder: Path) -> Iterator[None]:
     try:
         yield
     except DamagedState as error:
-        raise OptionError(f"checkpoint={str(folder)!r}: {error}; name another one, or move this one away") from None
+        raise OptionError(f"checkpoint={str(folder)!r}: {error}; {_way_out(folder)}") from None
+
+
+def _way_out(folder: Path) -> str:
+    """What to do about a damaged checkpoint. The newest one beside it that is whole is read to its end."""
+    beside = [path for path in folder.parent.glob("*") if path != folder and is_whole(path)]
+    for path in sorted(beside, key=lambda path: read_manifest(path).get("iteration", -1), reverse=True):
+        try:
+            check_contents(path)
+        except DamagedState:
+            continue
+        return f"{path} is whole: name that, or move this one away to go on from there"
+    return NO_WAY_OUT

@@ -20,6 +20,7 @@ import json
 import math
 from collections import Counter, deque
 from collections.abc import Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,8 @@ FORMAT = 1
 MANIFEST = "manifest.json"
 _STATE = "state.json"
 _CHECKSUM = "checksum"
+_READERS = 4
+"""Files that are read at a time to compare their checksums."""
 
 _SEQUENCES: dict[str, Any] = {"!tuple": tuple, "!deque": deque, "!set": set}
 
@@ -79,12 +82,25 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         DamagedState: there is no manifest, or not one of this format.
     """
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        text = (folder / MANIFEST).read_text(encoding="utf-8")
     except FileNotFoundError:
         raise DamagedState(
             f"it has no {MANIFEST}, which is written last: it is not whole, or not of this format"
         ) from None
     except (OSError, ValueError) as error:
+        raise DamagedState(f"{MANIFEST} cannot be read: {error}") from None
+    return parse_manifest(text)
+
+
+def parse_manifest(text: str) -> dict[str, Any]:
+    """Returns what the text of a manifest says.
+
+    Raises:
+        DamagedState: it is not what was written, or not of this format.
+    """
+    try:
+        manifest = json.loads(text)
+    except ValueError as error:
         raise DamagedState(f"{MANIFEST} cannot be read: {error}") from None
     if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
         raise DamagedState(f"{MANIFEST} is not one of a checkpoint")
@@ -99,11 +115,20 @@ def check_sizes(folder: Path) -> dict[str, Any]:
     """Checks that every file is there in its size, and returns the manifest.
 
     Raises:
-        DamagedState: names the first file that is missing, cut or longer.
+        DamagedState: names the files that are missing, cut or longer.
     """
     manifest = read_manifest(folder)
     check_files(folder, manifest["files"], contents=())
     return manifest
+
+
+def check_contents(folder: Path) -> None:
+    """Checks that every file is as it was written, several at a time.
+
+    Raises:
+        DamagedState: names all files that are not.
+    """
+    check_files(folder, read_manifest(folder)["files"])
 
 
 def check_files(
@@ -117,17 +142,40 @@ def check_files(
         contents: Names of those whose checksum is looked at, beside the sizes of all; None: all.
 
     Raises:
-        DamagedState: names the first file that is missing or another one.
+        DamagedState: names all that are missing or others.
     """
+    bad = damaged_sizes(files, sizes_in(folder))
+    looked_at = [name for name in (files if contents is None else contents) if name not in bad]
+    with ThreadPoolExecutor(_READERS) as readers:
+        found = dict(zip(looked_at, readers.map(lambda name: fingerprint(folder / name), looked_at), strict=True))
+    bad |= {
+        name: f"{name} is not what was written: its checksum differs"
+        for name in looked_at
+        if found[name] != files[name]
+    }
+    if bad:
+        raise DamagedState("; ".join(bad[name] for name in files if name in bad))
+
+
+def sizes_in(folder: Path) -> dict[str, int]:
+    """Bytes of each file of a folder, by name."""
+    return {path.name: path.stat().st_size for path in folder.iterdir() if path.is_file()}
+
+
+def damaged_sizes(files: Mapping[str, Mapping[str, Any]], sizes: Mapping[str, int]) -> dict[str, str]:
+    """Says of each file that is missing, cut or longer what is wrong, by its name.
+
+    Args:
+        files: What a manifest says of each.
+        sizes: Bytes that there are, by name.
+    """
+    bad = {}
     for name, expected in files.items():
-        path = folder / name
-        if Path(name).name != name or not path.is_file():
-            raise DamagedState(f"{name} is missing")
-        if path.stat().st_size != expected["size"]:
-            raise DamagedState(f"{name} has {path.stat().st_size} bytes, and {expected['size']} were written")
-    for name in files if contents is None else contents:
-        if fingerprint(folder / name) != files[name]:
-            raise DamagedState(f"{name} is not what was written: its checksum differs")
+        if name not in sizes:
+            bad[name] = f"{name} is missing"
+        elif sizes[name] != expected["size"]:
+            bad[name] = f"{name} has {sizes[name]} bytes, and {expected['size']} were written"
+    return bad
 
 
 def files_of_part(folder: Path, part: str) -> dict[str, dict[str, Any]]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from tppo_rl.core.checkpoint_files import (
     LOOP,
+    check_every_file,
     checkpoint_facts,
     checkpoint_state,
     is_checkpoint,
@@ -22,7 +23,7 @@ from tppo_rl.core.whole_files import is_full_disk
 from tppo_rl.plan.memory import Memory
 
 CHECKPOINTS = "checkpoints"
-_PARTIAL = "partial_"
+PARTIAL = "partial_"
 
 
 def checkpoint_path(folder: Path, iteration: int) -> Path:
@@ -32,14 +33,14 @@ def checkpoint_path(folder: Path, iteration: int) -> Path:
 
 def iteration_of(checkpoint: Path) -> int:
     """The iteration after which a checkpoint was saved; -1 where the name is not that of one."""
-    number = checkpoint.name.removeprefix(_PARTIAL).removeprefix("iteration_")
+    number = checkpoint.name.removeprefix(PARTIAL).removeprefix("iteration_")
     return int(number) if number.isdecimal() else -1
 
 
 def find_newest_checkpoint(folder: Path) -> Path | None:
     """The newest complete checkpoint of a run's folder; None if there is none."""
     # Written to its end and not renamed yet: the one that it replaces may be half removed.
-    written = [path for path in _named(folder, _PARTIAL) if is_whole(path)]
+    written = [path for path in _named(folder, PARTIAL) if is_whole(path)]
     return max([*(path for path in _named(folder) if is_whole(path)), *written], key=iteration_of, default=None)
 
 
@@ -98,7 +99,7 @@ def save_checkpoint(algorithm: Any, target: Path, num_to_keep: int | None) -> Pa
     Raises:
         RunError: there is no room for it; the older ones stay as they are.
     """
-    partial = target.with_name(f"{_PARTIAL}{target.name}")
+    partial = target.with_name(f"{PARTIAL}{target.name}")
     shutil.rmtree(partial, ignore_errors=True)
     try:
         algorithm.save_to_path(str(partial))
@@ -153,6 +154,7 @@ def describe_checkpoint(folder: Path) -> Iterator[str]:
     Raises:
         OptionError: it is damaged.
     """
+    check_every_file(folder)
     # All files are checked, and weights are not read once more.
     ledger, facts = checkpoint_state(folder, lazily=True)[LOOP]["ledger"], checkpoint_facts(folder)
     yield f"{folder}: whole; {facts['algorithm']} after {facts['iteration']} updates, policy_model {facts['options']['policy_model']}"

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from tppo_rl.core.errors import OptionError
 from tppo_rl.core.one_clear_error import one_clear_error
-from tppo_rl.core.shared_options import set_option
+from tppo_rl.core.shared_options import FOLDER_OR_URI, set_option
+from tppo_rl.core.storage import is_uri, without_secrets
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -47,7 +48,7 @@ def evaluate(
     against: Path | None,
     overrides: tuple[str, ...],
 ) -> None:
-    """Evaluate MODEL, a folder, hub id, checkpoint or run, on held-out problems: avg@n, pass@k, maj@k with intervals.
+    """Evaluate MODEL, a folder, hub id, checkpoint or run, or the URI of the last two, on held-out problems: avg@n, pass@k, maj@k with intervals.
 
     The same command goes on with an evaluation that was stopped.
     """
@@ -59,15 +60,17 @@ def evaluate(
     from tppo_rl.core.waiting import watched_by
     from tppo_rl.experiment.evaluate import evaluate as run
     from tppo_rl.experiment.stages import StageDisplay
+    from tppo_rl.experiment.stored_runs import fetched
 
     values = {} if env is None else {"env": env}
     values |= {} if env_config_text is None else {"env_config": parse_yaml(env_config_text)}
-    folder = out or Path("evaluations", Path(model).name)
     display = StageDisplay(Console(), "evaluate")
-    with display, watched_by(display):
+    with display, watched_by(display), fetched(model, "MODEL") as source:
+        folder = out or Path("evaluations", Path(source).name)
         run(
-            model,
+            source,
             folder,
+            name=without_secrets(model) if is_uri(model) else None,
             values=values,
             overrides=overrides,
             repeats=repeats,
@@ -102,17 +105,18 @@ def rescore(folder: Path, verifier: str, extract: str) -> None:
 @set_option
 @one_clear_error
 def chat(model: str, temperature: float | None, probabilities: bool, values: bool, overrides: tuple[str, ...]) -> None:
-    """Talk to MODEL, a folder, hub id, checkpoint or run: a line is a prompt, an empty input ends it."""
+    """Talk to MODEL, a folder, hub id, checkpoint or run, or the URI of the last two: a line is a prompt, an empty input ends it."""
     from rich.console import Console
 
     from tppo_rl.core.waiting import watched_by
     from tppo_rl.experiment.conversation import converse
     from tppo_rl.experiment.stages import StageDisplay
+    from tppo_rl.experiment.stored_runs import fetched
 
     display = StageDisplay(Console(stderr=True), "chat")
-    with display, watched_by(display):
+    with display, watched_by(display), fetched(model, "MODEL") as source:
         converse(
-            model,
+            source,
             _typed_lines(),
             lambda text: click.echo(text, nl=False),
             values={},
@@ -124,7 +128,7 @@ def chat(model: str, temperature: float | None, probabilities: bool, values: boo
 
 
 @click.command()
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=FOLDER_OR_URI)
 @click.option("--from", "first", type=click.IntRange(1), default=1, show_default=True, help="First iteration.")
 @click.option("--to", "last", type=click.IntRange(1), help="Last iteration.  [default: the newest]")
 @click.option("--finished/--open", "finished", default=None, help="Windows that ended their episode, or the others.")
@@ -143,7 +147,15 @@ def chat(model: str, temperature: float | None, probabilities: bool, values: boo
 @click.option("--html", type=click.Path(path_type=Path, dir_okay=False), help="Write one page for a browser instead.")
 @click.option("--model", help="Whose tokenizer to take.  [default: that of the newest checkpoint]")
 @one_clear_error
-def rollouts(
+def rollouts(run: Path | str, **chosen: Any) -> None:
+    """Look at what the model wrote in RUN, a folder or URI: the fragments that were kept, one row each, or all in one page."""
+    from tppo_rl.experiment.stored_runs import fetched
+
+    with fetched(run, "RUN", checkpoint="named") as folder:
+        _show_rollouts(Path(folder), **chosen)
+
+
+def _show_rollouts(
     run: Path,
     first: int,
     last: int | None,
@@ -157,7 +169,6 @@ def rollouts(
     html: Path | None,
     model: str | None,
 ) -> None:
-    """Look at what the model wrote in RUN: the fragments that were kept, one row each, or all in one page."""
     from rich.console import Console
 
     from tppo_rl.algorithms.ray_start import quiet_libraries
@@ -225,18 +236,21 @@ def _show_report(folder: Path) -> None:
 
 
 @click.command()
-@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.argument("checkpoint", type=FOLDER_OR_URI)
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="Of the weights on file.")
 @click.option("--adapter", is_flag=True, help="Write the adapter of a run with lora alone.")
 @click.option("--critic", type=click.Path(path_type=Path), help="Also write the critic, into this folder.")
 @one_clear_error
-def export(checkpoint: Path, folder: Path, dtype: str | None, adapter: bool, critic: Path | None) -> None:
-    """Write the policy of CHECKPOINT, or of a run's newest one, as a Hugging Face model into FOLDER."""
+def export(checkpoint: Path | str, folder: Path, dtype: str | None, adapter: bool, critic: Path | None) -> None:
+    """Write the policy of CHECKPOINT, or of a run's newest one, or at the URI of either, as a Hugging Face model into FOLDER."""
     from tppo_rl.experiment.export import export_policy
+    from tppo_rl.experiment.stored_runs import called, fetched
 
-    taken = export_policy(checkpoint, folder, dtype=dtype, adapter=adapter, critic=critic)
-    click.echo(f"{taken} is in {folder}: transformers and vLLM load it from there")
+    with fetched(checkpoint, "CHECKPOINT") as source:
+        taken = export_policy(Path(source), folder, dtype=dtype, adapter=adapter, critic=critic)
+        name = called(str(taken), source, checkpoint)
+    click.echo(f"{name} is in {folder}: transformers and vLLM load it from there")
 
 
 @click.command()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -16,41 +16,57 @@ from tppo_rl.config.run_files import Experiment
 from tppo_rl.config.search_space import axes
 from tppo_rl.config.text_envs import num_problems
 from tppo_rl.core.algorithm_spec import AlgorithmSpec
+from tppo_rl.core.storage import Storage
 from tppo_rl.experiment.display import sizes_table
+from tppo_rl.experiment.resumable import check_resume
 from tppo_rl.plan.memory import check_memory, machine_memory, memory_of
 from tppo_rl.plan.memory_table import memory_table
 from tppo_rl.plan.placement_table import placement_table
 from tppo_rl.rollout.chat import check_chat
 
 
-def print_plan(experiments: Sequence[Experiment], results: Path, console: Console | None = None) -> None:
+def print_plan(
+    experiments: Sequence[Experiment],
+    results: Path | Storage,
+    console: Console | None = None,
+    *,
+    resumed: Collection[str] = (),
+) -> None:
     """Prints the plan of experiments that were checked.
 
     Args:
         experiments: In the order in which they would run.
         results: Folder of all runs.
         console: Where to; None is standard output.
+        resumed: Names of those that would go on from their newest checkpoint, which is checked too, but for sweeps.
+
+    Raises:
+        OptionError: a checkpoint that a run cannot go on from, or a model too large for this machine.
     """
     console = console or Console()
     for experiment in experiments:
         first = next(experiment.points())
-        found = placed(first, experiment.spec, join=False)
-        if found is not None:
-            first = first | found.values
+        room = placed(first, experiment.spec, join=False)
+        if room is not None:
+            first = first | room.values
         options = check_options(first, experiment.spec, other_keys=first)
-        console.print(run_table(experiment, options, results / experiment.name))
+        place = results.joined(experiment.name) if isinstance(results, Storage) else results / experiment.name
+        console.print(run_table(experiment, options, place.shown if isinstance(place, Storage) else place))
         console.print(sizes_table(options))
-        if found is not None:
-            console.print(placement_table(found))
+        if room is not None:
+            console.print(placement_table(room))
         memory, available = memory_of(options), machine_memory()
         console.print(memory_table(memory, available))
         check_memory(memory, options, available)
         check_chat(options)
         console.print(changed_table(options, experiment.spec))
+        if experiment.name in resumed and not experiment.is_sweep:
+            found = check_resume(place, options, experiment.spec.name)
+            console.print(f"would go on from {found}", soft_wrap=True, highlight=False, markup=False)
     console.print("nothing was started (--dry-run)", highlight=False)
 
 
-def run_table(experiment: Experiment, options: Options, folder: Path) -> Table:
+def run_table(experiment: Experiment, options: Options, folder: Path | str) -> Table:
     """What runs, on what, until when, and where it is kept."""
     spec, models, rollout = experiment.spec, options.models, options.rollout
     table = _table(experiment.name)

@@ -44,6 +44,7 @@ def evaluate(
     greedy: bool,
     extract: Any,
     against: Path | None,
+    name: str | None = None,
 ) -> dict[str, Any]:
     """Evaluates a model; an evaluation that was begun in the folder is completed.
 
@@ -58,6 +59,7 @@ def evaluate(
         greedy: Whether to ask once more greedily.
         extract: What votes for a majority, see `Extraction`.
         against: Folder of an evaluation of another model on the same problems.
+        name: What the results call the source, where that is a copy.
 
     Returns:
         What is written to `evaluation.json`.
@@ -74,8 +76,9 @@ def evaluate(
         )
     number = _number_of_problems(options, problems)
     heat = options.rollout.sampling.temperature if temperature is None else temperature
+    model = source if checkpoint is None else str(checkpoint)
     settings = {
-        "model": source if checkpoint is None else str(checkpoint),
+        "model": model if name is None else f"{name}{model.removeprefix(source)}",
         "environment": options.environment.env,
         "env_config": options.environment.env_config,
         "problems": number,

@@ -67,7 +67,12 @@ def options_of(checkpoint: Path) -> Options:
     Raises:
         OptionError: it cannot be read.
     """
-    options = checkpoint_facts(checkpoint)["options"]
+    return options_in(checkpoint_facts(checkpoint))
+
+
+def options_in(manifest: Mapping[str, Any]) -> Options:
+    """Returns the options that a checkpoint's manifest tells."""
+    options = manifest["options"]
     return Options.of(**{key: value for key, value in options.items() if key in OPTIONS})
 
 

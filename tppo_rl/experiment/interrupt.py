@@ -61,9 +61,17 @@ class StopSwitch:
         folder: Of the run.
         size: Bytes of a checkpoint, roughly.
         iteration: Of the checkpoint that the run goes on from; 0 for a new run.
+        elsewhere: Says what is kept at a URI; None: nothing is.
     """
 
-    def __init__(self, display: Display, folder: Path, size: Callable[[], int], iteration: int = 0) -> None:
+    def __init__(
+        self,
+        display: Display,
+        folder: Path,
+        size: Callable[[], int],
+        iteration: int = 0,
+        elsewhere: Callable[[], str] | None = None,
+    ) -> None:
         self.iteration = iteration
         """Last iteration that has ended."""
         self.has_trained = False
@@ -77,6 +85,7 @@ class StopSwitch:
         self._display = display
         self._folder = folder
         self._size = size
+        self._elsewhere = elsewhere
 
     @property
     def asked(self) -> bool:
@@ -113,13 +122,16 @@ class StopSwitch:
     def on_disk(self) -> str:
         """What can be resumed now."""
         newest = find_newest_checkpoint(self._folder)
+        elsewhere = "" if self._elsewhere is None else f"; {self._elsewhere()}"
         if newest is None:
-            return f"there is no checkpoint in {self._folder}"
-        return f"the newest checkpoint is {newest}, of iteration {iteration_of(newest)}"
+            return f"there is no checkpoint in {self._folder}{elsewhere}"
+        return f"the newest checkpoint is {newest}, of iteration {iteration_of(newest)}{elsewhere}"
 
     def _what_follows(self, stage: Stage | None, must_end: bool) -> str:
         if self.doing == "saved":
-            dropped = f"drops the {stage.words} under way; " if stage is not None else ""
+            dropped = "" if stage is None else f"drops the {stage.words} under way; "
+            if stage is not None and stage.cut == "after":
+                dropped = f"finishes {stage.words}; "
             return f"{dropped}the run has ended, and {self.on_disk()}"
         size = f"about {size_in_words(self._size())}"
         if self.doing == "saving":

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+RESULTS = "result.json"
+"""One line for each iteration."""
 _NOT_IN_RESULTS = ("config",)
 
 
@@ -21,7 +23,7 @@ class ResultLog:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._json = folder / "result.json"
+        self._json = folder / RESULTS
         self._csv = folder / "progress.csv"
 
     def append(self, result: Mapping[str, Any]) -> None:
@@ -47,13 +49,13 @@ class ResultLog:
 
 def read_results(folder: Path) -> list[dict[str, Any]]:
     """The results of a run, one for each iteration, from its `result.json`."""
-    with (folder / "result.json").open(encoding="utf-8") as lines:
+    with (folder / RESULTS).open(encoding="utf-8") as lines:
         return [json.loads(line) for line in lines]
 
 
 def last_result(folder: Path, iteration: int) -> dict[str, Any]:
     """The result of an iteration, the last one if it was written more than once; empty where there is none."""
-    if not (folder / "result.json").is_file():
+    if not (folder / RESULTS).is_file():
         return {}
     return next((result for result in reversed(read_results(folder)) if result["training_iteration"] == iteration), {})
 

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from tppo_rl.algorithms.checkpoint_contents import check_fits
 from tppo_rl.algorithms.found_gpus import placed
 from tppo_rl.algorithms.ray_start import quiet_libraries
 from tppo_rl.config.checks import check_options
 from tppo_rl.config.run_files import Experiment
-from tppo_rl.config.value_forms import check_saved_form, value_form_settings
 from tppo_rl.core.result_keys import check_limits, lookup
+from tppo_rl.core.storage import Storage, folder_here
 from tppo_rl.core.waiting import StageCut, stage, watched_by
 from tppo_rl.experiment.checkpoints import (
     checkpoint_path,
@@ -27,9 +26,11 @@ from tppo_rl.experiment.checkpoints import (
     save_checkpoint,
 )
 from tppo_rl.experiment.display import RunDisplay, sizes_table
-from tppo_rl.experiment.export import options_of
 from tppo_rl.experiment.interrupt import RunInterrupted, StopSwitch, listening
+from tppo_rl.experiment.mirror import Mirror
 from tppo_rl.experiment.result_log import ResultLog, last_result
+from tppo_rl.experiment.resumable import check_resumable
+from tppo_rl.experiment.stored_runs import check_free, fetch_to_resume, set_aside
 from tppo_rl.experiment.summary import beside_plan, summarize, summary_table, write_summary
 from tppo_rl.experiment.time_left import Pace
 from tppo_rl.plan.memory import Memory, check_memory, machine_memory, memory_of
@@ -42,7 +43,7 @@ FIGURE = "accuracy.png"
 
 def run_experiment(
     experiment: Experiment,
-    results: Path,
+    results: Path | Storage,
     *,
     resume: bool = False,
     console: Console | None = None,
@@ -52,20 +53,28 @@ def run_experiment(
 
     Args:
         experiment: checked, without a grid.
-        results: folder that holds one folder for each experiment.
+        results: folder that holds one folder for each experiment; where it is at a URI the run works in a folder of this machine
+            (`folder_here`), which is copied there at every checkpoint and in the end.
         resume: go on from the newest checkpoint of the experiment's folder.
         console: where to report; None is standard output.
         resume_command: command that goes on with the run, to be shown when Ctrl-C ends it.
 
     Raises:
-        OptionError: nothing to resume from, or a stop key that no result has.
+        OptionError: nothing to resume from, a checkpoint that is damaged, a place that cannot be written, or a stop key that no
+            result has.
+        RunError: results could not be copied to their URI; the folder of this machine holds them.
         RunInterrupted: Ctrl-C ended the run; what was trained is saved, unless it says `at_once`.
     """
     console = console or Console()
-    folder = (results / experiment.name).resolve()
+    folder = (folder_here(results) / experiment.name).resolve()
+    storage, there = results.joined(experiment.name) if isinstance(results, Storage) else None, None
+    if storage is not None:
+        storage.check_writable("--results")
+        words, there = _prepared(storage, folder, resume=resume)
+        console.print(words, soft_wrap=True, highlight=False, markup=False)
     checkpoint = newest_checkpoint(folder) if resume else None
-    if not resume:
-        _set_aside(folder, console)
+    if not resume and (earlier := set_aside(folder)) is not None:
+        console.print(f"the earlier run is kept in {earlier}", soft_wrap=True, highlight=False)
     folder.mkdir(parents=True, exist_ok=True)
     (options,) = experiment.points()
     found = placed(options, experiment.spec, join=True)
@@ -73,8 +82,7 @@ def run_experiment(
         options = options | found.values
     checked = check_options(options, experiment.spec, other_keys=options)
     if checkpoint is not None:
-        check_fits(checkpoint, checked, experiment.spec.name)
-        check_saved_form(checked, value_form_settings(options_of(checkpoint)))
+        check_resumable(checkpoint, checked, experiment.spec.name)
     quiet_libraries()
     console.print(sizes_table(checked))
     if found is not None:
@@ -86,18 +94,35 @@ def run_experiment(
     pace = Pace(experiment.stop, checked.evaluation.evaluation_interval if by_iterations else None)
     display = RunDisplay(console, experiment.name, pace)
     start = 0 if checkpoint is None else iteration_of(checkpoint)
-    switch = StopSwitch(display, folder, lambda: checkpoint_size(folder, memory), iteration=start)
+    mirror = None
+    if storage is not None:
+        keep = experiment.checkpoint_config.num_to_keep
+
+        def at_once() -> bool:
+            return switch.at_once
+
+        mirror = Mirror(folder, storage, keep, say=display.message, at_once=at_once, newest=there)
+    elsewhere = None if mirror is None else mirror.holds
+    switch = StopSwitch(display, folder, lambda: checkpoint_size(folder, memory), start, elsewhere)
     last = {} if checkpoint is None else last_result(folder, switch.iteration)
     if checkpoint is not None:
         pace.resume(last)
-    run = _Run(experiment, folder, console, display, switch, resume_command, last, memory, found)
+    run = _Run(experiment, folder, console, display, switch, resume_command, last, memory, found, mirror)
     try:
-        with listening(switch), display, watched_by(display):
+        with listening(switch), display, watched_by(display), mirror or nullcontext():
             return run.whole(options, checkpoint)
     except KeyboardInterrupt:
         if switch.number is None:
             raise
         raise RunInterrupted(switch.number, at_once=switch.at_once) from None
+
+
+def _prepared(storage: Storage, folder: Path, *, resume: bool) -> tuple[str, int | None]:
+    """Makes this machine's folder of a run at a URI ready; says where results go, and the iteration of what is there."""
+    if resume:
+        return fetch_to_resume(storage, folder, "--results")
+    check_free(storage, "--results")
+    return f"results: {storage.shown}, copied from {folder}", None
 
 
 def build_algorithm(experiment: Experiment, options: Mapping[str, Any], folder: Path) -> Any:
@@ -135,6 +160,8 @@ class _Run:
     """What was planned."""
     placed: Placed | None
     """The placement, if the run has one."""
+    mirror: Mirror | None
+    """Copies the folder to its URI, if it has one."""
 
     def whole(self, options: Mapping[str, Any], checkpoint: Path | None) -> dict[str, Any]:
         """Starts, trains and stops the algorithm.
@@ -215,8 +242,12 @@ class _Run:
 
     def _save(self, algorithm: Any, target: Path) -> Path:
         self.switch.doing = "saving"
+        if self.mirror is not None:
+            self.mirror.wait()
         with stage(f"saving the checkpoint of iteration {self.switch.iteration}", cut="after", part="saving"):
             saved = save_checkpoint(algorithm, target, self.experiment.checkpoint_config.num_to_keep)
+        if self.mirror is not None:
+            self.mirror.begin()
         self.switch.doing = "training"
         if self.switch.asked:
             self.display.message(f"saved {saved}; now the summary is written")
@@ -231,14 +262,3 @@ def _plot(folder: Path) -> None:
 
 def _limit_reached(result: Mapping[str, Any], stop: Mapping[str, float]) -> bool:
     return any((value := lookup(result, key)) is not None and value >= limit for key, limit in stop.items())
-
-
-def _set_aside(folder: Path, console: Console) -> None:
-    """Renames the folder of an earlier run, so that nothing is overwritten."""
-    if folder.exists() and any(folder.iterdir()):
-        stamp = datetime.fromtimestamp(folder.stat().st_mtime).strftime("%Y%m%d-%H%M%S")
-        target = folder.with_name(f"{folder.name}-{stamp}")
-        while target.exists():
-            target = target.with_name(f"{target.name}x")
-        folder.rename(target)
-        console.print(f"the earlier run is kept in {target}", soft_wrap=True, highlight=False)

@@ -9,6 +9,7 @@ from pydantic import BeforeValidator
 
 from tppo_rl.config.section import Section, option, refuse
 from tppo_rl.config.trackers import check_trackers
+from tppo_rl.core.storage import is_uri, without_secrets
 
 if TYPE_CHECKING:
     from tppo_rl.config.options import Options
@@ -66,6 +67,12 @@ class RunOptions(Section):
         """Checks the trackers and the folder."""
         if self.results_folder == "":
             refuse("results_folder", "", "is no folder; name one, or leave it out")
+        if self.results_folder is not None and is_uri(self.results_folder):
+            refuse(
+                "results_folder",
+                without_secrets(self.results_folder),
+                "must be a folder of the driver's machine; give the URI to --results, or to Tune as storage_path",
+            )
         check_trackers(self.trackers)
         if self.record_events and (workers := options.scoring.number(options)):
             refuse(
