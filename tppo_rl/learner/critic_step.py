@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import torch
 
 from tppo_rl.config.options import Options
 from tppo_rl.learner.batch import last_positions
 from tppo_rl.learner.collective import Collective
+from tppo_rl.learner.memory_limit import MicroBatchLimit
 from tppo_rl.learner.metric_sums import MetricSums
 from tppo_rl.learner.micro_batches import micro_batches, minibatches, num_minibatches
 from tppo_rl.learner.models import Critic
@@ -31,7 +34,9 @@ class CriticStep:
         step: GradientStep | ShardedGradientStep,
         options: Options,
         collective: Collective,
+        limit: MicroBatchLimit,
     ) -> None:
+        self._limit = limit
         self._critic = critic
         self._step = step
         self._options = options
@@ -60,14 +65,15 @@ class CriticStep:
         options = self._options
         num_parts = num_minibatches(global_tokens, options.critic.critic_minibatch_size, self._collective.size)
         reports: list[StepReport] = []
-        lengths = value_batch.tokens.lengths
+        lengths, positions = value_batch.tokens.lengths, last_positions(value_batch.tokens)
         for _ in range(options.critic.critic_num_epochs):
             parts = minibatches(lengths, num_parts, generator)
             counts = torch.tensor([int(lengths[rows].sum()) for rows in parts], dtype=torch.int64)
             for rows, count in zip(parts, self._collective.sum_(counts).tolist(), strict=True):
                 if count:
-                    self._step.zero()
-                    self._accumulate(value_batch, rows, count, metric_sums)
+                    minibatch = partial(self._accumulate, value_batch, rows, count, metric_sums)
+                    longest = int(positions[rows].max()) if len(rows) else 0
+                    self._limit.compute(minibatch, longest=longest, metric_sums=metric_sums)
                     reports.append(self._step.apply(lr))
         return reports
 
@@ -75,10 +81,11 @@ class CriticStep:
         self, value_batch: ValueBatch, rows: torch.Tensor, global_count: int, metric_sums: MetricSums
     ) -> None:
         """Adds up the gradient of one minibatch's mean token loss over this learner's micro-batches."""
+        self._step.zero()
         device, tokens = self._critic.device, value_batch.tokens
         lengths = last_positions(tokens)
         packing = self._options.compute.packing
-        groups = micro_batches(lengths, rows, self._options.compute.micro_batch_tokens, packing=packing).rows
+        groups = micro_batches(lengths, rows, self._limit.tokens, packing=packing).rows
         for group in same_number_of_passes(self._critic, groups):
             mask = tokens.mask[group]
             inputs = model_input(value_batch.batch, value_batch.rows[group], lengths[group], device, packing=packing)

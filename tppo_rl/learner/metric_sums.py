@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 
@@ -35,6 +36,20 @@ class MetricSums:
             self._maxima[name].append(value)
         elif value.numel():
             self._maxima[name].append(value.detach().double().max())
+
+    def mark(self) -> dict[str, int]:
+        """Returns how much has been collected, for `back_to`."""
+        return {name: len(values) for name, values in self._everything()}
+
+    def back_to(self, mark: Mapping[str, int]) -> None:
+        """Takes back what was collected since a mark."""
+        for name, values in self._everything():
+            del values[mark.get(name, 0) :]
+
+    def _everything(self) -> Iterator[tuple[str, list[Any]]]:
+        for kind, collected in (("sum", self._sums), ("maximum", self._maxima), ("metric", self._metrics)):
+            for name, values in collected.items():
+                yield f"{kind} {name}", values
 
     def reduce(self, collective: Collective) -> dict[str, float]:
         """Returns the global sums and maxima by name, in two exchanges; a maximum that no learner has seen is -inf."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from tppo_rl.learner.batch import TrainBatch, last_positions
 from tppo_rl.learner.collective import Collective
 from tppo_rl.learner.context_cache import ContextCache
 from tppo_rl.learner.contexts import Contexts, window_contexts
+from tppo_rl.learner.memory_limit import MicroBatchLimit
 from tppo_rl.learner.metric_sums import MetricSums
 from tppo_rl.learner.micro_batches import MicroBatches, micro_batches, minibatches, num_minibatches
 from tppo_rl.learner.models import Policy
@@ -216,9 +218,11 @@ class PolicyStep:
         step: GradientStep | ShardedGradientStep,
         options: Options,
         collective: Collective,
+        limit: MicroBatchLimit,
         cache: ContextCache | None = None,
     ) -> None:
         """Takes what trains; a cache spares the contexts that earlier updates have computed."""
+        self._limit = limit
         self._policy = policy
         self._cache = cache
         self._step = step
@@ -278,16 +282,19 @@ class PolicyStep:
             for rows, (weight, num_imitated) in zip(parts, self._collective.sum_(sizes).tolist(), strict=True):
                 if weight == 0:
                     continue
+                minibatch = partial(
+                    self._accumulate,
+                    work,
+                    rows,
+                    weight=weight if expected_weight is None else expected_weight,
+                    num_imitated=num_imitated,
+                    metric_sums=metric_sums,
+                    first=first,
+                    cache=self._cache if contexts is not None and (epoch == 0 or share < 1) else None,
+                )
+                longest = int(work.lengths[rows].max()) if len(rows) else 0
                 with torch.set_grad_enabled(not frozen):
-                    self._accumulate(
-                        work,
-                        rows,
-                        weight=weight if expected_weight is None else expected_weight,
-                        num_imitated=num_imitated,
-                        metric_sums=metric_sums,
-                        first=first,
-                        cache=self._cache if contexts is not None and (epoch == 0 or share < 1) else None,
-                    )
+                    self._limit.compute(minibatch, longest=longest, metric_sums=metric_sums)
                 first = False
                 if frozen:
                     return []
@@ -306,7 +313,7 @@ class PolicyStep:
     def _contexts(self, batch: TrainBatch, rows: torch.Tensor, metric_sums: MetricSums) -> Contexts:
         """Completes the contexts of the given windows with the weights before the update."""
         at_hand = None if self._cache is None else self._cache.contexts(batch)
-        completed = window_contexts(self._policy, batch, self._options.compute.micro_batch_tokens, at_hand, rows)
+        completed = window_contexts(self._policy, batch, self._limit.tokens, at_hand, rows)
         metric_sums.add("processed_tokens", completed.positions)
         metric_sums.add("padded_tokens", completed.padded_positions)
         return completed.contexts
@@ -335,7 +342,7 @@ class PolicyStep:
         """
         options = self._options
         self._step.zero()
-        groups = work.micro_batches(rows, options.compute.micro_batch_tokens)
+        groups = work.micro_batches(rows, self._limit.tokens)
         metric_sums.add("processed_tokens", groups.positions)
         metric_sums.add("padded_tokens", groups.padded_positions)
         for group in same_number_of_passes(self._policy, groups.rows):
@@ -373,7 +380,7 @@ class PolicyStep:
             batch,
             batch.window,
             temperature=self._options.rollout.sampling.temperature,
-            micro_batch_tokens=self._options.compute.micro_batch_tokens,
+            micro_batch_tokens=self._limit.tokens,
             packing=self._options.compute.packing,
             rows=rows,
         )

@@ -30,6 +30,7 @@ from tppo_rl.learner.context_cache import ContextCache
 from tppo_rl.learner.contexts import check_contexts
 from tppo_rl.learner.critic_step import CRITIC_SUMS, CriticStep
 from tppo_rl.learner.loss_scale import scale_losses
+from tppo_rl.learner.memory_limit import MicroBatchLimit
 from tppo_rl.learner.metric_sums import MetricSums
 from tppo_rl.learner.metrics import STATISTIC_MAXIMA, STATISTIC_SUMS, add_statistics, scalars
 from tppo_rl.learner.models import Critic, Policy
@@ -131,14 +132,15 @@ class UpdateStep:
                 shard(model)
         self.policy_optimizer = self._adamw(policy, options.optimizer.lr)
         self.policy_gradients = self._gradients(self.policy_optimizer, options.optimizer.grad_clip, "policy")
-        self._policy_step = PolicyStep(policy, self.policy_gradients, options, self._collective, cache)
+        self._limit = MicroBatchLimit(options.compute.micro_batch_tokens, halves=options.learners.distributed != "fsdp")
+        self._policy_step = PolicyStep(policy, self.policy_gradients, options, self._collective, self._limit, cache)
         self.critic_optimizer: torch.optim.Optimizer | None = None
         self.critic_gradients: GradientStep | ShardedGradientStep | None = None
         self._critic_step: CriticStep | None = None
         if critic is not None:
             self.critic_optimizer = self._adamw(critic, options.critic.critic_lr)
             self.critic_gradients = self._gradients(self.critic_optimizer, options.critic.critic_grad_clip, "critic")
-            self._critic_step = CriticStep(critic, self.critic_gradients, options, self._collective)
+            self._critic_step = CriticStep(critic, self.critic_gradients, options, self._collective, self._limit)
         self._policy_guard = self._guard(self.policy_optimizer, "policy", "lr")
         self._critic_guard = (
             None if self.critic_optimizer is None else self._guard(self.critic_optimizer, "critic", "critic_lr")

@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 class ComputeOptions(Section):
     """Size and content of a learner's forward passes."""
 
-    micro_batch_tokens: PositiveInt = option(2048, "Most tokens of one forward pass, padding included.")
+    micro_batch_tokens: PositiveInt = option(
+        2048,
+        "Most tokens of one forward pass, padding included. It is halved where the memory of a learner's device is full (not with sharded learners).",
+    )
     packing: bool = option(
         False,
         "Put the sequences of a micro-batch into one row without padding. Long rows need other kernels than `sdpa`, whose mask is "
