@@ -91,9 +91,10 @@ def test_ctrl_c_and_sigterm_save_and_resume_goes_on(tmp_path: Path, number: sign
     iterations = [result["training_iteration"] for result in read_results(folder)]
     assert iterations == list(range(1, limit + 1))
 
-    # What has reached its limits is not trained beyond them.
+    # What has reached its limits is not trained beyond them, and needs no engine.
     process = start(tmp_path, "--resume", "--set", f"stop.training_iteration={limit}")
-    read_until(process, "resumed from")
+    output = "".join(read_until(process, "the run has ended; raise its limit to go on: small.stop"))
+    assert "resumed from" not in output
     assert process.wait(120) == 0
     third = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     assert third["updates"] == limit

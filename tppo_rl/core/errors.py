@@ -55,5 +55,5 @@ def unknown_value(key: str, value: Any, known: Iterable[str]) -> str:
 
 
 def _suggestion(word: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(word, list(known), n=3)
+    close = difflib.get_close_matches(word, list(dict.fromkeys(known)), n=3)
     return f", did you mean {' or '.join(close)}?" if close else ""

@@ -31,7 +31,7 @@ from tppo_rl.experiment.mirror import Mirror
 from tppo_rl.experiment.result_log import ResultLog, last_result
 from tppo_rl.experiment.resumable import check_resumable
 from tppo_rl.experiment.stored_runs import check_free, fetch_to_resume, set_aside
-from tppo_rl.experiment.summary import beside_plan, summarize, summary_table, write_summary
+from tppo_rl.experiment.summary import SUMMARY, beside_plan, read_summary, summarize, summary_table, write_summary
 from tppo_rl.experiment.time_left import Pace
 from tppo_rl.plan.memory import Memory, check_memory, machine_memory, memory_of
 from tppo_rl.plan.memory_table import memory_table
@@ -107,6 +107,12 @@ def run_experiment(
     last = {} if checkpoint is None else last_result(folder, switch.iteration)
     if checkpoint is not None:
         pace.resume(last)
+    if mirror is None and (summary := _summary_of_ended(folder, last, experiment.stop)) is not None:
+        console.print(summary_table(summary, folder))
+        console.print(
+            f"the run has ended; raise its limit to go on: {experiment.name}.stop", soft_wrap=True, highlight=False
+        )
+        return summary
     run = _Run(experiment, folder, console, display, switch, resume_command, last, memory, found, mirror)
     try:
         with listening(switch), display, watched_by(display), mirror or nullcontext():
@@ -252,6 +258,14 @@ class _Run:
         if self.switch.asked:
             self.display.message(f"saved {saved}; now the summary is written")
         return saved
+
+
+def _summary_of_ended(folder: Path, last: Mapping[str, Any], stop: Mapping[str, float]) -> dict[str, Any] | None:
+    """Returns the summary of a run that has reached a limit and written one; None: there is something left to do."""
+    if not last or not _limit_reached(last, stop) or not (folder / SUMMARY).is_file():
+        return None
+    summary = read_summary(folder)
+    return None if summary["interrupted"] or summary["updates"] != last["training_iteration"] else summary
 
 
 def _plot(folder: Path) -> None:
