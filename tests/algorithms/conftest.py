@@ -14,7 +14,7 @@ from tppo_rl.algorithms.ray_start import quiet_libraries
 def ray_on_this_machine() -> Iterator[None]:
     quiet_libraries()
     # Logical CPUs: trials and learners share the two real ones.
-    ray.init(num_cpus=8, include_dashboard=False, log_to_driver=False)
+    ray.init("local", num_cpus=8, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
 

@@ -6,7 +6,7 @@ import pytest
 
 from tppo_rl.algorithms import TPPOConfig
 
-pytestmark = pytest.mark.integration
+pytestmark = pytest.mark.slow
 
 
 @pytest.mark.timeout(900)

@@ -29,7 +29,7 @@ class Watched:
         )
         self._watch(algorithm.loop.learners, "update")
         self._watch(self.env_runner._engine._rest, "_sleep")
-        self._watch(self.env_runner._engine._copies, "load")
+        self._watch(self.env_runner._engine._core, "update_weights")
         self._watch(self.env_runner._sampler, "run")
 
     @property
@@ -96,7 +96,13 @@ def run(small_config: TPPOConfig) -> Iterator[Watched]:
 
 def test_the_order_of_an_iteration(run: Watched) -> None:
     results = [run.algorithm.train() for _ in range(3)]
-    one = [("run", "awake"), ("_sleep", "asleep"), ("update", "asleep"), ("release", "asleep"), ("load", "waking")]
+    one = [
+        ("run", "awake"),
+        ("_sleep", "asleep"),
+        ("update", "asleep"),
+        ("release", "asleep"),
+        ("update_weights", "waking"),
+    ]
     # The first iteration has an evaluation before it, with a sampler of its own.
     assert run.seen == one * 3
     assert run.state == "awake"

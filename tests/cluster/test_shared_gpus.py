@@ -19,7 +19,7 @@ GPUS = 4
 @pytest.fixture(scope="module", autouse=True)
 def ray_with_gpus() -> Iterator[None]:
     ray.shutdown()
-    ray.init(num_cpus=8, num_gpus=GPUS, include_dashboard=False, log_to_driver=False)
+    ray.init("local", num_cpus=8, num_gpus=GPUS, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
 

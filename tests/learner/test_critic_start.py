@@ -127,7 +127,7 @@ def _start(rank: int, folder: str, form: ValueForm, sharded: bool, meeting: str,
     torch.distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize(("form", "sharded"), [(FORMS[1], False), (FORMS[2], True)])
+@pytest.mark.parametrize(("form", "sharded"), [pytest.param(FORMS[1], False, marks=pytest.mark.slow), (FORMS[2], True)])
 def test_two_learners_start_at_the_mean_of_both(tmp_path: Path, form: ValueForm, sharded: bool) -> None:
     folder = save_tiny_model(tmp_path / "model")
     biases = run_two_learners(_start, tmp_path, folder, form, sharded, timeout_s=120)

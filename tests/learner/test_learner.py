@@ -100,7 +100,7 @@ def threads_after_build(model_folder: str, num_cpus: int | str) -> int:
     return torch.get_num_threads()
 
 
-@pytest.mark.parametrize(("num_cpus", "threads"), [(2, 2), ("auto", 1)])
+@pytest.mark.parametrize(("num_cpus", "threads"), [pytest.param(2, 2, marks=pytest.mark.slow), ("auto", 1)])
 def test_threads_follow_the_config(model_folder: str, num_cpus: int | str, threads: int) -> None:
     # In a process of its own: where vLLM has run, it takes the number of threads out of torch's hands.
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as executor:
@@ -211,7 +211,7 @@ def test_mistakes_are_refused(model_folder: str) -> None:
 def ray_cluster() -> Iterator[None]:
     # The actors cannot import from the tests' folder.
     ray.cloudpickle.register_pickle_by_value(host_config)
-    ray.init(num_cpus=2, include_dashboard=False, ignore_reinit_error=True)
+    ray.init("local", num_cpus=2, include_dashboard=False, ignore_reinit_error=True)
     yield
     ray.shutdown()
 

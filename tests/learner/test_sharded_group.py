@@ -67,7 +67,7 @@ def warm_group(folder: str) -> Any:
 
 @pytest.fixture(scope="module")
 def sharded(model_folder: str) -> Iterator[Any]:
-    ray.init(num_cpus=2, include_dashboard=False, ignore_reinit_error=True)
+    ray.init("local", num_cpus=2, include_dashboard=False, ignore_reinit_error=True)
     group = build_group(model_folder, num_learners=2, distributed="fsdp", gradient_checkpointing=True)
     yield group
     group.shutdown()

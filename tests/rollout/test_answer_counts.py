@@ -26,7 +26,7 @@ def telling(told: list[int], expected: int, arrived: threading.Event) -> Stage:
 
 
 def test_the_stage_is_told_the_sum_of_what_actors_have_answered() -> None:
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     told: list[int] = []
     arrived = threading.Event()
     try:

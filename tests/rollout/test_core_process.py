@@ -124,7 +124,7 @@ def test_an_update_that_fails_leaves_nothing_and_the_next_one_is_taken(engine: V
     expect(engine, trainer.log_probs())
 
 
-@pytest.mark.parametrize("call", ["step", "load_weights"])
+@pytest.mark.parametrize("call", ["step", pytest.param("load_weights", marks=pytest.mark.slow)])
 def test_a_killed_core_is_one_error_wherever_it_is_waited_for(call: str, weights: dict[str, Any]) -> None:
     engine = VLLMEngine(
         MODEL,
