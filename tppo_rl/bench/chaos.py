@@ -31,7 +31,6 @@ VICTIMS = {
 }
 """Beginning of a process's title by what may be killed."""
 _POLL_S = 0.2
-_ORPHANS = ("ray::VLLMEnvRunner", "ray::_WrappedExecutable", "VLLM::")
 _LONGEST_S = 600.0
 """Time without a new iteration after which a run counts as hung."""
 
@@ -103,17 +102,21 @@ def chaos(
             code = _wait(process, run, moment)
             if code is not None:
                 outcome.ended = code == 0
-                if code != 0 and not (outcome.kills and _can_resume(run)):
+                if not outcome.kills or outcome.kills[-1].recovery_s is None:
                     break
-                process = process if outcome.ended else start()
+                # It ended of the last kill after all: one more iteration was on its way.
+                if not outcome.ended:
+                    size, since = _size_of_results(run), time.monotonic()
+                    process, outcome.kills[-1].recovery_s = _recovered(process, start, run, size, since)
                 continue
-            size, kill = _size_of_results(run), _kill(process, generator.choice(what), run)
+            size, family = _size_of_results(run), _family(process)
+            kill = _kill(process, generator.choice(what), run)
             if kill is None:
                 continue
             outcome.kills.append(kill)
             since = time.monotonic()
             if kill.what == "driver":
-                kill.orphans_s = _until_orphans_are_gone(since)
+                kill.orphans_s = _until_gone(family, since)
             process, kill.recovery_s = _recovered(process, start, run, size, since)
     finally:
         process.kill()
@@ -160,25 +163,35 @@ def _kill(process: _Process, what: str, run: Path) -> Kill | None:
         process.kill()
         process.wait()
         return Kill(what, iteration)
-    title = VICTIMS[what]
-    try:
-        family = psutil.Process(process.pid).children(recursive=True)
-        found = [child for child in family if (child.cmdline() or [""])[0].startswith(title)]
-    except psutil.Error:
-        return None
+    found = [one for one in _family(process) if _title(one).startswith(VICTIMS[what])]
     if not found:
         return None
     os.kill(found[0].pid, signal.SIGKILL)
     return Kill(what, iteration)
 
 
-def _until_orphans_are_gone(since: float) -> float | None:
+def _family(process: _Process) -> list[psutil.Process]:
+    """The processes that a run has started and that sample or train for it."""
+    titles = tuple(title for title in VICTIMS.values() if title)
+    try:
+        return [one for one in psutil.Process(process.pid).children(recursive=True) if _title(one).startswith(titles)]
+    except psutil.Error:
+        return []
+
+
+def _until_gone(family: Sequence[psutil.Process], since: float) -> float | None:
     while time.monotonic() - since < _LONGEST_S:
-        titles = [_title(process) for process in psutil.process_iter()]
-        if not any(title.startswith(_ORPHANS) for title in titles):
+        if not any(map(_is_alive, family)):
             return time.monotonic() - since
         time.sleep(_POLL_S)
     return None
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
 
 
 def _title(process: psutil.Process) -> str:
@@ -191,7 +204,7 @@ def _title(process: psutil.Process) -> str:
 def _recovered(
     process: _Process, start: Callable[[], _Process], run: Path, size: int, since: float
 ) -> tuple[_Process, float | None]:
-    """Waits until an iteration has ended after a kill, and resumes a run that has ended.
+    """Waits until an iteration has ended after a kill, and goes on with a run that has ended, once.
 
     Args:
         process: The run.
@@ -203,11 +216,12 @@ def _recovered(
     Returns:
         The run's process, and the seconds that it took; None: the run ended before, or took too long.
     """
+    restarted = False
     while time.monotonic() - since < _LONGEST_S:
-        if process.poll() == 0 or (process.poll() is not None and not _can_resume(run)):
+        if process.poll() == 0 or (process.poll() is not None and restarted):
             break
         if process.poll() is not None:
-            process = start()
+            process, restarted = start(), True
         if _size_of_results(run) != size and _iterations(run):
             return process, time.monotonic() - since
         time.sleep(_POLL_S)

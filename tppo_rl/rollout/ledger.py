@@ -217,7 +217,7 @@ class Ledger:
             Index of the prompt of each episode that is set aside.
 
         Raises:
-            EnvRunnerKeepsDying: it has been lost too often without an answer.
+            EnvRunnerKeepsDying: it has been lost too often without a token in between.
         """
         account = self._runners.pop(env_runner, _RunnerAccount())
         self._sampled_by_lost_runners += account.sampled
