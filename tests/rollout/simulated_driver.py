@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from types import SimpleNamespace
@@ -34,11 +34,19 @@ WINDOW = 8
 STEPS = 6
 
 
-def make_runner(window: int | None, seed: int, index: int, restarts: int, *, turns: int = 1) -> SimulatedRunner:
+def make_runner(
+    window: int | None,
+    seed: int,
+    index: int,
+    restarts: int,
+    *,
+    turns: int = 1,
+    make_env: Callable[[], Any] | None = None,
+) -> SimulatedRunner:
     engine = SimulatedEngine(draw_lognormal_length(12.0, 1.0), seed=1000 * seed + 100 * index + restarts)
     sampler = Sampler(
         engine,
-        partial(CountingEnv, turns),
+        make_env or partial(CountingEnv, turns),
         IntegerChat(),  # type: ignore[arg-type]
         num_slots=SLOTS,
         limits=EpisodeLimits(8, 48, window),

@@ -1,4 +1,4 @@
-"""Prompts that kill their env-runners are set aside after three deaths, and no other prompt is."""
+"""Prompts that kill their env-runners are found and set aside, and no other prompt is."""
 
 from __future__ import annotations
 
@@ -8,23 +8,18 @@ from functools import partial
 from typing import Any
 
 import pytest
-from helpers import CountingEnv, IntegerChat
+from helpers import CountingEnv
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from simulated_driver import SLOTS, STEPS, WINDOW, SimulatedWeights, make_controller, without_pauses
+from simulated_driver import SLOTS, STEPS, WINDOW, SimulatedWeights, make_controller, make_runner, without_pauses
 
 from tppo_rl.config.options import Options
 from tppo_rl.core.prompts import prompt_seed
 from tppo_rl.rollout.batch_sources import WholeGroups
 from tppo_rl.rollout.controller import RolloutController
-from tppo_rl.rollout.engine import Sampling
 from tppo_rl.rollout.ledger import Ledger
-from tppo_rl.rollout.sampler import EpisodeLimits, Sampler
-from tppo_rl.rollout.simulated_engine import SimulatedEngine, draw_lognormal_length
-from tppo_rl.rollout.simulated_group import SimulatedGroup, SimulatedRunner
+from tppo_rl.rollout.simulated_group import SimulatedGroup
 from tppo_rl.rollout.suspects import EnvRunnerKeepsDying, Suspects
-
-TICK = 0.001
 
 
 class Killed(BaseException):
@@ -59,21 +54,8 @@ class MortalGroup(SimulatedGroup):
 
     def __init__(self, count: int, killers: set[int], *, at: str, window: int | None, seed: int = 0) -> None:
         self.deaths = Counter[int]()
-
-        def make(index: int, restarts: int) -> SimulatedRunner:
-            engine = SimulatedEngine(draw_lognormal_length(12.0, 1.0), seed=seed + 100 * index + restarts)
-            sampler = Sampler(
-                engine,
-                partial(KillingEnv, killers, at),
-                IntegerChat(),  # type: ignore[arg-type]
-                num_slots=SLOTS,
-                limits=EpisodeLimits(8, 48, window),
-                sampling=Sampling(),
-                env_runner=index,
-            )
-            return SimulatedRunner(f"{index}-{restarts}", engine, sampler, version=None if restarts else 0)
-
-        super().__init__(count, make, seed=seed)
+        make_env = partial(KillingEnv, killers, at)
+        super().__init__(count, partial(make_runner, window, seed, make_env=make_env), seed=seed)
 
     def execute(self) -> None:
         self.revive_all()
@@ -119,7 +101,7 @@ def test_what_kills_is_set_aside_and_all_others_are_answered(
             runners, {prompt_seed(0, index, None) for index in killers}, at=at, window=WINDOW, seed=seed
         )
         controller, weights = make_controller(group, batch=200, max_staleness=2)
-        finished = finished_prompts(controller, weights, 80)
+        finished = finished_prompts(controller, weights, 55)
     ledger = controller.ledger
     assert ledger._set_aside == killers
     assert not killers & finished.keys()
