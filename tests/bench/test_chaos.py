@@ -64,6 +64,13 @@ def test_runs_go_into_a_new_folder(tmp_path: Path) -> None:
     assert "is not empty: give a new folder" in result.output
 
 
+@pytest.mark.parametrize("command", ["chaos", "soak"])
+def test_runs_stay_on_this_machine(command: str) -> None:
+    result = CliRunner().invoke(main, ["bench", command, "--results", "s3://bucket/runs"])
+    assert result.exit_code == 2
+    assert "give a folder of this machine" in result.output
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("victim", ["engine", "learner", "driver"])

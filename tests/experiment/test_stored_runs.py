@@ -22,7 +22,7 @@ from tppo_rl.experiment.checkpoints import checkpoint_path, newest_checkpoint, s
 from tppo_rl.experiment.mirror import Mirror, copy_run
 from tppo_rl.experiment.run import _Run
 from tppo_rl.experiment.stored_checkpoints import stored_checkpoints
-from tppo_rl.experiment.stored_runs import check_free, fetch_to_resume, fetched, files_of_run
+from tppo_rl.experiment.stored_runs import called, check_free, fetch_to_resume, fetched, files_of_run
 
 
 @pytest.fixture(autouse=True)
@@ -291,12 +291,25 @@ def test_all_damaged_files_are_named_and_a_whole_checkpoint(tmp_path: Path) -> N
         fetch_to_resume(storage, tmp_path / "elsewhere", "--results")
 
 
+def test_what_is_below_a_uri_stands_before_its_query() -> None:
+    text = "checkpoint='/here/run/checkpoints/iteration_000004': policy.safetensors; /here/run"
+    assert called(text, "/here/run", "s3://kept/run?scheme=http") == (
+        "checkpoint='s3://kept/run/checkpoints/iteration_000004?scheme=http': policy.safetensors; s3://kept/run?scheme=http"
+    )
+    assert called(text, "/here/run", "/here/run") == text
+
+
 def test_a_new_run_never_writes_over_another_one(tmp_path: Path) -> None:
     storage = watched_storage(tmp_path / "there")
     check_free(storage, "--results")
     storage.write("provenance.json", b"[]")
     check_free(storage, "--results")
     with pytest.raises(OptionError, match="holds no checkpoint"):
+        fetch_to_resume(storage, tmp_path / "elsewhere", "--results")
+    save(tmp_path / "elsewhere", 4)
+    with pytest.raises(
+        OptionError, match=r"elsewhere on this machine has that of iteration 4; go on from there with --results"
+    ):
         fetch_to_resume(storage, tmp_path / "elsewhere", "--results")
     stored(tmp_path, 1)
     with pytest.raises(OptionError, match=r"^--results: watched://kept/run holds an earlier run; go on with --resume"):

@@ -143,6 +143,8 @@ def test_a_killed_core_is_one_error_wherever_it_is_waited_for(call: str, weights
         # The core may answer some calls before it is gone.
         with pytest.raises(EngineDied, match=r"an engine is dead: EngineCore.* was killed by signal 9"):
             deque(map(use, range(1, 400)), maxlen=0)
+        with pytest.raises(EngineDied, match=r"an engine is dead: EngineCore.* was killed by signal 9"):
+            submit(engine, "two")
     finally:
         engine.stop()
 

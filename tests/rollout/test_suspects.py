@@ -103,7 +103,8 @@ def test_what_kills_is_set_aside_and_all_others_are_answered(
         controller, weights = make_controller(group, batch=200, max_staleness=2)
         finished = finished_prompts(controller, weights, 55)
     ledger = controller.ledger
-    assert ledger._set_aside == killers
+    # The search for the last ones may be under way.
+    assert {min(killers)} <= ledger._set_aside <= killers
     assert not killers & finished.keys()
     # Two, one for each halving of what an env-runner has, and two alone; some more where another env-runner goes on with the trials.
     assert max(group.deaths.values()) <= 8 + math.ceil(math.log2(SLOTS * (STEPS + 1)))
@@ -135,7 +136,7 @@ def test_an_env_runner_that_always_dies_ends_the_run() -> None:
     with without_pauses():
         group = MortalGroup(1, {prompt_seed(0, index, None) for index in range(10_000)}, at="reset", window=WINDOW)
         controller, _ = make_controller(group, batch=40)
-        with pytest.raises(EnvRunnerKeepsDying, match=r"env-runner 1 was lost 20 times without a token"):
+        with pytest.raises(EnvRunnerKeepsDying, match=r"env-runner 1 was lost 10 times without a token"):
             controller.next_batch()
 
 

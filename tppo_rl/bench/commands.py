@@ -16,6 +16,18 @@ if TYPE_CHECKING:
     from tppo_rl.bench.records import Figure
 
 
+class _FolderHere(click.Path):
+    """A folder of this machine; a URI would become the name of one."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if "://" in str(value):
+            self.fail(f"{str(value)!r}: give a folder of this machine", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+_FOLDER = _FolderHere(path_type=Path)
+
+
 def _measures(repeats: int) -> Callable[[Callable[..., Sequence[Figure]]], Callable[..., None]]:
     """Gives a command that returns figures its common options, and prints and writes what it returns."""
 
@@ -267,7 +279,7 @@ def peers(*, config: Path | None, **options: Any) -> Sequence[Figure]:
 @click.option(
     "--undisturbed", type=click.IntRange(0), default=0, show_default=True, help="Runs without kills, to compare with."
 )
-@click.option("--results", type=click.Path(path_type=Path), required=True, help="Folder for the runs.")
+@click.option("--results", type=_FOLDER, required=True, help="Folder for the runs.")
 def chaos(
     config: Path | None, results: Path, tokens: int, runs: int, undisturbed: int, seed: int, kills: int, **options: Any
 ) -> None:
@@ -309,7 +321,7 @@ def chaos(
     show_default=True,
     help="Of the run; in a shorter one the start is all that there is to see.",
 )
-@click.option("--results", type=click.Path(path_type=Path), required=True, help="Folder for the run.")
+@click.option("--results", type=_FOLDER, required=True, help="Folder for the run.")
 @one_clear_error
 def soak(results: Path, minutes: float) -> None:
     """Let a small run go on for long and say what grows: memory, open files, threads of each process, shared memory."""

@@ -36,13 +36,13 @@ def check_attention(options: Options) -> None:
     if asked in ("auto", "sdpa"):
         return
     key = f"attention={asked!r}"
-    if asked == "flash_attention_2" and not _has_flash_attention():
-        raise OptionError(f"{key}: the package flash-attn is not installed; install it, or set attention to 'auto'")
     if options.learners.num_gpus_per_learner == 0 and options.placement.placement is None:
         raise OptionError(
             f"{key}: its kernels need a GPU, and num_gpus_per_learner=0 trains on the CPU; set num_gpus_per_learner to 1, or "
             "attention to 'auto'"
         )
+    if asked == "flash_attention_2" and not _has_flash_attention():
+        raise OptionError(f"{key}: the package flash-attn is not installed; install it, or set attention to 'auto'")
     if asked == "flash_attention_2" and options.models.dtype == "float32":
         raise OptionError(
             f"{key}: there are no kernels for dtype='float32'; set dtype to 'bfloat16', or attention to 'auto'"

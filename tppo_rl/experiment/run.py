@@ -107,11 +107,8 @@ def run_experiment(
     last = {} if checkpoint is None else last_result(folder, switch.iteration)
     if checkpoint is not None:
         pace.resume(last)
-    if mirror is None and (summary := _summary_of_ended(folder, last, experiment.stop)) is not None:
-        console.print(summary_table(summary, folder))
-        console.print(
-            f"the run has ended; raise its limit to go on: {experiment.name}.stop", soft_wrap=True, highlight=False
-        )
+    if (summary := _summary_of_ended(folder, last, experiment.stop)) is not None:
+        _say_ended(console, folder, summary, mirror)
         return summary
     run = _Run(experiment, folder, console, display, switch, resume_command, last, memory, found, mirror)
     try:
@@ -266,6 +263,14 @@ def _summary_of_ended(folder: Path, last: Mapping[str, Any], stop: Mapping[str, 
         return None
     summary = read_summary(folder)
     return None if summary["interrupted"] or summary["updates"] != last["training_iteration"] else summary
+
+
+def _say_ended(console: Console, folder: Path, summary: dict[str, Any], mirror: Mirror | None) -> None:
+    """Shows the summary of a run that has ended, and copies what is not at its URI yet."""
+    with mirror or nullcontext():
+        console.print(summary_table(summary, folder))
+    text = f"the run has ended; raise its limit to go on: {folder.name}.stop"
+    console.print(text, soft_wrap=True, highlight=False)
 
 
 def _plot(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -124,6 +125,12 @@ def fetch_to_resume(storage: Storage, folder: Path, key: str) -> Fetched:
     """
     with _naming(storage, key):
         sizes = persistently(storage.sizes)
+        here = find_newest_checkpoint(folder)
+        if here is not None and newest_stored(storage, sizes) is None:
+            raise OptionError(
+                f"{key}: {storage.shown} holds no checkpoint, and {folder} on this machine has that of iteration {iteration_of(here)}; go on "
+                f"from there with --results {str(folder.parent)!r}, or leave --resume out to begin anew"
+            )
         newest = stored_to_resume(storage, sizes, key)
         if _goes_on(folder, storage, newest):
             return Fetched(f"{folder} holds all of {storage.shown}", newest.iteration)
@@ -205,7 +212,12 @@ def fetched(source: str | Path, key: str, *, checkpoint: Literal["whole", "named
 
 def called(text: str, folder: Path | str, source: Path | str) -> str:
     """A text in which a folder that was fetched has the name of its source; a folder that was not keeps its own."""
-    return text if isinstance(source, Path) else text.replace(str(folder), without_secrets(source))
+    if isinstance(source, Path) or str(folder) == source:
+        return text
+    uri, mark, query = without_secrets(source).partition("?")
+    # What is below the folder stands before the query.
+    below = re.compile(re.escape(str(folder)) + r"(?P<below>(?:/[\w.-]+)*)")
+    return below.sub(lambda found: f"{uri.rstrip('/')}{found['below']}{mark}{query}", text)
 
 
 def _goes_on(folder: Path, storage: Storage, newest: StoredCheckpoint) -> bool:

@@ -8,17 +8,20 @@ others are cleared; if they end, they are. So n suspects cost at most log2(n) + 
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 
 from tppo_rl.core.errors import RunError
 
+logger = logging.getLogger(__name__)
+
 _DEATHS = 2
 """Env-runners that died with a prompt before it is suspected."""
 _DEATHS_ALONE = 2
 """Env-runners that died with a suspect alone before it is set aside: one may have died of something else."""
-_LOSSES = 20
-"""Losses of one env-runner without a token in between that end a run: it is not a prompt that kills it."""
+_LOSSES, _LOSSES_AT_START = 20, 10
+"""Losses of one env-runner without a token in between that end a run, also before its first token: it is not a prompt that kills it."""
 
 
 class EnvRunnerKeepsDying(RunError):
@@ -30,6 +33,7 @@ class Suspects:
 
     def __init__(self) -> None:
         self._losses = Counter[int]()
+        self._have_sampled: set[int] = set()
         self._deaths = Counter[int]()
         self._tries: int | None = None
         self.trial: set[int] = set()
@@ -49,9 +53,15 @@ class Suspects:
             EnvRunnerKeepsDying: it has been lost too often without a token.
         """
         self._losses[env_runner] += 1
-        if self._losses[env_runner] >= _LOSSES:
+        losses, most = self._losses[env_runner], _LOSSES if env_runner in self._have_sampled else _LOSSES_AT_START
+        if losses >= most:
             raise EnvRunnerKeepsDying(
-                f"env-runner {env_runner} was lost {_LOSSES} times without a token in between; the actors' logs have the reason"
+                f"env-runner {env_runner} was lost {losses} times without a token in between: its engine or the environment ends the "
+                "process, whatever the prompt; the actors' logs have the reason"
+            )
+        if losses > 1:
+            logger.warning(
+                "env-runner %d was lost %d times without a token in between, of %d", env_runner, losses, most
             )
         if not (self._tries == env_runner and prompts and self.trial.issuperset(prompts)):
             self._deaths.update(set(prompts))
@@ -70,6 +80,7 @@ class Suspects:
     def sampled(self, env_runner: int) -> None:
         """Is told that an env-runner has sampled tokens."""
         del self._losses[env_runner]
+        self._have_sampled.add(env_runner)
 
     def ended(self, prompts: Iterable[int]) -> None:
         """Is told that a response to each of these prompts has ended, or that it cannot begin."""

@@ -147,7 +147,8 @@ class VLLMEngine:
         # episode that was cut, or takes its next turn, finds its own prefix again.
         prompt = {"prompt_token_ids": list(request.tokens), "cache_salt": str(request.first_version)}
         params = self.sampling_params(request.sampling, request.max_new_tokens)
-        self._engine.add_request(request.request_id, prompt, params)
+        with self._core.telling_death():
+            self._engine.add_request(request.request_id, prompt, params)
 
     def step(self) -> list[Output]:
         assert self._rest.state == "awake", "an engine that sleeps takes no steps"
@@ -160,7 +161,8 @@ class VLLMEngine:
 
     def cut(self, request_ids: Sequence[str]) -> None:
         if request_ids:
-            self._engine.abort_request(list(request_ids))
+            with self._core.telling_death():
+                self._engine.abort_request(list(request_ids))
 
     def load_weights(self, weights: Mapping[str, Any], version: int) -> None:
         # A sleeping engine wakes also where its weights cannot be staged.
@@ -214,7 +216,8 @@ class VLLMEngine:
 
     def forget_kv(self) -> None:
         """Preempts running requests; the next step computes their keys and values anew, by its own weights."""
-        self._engine.reset_prefix_cache(reset_running_requests=True)
+        with self._core.telling_death():
+            self._engine.reset_prefix_cache(reset_running_requests=True)
 
     def score(self, tokens: Sequence[int]) -> np.ndarray:
         from vllm import SamplingParams
