@@ -88,10 +88,11 @@ class Ledger:
 
     def lease(self, env_runner: int, count: int) -> list[Ticket]:
         """Gives `count` tickets to an env-runner, those of lost env-runners first; fewer where it tries prompts that are suspected."""
-        if self._suspects.exist and self._suspects.tries(env_runner):
+        suspects = self._suspects.exist
+        if suspects and self._suspects.tries(env_runner):
             episode_ids = self._suspects_to_try(env_runner, count)
         else:
-            episode_ids = [self._take_episode_id(env_runner) for _ in range(count)]
+            episode_ids = [self._take_episode_id(env_runner, suspects) for _ in range(count)]
         self._account(env_runner).leased.update(episode_ids)
         return [self._ticket(episode_id) for episode_id in episode_ids]
 
@@ -337,8 +338,8 @@ class Ledger:
         self._returned.extendleft(number for number in reversed(episode_ids) if number in self._begun)
         self._returned.extend(number for number in episode_ids if number not in self._begun)
 
-    def _take_episode_id(self, env_runner: int) -> int:
-        suspects = self._suspects.exist
+    def _take_episode_id(self, env_runner: int, suspects: bool) -> int:
+        """Takes the next episode that is no suspect's; `suspects` says whether there are any."""
         for waiting in (self._reserved.get(env_runner), self._returned):
             found = next((number for number in waiting or () if not (suspects and self._is_suspect(number))), None)
             if waiting and found is not None:

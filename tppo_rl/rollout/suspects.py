@@ -3,7 +3,8 @@
 A prompt can kill what samples it: its environment, or the engine's process. Its episode goes on in the next env-runner from the last
 token that was told, and kills that one too. So prompts are suspected that were twice with an env-runner when it died and have not
 ended in between. They wait, and one env-runner tries half of them with nothing else. If it dies, the killer is in this half, and the
-others are cleared; if they end, they are. So n suspects cost at most log2(n) + 2 further deaths.
+others are cleared; if they end, they are. So n suspects cost at most log2(n) + 2 further deaths, and more where that env-runner is gone and
+another one begins anew, or where one dies of something else meanwhile.
 """
 
 from __future__ import annotations
