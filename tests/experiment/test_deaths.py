@@ -40,7 +40,11 @@ def errors_in(output: str) -> list[str]:
 @pytest.mark.parametrize(
     ("options", "killed", "message"),
     [
-        ({"engine": {"multiprocessing": True}}, "VLLM::EngineCore", r"^error: .*engine.* (died|ended|killed|gone)"),
+        (
+            {"engine": {"multiprocessing": True}, "num_env_runners": 0, "mode": "sync"},
+            "VLLM::EngineCore",
+            r"^error: an engine is dead: EngineCore.* was killed by signal 9.*--resume",
+        ),
         ({"num_learners": 1}, "ray::_WrappedExecutable", r"^error: learner 0 of 1 died .*--resume"),
     ],
 )
@@ -61,12 +65,17 @@ def test_what_is_killed_ends_the_run_with_one_message(
     assert "Traceback" not in output
 
 
-def test_an_env_runner_that_is_killed_comes_back(tmp_path: Path) -> None:
-    write_run(tmp_path)
+@pytest.mark.parametrize(
+    ("engine", "killed"), [({}, "ray::VLLMEnvRunner"), ({"multiprocessing": True}, "VLLM::EngineCore")]
+)
+def test_an_env_runner_comes_back_when_it_or_its_engine_is_killed(
+    tmp_path: Path, engine: dict[str, Any], killed: str
+) -> None:
+    write_run(tmp_path, engine=engine)
     process = start(tmp_path)
     try:
         read_until(process, "iteration 2 ")
-        os.kill(child_of(process, "ray::VLLMEnvRunner"), signal.SIGKILL)
+        os.kill(child_of(process, killed), signal.SIGKILL)
         read_until(process, "its episodes go on elsewhere")
         # What was queued is trained without it.
         read_until(process, "iteration 12 ")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from safetensors.torch import load_file
 from test_engine_processes import Trainer, expect, files_in_shared_memory
@@ -154,3 +156,33 @@ def test_a_device_that_vllm_is_not_installed_for_is_refused(device: str, on_cpus
     with pytest.raises(OptionError, match=r"num_gpus_per_env_runner.*environment of its own"):
         check_device(device, vllm_runs_on_cpus=on_cpus)
     check_device(device, vllm_runs_on_cpus=not on_cpus)
+
+
+@pytest.mark.slow
+def test_a_core_that_is_killed_while_it_starts_is_the_same_error() -> None:
+    def kill_when_there() -> None:
+        before = set(psutil.Process().children(recursive=True))
+        while not (found := set(psutil.Process().children(recursive=True)) - before):
+            time.sleep(0.1)
+        time.sleep(1.0)
+        for process in found:
+            process.kill()
+
+    killer = threading.Thread(target=kill_when_there)
+    killer.start()
+    with pytest.raises(
+        EngineDied, match=r"an engine is dead: (EngineCore.* was killed by signal 9|its processes are gone)"
+    ):
+        VLLMEngine(
+            MODEL, dtype="float32", max_model_len=512, max_num_seqs=8, end_of_turn=[2], engine_args={"multiprocessing": True}
+        )  # fmt: skip
+    killer.join()
+    assert files_in_shared_memory() == []
+
+
+def test_a_core_that_ends_by_itself_while_it_starts_is_no_death() -> None:
+    vllm_says = "Engine core initialization failed. See root cause above. Failed core proc(s): {}"
+    assert EngineDied.at_start(RuntimeError(vllm_says.format("{}"))) is not None
+    assert EngineDied.at_start(RuntimeError(vllm_says.format("{'EngineCore': -9}"))) is not None
+    assert EngineDied.at_start(RuntimeError(vllm_says.format("{'EngineCore': 1}"))) is None
+    assert EngineDied.at_start(RuntimeError("CUDA is not there")) is None

@@ -9,6 +9,7 @@ watching thread     the core's death                 vLLM's monitor of its proce
 from __future__ import annotations
 
 import queue
+import re
 import threading
 import time
 import weakref
@@ -48,8 +49,24 @@ class EngineDied(RunError):
         return cls(
             f"an engine is dead: {', '.join(ends) or 'its processes are gone'}; signal 9 is often the system's, for want of "
             "memory, and then num_envs_per_env_runner or the memory that `engine` gives to keys and values is too large; what "
-            "the process said last is in Ray's log of the env-runner. Go on from the last checkpoint with --resume"
+            "the process said last is in Ray's log of the env-runner"
         )
+
+    @classmethod
+    def at_start(cls, error: BaseException) -> EngineDied | None:
+        """Returns the error for what vLLM raises where a core was killed while it started; None: something else went wrong.
+
+        vLLM may see the core's end before it sees how it ended, and then names none.
+        """
+        named = _CORES_AT_START.search(str(error))
+        if named is None:
+            return None
+        codes = {name: int(code) for name, code in _CODE.findall(named[0])}
+        return None if any(code > 0 for code in codes.values()) else cls.of(codes)
+
+
+_CORES_AT_START = re.compile(r"Failed core proc\(s\): \{.*?\}")
+_CODE = re.compile(r"'(\w+)': (-?\d+)")
 
 
 def _end(name: str, code: int) -> str:

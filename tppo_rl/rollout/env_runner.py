@@ -38,8 +38,10 @@ from tppo_rl.core.errors import portable
 from tppo_rl.core.fragments import Fragment, table_from_fragments
 from tppo_rl.core.prompts import Ticket, seed_of
 from tppo_rl.core.spans import Span
+from tppo_rl.rollout.actors import can_begin_anew, end_process
 from tppo_rl.rollout.callbacks import EnvRunnerCallbacks
 from tppo_rl.rollout.chat import Chat
+from tppo_rl.rollout.core_process import EngineDied
 from tppo_rl.rollout.engine import Engine, Sampling, build_engine
 from tppo_rl.rollout.packed_weights import PackedWeights
 from tppo_rl.rollout.pooled_sampler import PooledSampler
@@ -111,7 +113,7 @@ class VLLMEnvRunner(EnvRunner):
         try:
             return self._sample(num_engine_steps, draw, tickets, cut_windows)
         except Exception as error:
-            failure = portable(error, self._where())
+            failure = self._told(error)
             return SampleResult(table_from_fragments([]), self._incarnation, self._policy_version, error=failure)
         finally:
             self._last_call_ended = time.perf_counter()
@@ -133,7 +135,7 @@ class VLLMEnvRunner(EnvRunner):
         try:
             return table_from_fragments(self._evaluate(tickets, temperature, answered))
         except Exception as error:
-            return portable(error, self._where())
+            return self._told(error)
         finally:
             self._spanned("held-out evaluation", started)
             self._last_call_ended = time.perf_counter()
@@ -154,7 +156,7 @@ class VLLMEnvRunner(EnvRunner):
         try:
             return self._score(tokens)
         except Exception as error:
-            return portable(error, self._where())
+            return self._told(error)
 
     def sleep(self) -> Exception | None:
         """Lets the engine give the GPU's memory back until new weights come, or until it is asked for anything.
@@ -180,7 +182,7 @@ class VLLMEnvRunner(EnvRunner):
             # An engine of a user's own may have no such method.
             getattr(self._engine, method, lambda: None)()
         except Exception as error:
-            return portable(error, self._where())
+            return self._told(error)
         finally:
             self._spanned(words, started)
             self._last_call_ended = time.perf_counter()
@@ -269,6 +271,14 @@ class VLLMEnvRunner(EnvRunner):
             yield
         except Exception as error:
             self._failure = portable(error, self._where())
+
+    def _told(self, error: Exception) -> Exception:
+        """Returns an error for the driver. Where the engine is dead, an actor's process ends instead: Ray starts it anew, engine and all."""
+        if isinstance(error, EngineDied):
+            if self.worker_index and can_begin_anew(has_worked=self._engine is not None):
+                end_process(f"{self._where()} begins anew: {error}")
+            error = EngineDied(f"{error}. Go on from the last checkpoint with --resume")
+        return portable(error, self._where())
 
     def _where(self) -> str:
         return f"env-runner {self.worker_index}"

@@ -29,7 +29,7 @@ import numpy as np
 import torch
 
 from tppo_rl.core.errors import OptionError
-from tppo_rl.rollout.core_process import SCHEDULER
+from tppo_rl.rollout.core_process import SCHEDULER, EngineDied
 from tppo_rl.rollout.engine import KV_ON_UPDATE, Output, Request, Sampling
 from tppo_rl.rollout.sleep_cycle import SleepCycle
 from tppo_rl.rollout.vllm_internals import COPY, IN_PLACE_WORKER, RELOAD, WORKER, VLLMCore, hide_llvmlite
@@ -68,7 +68,7 @@ class VLLMEngine:
     Raises:
         OptionError: vLLM is installed for another kind of device.
         NoRoomForWeights: weights go by shared memory, and it is too small; `stage_weights` and `load_weights` raise it too.
-        EngineDied: raised by `step`, by what loads weights and by `score`: a process of the engine is gone.
+        EngineDied: a process of the engine is gone; `step`, what loads weights and `score` raise it too.
     """
 
     def __init__(
@@ -134,8 +134,10 @@ class VLLMEngine:
                     weight_transfer_config=WeightTransferConfig(backend=COPY if in_place else RELOAD),
                 )
             )
-        except BaseException:
+        except BaseException as error:
             self._transport.close()
+            if (died := EngineDied.at_start(error)) is not None:
+                raise died from error
             raise
         self._core = VLLMCore(self._engine, own_process=multiprocessing)
         self._rest = SleepCycle(self._core.sleep, self._core.wake)
