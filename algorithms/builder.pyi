@@ -172,6 +172,7 @@ class OptionBuilder(AlgorithmConfig):
         rollout_log_fragments: int = ...,
         record_episodes: int = ...,
         record_events: bool = ...,
+        record_batches: bool = ...,
         replay_of: str | None = ...,
         results_folder: str | None = ...,
         trackers: Mapping[str, Any] = ...,

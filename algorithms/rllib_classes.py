@@ -46,6 +46,7 @@ from tppo_rl.learner.cached_memory import release_cached_memory
 from tppo_rl.learner.client import LearnerClient
 from tppo_rl.learner.learner import TPPOLearner
 from tppo_rl.learner.models import parse_dtype
+from tppo_rl.observability.batch_log import BatchLog
 from tppo_rl.observability.metrics import without_unknown
 from tppo_rl.observability.recorder import RunRecorder
 from tppo_rl.rollout.batch_sources import batch_source
@@ -120,6 +121,7 @@ class LanguageModelAlgorithm(Algorithm):
                 timeout_s=options.pipeline.env_runner_timeout_s,
             ),
             recorder=recorder,
+            batch_log=BatchLog(self._results_folder(), self._run_facts()) if options.run.record_batches else None,
             meanwhile=rollouts.poll if options.pipeline.mode == "async" else None,
         )
         self._push_and_verify()
@@ -129,7 +131,7 @@ class LanguageModelAlgorithm(Algorithm):
         """One iteration of the loop; its metrics go to RLlib."""
         iteration, metrics = self.loop.training_step()
         if self.options.run.record_events or self.options.run.replay_of:
-            self.weights_checksum = self.loop.learners.ask(TPPOLearner.weights_checksum)[0]
+            self.weights_checksum = self.loop.learners.weights_checksum()
             self._events.end_iteration(iteration.number, self.weights_checksum)
         self.metrics.aggregate(list(iteration.update.of_learners), key=LEARNER_RESULTS)
         self.metrics.aggregate(iteration.rollouts.runner_metrics, key=ENV_RUNNER_RESULTS)
@@ -289,6 +291,8 @@ class LanguageModelAlgorithm(Algorithm):
         value = evaluated_return(self.options, self.evaluator.before.get("sampled", {}))
         if value is not None:
             self.loop.learners.ask(partial(TPPOLearner.start_critic, value=value))
+            if self.loop.batch_log is not None:
+                self.loop.batch_log.critic_starts_at = value
 
     def _call_back(self, name: str, **arguments: Any) -> None:
         make_callback(
@@ -327,6 +331,8 @@ class LanguageModelAlgorithm(Algorithm):
         ledger = Ledger.from_state(saved["ledger"], env_runners)
         self.loop.recorder.restore(saved["recorder"], ledger.counts().sampled)
         self._events.resumes(self.loop.recorder.num_iterations)
+        if self.loop.batch_log is not None:
+            self.loop.batch_log.resumed = True
         self.evaluator.restore(saved["evaluations"])
         self.loop.rollouts.restart(ledger, queued, grouped, saved.get("left_out"))
         self.loop.boundaries = BoundaryTracker(self.options, fragments_from_table(saved["hindsight"]))
@@ -338,8 +344,11 @@ class LanguageModelAlgorithm(Algorithm):
             return ReplayedEvents(Path(run.replay_of))
         if not run.record_events:
             return EventLog()
-        facts = {key: self._contents[key] for key in ("algorithm", "options", "rllib")}
-        return RecordedEvents(self._results_folder(), facts)
+        return RecordedEvents(self._results_folder(), self._run_facts())
+
+    def _run_facts(self) -> dict[str, Any]:
+        """What this run is, as JSON."""
+        return {key: self._contents[key] for key in ("algorithm", "options", "rllib")}
 
     def _results_folder(self) -> Path:
         """`results_folder`, else Tune's folder of the trial where it is on this machine, else the trainable's own."""

@@ -36,6 +36,7 @@ from tppo_rl.core.algorithm_spec import AlgorithmSpec
 if TYPE_CHECKING:
     from tppo_rl.learner.boundaries import BoundaryTracker
     from tppo_rl.learner.client import LearnerClient
+    from tppo_rl.observability.batch_log import BatchLog
     from tppo_rl.observability.recorder import Recorded, RunRecorder
     from tppo_rl.rollout.batch_sources import BatchSource
     from tppo_rl.rollout.controller import RolloutController
@@ -64,6 +65,7 @@ class TrainingLoop:
     weights: WeightSync
     engines: RestingEngines
     recorder: RunRecorder
+    batch_log: BatchLog | None
     meanwhile: Callable[[], object] | None
     """What is done while learners train: asynchronous runs poll env-runners, synchronous ones wait."""
 
@@ -82,7 +84,11 @@ class TrainingLoop:
             probe_diff = self.weights.push_and_verify()
         rollouts = self.rollouts.drain_statistics()
         self.boundaries.forget(rollouts.scores.left_out)
-        return self.recorder.record(update, closed, counts, rollouts, probe_diff)
+        recorded = self.recorder.record(update, closed, counts, rollouts, probe_diff)
+        if self.batch_log is not None:
+            checksum = self.learners.weights_checksum()
+            self.batch_log.record(recorded.iteration.number, batch, rollouts.scores.left_out, checksum)
+        return recorded
 
 
 __getattr__ = lazy_classes(SPEC)  # TPPO and TPPOConfig

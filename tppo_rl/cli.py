@@ -12,7 +12,7 @@ from tppo_rl.bench.commands import bench
 from tppo_rl.core.errors import OptionError, RunError
 from tppo_rl.core.one_clear_error import one_clear_error
 from tppo_rl.core.shared_options import FOLDER_OR_URI, set_option
-from tppo_rl.experiment.commands import chat, evaluate, export, replay, rescore, rollouts, timeline
+from tppo_rl.experiment.commands import chat, evaluate, export, replay, rescore, retrain, rollouts, timeline
 from tppo_rl.lab.commands import critic
 from tppo_rl.plan.commands import plan
 
@@ -289,7 +289,7 @@ def import_model(file: Path, folder: Path) -> None:
     click.echo(f"model in {folder}")
 
 
-for command in (bench, plan, evaluate, rescore, rollouts, timeline, replay, chat, export, critic):
+for command in (bench, plan, evaluate, rescore, rollouts, timeline, replay, retrain, chat, export, critic):
     main.add_command(command)
 
 

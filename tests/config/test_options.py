@@ -26,7 +26,7 @@ OPTION_NAMES = {
     "minibatch_size", "micro_batch_tokens", "num_epochs", "critic_num_epochs", "critic_minibatch_size",
     "critic_warmup_updates", "critic_loss", "value_range", "value_bins", "critic_initial_value", "grad_clip", "critic_grad_clip", "max_skipped_updates", "mode", "partial_rollouts", "max_staleness", "max_queued_batches", "old_responses", "kv_on_update",
     "log_prob_diff_alarm", "env_runner_timeout_s", "evaluation_interval", "evaluation_interval_unit", "evaluation_duration", "evaluation_num_env_runners", "seed",
-    "rollout_log_fragments", "record_episodes", "record_events", "replay_of", "results_folder", "runtime_env", "trackers",
+    "rollout_log_fragments", "record_episodes", "record_batches", "record_events", "replay_of", "results_folder", "runtime_env", "trackers",
     "reference_model", "group_size", "dynamic_sampling", "dynamic_sampling_max_rounds", "rewards", "overlong_fraction",
     "advantage_estimator", "lambda_alpha", "hindsight", "advantage_normalization", "advantage_normalization_scope",
     "group_scale", "critic_targets", "critic_lambda", "value_batch_tokens", "dual_clip", "loss_aggregation", "value_clip",

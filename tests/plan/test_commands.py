@@ -140,3 +140,9 @@ def test_nonsense_is_refused_by_name(arguments: list[str], words: str) -> None:
     result = CliRunner().invoke(main, ["plan", *SMALL, *arguments])
     assert result.exit_code == 2
     assert words in result.output
+
+
+def test_a_window_that_no_response_fills_is_refused() -> None:
+    result = CliRunner().invoke(main, ["plan", *SMALL, "--window", "25", "--window", "201"])
+    assert result.exit_code != 0
+    assert "--window=201: no response is longer than 200 tokens" in result.output

@@ -354,6 +354,7 @@ class Driver:
             weights=weights,
             engines=RestingEngines(group, lambda: None, sleeps=False, timeout_s=1.0),
             recorder=self.recorder,
+            batch_log=None,
             meanwhile=self.rollouts.poll,
         )
         weights.push()

@@ -1,4 +1,4 @@
-"""The commands on a model or run that is there: `evaluate`, `rescore`, `rollouts`, `timeline`, `replay`, `chat`, `export`.
+"""The commands on a model or run that is there: `evaluate`, `rescore`, `rollouts`, `timeline`, `replay`, `retrain`, `chat`, `export`.
 
 Heavy imports stand inside them, so that `--help` answers at once.
 """
@@ -31,7 +31,11 @@ if TYPE_CHECKING:
 @click.option("--temperature", type=click.FloatRange(0, min_open=True), help="[default: that of the training]")
 @click.option("--greedy", is_flag=True, help="Answer each problem once more, greedily.")
 @click.option("--extract", default="last_number", show_default=True, help="What votes for a majority, as YAML.")
-@click.option("--out", type=click.Path(path_type=Path), help="Folder of the results.  [default: evaluations/MODEL]")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Folder of the results.  [default: evaluations/MODEL, of a checkpoint evaluations/RUN-CHECKPOINT]",
+)
 @click.option("--against", type=click.Path(path_type=Path), help="Compare with the evaluation in this folder.")
 @set_option
 @one_clear_error
@@ -66,7 +70,7 @@ def evaluate(
     values |= {} if env_config_text is None else {"env_config": parse_yaml(env_config_text)}
     display = StageDisplay(Console(), "evaluate")
     with display, watched_by(display), fetched(model, "MODEL") as source:
-        folder = out or Path("evaluations", Path(source).name)
+        folder = out or Path("evaluations", _name_of(Path(source)))
         run(
             source,
             folder,
@@ -81,6 +85,11 @@ def evaluate(
             against=against,
         )
     _show_report(folder)
+
+
+def _name_of(model: Path) -> str:
+    """Name for the evaluation of a model; checkpoints of different runs have the same names."""
+    return f"{model.parents[1].name}-{model.name}" if model.parent.name == "checkpoints" else model.name
 
 
 @click.command()
@@ -281,7 +290,40 @@ def replay(run: Path, iterations: int | None, out: Path | None) -> None:
 
     The exit status is 1 where they differ; the first update after which they do is named.
     """
+    from rich.console import Console
+
+    from tppo_rl.core.waiting import watched_by
     from tppo_rl.experiment.replay import first_difference, report
     from tppo_rl.experiment.replay import replay as replayed
+    from tppo_rl.experiment.stages import StageDisplay
 
-    click.echo(report(*first_difference(replayed(run, out or run / "replay", iterations))))
+    display = StageDisplay(Console(stderr=True), "replay")
+    with display, watched_by(display):
+        found = first_difference(replayed(run, out or run / "replay", iterations))
+    click.echo(report(*found))
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--iterations", type=click.IntRange(1), help="The first ones.  [default: all]")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of the results.  [default: RUN/retrained]")
+@set_option
+@one_clear_error
+def retrain(run: Path, iterations: int | None, out: Path | None, overrides: tuple[str, ...]) -> None:
+    """Train the kept batches of RUN (`record_batches`) again with other options of the learners, and show both.
+
+    Nothing is sampled. Without --set the weights are those of the run, to the last bit.
+    """
+    from rich.console import Console
+
+    from tppo_rl.config.run_files import parse_override
+    from tppo_rl.core.waiting import watched_by
+    from tppo_rl.experiment.retrain import retrain as retrained
+    from tppo_rl.experiment.retrain import write_and_compare
+    from tppo_rl.experiment.stages import StageDisplay
+
+    changes = dict(map(parse_override, overrides))
+    display = StageDisplay(Console(stderr=True), "retrain")
+    with display, watched_by(display):
+        said = write_and_compare(retrained(run, changes, iterations), run, out or run / "retrained")
+    click.echo(said)

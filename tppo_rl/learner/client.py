@@ -51,6 +51,10 @@ class LearnerClient:
         """Calls a function on every learner and returns the results."""
         return list(self._learner_group.ask(question))
 
+    def weights_checksum(self) -> int:
+        """Returns that of all trained weights."""
+        return int(self.ask(TPPOLearner.weights_checksum)[0])
+
     def held_episodes(self) -> pa.Table:
         """Returns the finished episodes that wait for a full value batch, of all learners."""
         return concatenate_tables(self.ask(TPPOLearner.held_episodes))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from tppo_rl.core.errors import OptionError
 from tppo_rl.core.one_clear_error import one_clear_error
 from tppo_rl.core.shared_options import set_option
 
@@ -92,6 +93,11 @@ def plan(
     from tppo_rl.plan.roofline import shape_of_model
 
     workload = _workload(**options)
+    for window in windows:
+        if window > workload.lengths.longest:
+            raise OptionError(
+                f"--window={window}: no response is longer than {workload.lengths.longest} tokens; give at most that"
+            )
     machine = _costs(costs, model, tensor_parallel, rollout_records, learner_records, learner_speed)
     shape = shape_of_model(model)
     predictions = predict(workload, machine, shape, windows or default_windows(workload.lengths.longest))
@@ -115,7 +121,6 @@ def plan(
 def _print_memory(model: str, card: str, overrides: tuple[str, ...], *, devices: int, **options: Any) -> None:
     from rich.console import Console
 
-    from tppo_rl.core.errors import OptionError
     from tppo_rl.plan import card_memory, learner_memory
     from tppo_rl.plan.memory_table import memory_without_run
     from tppo_rl.plan.roofline import DEVICES
@@ -144,7 +149,6 @@ def _print_memory(model: str, card: str, overrides: tuple[str, ...], *, devices:
 
 
 def _workload(lengths: str, cap: int | None, prompt_length: float | None, **options: Any) -> Workload:
-    from tppo_rl.core.errors import OptionError
     from tppo_rl.plan.length_files import prompt_length_of_run, read_lengths
     from tppo_rl.plan.predict import Workload
 
@@ -164,7 +168,6 @@ def _costs(
     learner_records: Path | None,
     learner_speed: float | None,
 ) -> Costs:
-    from tppo_rl.core.errors import OptionError
     from tppo_rl.plan import cost_files, costs
     from tppo_rl.plan.roofline import DEVICES, roofline_costs
 

@@ -46,6 +46,11 @@ class RunOptions(Section):
         "to an env-runner. `tppo-rl replay` makes the run again from it, to the last bit. The environment must run in the "
         "env-runners (`scoring_workers: 0`).",
     )
+    record_batches: bool = option(
+        False,
+        "Whether `batches/` keeps all fragments that updates train. `tppo-rl retrain` trains them again with other options of the "
+        "learners, without sampling. 10 to 25 bytes a token: an update of 100,000 tokens is 1 to 2.5 MB.",
+    )
     replay_of: str | None = option(
         None, "Folder of a run with `record_events` whose order of events this run follows; `tppo-rl replay` sets it."
     )

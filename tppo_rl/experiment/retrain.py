@@ -1,0 +1,153 @@
+"""The batches of a run trained again with other options of the learners, without sampling: `tppo-rl retrain`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tppo_rl.config.options import OPTIONS, Options, algorithm_spec
+from tppo_rl.core.errors import OptionError, unknown_key
+from tppo_rl.core.waiting import stage
+from tppo_rl.experiment.result_log import RESULTS, flatten, read_results
+from tppo_rl.observability.batch_log import batch_files, read_batch, run_facts
+
+_SECTIONS = frozenset({"advantages", "compute", "critic", "learners", "optimizer", "policy_loss"})
+"""Sections of the options that may be changed: what is sampled does not follow from them."""
+_SHOWN = (
+    "policy/loss", "policy/entropy", "policy/approximate_kl", "policy/clip_fraction_high", "policy/gradient_norm",
+    "policy/advantage_std", "critic/loss", "critic/explained_variance", "critic/gradient_norm",
+)  # fmt: skip
+_ROWS = 12
+
+
+class Retrained(NamedTuple):
+    """One update that was made again."""
+
+    iteration: int
+    metrics: dict[str, float]
+    """Of policy, critic, hindsight, staleness and mismatch, by the names of the table of metrics."""
+    is_equal: bool
+    """Whether the weights are those of the run, to the last bit."""
+
+
+def retrain(run: Path, changes: Mapping[str, Any], iterations: int | None) -> Iterator[Retrained]:
+    """Trains the kept batches of a run again, one update after the other.
+
+    Args:
+        run: Folder of a run with `record_batches`.
+        changes: Options that differ from the run's.
+        iterations: Number of updates; None: all that are kept.
+
+    Raises:
+        OptionError: the run has not kept its batches, an option says what is sampled, or its value is wrong.
+    """
+    from tppo_rl.algorithms.ray_start import quiet_libraries, start_ray
+    from tppo_rl.algorithms.rllib_classes import rllib_classes
+
+    files = batch_files(run)
+    if iterations is not None and iterations > len(files):
+        raise OptionError(f"--iterations={iterations}: {run} has kept the batches of {len(files)} iterations")
+    facts = run_facts(run)
+    for key, value in changes.items():
+        _check_changeable(key, value)
+    quiet_libraries()
+    _, config_class = rllib_classes(algorithm_spec(facts["algorithm"]))
+    keeps = {"record_events": False, "record_batches": False}
+    config = config_class().update_from_dict(facts["options"] | facts["rllib"] | keeps | dict(changes))
+    config.validate()
+    start_ray(config.options.run.runtime_env)
+    yield from _updates(config, files[:iterations])
+
+
+def _check_changeable(key: str, value: Any) -> None:
+    changeable = [name for name, option in OPTIONS.items() if option.section in _SECTIONS]
+    if key not in OPTIONS:
+        raise OptionError(unknown_key(key, value, changeable))
+    if key not in changeable:
+        raise OptionError(
+            f"{key}={value!r}: the batches are those of the run, and this option of the section {OPTIONS[key].section!r} says what "
+            f"they are or where they come from; those of {', '.join(sorted(_SECTIONS))} can be changed"
+        )
+
+
+def _updates(config: Any, files: Sequence[Path]) -> Iterator[Retrained]:
+    from ray.rllib.utils.metrics.metrics_logger import MetricsLogger
+
+    from tppo_rl.config.text_envs import make_text_env
+    from tppo_rl.learner.boundaries import BoundaryTracker
+    from tppo_rl.learner.client import LearnerClient
+    from tppo_rl.learner.learner import TPPOLearner
+    from tppo_rl.observability.metrics import boundary_metrics, learner_metrics
+
+    options: Options = config.options
+    env = make_text_env(options.environment, "train")
+    group = config.build_learner_group(env=env)
+    env.close()
+    learners = LearnerClient(group, options, MetricsLogger().peek_results)
+    boundaries = BoundaryTracker(options)
+    try:
+        for number, file in enumerate(files, 1):
+            batch = read_batch(file)
+            if batch.resumed:
+                boundaries = BoundaryTracker(options, boundaries.waiting)
+            if batch.critic_starts_at is not None:
+                learners.ask(partial(TPPOLearner.start_critic, value=batch.critic_starts_at))
+            version = learners.ask(lambda learner: learner.policy_version)[0]
+            with stage(f"update {number} of {len(files)}"):
+                update = learners.update(batch.fragments + boundaries.due())
+            closed = boundaries.after_update(batch.fragments, update.fragments, version)
+            boundaries.forget(batch.left_out)
+            metrics = learner_metrics(update.metrics) | boundary_metrics(closed)
+            yield Retrained(number, metrics, learners.weights_checksum() == batch.weights)
+    finally:
+        learners.stop()
+        group.shutdown()
+
+
+def write_and_compare(found: Iterator[Retrained], run: Path, out: Path) -> str:
+    """Writes the metrics of each update as a line of `result.json`, and returns them beside the run's.
+
+    Args:
+        found: From `retrain`.
+        run: The run's folder.
+        out: Folder of the results; a `result.json` there is replaced.
+    """
+    made = []
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / RESULTS).open("w", encoding="utf-8") as file:
+        for one in found:
+            made.append(one)
+            row = {"training_iteration": one.iteration, "weights_are_equal": one.is_equal, **one.metrics}
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+    # An iteration that was made again after a resume has several lines, and the last one counts.
+    recorded = {result["training_iteration"]: flatten(result) for result in read_results(run)}
+    differs = next((one.iteration for one in made if not one.is_equal), None)
+    says = (
+        f"{len(made)} updates; the weights are those of the run, to the last bit, after each"
+        if differs is None
+        else f"{len(made)} updates; the weights differ from the run's from update {differs} on"
+    )
+    return "\n".join([*_table(made, recorded), "", f"{says}; all metrics: {out / RESULTS}"])
+
+
+def _table(made: Sequence[Retrained], recorded: Mapping[int, Mapping[str, Any]]) -> list[str]:
+    shown = [made[place] for place in np.unique(np.linspace(0, len(made) - 1, _ROWS).round().astype(int))]
+    names = [name for name in _SHOWN if any(name in one.metrics for one in shown)]
+    lines = ["run → retrained", ""]
+    for name in names:
+        lines.append(name)
+        for one in shown:
+            if name in one.metrics:
+                before = recorded.get(one.iteration, {}).get(name)
+                lines.append(f"  update {one.iteration:>6}  {_number(before)} → {_number(one.metrics[name])}")
+    return lines
+
+
+def _number(value: Any) -> str:
+    return "-" if value is None else f"{float(value):.4g}"
