@@ -103,7 +103,7 @@ class OptionBuilder(AlgorithmConfig):
         lambda_: float | Literal["length_adaptive"] = ...,
         lambda_alpha: float = ...,
         boundary_value: Literal["hold", "bootstrap", "tail_corrected"] = ...,
-        unfinished_advantage_scale: float = ...,
+        unfinished_advantage_scale: float | Literal["auto"] = ...,
         hindsight: bool = ...,
         advantage_normalization: Literal["none", "whiten", "scale"] = ...,
         advantage_normalization_scope: Literal["batch", "group"] = ...,

@@ -204,6 +204,7 @@ class LanguageModelAlgorithm(Algorithm):
         state[LOOP] = {
             **self.loop.rollouts.state(),
             "hindsight": table_from_fragments(self.loop.boundaries.waiting),
+            "slope": self.loop.boundaries.slope(),
             "held": self.loop.learners.held_episodes(),
             "recorder": self.loop.recorder.state(),
             "evaluations": self.evaluator.state(),
@@ -335,7 +336,9 @@ class LanguageModelAlgorithm(Algorithm):
             self.loop.batch_log.resumed = True
         self.evaluator.restore(saved["evaluations"])
         self.loop.rollouts.restart(ledger, queued, grouped, saved.get("left_out"))
-        self.loop.boundaries = BoundaryTracker(self.options, fragments_from_table(saved["hindsight"]))
+        self.loop.boundaries = BoundaryTracker(
+            self.options, fragments_from_table(saved["hindsight"]), saved.get("slope")
+        )
         self.loop.learners.hold_episodes(saved["held"])
 
     def _event_log(self) -> EventLog:

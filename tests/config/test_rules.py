@@ -81,6 +81,10 @@ GROUPS = WHOLE | {"critic": None, "advantage_estimator": "group_relative", "grou
             ["policy_token_fraction=0.5", "positive_lm_coef=0.1"],
         ),
         (
+            {"unfinished_advantage_scale": "auto", "kl_coef": 0.1, "kl_in": "reward"},
+            ["unfinished_advantage_scale='auto'", "have no KL in them", "set kl_in to 'loss'"],
+        ),
+        (
             {"hindsight": True, "unfinished_advantage_scale": 0.5},
             ["hindsight=True", "unfinished_advantage_scale=0.5", "set one of them off"],
         ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -125,6 +126,40 @@ def test_hindsight_is_what_the_value_that_was_used_missed(boundary_value: str, r
     )
     tracker.after_update([last], report((last, 0.0, 0.0, 0.0)), 1)
     assert [fragment.hindsight_residual for fragment in tracker.due()] == [residual]
+
+
+def test_the_factor_on_unfinished_windows_follows_what_returns_bear_out() -> None:
+    rng = np.random.default_rng(0)
+
+    def update(tracker: BoundaryTracker, number: int, *, knows: bool) -> None:
+        fragments, rows = [], []
+        for episode in range(10 * number, 10 * number + 10):
+            reward = float(rng.random() < 0.5)
+            after = 0.2 + 0.6 * reward if knows else rng.random()
+            windows = [
+                replace(FIRST, episode_id=episode),
+                replace(SECOND, episode_id=episode),
+                end(episode_id=episode, rewards=[0.0, reward], context_rewards=np.zeros(5, np.float32)),
+            ]
+            fragments += windows
+            rows += [
+                (windows[0], 0.5, rng.normal(0.5, 0.1), 0.5),
+                (windows[1], 0.5, after, 0.5),
+                (windows[2], 0.0, 0.0, 0.0),
+            ]
+        tracker.after_update(fragments, report(*rows), number)
+
+    fixed = BoundaryTracker(Options.of(unfinished_advantage_scale=0.5))
+    knowing, guessing = (BoundaryTracker(Options.of(unfinished_advantage_scale="auto")) for _ in range(2))
+    assert (fixed.unfinished_scale, knowing.unfinished_scale) == (None, 0.0)
+    for number in range(8):
+        update(knowing, number, knows=True)
+        update(guessing, number, knows=False)
+    assert knowing.unfinished_scale == 1.0
+    assert guessing.unfinished_scale is not None
+    assert guessing.unfinished_scale < 0.3
+    resumed = BoundaryTracker(Options.of(unfinished_advantage_scale="auto"), slope=guessing.slope())
+    assert resumed.unfinished_scale == guessing.unfinished_scale
 
 
 @pytest.mark.parametrize(("kl_in", "known"), [("reward", False), ("loss", True)])

@@ -76,6 +76,24 @@ def test_equals_the_plain_update_step(model_folder: str) -> None:
     assert metrics[WEIGHTS_SEQ_NO] == 1
 
 
+def test_a_factor_that_the_driver_gives_is_that_of_the_option(model_folder: str) -> None:
+    # A new critic gives all states one value, and unfinished windows no advantage: so the second update shows it.
+    batches = [make_fragments(0), make_fragments(1, version=1)]
+    weights = {}
+    for scale in (0.0, 0.25):
+        fixed = local_group(model_folder, unfinished_advantage_scale=scale)
+        told = local_group(model_folder, unfinished_advantage_scale="auto")
+        if scale:
+            told._learner.take_unfinished_scale(scale)
+        for fragments in batches:
+            train(fixed, fragments)
+            metrics = aggregate([train(told, fragments)])[DEFAULT_MODULE_ID]
+            assert metrics["unfinished_scale"] == scale
+        np.testing.assert_array_equal(weights_of(told), weights_of(fixed))
+        weights[scale] = weights_of(fixed)
+    assert not np.array_equal(weights[0.0], weights[0.25])
+
+
 def test_versions_rise_and_state_comes_back_on_request(model_folder: str) -> None:
     group = local_group(model_folder)
     first = train(group, make_fragments(0))

@@ -19,7 +19,11 @@ def some_boundaries(count: int) -> list[ClosedBoundary]:
     rng = np.random.default_rng(0)
     return [
         ClosedBoundary(
-            int(rng.integers(4)), Boundary(*rng.normal(size=3).tolist()), float(rng.normal()), int(rng.integers(1, 60))
+            int(rng.integers(4)),
+            Boundary(*rng.normal(size=3).tolist()),
+            float(rng.normal()),
+            int(rng.integers(1, 60)),
+            0,
         )
         for _ in range(count)
     ]
@@ -27,9 +31,15 @@ def some_boundaries(count: int) -> list[ClosedBoundary]:
 
 def test_worked_by_hand() -> None:
     boundaries = [
-        ClosedBoundary(1, Boundary(held=0.25, bootstrap=0.5, window_mean=0.0), return_after=1.0, position=16),
-        ClosedBoundary(0, Boundary(held=0.5, bootstrap=1.0, window_mean=0.0), return_after=0.0, position=8),
-        ClosedBoundary(1, Boundary(held=0.5, bootstrap=0.5, window_mean=0.0), return_after=0.0, position=19),
+        ClosedBoundary(
+            1, Boundary(held=0.25, bootstrap=0.5, window_mean=0.0), return_after=1.0, position=16, episode_id=0
+        ),
+        ClosedBoundary(
+            0, Boundary(held=0.5, bootstrap=1.0, window_mean=0.0), return_after=0.0, position=8, episode_id=0
+        ),
+        ClosedBoundary(
+            1, Boundary(held=0.5, bootstrap=0.5, window_mean=0.0), return_after=0.0, position=19, episode_id=0
+        ),
     ]
     first, second = sum_boundary_errors(boundaries, bin_width=10)
     assert first == BoundaryErrors(0, 0, 1, held=0.5, bootstrap=1.0, step=0.5, held_squared=0.25, bootstrap_squared=1.0)

@@ -39,8 +39,12 @@ def test_episodes_are_measured_whole() -> None:
 
 def test_boundary_errors_and_explained_variance() -> None:
     closed = [
-        ClosedBoundary(0, Boundary(held=0.25, bootstrap=0.5, window_mean=0.0), return_after=1.0, position=4),
-        ClosedBoundary(1, Boundary(held=0.25, bootstrap=0.0, window_mean=0.0), return_after=0.0, position=8),
+        ClosedBoundary(
+            0, Boundary(held=0.25, bootstrap=0.5, window_mean=0.0), return_after=1.0, position=4, episode_id=0
+        ),
+        ClosedBoundary(
+            1, Boundary(held=0.25, bootstrap=0.0, window_mean=0.0), return_after=0.0, position=8, episode_id=0
+        ),
     ]
     metrics = boundary_metrics(closed)
     assert metrics["critic/boundary_error_held"] == pytest.approx(0.5)
@@ -52,7 +56,7 @@ def test_boundary_errors_and_explained_variance() -> None:
 
 def test_differences_of_values_are_those_of_windows_that_follow_each_other() -> None:
     def closed(window: int, value: float, following: float) -> ClosedBoundary:
-        return ClosedBoundary(window, Boundary(0.0, value, 0.0), return_after=following, position=window)
+        return ClosedBoundary(window, Boundary(0.0, value, 0.0), return_after=following, position=window, episode_id=0)
 
     rng = np.random.default_rng(0)
     walks = rng.normal(size=(20, 3)).cumsum(axis=1)

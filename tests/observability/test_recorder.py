@@ -103,7 +103,7 @@ def test_an_evaluation_belongs_to_the_next_iteration(tmp_path: Path, caplog: pyt
 def test_files_hold_what_was_recorded(tmp_path: Path) -> None:
     run = recorder(tmp_path, rollout_log_fragments=2)
     rollouts = RolloutStatistics(slot_steps=8, productive_slot_steps=6, fragments=[make_fragment(terminated=True)])
-    boundary = ClosedBoundary(0, Boundary(0.2, 0.3, 0.1), 1.0, 4)
+    boundary = ClosedBoundary(0, Boundary(0.2, 0.3, 0.1), 1.0, 4, episode_id=0)
     metrics = record(run, closed=[boundary], rollouts=rollouts, probe_diff=1e-6)
     run.close()
     assert metrics["rollout/slot_occupancy"] == 0.75

@@ -69,7 +69,7 @@ def write_results(
         }
         log.append(result | ({"evaluation": latest} if evaluated else {}))
         boundaries = [
-            ClosedBoundary(index, Boundary(0.5, 0.5 + step_error, 0.5), 1.0, window * (index + 1))
+            ClosedBoundary(index, Boundary(0.5, 0.5 + step_error, 0.5), 1.0, window * (index + 1), episode_id=0)
             for index in range(min(4, 320 // window - 1))
             for _ in range(6)
         ]

@@ -165,6 +165,12 @@ METRICS = (
         "tokens_from_unfinished_fraction",
     ),
     Metric(
+        "policy/unfinished_scale",
+        "",
+        "factor on the advantages of unfinished windows, where unfinished_advantage_scale is auto",
+        "unfinished_scale",
+    ),
+    Metric(
         "critic/loss",
         "",
         "loss of `critic_loss`, mean over the tokens of the value batch: half squared errors, or nats",

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 
 from tppo_rl.config.options import Options
-from tppo_rl.config.sections.advantages import LENGTH_ADAPTIVE
+from tppo_rl.config.sections.advantages import AUTO, LENGTH_ADAPTIVE
 from tppo_rl.learner.batch import TrainBatch
 from tppo_rl.learner.collective import Collective, SingleLearner
 from tppo_rl.learner.values import CriticValues
@@ -47,9 +47,9 @@ def extended_advantages(batch: TrainBatch, values: CriticValues | None, options:
         lambda_=lambda_,
         tail_corrected=tail_corrected,
     )
-    if options.advantages.unfinished_advantage_scale != 1:
-        scales = torch.where(batch.finished, 1.0, options.advantages.unfinished_advantage_scale)
-        advantages = advantages * scales[:, None]
+    scale = options.advantages.unfinished_advantage_scale
+    if scale != AUTO:
+        advantages = scale_unfinished(advantages, batch, float(scale))
     if not batch.hindsight.any():
         return advantages
     if options.advantages.lambda_ == LENGTH_ADAPTIVE:
@@ -64,6 +64,11 @@ def extended_advantages(batch: TrainBatch, values: CriticValues | None, options:
         tail_corrected=options.advantages.boundary_value == "tail_corrected",
     )
     return torch.where(batch.hindsight[:, None], corrections, advantages)
+
+
+def scale_unfinished(advantages: torch.Tensor, batch: TrainBatch, scale: float) -> torch.Tensor:
+    """Returns the advantages, float32 [B, T], with those of unfinished windows multiplied by a factor."""
+    return advantages if scale == 1 else advantages * torch.where(batch.finished, 1.0, scale)[:, None]
 
 
 def plain_advantages(batch: TrainBatch, values: CriticValues | None, options: Options) -> torch.Tensor:

@@ -13,9 +13,11 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from tppo_rl.config.options import Options
-from tppo_rl.core.boundaries import Boundary, ClosedBoundary
+from tppo_rl.config.sections.advantages import AUTO
+from tppo_rl.core.boundaries import Boundary, ClosedBoundary, window_differences
 from tppo_rl.core.fragments import Fragment, return_after
 from tppo_rl.learner.hindsight import HindsightBuffer, checksum
+from tppo_rl.maths.running_slope import RunningSlope
 
 
 class _OpenBoundary(NamedTuple):
@@ -32,9 +34,10 @@ class BoundaryTracker:
     Args:
         options: Options of the run.
         due: Windows that were due for their second training when a checkpoint was saved.
+        slope: What was known of the critic's differences then (`RunningSlope.state`); None: nothing.
     """
 
-    def __init__(self, options: Options, due: Iterable[Fragment] = ()) -> None:
+    def __init__(self, options: Options, due: Iterable[Fragment] = (), slope: Mapping[str, Any] | None = None) -> None:
         self._gamma = options.advantages.gamma
         self._held = options.advantages.boundary_value == "hold"
         self._has_hindsight = options.advantages.hindsight
@@ -44,6 +47,17 @@ class BoundaryTracker:
         self._hindsight = HindsightBuffer(self._gamma, due)
         self._open: defaultdict[int, dict[int, _OpenBoundary]] = defaultdict(dict)
         self._forgotten: set[int] = set()
+        self._chooses_scale = options.advantages.unfinished_advantage_scale == AUTO
+        self._slope = RunningSlope() if slope is None else RunningSlope.from_state(slope)
+
+    @property
+    def unfinished_scale(self) -> float | None:
+        """Factor on the advantages of unfinished windows by what the critic knows (0 to 1); None: the options say it."""
+        return self._slope.scale() if self._chooses_scale else None
+
+    def slope(self) -> dict[str, Any]:
+        """Returns what is known of the critic's differences, as JSON."""
+        return self._slope.state()
 
     @property
     def waiting(self) -> Sequence[Fragment]:
@@ -77,6 +91,8 @@ class BoundaryTracker:
                 self._hindsight.close(fragment)
             else:
                 self._note(fragment, rows[fragment.episode_id, fragment.window_index], version)
+        if self._chooses_scale:
+            self._slope.add(*window_differences(closed))
         return closed if self._measures else []
 
     def forget(self, episode_ids: Iterable[int]) -> None:
@@ -104,6 +120,7 @@ class BoundaryTracker:
                 boundary.values,
                 return_after(finished, boundary.position, self._gamma),
                 boundary.position - finished.prompt_length,
+                finished.episode_id,
             )
             for window_index, boundary in self._open.pop(finished.episode_id, {}).items()
             # Boundaries with another checksum are of an attempt that was lost with its env-runner.

@@ -37,13 +37,21 @@ class LearnerClient:
         self._read_metrics = read_metrics
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="update")
 
-    def update(self, fragments: Sequence[Fragment], meanwhile: Callable[[], object] | None = None) -> UpdateReport:
+    def update(
+        self,
+        fragments: Sequence[Fragment],
+        meanwhile: Callable[[], object] | None = None,
+        unfinished_scale: float | None = None,
+    ) -> UpdateReport:
         """Trains fragments and returns the learners' report.
 
         Args:
             fragments: Fragments to train, windows in hindsight included.
             meanwhile: Called again and again until the update has ended; None waits.
+            unfinished_scale: Factor on the advantages of unfinished windows; None: the options say it.
         """
+        if unfinished_scale is not None:
+            self.ask(partial(TPPOLearner.take_unfinished_scale, value=unfinished_scale))
         with stage("training", cut="after", part="update"):
             return self._report(self._update(self._training_data(fragments), meanwhile))
 

@@ -22,6 +22,7 @@ from ray.rllib.utils.metrics import (
     WEIGHTS_SEQ_NO,
 )
 
+from tppo_rl.config.sections.advantages import AUTO
 from tppo_rl.core.fragments import Fragment, concatenate_tables, fragments_from_table, table_from_fragments
 from tppo_rl.kernels.denormals import flushed_subnormals
 from tppo_rl.kernels.half_precision import warn_of_slow_dtype
@@ -79,6 +80,8 @@ class TPPOLearner(InsideTorchLearner):
         self._options = self.config.options
         torch.set_num_threads(self._options.learners.num_threads)
         self._update_step: UpdateStep | None = None
+        self.unfinished_scale = 0.0
+        """Factor on the advantages of unfinished windows, where the options leave it to the critic's differences."""
         tokens = self._options.compute.context_cache_tokens
         self._caches = {name: ContextCache(tokens) for name in ("policy", "critic")} if tokens else {}
         self._gathered_optimizers: dict[str, Any] | None = None
@@ -191,6 +194,10 @@ class TPPOLearner(InsideTorchLearner):
             return
         if is_cold(critic, collective):
             start_critic(critic, torch.zeros(0), value, collective)
+
+    def take_unfinished_scale(self, value: float) -> None:
+        """Sets `unfinished_scale` for the updates to come."""
+        self.unfinished_scale = value
 
     def weights_checksum(self) -> int:
         """Returns that of all trained weights (`weight_checksum`); all learners must call it."""
@@ -315,6 +322,7 @@ class TPPOLearner(InsideTorchLearner):
                 collective=current_collective(self.device),
                 value_buffer=self._value_buffer,
                 cache=self._caches.get("critic"),
+                unfinished_scale=lambda: self.unfinished_scale,
             )
             pieces += connectors(stages)
         if not pieces:
@@ -340,6 +348,8 @@ class TPPOLearner(InsideTorchLearner):
     def _log(self, result: UpdateResult, *, num_tokens: int) -> None:
         for name, value in result.metrics.items():
             self.metrics.log_value((DEFAULT_MODULE_ID, name), value, window=1)
+        if self._options.advantages.unfinished_advantage_scale == AUTO:
+            self.metrics.log_value((DEFAULT_MODULE_ID, "unfinished_scale"), self.unfinished_scale, window=1)
         self.metrics.log_value((DEFAULT_MODULE_ID, WEIGHTS_SEQ_NO), self._weights_seq_no, window=1)
         self.metrics.log_value((DEFAULT_MODULE_ID, NUM_MODULE_STEPS_TRAINED), num_tokens, reduce="sum")
         for key in (

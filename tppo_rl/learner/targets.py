@@ -17,9 +17,10 @@ from typing import Any, NamedTuple, Protocol
 import torch
 
 from tppo_rl.config.options import Options
+from tppo_rl.config.sections.advantages import AUTO
 from tppo_rl.core.fragments import Fragment
 from tppo_rl.core.registry import ADVANTAGES
-from tppo_rl.learner.advantages import normalized_advantages
+from tppo_rl.learner.advantages import normalized_advantages, scale_unfinished
 from tppo_rl.learner.batch import TrainBatch, batch_from_fragments
 from tppo_rl.learner.collective import Collective, SingleLearner
 from tppo_rl.learner.context_cache import ContextCache
@@ -107,6 +108,7 @@ def default_stages(
     collective: Collective | None = None,
     value_buffer: ValueBuffer | None = None,
     cache: ContextCache | None = None,
+    unfinished_scale: Callable[[], float] | None = None,
 ) -> dict[str, Stage]:
     """The stages that the options ask for, by name, in order.
 
@@ -116,6 +118,7 @@ def default_stages(
         collective: The other learners; None means that there are none.
         value_buffer: Holds finished episodes until the critic's batch is full; None trains them at once.
         cache: Keeps the critic's contexts from update to update; None computes them anew.
+        unfinished_scale: Gives the factor on advantages of unfinished windows, where `unfinished_advantage_scale` is "auto"; None: 1.
     """
     stages: dict[str, Stage] = {}
     if options.policy_loss.kl_coef:
@@ -123,7 +126,7 @@ def default_stages(
     if critic:
         stages["critic_start"] = _critic_start(options, collective or SingleLearner())
         stages["values"] = _values(options, cache)
-    stages["advantages"] = _advantages(options)
+    stages["advantages"] = _advantages(options, unfinished_scale)
     if options.advantages.advantage_normalization != "none":
         stages["advantage_normalization"] = _normalization(options, collective or SingleLearner())
     if critic:
@@ -224,7 +227,7 @@ def _values(options: Options, cache: ContextCache | None) -> Stage:
     return stage
 
 
-def _advantages(options: Options) -> Stage:
+def _advantages(options: Options, unfinished_scale: Callable[[], float] | None) -> Stage:
     """Estimates the policy's advantages."""
     estimator = ADVANTAGES.resolve(options.advantages.advantage_estimator)
 
@@ -237,6 +240,8 @@ def _advantages(options: Options) -> Stage:
                 f"advantage_estimator={options.advantages.advantage_estimator.name!r}: must return a tensor of the window's "
                 f"shape {tuple(expected)}, got {found}"
             )
+        if unfinished_scale is not None and options.advantages.unfinished_advantage_scale == AUTO:
+            advantages = scale_unfinished(advantages, estimates.batch, unfinished_scale())
         estimates.advantages = advantages
 
     return stage

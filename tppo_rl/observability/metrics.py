@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
-from tppo_rl.core.boundaries import ClosedBoundary
+from tppo_rl.core.boundaries import ClosedBoundary, window_differences
 from tppo_rl.core.fragments import Fragment, accuracy
 from tppo_rl.core.metric_table import METRICS
 from tppo_rl.core.reward_parts import ALL_FAILURES
@@ -103,13 +102,8 @@ def boundary_metrics(boundaries: Sequence[ClosedBoundary]) -> dict[str, float]:
     }
     if returns.var() > 0:
         metrics["critic/explained_variance_unfinished"] = float(1 - (returns - means).var() / returns.var())
-    # Boundaries of an episode follow each other.
-    pairs = [(a, b) for a, b in pairwise(boundaries) if b.window_index == a.window_index + 1]
-    slope = difference_slope(
-        np.array([first.values.bootstrap for first, _ in pairs]),
-        np.array([second.values.bootstrap for _, second in pairs]),
-        np.array([second.return_after for _, second in pairs]),
-    )
+    found = window_differences(boundaries)
+    slope = difference_slope(found.before, found.after, found.returns)
     return metrics if slope is None else metrics | {"critic/difference_slope": slope}
 
 

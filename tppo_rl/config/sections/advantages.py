@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 LENGTH_ADAPTIVE = "length_adaptive"
 """Value of `lambda_` that makes it depend on the length of the response."""
+AUTO = "auto"
+"""Value of `unfinished_advantage_scale` that makes it depend on what the critic knows."""
 
 
 def _estimator(options: Options) -> str:
@@ -56,13 +58,12 @@ class AdvantageOptions(Section):
         "critic's V(s_l), `tail_corrected` is the same with renormalized weights (arXiv 2602.03386).",
         read_with=_EGAE,
     )
-    unfinished_advantage_scale: float = option(
+    unfinished_advantage_scale: Annotated[float, Field(ge=0, le=1)] | Literal["auto"] = option(
         1.0,
         "Factor on the advantages of unfinished windows. If rewards come at the end, these advantages are differences of the "
         "critic's values, and noise while the critic explains little of the returns (`critic/explained_variance`). 1 is "
-        "T-PPO; 0 trains finished windows alone.",
-        ge=0,
-        le=1,
+        "T-PPO; 0 trains finished windows alone; `auto`: how much of the differences later returns have borne out, less one standard "
+        "error (`policy/unfinished_scale`).",
         read_with=_EGAE_OF_WINDOWS,
         perturbable=True,
     )
@@ -106,6 +107,12 @@ class AdvantageOptions(Section):
         self._check_critic(options.models.critic)
         if self.hindsight:
             self._check_hindsight(options)
+        if self.unfinished_advantage_scale == AUTO and options.policy_loss.has_kl_in_rewards:
+            refuse(
+                "unfinished_advantage_scale",
+                AUTO,
+                "the returns that it holds against the critic's values have no KL in them; set kl_in to 'loss', or give a number",
+            )
         if self.advantage_normalization_scope == "group" and options.groups.group_size == 1:
             refuse("advantage_normalization_scope", "group", "there are no groups; set group_size to 2 or more")
 
