@@ -25,6 +25,7 @@ from tppo_rl.tune.comparison_page import (
     cost_table,
     equal_budget_table,
     plot_budgets,
+    plot_over_time,
     sigmoid_table,
     terminal_table,
 )
@@ -34,6 +35,7 @@ from tppo_rl.tune.stored_comparison import OPTIONS_FILE, StoredComparison, optio
 
 FIGURE = "comparison.png"
 BUDGETS_FIGURE = "equal_budgets.png"
+TIME_FIGURE = "accuracy_over_time.png"
 PAGE = "comparison.html"
 FIGURES = "comparison.json"
 CURVES = "curves.csv"
@@ -91,7 +93,7 @@ def compare(
     console.print(comparison_table(folders))
     _compare_budgets(folders, here, console)
     if stored is not None:
-        stored.put(here, (FIGURE, CURVES, FIGURES, BUDGETS_FIGURE, PAGE))
+        stored.put(here, (FIGURE, CURVES, FIGURES, BUDGETS_FIGURE, TIME_FIGURE, PAGE))
     console.print(f"page: {here / PAGE}, curves: {here / CURVES}", soft_wrap=True, highlight=False)
     return folders
 
@@ -111,6 +113,7 @@ def _compare_budgets(folders: Mapping[str, Sequence[Path]], results: Path, conso
         console.print(terminal_table(table))
     write_whole(results / FIGURES, json.dumps({"budgets": as_json(found), "sigmoids": plain(fits)}, indent=1) + "\n")
     plot_budgets(curves, results / BUDGETS_FIGURE)
+    plot_over_time(curves, results / TIME_FIGURE)
     images = [results / BUDGETS_FIGURE, results / FIGURE]
     write_whole(results / PAGE, comparison_page(" / ".join(folders), tables, images))
 

@@ -10,12 +10,13 @@ from pathlib import Path
 import matplotlib as mpl
 import numpy as np
 from jinja2 import Environment, StrictUndefined
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 from rich.table import Table
 
 from tppo_rl.tune.compute_curve import Sigmoid
-from tppo_rl.tune.equal_budgets import BUDGETS, Curve, EqualBudget
+from tppo_rl.tune.equal_budgets import BUDGETS, Budget, Curve, EqualBudget
 from tppo_rl.tune.report_page import PageTable
 from tppo_rl.tune.statistics import Estimate, mean_with_interval
 
@@ -100,22 +101,37 @@ def terminal_table(table: PageTable) -> Table:
 
 def plot_budgets(curves: Mapping[str, Sequence[Curve]], path: Path) -> None:
     """Draws accuracy over each budget into a PNG file: the mean over runs, and its 95 % interval from three runs on."""
+    _plot(curves, BUDGETS, path, width=3.2, height=3.2)
+
+
+def plot_over_time(curves: Mapping[str, Sequence[Curve]], path: Path) -> None:
+    """Draws accuracy over wall time alone, as `plot_budgets` does."""
+    _plot(curves, [budget for budget in BUDGETS if budget.name == "wall_seconds"], path, width=6.4, height=3.6)
+
+
+def _plot(
+    curves: Mapping[str, Sequence[Curve]], budgets: Sequence[Budget], path: Path, *, width: float, height: float
+) -> None:
     with mpl.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
-        figure = Figure(figsize=(3.2 * len(BUDGETS), 3.2), layout="constrained")
-        panels = figure.subplots(1, len(BUDGETS), sharey=True)
-        for axes, budget in zip(panels, BUDGETS, strict=True):
-            for index, (name, runs) in enumerate(curves.items()):
-                grid = np.linspace(0, min(run.spent[budget.name][-1] for run in runs), _GRID_POINTS)
-                values = np.array([np.interp(grid, run.spent[budget.name], run.accuracy) for run in runs])
-                estimates = [mean_with_interval(column, bounds=(0.0, 1.0)) for column in values.T]
-                axes.plot(grid, [one.mean for one in estimates], color=f"C{index}", label=name, linewidth=1.3)
-                low, high = ([getattr(one, side) for one in estimates] for side in ("low", "high"))
-                axes.fill_between(grid, low, high, color=f"C{index}", alpha=0.15, linewidth=0)
-            axes.set(xlabel=f"{budget.title}, {budget.unit}" if budget.unit == "s" else budget.title)
-            axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        figure = Figure(figsize=(width * len(budgets), height), layout="constrained")
+        panels = figure.subplots(1, len(budgets), sharey=True, squeeze=False)[0]
+        for axes, budget in zip(panels, budgets, strict=True):
+            _plot_budget(axes, curves, budget)
         panels[0].set(ylabel="held-out accuracy, sampled", ylim=(0, 1))
         panels[0].legend(frameon=False, fontsize=7)
         figure.savefig(path, dpi=150)
+
+
+def _plot_budget(axes: Axes, curves: Mapping[str, Sequence[Curve]], budget: Budget) -> None:
+    for index, (name, runs) in enumerate(curves.items()):
+        grid = np.linspace(0, min(run.spent[budget.name][-1] for run in runs), _GRID_POINTS)
+        values = np.array([np.interp(grid, run.spent[budget.name], run.accuracy) for run in runs])
+        estimates = [mean_with_interval(column, bounds=(0.0, 1.0)) for column in values.T]
+        axes.plot(grid, [one.mean for one in estimates], color=f"C{index}", label=name, linewidth=1.3)
+        low, high = ([getattr(one, side) for one in estimates] for side in ("low", "high"))
+        axes.fill_between(grid, low, high, color=f"C{index}", alpha=0.15, linewidth=0)
+    axes.set(xlabel=f"{budget.title}, {budget.unit}" if budget.unit == "s" else budget.title)
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
 
 
 def comparison_page(title: str, tables: Sequence[PageTable], images: Sequence[Path]) -> str:
