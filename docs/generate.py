@@ -365,6 +365,11 @@ _ALARM_TRIGGERS: dict[str, tuple[str, Sequence[dict[str, float]]]] = {
         f"`critic/boundary_error_held` is above {alarms.LEAST_ERROR:g} and {alarms.GROWTH:g} times its least",
         [{"critic/boundary_error_held": 0.1}, {"critic/boundary_error_held": 0.4}],
     ),
+    "wrong_differences": (
+        f"`critic/difference_slope` was negative in {alarms.WRONG_SIGNS} of its last {alarms.SLOPES} values (0 does not count), and "
+        f"`policy/unfinished_fraction` is at least {alarms.SHARE:g}",
+        [{"critic/difference_slope": -0.5, "policy/unfinished_fraction": 0.5}] * alarms.SLOPES,
+    ),
     "slot_occupancy": (
         f"`rollout/slot_occupancy` is below {alarms.OCCUPANCY:g}; not where whole responses are trained",
         [{"rollout/slot_occupancy": 0.6}],

@@ -14,6 +14,8 @@ GOOD = {
     "critic/loss": 0.1,
     "critic/explained_variance": 0.4,
     "critic/boundary_error_held": 0.2,
+    "critic/difference_slope": 0.4,
+    "policy/unfinished_fraction": 0.6,
     "rollout/slot_occupancy": 1.0,
     "rollout/env_runner_idle_fraction": 0.05,
     "time/waiting_for_fragments": 0.1,
@@ -23,6 +25,7 @@ SIGNS = {
     "few_finished_episodes": {"critic/finished_episodes": 2.0},
     "explained_variance": {"critic/explained_variance": -0.5},
     "boundary_error": {"critic/boundary_error_held": 0.6},
+    "wrong_differences": {"critic/difference_slope": -0.4},
     "slot_occupancy": {"rollout/slot_occupancy": 0.6},
     "learner_idle": {"time/waiting_for_fragments": 0.6},
     "env_runner_idle": {"rollout/env_runner_idle_fraction": 0.6},
@@ -53,6 +56,14 @@ def test_the_message_names_settings_that_exist(name: str, changes: dict[str, flo
     settings = set(re.findall(r"[a-z]+(?:_[a-z]+)+", alarm.message)) - {"kv_cache_gib", "max_num_seqs"}
     assert settings
     assert settings <= set(OPTIONS)
+
+
+@pytest.mark.parametrize("changes", [{"policy/unfinished_fraction": 0.0}, {"policy/unfinished_scale": 0.0}])
+def test_wrong_differences_are_no_sign_where_nothing_is_trained_on_them(changes: dict[str, float]) -> None:
+    alarms = Alarms()
+    assert watch(alarms, {"critic/difference_slope": -0.4}, 20) == ["wrong_differences"]
+    assert watch(Alarms(), {"critic/difference_slope": -0.4} | changes, 40) == []
+    assert watch(Alarms(), {"critic/difference_slope": 0.0}, 40) == []
 
 
 def test_no_alarm_before_averages_mean_anything() -> None:

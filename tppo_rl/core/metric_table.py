@@ -284,6 +284,7 @@ METRICS = (
     ),
     Metric("alarm/explained_variance", "0/1", "the critic's explained variance is far below its best"),
     Metric("alarm/boundary_error", "0/1", "the error of held boundary values is far above its least"),
+    Metric("alarm/wrong_differences", "0/1", "the critic's differences over windows point away from later returns"),
     Metric("alarm/slot_occupancy", "0/1", "finished slots are not refilled at once"),
     Metric("alarm/learner_idle", "0/1", "learners wait for fragments"),
     Metric("alarm/env_runner_idle", "0/1", "env-runners wait for updates"),

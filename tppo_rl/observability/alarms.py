@@ -1,13 +1,15 @@
 """Alarms: signs that a run goes wrong or wastes its machine, each with the setting to look at.
 
-The first four are the failure signs of T-PPO (arXiv 2506.15050): values from too few finished episodes, values that stop
-explaining returns, held boundary values that miss the return more and more, and slots that are not refilled. The others
+Four are the failure signs of T-PPO (arXiv 2506.15050): values from too few finished episodes, values that stop
+explaining returns, held boundary values that miss the return more and more, and slots that are not refilled. One says that the
+differences of values, of which the advantages of unfinished windows are made, have the wrong sign. The others
 say that one side of the pipeline waits for the other. All look at averages over some updates: one bad update is no alarm.
 """
 
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -21,6 +23,10 @@ GROWTH = 1.5
 """Ratio of the boundary error to its least that is a sign."""
 LEAST_ERROR = 0.05
 """Boundary error, in units of reward, up to which no growth is a sign."""
+WRONG_SIGNS, SLOPES = 12, 16
+"""Slopes of the critic's differences of which so many are negative is a sign: where they mean nothing, this many come in one of 26 cases."""
+SHARE = 0.1
+"""Fraction of trained tokens in unfinished windows from which their advantages matter."""
 OCCUPANCY = 0.9
 IDLE = 0.3
 """Fraction of an iteration for which one side waits for the other."""
@@ -51,6 +57,7 @@ class Alarms:
             "few_finished_episodes": self._few_finished_episodes,
             "explained_variance": self._explained_variance,
             "boundary_error": self._boundary_error,
+            "wrong_differences": self._wrong_differences,
         }
         if refills:
             self._signs["slot_occupancy"] = self._slot_occupancy
@@ -60,6 +67,7 @@ class Alarms:
         self._averages: dict[str, float] = {}
         self._best_explained_variance = -math.inf
         self._least_boundary_error = math.inf
+        self._slopes: deque[float] = deque(maxlen=SLOPES)
 
     def watch(self, metrics: Mapping[str, float]) -> list[Alarm]:
         """Takes the metrics of an update by name (`tppo_rl.core.metric_table`), and returns the alarms that are on.
@@ -67,6 +75,9 @@ class Alarms:
         A metric that is missing in an update leaves its average unchanged.
         """
         self._updates += 1
+        # Returns that are all alike bear out nothing, and give 0.
+        if slope := metrics.get("critic/difference_slope"):
+            self._slopes.append(slope)
         for name, value in metrics.items():
             if math.isfinite(value):
                 before = self._averages.get(name, value)
@@ -112,6 +123,17 @@ class Alarms:
         return (
             f"values held at window ends miss the return by {error:.2f}, at best it was {self._least_boundary_error:.2f}: "
             "lengthen window_length, set boundary_value to 'bootstrap', or set hindsight to true"
+        )
+
+    def _wrong_differences(self) -> str | None:
+        negative = sum(slope < 0 for slope in self._slopes)
+        is_read = self._averages.get("policy/unfinished_fraction", 0.0) >= SHARE
+        if negative < WRONG_SIGNS or not is_read or self._averages.get("policy/unfinished_scale") == 0.0:
+            return None
+        return (
+            f"the critic's differences over windows point away from later returns in {negative} of the last {len(self._slopes)} updates, "
+            "and unfinished windows are trained on them: set unfinished_advantage_scale to 'auto' or 0, set "
+            "hindsight to true, or give the critic more critic_warmup_updates"
         )
 
     def _slot_occupancy(self) -> str | None:
