@@ -27,6 +27,8 @@ SMALL = [
 
 
 def test_it_prints_a_table_and_a_recommendation_and_writes_files(tmp_path: Path) -> None:
+    whole = CliRunner().invoke(main, ["plan", *SMALL, "--window", "25", "--window", "200"])
+    assert "partial rollouts" in whole.output
     figure, file = tmp_path / "plan.png", tmp_path / "plan.json"
     result = CliRunner().invoke(
         main, ["plan", *SMALL, "--window", "25", "--window", "100", "--figure", str(figure), "--json", str(file)]

@@ -110,7 +110,7 @@ def plan(
     # A table whose columns were cut off would be of no use in a log file either.
     console.width = max(console.width, 150)
     console.print(report.workload_line(workload, machine), soft_wrap=True, highlight=False)
-    console.print(report.predictions_table(predictions, best))
+    console.print(report.predictions_table(predictions, best, workload.lengths.longest))
     console.print(report.recommendation(predictions, best, workload), soft_wrap=True, highlight=False)
     if figure is not None:
         report.plot_predictions(predictions, best, figure)

@@ -17,8 +17,14 @@ from tppo_rl.plan.windows import MODES, Mode
 _MICRO = 1e6
 
 
-def predictions_table(predictions: Sequence[Prediction], recommended: Prediction) -> Table:
-    """Returns a row for each mode and window; times are in microseconds of each trained token."""
+def predictions_table(predictions: Sequence[Prediction], recommended: Prediction, longest: int) -> Table:
+    """Returns a row for each mode and window; times are in microseconds of each trained token.
+
+    Args:
+        predictions: To be shown.
+        recommended: One of them.
+        longest: Tokens of the longest response: asynchronous windows of that length are whole responses that run on through weight updates.
+    """
     names = (
         "mode",
         "window",
@@ -35,8 +41,8 @@ def predictions_table(predictions: Sequence[Prediction], recommended: Prediction
     table = Table(*(Column(name, justify="left" if name == "mode" else "right", no_wrap=True) for name in names))
     for one in predictions:
         table.add_row(
-            MODES[one.mode],
-            "whole" if one.window is None else str(one.window),
+            "partial rollouts" if one.mode == "async" and one.window == longest else MODES[one.mode],
+            "whole" if one.window in (None, longest) else str(one.window),
             f"{one.env_runners} + {one.learners}",
             f"{_MICRO * one.seconds_per_token:.4g}",
             f"{_MICRO * one.generation_s:.4g}",
