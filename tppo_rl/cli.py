@@ -113,10 +113,19 @@ tune.add_command(train_file)
     show_default=True,
     help="Runs of each experiment, with seeds 0, 1, …",
 )
+@click.option(
+    "--search",
+    "search_share",
+    type=click.FloatRange(0, 1, min_open=True),
+    metavar="SHARE",
+    help="Take the best point of each experiment's grid_search, found before in one run for each point of this share of its limits.",
+)
 @set_option
 @_results
 @one_clear_error
-def compare(configs: tuple[Path, ...], seeds: int, overrides: tuple[str, ...], results: Path | str) -> None:
+def compare(
+    configs: tuple[Path, ...], seeds: int, search_share: float | None, overrides: tuple[str, ...], results: Path | str
+) -> None:
     """Run all experiments of one YAML file or several with the same seeds, and compare them at equal budgets.
 
     Tokens, updates, wall time and learner time each have a table: accuracy where all runs have spent the same, with intervals
@@ -133,7 +142,7 @@ def compare(configs: tuple[Path, ...], seeds: int, overrides: tuple[str, ...], r
     kept = _kept_at(results)
     folder = kept.joined(name) if isinstance(kept, Storage) else kept / name
     with record_provenance(folder_here(folder), folder if isinstance(folder, Storage) else None):
-        compare_experiments(experiments, folder, seeds=range(seeds))
+        compare_experiments(experiments, folder, seeds=range(seeds), search_share=search_share)
 
 
 @main.command()

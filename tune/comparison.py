@@ -20,6 +20,7 @@ from tppo_rl.experiment.learning_curves import known, learning_curve
 from tppo_rl.experiment.plots import plot_comparison
 from tppo_rl.experiment.run import run_experiment
 from tppo_rl.experiment.summary import SUMMARY, read_summary
+from tppo_rl.tune.baseline_search import Search, check_search, search, search_table
 from tppo_rl.tune.comparison_page import (
     comparison_page,
     cost_table,
@@ -46,6 +47,7 @@ def compare(
     results: Path | Storage,
     *,
     seeds: Sequence[int],
+    search_share: float | None = None,
     console: Console | None = None,
 ) -> dict[str, list[Path]]:
     """Runs every experiment once for each seed, one after another, then draws and tabulates all of them.
@@ -53,52 +55,78 @@ def compare(
     A run that has ended is not repeated, one that was interrupted goes on from its newest checkpoint.
 
     Args:
-        experiments: Checked, without grids.
+        experiments: Checked; without grids, or all with grids of one size that are searched before.
         results: Folder of the comparison: a folder for each run, `comparison.png`, `curves.csv`, `equal_budgets.png`,
             `comparison.json` with all figures, and `comparison.html`, which shows them. Of one at a URI there is a copy on this machine
             (`folder_here`), for which runs that have ended are fetched.
         seeds: Of the runs.
+        search_share: Share of an experiment's limits for each run of its search (`tppo_rl.tune.baseline_search`); None: no search.
         console: Where to report; None is standard output.
 
     Returns:
         Folders of the runs on this machine by name of the experiment, in the order of the seeds.
 
     Raises:
-        OptionError: two experiments have one name, an experiment has a grid or no evaluations, a seed does not do, `results` holds a
-            run of that name with other options, or it cannot be written.
+        OptionError: two experiments have one name, an experiment has no evaluations, or a grid that is not searched, a seed does not
+            do, `results` holds a run of that name with other options, or it cannot be written.
         RunError: something could not be copied to its URI.
     """
     console = console or Console()
     _check_names([experiment.name for experiment in experiments])
-    runs = {experiment.name: [_with_seed(experiment, seed) for seed in seeds] for experiment in experiments}
-    here = folder_here(results)
-    folders = {name: [here / run.name for run in seeded] for name, seeded in runs.items()}
-    stored = StoredComparison(results) if isinstance(results, Storage) else None
-    for run in (run for seeded in runs.values() for run in seeded):
-        folder = here / run.name
-        if stored is not None:
-            stored.claim(run, folder)
-        _claim(folder, run)
-        if (folder / SUMMARY).is_file() and not read_summary(folder).get("interrupted"):
-            console.print(f"{run.name} has ended before", highlight=False)
-            continue
-        begun = find_newest_checkpoint(folder) is not None if stored is None else stored.has_checkpoint(run)
-        try:
-            run_experiment(run, results, resume=begun, console=console)
-        finally:
-            if folder.is_dir():
-                write_whole(folder / OPTIONS_FILE, options_text(run))
+    check_search(experiments, search_share)
+    for experiment in experiments:
+        for point in experiment.points():
+            for seed in seeds:
+                _with_seed(experiment.model_copy(update={"config": point}), seed)
+    runs = _Runs(results, console)
+    searches: dict[str, Search] = {}
+    if search_share is not None:
+        for place, experiment in enumerate(experiments):
+            chosen, found = search(experiment, runs.run, share=search_share, seed=max(seeds) + 1)
+            experiments = [*experiments[:place], chosen, *experiments[place + 1 :]]
+            searches[experiment.name] = found
+    folders = {one.name: [runs.run(_with_seed(one, seed)) for seed in seeds] for one in experiments}
+    here = runs.here
     plot_comparison(folders, here / FIGURE)
     write_curves(folders, here / CURVES)
     console.print(comparison_table(folders))
-    _compare_budgets(folders, here, console)
-    if stored is not None:
-        stored.put(here, (FIGURE, CURVES, FIGURES, BUDGETS_FIGURE, TIME_FIGURE, PAGE))
+    _compare_budgets(folders, searches, here, console)
+    if runs.stored is not None:
+        runs.stored.put(here, (FIGURE, CURVES, FIGURES, BUDGETS_FIGURE, TIME_FIGURE, PAGE))
     console.print(f"page: {here / PAGE}, curves: {here / CURVES}", soft_wrap=True, highlight=False)
     return folders
 
 
-def _compare_budgets(folders: Mapping[str, Sequence[Path]], results: Path, console: Console) -> None:
+class _Runs:
+    """Runs the experiments of a comparison, each at most once."""
+
+    def __init__(self, results: Path | Storage, console: Console) -> None:
+        self.here = folder_here(results)
+        self.stored = StoredComparison(results) if isinstance(results, Storage) else None
+        self._results = results
+        self._console = console
+
+    def run(self, run: Experiment) -> Path:
+        """Runs an experiment without a grid, if it has not ended before, and returns its folder on this machine."""
+        folder = self.here / run.name
+        if self.stored is not None:
+            self.stored.claim(run, folder)
+        _claim(folder, run)
+        if (folder / SUMMARY).is_file() and not read_summary(folder).get("interrupted"):
+            self._console.print(f"{run.name} has ended before", highlight=False)
+            return folder
+        begun = find_newest_checkpoint(folder) is not None if self.stored is None else self.stored.has_checkpoint(run)
+        try:
+            run_experiment(run, self._results, resume=begun, console=self._console)
+        finally:
+            if folder.is_dir():
+                write_whole(folder / OPTIONS_FILE, options_text(run))
+        return folder
+
+
+def _compare_budgets(
+    folders: Mapping[str, Sequence[Path]], searches: Mapping[str, Search], results: Path, console: Console
+) -> None:
     curves = {name: [read_curve(folder) for folder in runs] for name, runs in folders.items()}
     found = at_equal_budgets(curves)
     tables = [equal_budget_table(one) for one in found] + [cost_table(one) for one in found]
@@ -107,11 +135,14 @@ def _compare_budgets(folders: Mapping[str, Sequence[Path]], results: Path, conso
         for name, runs in curves.items()
     }
     tables.append(sigmoid_table(fits))
+    if searches:
+        tables.append(search_table(searches))
     for table in tables:
         console.print()
         console.print(table.caption, highlight=False, style="bold")
         console.print(terminal_table(table))
-    write_whole(results / FIGURES, json.dumps({"budgets": as_json(found), "sigmoids": plain(fits)}, indent=1) + "\n")
+    contents = {"budgets": as_json(found), "sigmoids": plain(fits), "searches": plain(searches)}
+    write_whole(results / FIGURES, json.dumps(contents, indent=1) + "\n")
     plot_budgets(curves, results / BUDGETS_FIGURE)
     plot_over_time(curves, results / TIME_FIGURE)
     images = [results / BUDGETS_FIGURE, results / FIGURE]
@@ -133,8 +164,6 @@ def _claim(folder: Path, run: Experiment) -> None:
 
 
 def _with_seed(experiment: Experiment, seed: int) -> Experiment:
-    if experiment.is_sweep:
-        raise OptionError(f"{experiment.name}: a comparison has no grids; give each value an experiment of its own")
     config = experiment.config | {"seed": seed}
     if config.get("evaluation_interval") is None:
         raise OptionError(

@@ -11,6 +11,7 @@ from rich.console import Console
 from tppo_rl.config.run_files import Experiment, make_experiment
 from tppo_rl.core.errors import OptionError
 from tppo_rl.experiment.learning_curves import learning_curve
+from tppo_rl.tune.baseline_search import search
 from tppo_rl.tune.comparison import compare
 from tppo_rl.tune.equal_budgets import BUDGETS
 
@@ -102,6 +103,71 @@ def test_two_experiments_of_one_name_are_refused(tmp_path: Path) -> None:
 def test_a_grid_is_no_comparison(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="grid: a comparison has no grids"):
         compare([experiment("grid", window_length={"grid_search": [8, 16]})], tmp_path, seeds=[0])
+
+
+def test_the_best_point_of_each_grid_is_compared(tmp_path: Path) -> None:
+    curves = {
+        "first": {8: [0.1, 0.3, 0.4], 16: [0.1, 0.5, 0.5]},
+        "second": {1e-3: [0.1, 0.9, 0.9], 1e-4: [0.1, 0.2, 0.2]},
+    }
+    for name, of_points in curves.items():
+        for number, values in enumerate(of_points.values()):
+            write_run(tmp_path / f"{name}-search{number}", values)
+        for seed in range(2):
+            write_run(tmp_path / f"{name}-seed{seed}", [0.1, 0.3, 0.5])
+    grids = [
+        experiment("first", window_length={"grid_search": [8, 16]}),
+        experiment("second", lr={"grid_search": [1e-3, 1e-4]}),
+    ]
+    text = io.StringIO()
+    compare(grids, tmp_path, seeds=range(2), search_share=0.5, console=Console(file=text, width=250))
+    found = json.loads((tmp_path / "comparison.json").read_text())["searches"]
+    assert {name: one["best"] for name, one in found.items()} == {"first": 1, "second": 0}
+    assert found["first"]["trials"][1]["options"] == {"window_length": 16}
+    assert found["second"]["trials"][0]["accuracy"] == pytest.approx((0.5 + 0.9) / 2)
+    assert "Search before the comparison" in (tmp_path / "comparison.html").read_text()
+
+
+def test_what_was_searched_is_compared_with_the_options_that_were_found(tmp_path: Path) -> None:
+    ran = []
+
+    def run(one: Experiment) -> Path:
+        ran.append(one)
+        lr = one.config["lr"]
+        write_run(tmp_path / one.name, [0.1, 0.2, lr])
+        return tmp_path / one.name
+
+    given = experiment("one", lr={"grid_search": [0.3, 0.8, 0.5]}, critic_lr=1e-3)
+    given = given.model_copy(update={"stop": {"num_env_steps_sampled_lifetime": 1000}})
+    chosen, found = search(given, run, share=0.25, seed=7)
+    assert [one.config["lr"] for one in ran] == [0.3, 0.8, 0.5]
+    assert {one.config["seed"] for one in ran} == {7}
+    assert all(one.stop == {"num_env_steps_sampled_lifetime": 250} for one in ran)
+    assert (chosen.config["lr"], chosen.config["critic_lr"], chosen.stop) == (0.8, 1e-3, given.stop)
+    assert "seed" not in chosen.config
+    assert found.best == 1
+
+
+@pytest.mark.parametrize(
+    ("others", "share", "words"),
+    [
+        ({"lr": {"grid_search": [1e-3, 1e-4, 1e-5]}}, 0.5, r"grids of different sizes \(one 2, other 3 points\)"),
+        ({}, 0.5, r"grids of different sizes \(one 2, other 1 points\)"),
+        ({"lr": {"loguniform": [1e-5, 1e-3]}}, 0.5, "other: a search before a comparison takes grids alone"),
+        ({}, None, "one: a comparison has no grids; .*--search 0.5"),
+    ],
+)
+def test_searches_that_would_not_be_fair_are_refused(
+    tmp_path: Path, others: dict[str, object], share: float | None, words: str
+) -> None:
+    both = [experiment("one", lr={"grid_search": [1e-3, 1e-4]}), experiment("other", **others)]
+    with pytest.raises(OptionError, match=words):
+        compare(both, tmp_path, seeds=[0], search_share=share)
+    with pytest.raises(OptionError, match="no experiment has a grid_search"):
+        compare([experiment("one")], tmp_path, seeds=[0], search_share=0.5)
+    sampled = experiment("one", lr={"grid_search": [1e-3, 1e-4]}).model_copy(update={"num_samples": 2})
+    with pytest.raises(OptionError, match="takes grids alone"):
+        compare([sampled], tmp_path, seeds=[0], search_share=0.5)
 
 
 def test_without_evaluations_there_is_nothing_to_compare(tmp_path: Path) -> None:
