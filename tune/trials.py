@@ -152,6 +152,7 @@ def make_tuner(
             # What a trial writes beside its checkpoints: on a disk that it sees, it writes to its folder itself.
             sync_config=tune.SyncConfig(sync_artifacts=is_stored, sync_artifacts_on_checkpoint=is_stored),
             stop=dict(experiment.stop),
+            failure_config=tune.FailureConfig(max_failures=experiment.max_failures),
             callbacks=[
                 SchedulerMemory(scheduler),
                 *sweep_callbacks(experiment.stop, experiment.num_trials, console=console),

@@ -65,6 +65,28 @@ def test_what_is_killed_ends_the_run_with_one_message(
     assert "Traceback" not in output
 
 
+def test_a_run_goes_on_by_itself_after_a_learner_has_died(tmp_path: Path) -> None:
+    write_run(tmp_path, num_learners=1)
+    text = yaml.safe_load((tmp_path / "run.yaml").read_text(encoding="utf-8"))
+    text["small"] |= {
+        "max_failures": 1,
+        "checkpoint_config": {"checkpoint_frequency": 1},
+        "stop": {"training_iteration": 12},
+    }
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(text), encoding="utf-8")
+    process = start(tmp_path)
+    try:
+        read_until(process, "iteration 2 ")
+        os.kill(child_of(process, "ray::_WrappedExecutable"), signal.SIGKILL)
+        output = "".join(read_until(process, "max_failures=1 has 0 left"))
+        rest, _ = process.communicate(timeout=300)
+    finally:
+        process.kill()
+    assert process.returncode == 0, rest
+    assert "Traceback" not in output + rest
+    assert "iteration 12 " in rest
+
+
 @pytest.mark.parametrize(
     ("engine", "killed"), [({}, "ray::VLLMEnvRunner"), ({"multiprocessing": True}, "VLLM::EngineCore")]
 )

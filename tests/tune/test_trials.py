@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from tppo_rl.algorithms.ray_start import quiet_libraries
 from tppo_rl.algorithms.tppo import TPPO
 from tppo_rl.config.run_files import Experiment, make_experiment
 from tppo_rl.core.errors import OptionError
+from tppo_rl.experiment.result_log import read_results
 from tppo_rl.tune.trials import run_trials
 
 pytestmark = pytest.mark.integration
@@ -64,6 +66,33 @@ def test_trials_queue_on_two_cpus_and_each_leaves_a_summary(tmp_path: Path) -> N
         assert result.checkpoint is not None
     with pytest.raises(OptionError, match="holds an earlier sweep"):
         run_trials(make_grid(), tmp_path)
+
+
+FAILS_ONCE = """
+    from pathlib import Path
+    from ray.rllib.callbacks.callbacks import RLlibCallback
+
+    class FailsOnce(RLlibCallback):
+        def on_train_result(self, *, algorithm, metrics_logger, result, **kwargs):
+            mark = Path(__file__).with_name("has_failed")
+            if result["training_iteration"] == 2 and not mark.is_file():
+                mark.touch()
+                raise RuntimeError("once")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("max_failures", [0, 1])
+def test_a_trial_that_fails_goes_on_as_often_as_it_may(tmp_path: Path, max_failures: int) -> None:
+    (tmp_path / "once.py").write_text(textwrap.dedent(FAILS_ONCE), encoding="utf-8")
+    grid = make_grid()
+    config = grid.config | {"window_length": {"grid_search": [8]}, "callbacks_class": f"{tmp_path}/once.py:FailsOnce"}
+    changes = {"config": config, "max_failures": max_failures, "stop": {"training_iteration": 3}}
+    results = run_trials(grid.model_copy(update=changes), tmp_path / "results")
+    assert results.num_errors == 1 - max_failures
+    if max_failures:
+        iterations = [row["training_iteration"] for row in read_results(Path(results[0].path))]
+        assert iterations == [1, 2, 3]
 
 
 def test_a_sweep_that_does_not_exist_cannot_be_resumed(tmp_path: Path) -> None:

@@ -84,6 +84,9 @@ class Experiment(BaseModel):
     env: str | None = None
     stop: dict[str, int | float] = {}
     checkpoint_config: CheckpointConfig = CheckpointConfig()
+    max_failures: NonNegativeInt = 0
+    """Times that a run goes on from its newest checkpoint by itself after a learner or an engine has died, and a trial of a sweep after any
+    error."""
     config: dict[str, Any] = {}
     num_samples: Annotated[int, Field(gt=0, le=MOST_TRIALS)] | None = None
     seeds: (

@@ -17,6 +17,10 @@ class RunError(RuntimeError):
     """What ends a run although its options are right. The message says what to do; a traceback would say nothing more."""
 
 
+class ProcessDied(RunError):
+    """A process that a run cannot do without is gone. Whoever goes on from the newest checkpoint has lost nothing before it."""
+
+
 class OptionWarning(UserWarning):
     """Something about options or data that a user should know. On the command line its message is shown alone."""
 

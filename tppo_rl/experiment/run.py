@@ -15,12 +15,14 @@ from tppo_rl.algorithms.found_gpus import placed
 from tppo_rl.algorithms.ray_start import quiet_libraries
 from tppo_rl.config.checks import check_options
 from tppo_rl.config.run_files import Experiment
+from tppo_rl.core.errors import ProcessDied
 from tppo_rl.core.result_keys import check_limits, lookup
 from tppo_rl.core.storage import Storage, folder_here
 from tppo_rl.core.waiting import StageCut, stage, watched_by
 from tppo_rl.experiment.checkpoints import (
     checkpoint_path,
     checkpoint_size,
+    find_newest_checkpoint,
     iteration_of,
     newest_checkpoint,
     save_checkpoint,
@@ -51,6 +53,8 @@ def run_experiment(
 ) -> dict[str, Any]:
     """Runs an experiment that is one trial and returns its summary.
 
+    Where a process dies that it cannot do without, it goes on from its newest checkpoint, `max_failures` times.
+
     Args:
         experiment: checked, without a grid.
         results: folder that holds one folder for each experiment; where it is at a URI the run works in a folder of this machine
@@ -63,10 +67,33 @@ def run_experiment(
         OptionError: nothing to resume from, a checkpoint that is damaged, a place that cannot be written, or a stop key that no
             result has.
         RunError: results could not be copied to their URI; the folder of this machine holds them.
+        ProcessDied: a process died once more than `max_failures`, or before the first checkpoint.
         RunInterrupted: Ctrl-C ended the run; what was trained is saved, unless it says `at_once`.
     """
     console = console or Console()
     folder = (folder_here(results) / experiment.name).resolve()
+    for left in range(experiment.max_failures, -1, -1):
+        try:
+            return _run_once(experiment, results, folder, resume=resume, console=console, resume_command=resume_command)
+        except ProcessDied as error:
+            newest = find_newest_checkpoint(folder)
+            if left == 0 or newest is None:
+                raise
+            words = f"{experiment.name}: {error}. It goes on from {newest}; max_failures={experiment.max_failures} has {left - 1} left"
+            console.print(words, soft_wrap=True, highlight=False, markup=False)
+            resume = True
+    raise AssertionError("the last failure is raised")
+
+
+def _run_once(
+    experiment: Experiment,
+    results: Path | Storage,
+    folder: Path,
+    *,
+    resume: bool,
+    console: Console,
+    resume_command: str,
+) -> dict[str, Any]:
     storage, there = results.joined(experiment.name) if isinstance(results, Storage) else None, None
     if storage is not None:
         storage.check_writable("--results")

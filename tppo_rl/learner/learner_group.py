@@ -17,14 +17,14 @@ from ray.rllib.core import COMPONENT_LEARNER
 from ray.rllib.core.learner.learner_group import LearnerGroup
 
 from tppo_rl.core.checkpoint_files import begin_checkpoint, learner_state
-from tppo_rl.core.errors import RunError
+from tppo_rl.core.errors import ProcessDied
 from tppo_rl.learner.sharded_checkpoints import check_seen, load_slices, write_slices
 
 _ANSWER_S = 20.0
 """Time that a learner has to say that it is there, after another one has failed."""
 
 
-class LearnerDied(RunError):
+class LearnerDied(ProcessDied):
     """The process of a learner is gone."""
 
 

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from concurrent.futures import InvalidStateError
 from typing import Any
 
-from tppo_rl.core.errors import RunError
+from tppo_rl.core.errors import ProcessDied
 from tppo_rl.core.insides import VLLM, Contract
 
 CONTRACT: Contract = {
@@ -39,7 +39,7 @@ _LAST_MOMENT_S = 10.0
 """Longest that a core is given to end after a call that failed in it."""
 
 
-class EngineDied(RunError):
+class EngineDied(ProcessDied):
     """A process of an engine is gone."""
 
     @classmethod
