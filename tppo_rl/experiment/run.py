@@ -168,6 +168,8 @@ def build_algorithm(experiment: Experiment, options: Mapping[str, Any], folder: 
 
     start_ray(options.get("runtime_env"))
     logging.getLogger("ray.rllib").setLevel(logging.ERROR)
+    # Its errors are deaths of actors, many lines each, of which our own messages tell.
+    logging.getLogger("ray.rllib.utils.actor_manager").setLevel(logging.CRITICAL)
     algorithm, config_type = rllib_classes(experiment.spec)
     config = config_type().update_from_dict(dict(options))
     config.results_folder = str(folder)

@@ -144,7 +144,7 @@ class TPPOLearnerGroup(LearnerGroup):
             raise LearnerDied(
                 f"learner {', '.join(map(str, dead))} of {len(self._workers)} died (learners count from 0): its process was killed, "
                 "often for want of memory, or its node was lost; what it had trained since the last checkpoint is gone. Go on from "
-                f"the newest checkpoint, as --resume does (first error: {error})"
+                f"the newest checkpoint, as --resume does (first error: {str(error).partition(chr(10))[0]})"
             ) from error
 
     def _keep_all_in_use(self) -> None:
