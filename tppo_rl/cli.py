@@ -12,7 +12,7 @@ from tppo_rl.bench.commands import bench
 from tppo_rl.core.errors import OptionError, RunError
 from tppo_rl.core.one_clear_error import one_clear_error
 from tppo_rl.core.shared_options import FOLDER_OR_URI, set_option
-from tppo_rl.experiment.commands import chat, evaluate, export, replay, rescore, rollouts, timeline
+from tppo_rl.experiment.commands import chat, evaluate, export, forecast, replay, rescore, rollouts, timeline
 from tppo_rl.lab.commands import critic
 from tppo_rl.plan.commands import plan
 
@@ -31,6 +31,12 @@ _results = click.option(
 )
 _dry_run = click.option("--dry-run", is_flag=True, help="Check everything, print the plan, and start nothing.")
 _resume = click.option("--resume", is_flag=True, help="Go on from the newest checkpoint.")
+_plan = click.option(
+    "--plan",
+    "plan_file",
+    type=click.Path(path_type=Path),
+    help="What `tppo-rl plan --json` wrote, to be printed beside the truth in the end.",
+)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -50,6 +56,7 @@ def main() -> None:
 @set_option
 @_resume
 @_dry_run
+@_plan
 @_results
 @click.pass_context
 @one_clear_error
@@ -63,6 +70,7 @@ def train(
     overrides: tuple[str, ...],
     resume: bool,
     dry_run: bool,
+    plan_file: Path | None,
     results: Path | str,
 ) -> None:
     """Train: `train file CONFIG`, or `train --run TPPO --env … --config '{…}'`."""
@@ -78,7 +86,7 @@ def train(
     if env is not None:
         body["env"] = env
     experiments = _checked(name, lambda: [make_experiment(name, body, overrides)])
-    _run_all(experiments, results, resume=resume, dry_run=dry_run)
+    _run_all(experiments, results, resume=resume, dry_run=dry_run, plan_file=plan_file)
 
 
 @train.command("file")
@@ -86,14 +94,17 @@ def train(
 @set_option
 @_resume
 @_dry_run
+@_plan
 @_results
 @one_clear_error
-def train_file(config: Path, overrides: tuple[str, ...], resume: bool, dry_run: bool, results: Path | str) -> None:
+def train_file(
+    config: Path, overrides: tuple[str, ...], resume: bool, dry_run: bool, plan_file: Path | None, results: Path | str
+) -> None:
     """Run all experiments of a YAML file, in the schema of `rllib train file`."""
     from tppo_rl.config.run_files import load_run_file
 
     experiments = _checked(config.name, lambda: load_run_file(config, overrides))
-    _run_all(experiments, results, resume=resume, dry_run=dry_run)
+    _run_all(experiments, results, resume=resume, dry_run=dry_run, plan_file=plan_file)
 
 
 @main.group()
@@ -289,7 +300,7 @@ def import_model(file: Path, folder: Path) -> None:
     click.echo(f"model in {folder}")
 
 
-for command in (bench, plan, evaluate, rescore, rollouts, timeline, replay, chat, export, critic):
+for command in (bench, plan, evaluate, rescore, rollouts, forecast, timeline, replay, chat, export, critic):
     main.add_command(command)
 
 
@@ -311,8 +322,15 @@ def _kept_at(results: Path | str) -> Path | Storage:
     return results if isinstance(results, Path) else storage_at(results, "--results")
 
 
-def _run_all(experiments: list[Experiment], results: Path | str, *, resume: bool, dry_run: bool) -> None:
+def _run_all(
+    experiments: list[Experiment], results: Path | str, *, resume: bool, dry_run: bool, plan_file: Path | None
+) -> None:
     from tppo_rl.core.storage import Storage, folder_here
+
+    if plan_file is not None and (len(experiments) > 1 or experiments[0].is_sweep or resume):
+        raise OptionError(
+            f"--plan={str(plan_file)!r}: it is of one run that begins; leave it out of sweeps, files of several runs and --resume"
+        )
 
     kept = _kept_at(results)
     # A killed run may have ended before the later experiments of its file began.
@@ -336,7 +354,7 @@ def _run_all(experiments: list[Experiment], results: Path | str, *, resume: bool
             else:
                 from tppo_rl.experiment.run import run_experiment
 
-                run_experiment(experiment, kept, resume=goes_on, resume_command=resume_command())
+                run_experiment(experiment, kept, resume=goes_on, resume_command=resume_command(), plan=plan_file)
 
 
 def _is_there(results: Path | Storage, name: str) -> bool:

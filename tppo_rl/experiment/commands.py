@@ -1,4 +1,4 @@
-"""The commands on a model or run that is there: `evaluate`, `rescore`, `rollouts`, `timeline`, `replay`, `chat`, `export`.
+"""The commands on a model or run that is there: `evaluate`, `rescore`, `rollouts`, `forecast`, `timeline`, `replay`, `chat`, `export`.
 
 Heavy imports stand inside them, so that `--help` answers at once.
 """
@@ -285,3 +285,33 @@ def replay(run: Path, iterations: int | None, out: Path | None) -> None:
     from tppo_rl.experiment.replay import replay as replayed
 
     click.echo(report(*first_difference(replayed(run, out or run / "replay", iterations))))
+
+
+@click.command()
+@click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=FOLDER_OR_URI)
+@one_clear_error
+def forecast(runs: tuple[Path | str, ...]) -> None:
+    """Hold the forecasts of final accuracy of RUN... against the truth: each run, how many intervals held, how wide they are.
+
+    A folder or URI of several runs stands for all of them. Where a run has made no forecast, it is made now from the first fifth of its results.
+    """
+    from contextlib import ExitStack
+
+    from rich.console import Console
+
+    from tppo_rl.experiment.forecast_tables import calibration_table, calibration_words, read_kept, runs_in
+    from tppo_rl.experiment.stored_runs import fetched
+
+    with ExitStack() as stack:
+        folders = [Path(stack.enter_context(fetched(run, "RUN", checkpoint="none"))) for run in runs]
+        found = [(run, read_kept(run)) for folder in folders for run in runs_in(folder)]
+    for run, kept in found:
+        if isinstance(kept, str):
+            click.echo(f"{run.name}: no forecast to hold against the truth: {kept}")
+    kept_runs = [kept for _, kept in found if not isinstance(kept, str)]
+    if not kept_runs:
+        return
+    console = Console()
+    console.width = max(console.width, 100)
+    console.print(calibration_table(kept_runs))
+    click.echo(calibration_words(kept_runs))
