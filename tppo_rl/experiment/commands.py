@@ -19,6 +19,8 @@ from tppo_rl.core.storage import is_uri, without_secrets
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from tppo_rl.experiment.forecast_tables import Kept
+
 
 @click.command()
 @click.argument("model")
@@ -289,29 +291,45 @@ def replay(run: Path, iterations: int | None, out: Path | None) -> None:
 
 @click.command()
 @click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=FOLDER_OR_URI)
+@click.option(
+    "--like",
+    multiple=True,
+    type=FOLDER_OR_URI,
+    help="Ended runs of the same task, 19 or more, that narrow intervals; repeatable.",
+)
 @one_clear_error
-def forecast(runs: tuple[Path | str, ...]) -> None:
+def forecast(runs: tuple[Path | str, ...], like: tuple[Path | str, ...]) -> None:
     """Hold the forecasts of final accuracy of RUN... against the truth: each run, how many intervals held, how wide they are.
 
-    A folder or URI of several runs stands for all of them. Where a run has made no forecast, it is made now from the first fifth of its results.
+    A folder or URI of several runs stands for all of them. Where an ended run has made no forecast, it is made now from the first fifth
+    of its results. A run is left out of what --like names, so RUN and --like may be the same.
     """
     from contextlib import ExitStack
 
     from rich.console import Console
 
-    from tppo_rl.experiment.forecast_tables import calibration_table, calibration_words, read_kept, runs_in
+    from tppo_rl.experiment.forecast_tables import calibration_table, calibration_words, moved_by, read_kept, runs_in
     from tppo_rl.experiment.stored_runs import fetched
 
-    with ExitStack() as stack:
-        folders = [Path(stack.enter_context(fetched(run, "RUN", checkpoint="none"))) for run in runs]
-        found = [(run, read_kept(run)) for folder in folders for run in runs_in(folder)]
-    for run, kept in found:
-        if isinstance(kept, str):
-            click.echo(f"{run.name}: no forecast to hold against the truth: {kept}")
-    kept_runs = [kept for _, kept in found if not isinstance(kept, str)]
-    if not kept_runs:
+    def read(places: Sequence[Path | str], key: str) -> list[Kept]:
+        kept = []
+        with ExitStack() as stack:
+            folders = [Path(stack.enter_context(fetched(place, key, checkpoint="none"))) for place in places]
+            for run in (run for folder in folders for run in runs_in(folder, key)):
+                found = read_kept(run)
+                if isinstance(found, str):
+                    click.echo(f"{run.name}: no forecast to hold against the truth: {found}")
+                else:
+                    kept.append(found)
+        return kept
+
+    kept = read(runs, "RUN")
+    if like:
+        others = read(like, "--like")
+        kept = [moved_by(one, others) for one in kept]
+    if not kept:
         return
     console = Console()
     console.width = max(console.width, 100)
-    console.print(calibration_table(kept_runs))
-    click.echo(calibration_words(kept_runs))
+    console.print(calibration_table(kept))
+    click.echo(calibration_words(kept))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from tppo_rl.experiment.forecast import (
 )
 from tppo_rl.experiment.result_log import RESULTS, read_results
 from tppo_rl.experiment.summary import SUMMARY, read_summary
-from tppo_rl.maths.final_accuracy import LEVEL
+from tppo_rl.maths.final_accuracy import LEVEL, interval_by_ranks, rank_of
 from tppo_rl.plan.memory import GIB
 
 
@@ -74,24 +74,27 @@ def _truth_of(accuracy: Mapping[str, Any]) -> str:
 class Kept:
     """A kept run, with its forecast of accuracy and what came."""
 
-    name: str
+    folder: Path
     forecast: Forecast
     accuracy: ForecastAccuracy
+    interval: tuple[float, float]
+    """Of the forecast, or moved by other runs (`moved_by`)."""
     afterwards: bool
     """Whether the forecast was made now, from the first fifth of the results, and not by the run."""
-    truth: float
-    standard_error: float
+    truth: float | None
+    """None: the run has not ended."""
+    standard_error: float | None
 
     @property
-    def inside(self) -> bool:
-        return self.accuracy.low <= self.truth <= self.accuracy.high
+    def inside(self) -> bool | None:
+        return None if self.truth is None else self.interval[0] <= self.truth <= self.interval[1]
 
     @property
     def width(self) -> float:
-        return self.accuracy.high - self.accuracy.low
+        return self.interval[1] - self.interval[0]
 
 
-def runs_in(folder: Path) -> list[Path]:
+def runs_in(folder: Path, key: str) -> list[Path]:
     """The folder, if it is a run's, or those of the runs in it.
 
     Raises:
@@ -102,39 +105,61 @@ def runs_in(folder: Path) -> list[Path]:
     found = sorted(path.parent for path in folder.glob(f"*/{RESULTS}"))
     if not found:
         raise OptionError(
-            f"RUN={str(folder)!r}: no {RESULTS} here and none in its folders; give the folder of a run, or of several"
+            f"{key}={str(folder)!r}: no {RESULTS} here and none in its folders; give the folder of a run, or of several"
         )
     return found
 
 
 def read_kept(folder: Path) -> Kept | str:
-    """Reads a run that has ended; a text says why there is no forecast to it.
+    """Reads a run; a text says why there is no forecast of its accuracy, or no truth to it.
 
-    A run that has made a forecast is held to that. For another one, tokens are counted as sampled, and its budget is what it has
-    sampled in the end.
+    A run that has made a forecast is held to that. For another one that has ended, tokens are counted as sampled, and its budget is
+    what it has sampled in the end.
     """
-    if not (folder / SUMMARY).is_file():
-        return "it has not ended"
-    summary = read_summary(folder)
-    if summary["interrupted"]:
-        return "it was interrupted"
-    if summary["heldout_accuracy_after"] is None:
-        return "its environment does not say which responses are right"
-    results = read_results(folder)
-    if not results:
-        return "it has no results"
+    summary = read_summary(folder) if (folder / SUMMARY).is_file() else {}
     made = read_forecast(folder)
-    forecast = made or _made_now(results_up_to(results, summary["updates"]), summary["heldout_n"])
+    truth, error = (summary.get(f"heldout_{name}_after") for name in ("accuracy", "standard_error"))
+    if summary and not summary["interrupted"]:
+        if truth is None:
+            return "its environment does not say which responses are right"
+        results = results_up_to(read_results(folder), summary["updates"])
+        if not results:
+            return "it has no results"
+        forecast = made or _made_now(results, summary["heldout_n"])
+    elif made is None:
+        return "it was interrupted" if summary else "it has not ended"
+    else:
+        forecast, truth, error = made, None, None
     if forecast.accuracy is None:
         return forecast.reason or ""
-    truth, error = summary["heldout_accuracy_after"], summary["heldout_standard_error_after"]
-    return Kept(folder.name, forecast, forecast.accuracy, made is None, truth, error)
+    interval = forecast.accuracy.low, forecast.accuracy.high
+    return Kept(folder, forecast, forecast.accuracy, interval, made is None, truth, error)
 
 
 def _made_now(results: Sequence[Mapping[str, Any]], prompts: int) -> Forecast:
     budget = float(lookup(results[-1], SAMPLED))
     enough = next(index for index, result in enumerate(results) if lookup(result, SAMPLED) >= SHARE * budget)
     return make_forecast(results[: enough + 1], SAMPLED, budget, prompts)
+
+
+def moved_by(run: Kept, others: Sequence[Kept]) -> Kept:
+    """Moves the interval of a run by where the truth of other runs of its task lay; itself is left out of them.
+
+    Raises:
+        OptionError: too few others have ended.
+    """
+    ranks = [
+        rank_of(other.accuracy.quantiles, other.truth)
+        for other in others
+        # The same run may have been fetched twice, into two folders.
+        if other.truth is not None and (other.forecast, other.truth) != (run.forecast, run.truth)
+    ]
+    interval = interval_by_ranks(run.accuracy.quantiles, ranks)
+    if interval is None:
+        raise OptionError(
+            f"--like: {len(ranks)} runs beside {run.folder.name} have ended with an accuracy; an interval of {LEVEL:.0%} takes 19"
+        )
+    return replace(run, interval=interval)
 
 
 def calibration_table(runs: Sequence[Kept]) -> Table:
@@ -145,31 +170,35 @@ def calibration_table(runs: Sequence[Kept]) -> Table:
         "",
     )
     for one in runs:
+        low, high = one.interval
         table.add_row(
-            Text(one.name),
+            Text(one.folder.name),
             f"{one.forecast.share:.0%}",
-            f"{100 * one.accuracy.low:.1f} … {100 * one.accuracy.high:.1f}",
+            f"{100 * low:.1f} … {100 * high:.1f}",
             f"{100 * one.width:.1f}",
             f"{100 * one.accuracy.median:.1f}",
-            f"{100 * one.truth:.1f} ± {100 * one.standard_error:.1f}",
-            "inside" if one.inside else "outside",
+            "-" if one.truth is None else f"{100 * one.truth:.1f} ± {100 * (one.standard_error or 0.0):.1f}",
+            "" if one.truth is None else "inside" if one.inside else "outside",
         )
     return table
 
 
 def calibration_words(runs: Sequence[Kept]) -> str:
-    """How many of the intervals held, how many would of exact ones, and how wide they are."""
-    number, inside = len(runs), sum(one.inside for one in runs)
+    """How many of the intervals held, how many would of exact ones, and how wide they are; runs that have not ended do not count."""
+    ended = [one for one in runs if one.truth is not None]
+    if not ended:
+        return "none of them has ended: there is no truth yet"
+    number, inside = len(ended), sum(bool(one.inside) for one in ended)
     low, high = (int(end) for end in stats.binom.interval(0.95, number, LEVEL))
-    wide = sum(not one.accuracy.tells for one in runs)
-    later = sum(one.afterwards for one in runs)
-    prompts = sorted({one.accuracy.prompts for one in runs})
+    errors = [one.truth - one.accuracy.median for one in ended if one.truth is not None]
+    prompts = sorted({one.accuracy.prompts for one in ended})
+    measured = f"{prompts[0]}" if len(prompts) == 1 else f"{prompts[0]} to {prompts[-1]}"
     return "\n".join(
         [
             f"{inside} of {number} inside ({inside / number:.0%}; exact intervals of {LEVEL:.0%} would hold {low} to {high} of {number})",
-            f"mean width {100 * np.mean([one.width for one in runs]):.1f} points; mean of truth minus median "
-            f"{100 * np.mean([one.truth - one.accuracy.median for one in runs]):+.1f}; {wide} where the curve could not tell",
-            f"accuracy measured on {' to '.join(str(count) for count in dict.fromkeys([prompts[0], prompts[-1]]))} prompts; {later} of "
-            f"the forecasts were made now, from the first fifth of the results",
+            f"mean width {100 * np.mean([one.width for one in ended]):.1f} points; truth minus median {100 * np.mean(errors):+.1f} on average",
+            f"in {sum(not one.accuracy.tells for one in ended)} of {number} the curve could not tell where it ends",
+            f"accuracy measured on {measured} prompts; {sum(one.afterwards for one in ended)} of the forecasts were made now, from the "
+            "first fifth of the results",
         ]
     )

@@ -19,13 +19,17 @@ the draws are resampled and moved by Metropolis steps.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.special import ndtri
 
 LEVEL = 0.9
 """Of the interval."""
+RANKS = np.linspace(0.0, 1.0, 41)
+"""Of quantiles."""
 _DRAWS = 3000
 _MOVES = 6
 """Metropolis steps after each part of the likelihood."""
@@ -45,6 +49,8 @@ class _Prior:
     """Shape of the Kumaraswamy distribution of (A - A_0) / (1 - A_0): most runs are made because they can succeed."""
     declines: float = 0.04
     """Share of curves that end below their start, anywhere between it and 0."""
+    still: float = 0.05
+    """Share of curves that stay where they are."""
     midpoint: tuple[float, float] = (0.005, 1.0)
     """C, as a share of the run's tokens: budgets are chosen so that something happens in them."""
     late: float = 3.0
@@ -63,12 +69,56 @@ class _Prior:
 class FinalAccuracy:
     """A forecast: shares."""
 
-    low: float
-    median: float
-    high: float
-    """`low` and `high` hold `LEVEL` of what is possible, the same on both sides."""
+    quantiles: tuple[float, ...]
+    """At `RANKS`."""
     tells: bool
     """Whether the interval is narrow, or narrower than what the start of the curve alone gives."""
+
+    @property
+    def low(self) -> float:
+        """`low` and `high` hold `LEVEL` of what is possible, the same on both sides."""
+        return quantile(self.quantiles, (1 - LEVEL) / 2)
+
+    @property
+    def median(self) -> float:
+        return quantile(self.quantiles, 0.5)
+
+    @property
+    def high(self) -> float:
+        return quantile(self.quantiles, (1 + LEVEL) / 2)
+
+
+def quantile(quantiles: Sequence[float], rank: float) -> float:
+    """Returns the accuracy of a rank in [0, 1], between quantiles at `RANKS` linearly."""
+    return float(np.interp(rank, RANKS, quantiles))
+
+
+def rank_of(quantiles: Sequence[float], accuracy: float) -> float:
+    """Returns the rank of an accuracy among what was possible, in [0, 1]; of several, where quantiles are equal, the middle one."""
+    found = np.asarray(quantiles)
+    ends = np.searchsorted(found, accuracy, "left"), np.searchsorted(found, accuracy, "right")
+    if ends[0] != ends[1]:
+        return float((RANKS[ends[0]] + RANKS[ends[1] - 1]) / 2)
+    return float(np.interp(accuracy, found, RANKS))
+
+
+def interval_by_ranks(quantiles: Sequence[float], ranks: Sequence[float]) -> tuple[float, float] | None:
+    """Returns the `LEVEL` interval of a forecast, moved by where the truth of other forecasts lay (split conformal).
+
+    It holds the truth with that probability where runs are exchangeable: the same task and kind of run. It knows nothing of another task.
+
+    Args:
+        quantiles: Of the forecast, at `RANKS`.
+        ranks: `rank_of` the truth among the quantiles of each other run.
+
+    Returns:
+        Lower and upper end; None where there are too few others, below 19.
+    """
+    outside = math.floor((1 - LEVEL) / 2 * (len(ranks) + 1) + 1e-9)
+    if outside < 1:
+        return None
+    low, *_, high = np.sort(ranks)[outside - 1 : len(ranks) - outside + 1]
+    return quantile(quantiles, low), quantile(quantiles, high)
 
 
 def forecast_final_accuracy(
@@ -99,12 +149,10 @@ def forecast_final_accuracy(
         raise ValueError(f"prompts={prompts}: must be at least 1")
     prior = prior or _Prior()
     heldout, training = heldout[np.argsort(heldout[:, 0])], _binned(training)
-    whole = _Curves(heldout, training, prior)
-    low, median, high = whole.ends(prompts, seed)
-    first = _Curves(heldout[:1], training[: 0 if len(heldout) else 1], prior)
-    start_low, _, start_high = first.ends(prompts, seed)
-    width = high - low
-    return FinalAccuracy(low, median, high, width < max(_NARROW, _LEARNED * (start_high - start_low)))
+    whole = _Curves(heldout, training, prior).ends(prompts, seed)
+    first = _Curves(heldout[:1], training[: 0 if len(heldout) else 1], prior).ends(prompts, seed)
+    found, start = (FinalAccuracy(tuple(map(float, ends)), tells=False) for ends in (whole, first))
+    return replace(found, tells=found.high - found.low < max(_NARROW, _LEARNED * (start.high - start.low)))
 
 
 def _binned(training: np.ndarray) -> np.ndarray:
@@ -126,16 +174,14 @@ class _Curves:
         self._is_training = np.arange(len(self._points)) >= len(heldout)
         self._prior = prior
 
-    def ends(self, prompts: int, seed: int) -> tuple[float, float, float]:
-        """Lower end, median and upper end of the accuracy that `prompts` prompts will show when all tokens are spent."""
+    def ends(self, prompts: int, seed: int) -> np.ndarray:
+        """Quantiles at `RANKS` of the accuracy that `prompts` prompts will show when all tokens are spent, float [41]."""
         generator = np.random.default_rng(seed)
         parameters = self._parameters(self._draws(generator))
         p = _curve(parameters, np.ones(1))[:, 0]
         noise = self._prior.run * generator.standard_t(4, len(p)) * np.sqrt(p * (1 - p))
         p = np.clip(p + noise, 0.0, 1.0)
-        measured = generator.binomial(prompts, p) / prompts
-        low, median, high = np.quantile(measured, [(1 - LEVEL) / 2, 0.5, (1 + LEVEL) / 2])
-        return float(low), float(median), float(high)
+        return np.asarray(np.quantile(generator.binomial(prompts, p) / prompts, RANKS))
 
     def _draws(self, generator: np.random.Generator) -> np.ndarray:
         """Draws of the posterior in the unit cube, float [`_DRAWS`, 6]."""
@@ -175,7 +221,8 @@ class _Curves:
         prior = self._prior
         start, rank, midpoint, steepness, offset, effect = np.clip(cube, 1e-9, 1 - 1e-9).T
         shape, other = prior.gain
-        above = np.maximum((rank - prior.declines) / (1 - prior.declines), 0.0)
+        moving = 1 - prior.declines - prior.still
+        above = np.maximum((rank - prior.declines - prior.still) / moving, 0.0)
         gain = (1 - (1 - above) ** (1 / other)) ** (1 / shape)
         below = np.minimum(rank / prior.declines, 1.0)
         asymptote = start * below + (1 - start) * gain
