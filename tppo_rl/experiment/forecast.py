@@ -44,7 +44,7 @@ class ForecastAccuracy:
     low: float
     median: float
     high: float
-    quantiles: tuple[float, ...]
+    quantiles: list[float]
     """At `final_accuracy.RANKS`."""
     tells: bool
     """False: the curve so far does not narrow what its start leaves open."""
@@ -112,7 +112,9 @@ def make_forecast(results: Sequence[Mapping[str, Any]], key: str, budget: float,
         prompts = prompts or (int(heldout[-1, 2]) if len(heldout) else 1)
         found = forecast_final_accuracy(heldout, training, prompts)
         counts = len(heldout), int(training[:, 2].sum())
-        accuracy = ForecastAccuracy(found.low, found.median, found.high, found.quantiles, found.tells, prompts, *counts)
+        accuracy = ForecastAccuracy(
+            found.low, found.median, found.high, list(found.quantiles), found.tells, prompts, *counts
+        )
     return Forecast(
         int(results[-1]["training_iteration"]), key, tokens, int(budget), accuracy, reason, pace_of(results)
     )
