@@ -30,8 +30,8 @@ LEVEL = 0.9
 """Of the interval."""
 RANKS = np.linspace(0.0, 1.0, 41)
 """Of quantiles."""
-_DRAWS = 3000
-_MOVES = 6
+_DRAWS = 4000
+_MOVES = 8
 """Metropolis steps after each part of the likelihood."""
 _BINS = 6
 """Of training accuracies."""
@@ -177,8 +177,8 @@ class _Curves:
     def ends(self, prompts: int, seed: int) -> np.ndarray:
         """Quantiles at `RANKS` of the accuracy that `prompts` prompts will show when all tokens are spent, float [41]."""
         generator = np.random.default_rng(seed)
-        parameters = self._parameters(self._draws(generator))
-        p = _curve(parameters, np.ones(1))[:, 0]
+        parameters = self.parameters(self._draws(generator))
+        p = curve(parameters, np.ones(1))[:, 0]
         noise = self._prior.run * generator.standard_t(4, len(p)) * np.sqrt(p * (1 - p))
         p = np.clip(p + noise, 0.0, 1.0)
         return np.asarray(np.quantile(generator.binomial(prompts, p) / prompts, RANKS))
@@ -199,8 +199,10 @@ class _Curves:
                 # ter Braak 2006, doi 10.1007/s11222-006-8769-1.
                 pairs = cube[generator.permutation(_DRAWS)] - cube[generator.permutation(_DRAWS)]
                 scale = generator.choice([0.2, 0.5, 1.0], size=(_DRAWS, 1))
-                moved = _reflected(cube + scale * pairs + generator.normal(0, 1e-3, cube.shape))
-                new = self._log_likelihood(moved)
+                moved = cube + scale * pairs + generator.normal(0, 1e-3, cube.shape)
+                # Mirroring at the walls would not be symmetric: differences are correlated.
+                inside = ((moved > 0) & (moved < 1)).all(1)
+                new = np.where(inside, self._log_likelihood(moved), -np.inf)
                 taken = np.log(generator.uniform(size=_DRAWS)) < power * (new - likelihood)
                 cube, likelihood = np.where(taken[:, None], moved, cube), np.where(taken, new, likelihood)
         return cube
@@ -208,15 +210,15 @@ class _Curves:
     def _log_likelihood(self, cube: np.ndarray) -> np.ndarray:
         """Log-likelihood of what was seen, float [D]."""
         shares, accuracies, counts = self._points.T
-        parameters = self._parameters(cube)
+        parameters = self.parameters(cube)
         offset, effect = parameters[:, 4:5], parameters[:, 5:6]
-        p = np.clip(_curve(parameters, shares) + self._is_training * offset, 0.005, 0.995)
+        p = np.clip(curve(parameters, shares) + self._is_training * offset, 0.005, 0.995)
         # The first evaluation is of the model that training begins with: the curve is there by definition.
         leaves = np.where((shares > 0) | self._is_training, self._prior.curve, 0.0)
         variance = p * (1 - p) * np.where(self._is_training, effect, 1.0) / counts + leaves**2
         return np.asarray(-0.5 * (np.log(variance) + (accuracies - p) ** 2 / variance).sum(1))
 
-    def _parameters(self, cube: np.ndarray) -> np.ndarray:
+    def parameters(self, cube: np.ndarray) -> np.ndarray:
         """A_0, A, C, B, o, D of places in the cube, float [D, 6]."""
         prior = self._prior
         start, rank, midpoint, steepness, offset, effect = np.clip(cube, 1e-9, 1 - 1e-9).T
@@ -237,7 +239,7 @@ class _Curves:
         return np.stack([start, asymptote, ranges[0], ranges[1], prior.offset * ndtri(offset), ranges[2]], axis=1)
 
 
-def _curve(parameters: np.ndarray, shares: np.ndarray) -> np.ndarray:
+def curve(parameters: np.ndarray, shares: np.ndarray) -> np.ndarray:
     """Accuracy at shares of the tokens, float [D, N], from parameters [D, 6] and shares [N]."""
     start, asymptote, midpoint, steepness = (parameters[:, i : i + 1] for i in range(4))
     return np.asarray(start + (asymptote - start) / (1 + (midpoint / np.maximum(shares, 1e-9)) ** steepness))
@@ -256,9 +258,3 @@ def _next_step(likelihood: np.ndarray, most: float) -> float:
         else:
             high = middle
     return low or high
-
-
-def _reflected(cube: np.ndarray) -> np.ndarray:
-    """Places outside of the unit cube, mirrored at its walls."""
-    folded = np.mod(cube, 2.0)
-    return np.where(folded > 1.0, 2.0 - folded, folded)
