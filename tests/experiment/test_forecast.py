@@ -171,7 +171,7 @@ def test_forecast_plan_and_truth_stand_side_by_side(tmp_path: Path) -> None:
         "4.00",
         "1.00 GiB",
         "2.00 GiB",
-        "500 of the 1,000",
+        "after 500 tokens; the forecast is for 1,000",
     ):
         assert words in text, words
     interrupted = summary | {"forecast": beside_truth(forecast, results, summarize(results[-1], {}))}
@@ -236,6 +236,16 @@ def test_a_run_is_held_to_the_forecast_that_it_has_made(tmp_path: Path) -> None:
     output = CliRunner().invoke(main, ["forecast", str(tmp_path / "run")]).output
     assert "40%" in output
     assert "0 of the forecasts were made now" in output
+    # Its limit was raised: what came is not what was foretold.
+    with (tmp_path / "run" / "result.json").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(result(14)) + "\n")
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text(encoding="utf-8")) | {"updates": 14}
+    write_summary(tmp_path / "run", summary)
+    output = CliRunner().invoke(main, ["forecast", str(tmp_path / "run")]).output
+    assert (
+        "run: no forecast to hold against the truth: it ended after 1,400 tokens, and its forecast is for 1,000"
+        in output
+    )
     # While it is under way there is no truth.
     (tmp_path / "run" / "summary.json").unlink()
     assert "none of them has ended" in CliRunner().invoke(main, ["forecast", str(tmp_path / "run")]).output

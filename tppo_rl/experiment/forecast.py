@@ -29,10 +29,12 @@ TOKEN_KEYS = (SAMPLED, "num_env_steps_sampled_lifetime", "tokens/trained")
 """Limits in tokens; with another one nobody knows which part of a run is through."""
 _LATEST = 0.5
 """Share of the tokens after which it is no forecast any more."""
+_SHORT, _LONG = 0.95, 1.25
+"""Shares of the foretold tokens between which a run may end; the last iteration goes beyond its limit."""
 PACE = {
     "seconds_per_update": ("time/iteration", "seconds an update", ".3g"),
     "slot_occupancy": ("rollout/slot_occupancy", "slot occupancy", ".3f"),
-    "staleness": ("staleness/mean", "staleness, mean, versions", ".2f"),
+    "staleness": ("staleness/mean", "staleness, mean", ".2f"),
 }
 """Key of results, name and form of what is foretold beside accuracy: that it goes on as it did."""
 
@@ -77,6 +79,10 @@ class Forecast:
     @property
     def share(self) -> float:
         return self.tokens / self.budget
+
+    def is_of(self, reached: float) -> bool:
+        """Whether a run that ended with so many tokens is what was foretold: a limit may be raised, or another one ends a run."""
+        return _SHORT * self.budget <= reached <= _LONG * self.budget
 
     def words(self) -> str:
         """The forecast of accuracy as a sentence."""
@@ -218,6 +224,7 @@ def beside_truth(
     after = pace_of([result for result in results if result["training_iteration"] > forecast.iteration])
     content = asdict(forecast)
     content["reached"] = int(lookup(results[-1], forecast.key))
+    content["is_of_these_tokens"] = forecast.is_of(content["reached"])
     content["pace"] = {name: {"forecast": value, "truth": after.get(name)} for name, value in forecast.pace.items()}
     if forecast.accuracy is not None:
         truth = summary["heldout_accuracy_after"]

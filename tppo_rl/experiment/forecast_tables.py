@@ -43,9 +43,9 @@ def truth_table(summary: Mapping[str, Any]) -> Table | None:
     table = Table("", *(Column(name, justify="right") for name in ("planned", at, "truth")), title="forecast and truth")
     if accuracy := forecast.get("accuracy"):
         text = f"{accuracy['low']:.1%} … {accuracy['high']:.1%} ({accuracy['median']:.1%})"
-        table.add_row("held-out accuracy, sampled", "-", text, _truth_of(accuracy))
+        table.add_row("held-out accuracy", "-", text, _truth_of(accuracy))
     elif forecast:
-        table.add_row("held-out accuracy, sampled", "-", f"none, {forecast['reason']}", "-")
+        table.add_row("held-out accuracy", "-", f"none, {forecast['reason']}", "-")
     pace = forecast.get("pace", {})
     for name, (_, title, spec) in PACE.items():
         known = pace.get(name, {})
@@ -55,9 +55,9 @@ def truth_table(summary: Mapping[str, Any]) -> Table | None:
     for process, sizes in memory.items():
         planned_size, peak = (f"{sizes[name] / GIB:.2f} GiB" for name in ("planned", "peak"))
         table.add_row(f"peak memory, {process}", planned_size, "-", peak)
-    if forecast and forecast["reached"] < 0.95 * forecast["budget"]:
+    if forecast and not forecast["is_of_these_tokens"]:
         table.caption = (
-            f"the run ended after {forecast['reached']:,} of the {forecast['budget']:,} tokens that the forecast is for"
+            f"the run ended after {forecast['reached']:,} tokens; the forecast is for {forecast['budget']:,}"
         )
     return table
 
@@ -126,6 +126,8 @@ def read_kept(folder: Path) -> Kept | str:
         if not results:
             return "it has no results"
         forecast = made or _made_now(results, summary["heldout_n"])
+        if not forecast.is_of(reached := lookup(results[-1], forecast.key)):
+            return f"it ended after {reached:,.0f} tokens, and its forecast is for {forecast.budget:,}"
     elif made is None:
         return "it was interrupted" if summary else "it has not ended"
     else:
