@@ -327,11 +327,7 @@ def _run_all(
 ) -> None:
     from tppo_rl.core.storage import Storage, folder_here
 
-    if plan_file is not None and (len(experiments) > 1 or experiments[0].is_sweep or resume):
-        raise OptionError(
-            f"--plan={str(plan_file)!r}: it is of one run that begins; leave it out of sweeps, files of several runs and --resume"
-        )
-
+    planned = None if plan_file is None else _planned(plan_file, experiments, resume=resume)
     kept = _kept_at(results)
     # A killed run may have ended before the later experiments of its file began.
     names = [experiment.name for experiment in experiments] if resume else []
@@ -354,7 +350,20 @@ def _run_all(
             else:
                 from tppo_rl.experiment.run import run_experiment
 
-                run_experiment(experiment, kept, resume=goes_on, resume_command=resume_command(), plan=plan_file)
+                run_experiment(experiment, kept, resume=goes_on, resume_command=resume_command(), planned=planned)
+
+
+def _planned(file: Path, experiments: list[Experiment], *, resume: bool) -> dict[str, float]:
+    """What a plan says of the one run that begins."""
+    from tppo_rl.config.checks import check_options
+    from tppo_rl.experiment.planned import planned_of
+
+    if len(experiments) > 1 or experiments[0].is_sweep or resume:
+        raise OptionError(
+            f"--plan={str(file)!r}: it is of one run that begins; leave it out of sweeps, files of several runs and --resume"
+        )
+    (options,) = experiments[0].points()
+    return planned_of(file, check_options(options, experiments[0].spec, other_keys=options))
 
 
 def _is_there(results: Path | Storage, name: str) -> bool:

@@ -27,12 +27,13 @@ from tppo_rl.experiment.forecast import (
     results_up_to,
 )
 from tppo_rl.experiment.forecast_tables import truth_table
-from tppo_rl.experiment.planned import keep_planned, read_planned
+from tppo_rl.experiment.planned import keep_planned, planned_of, read_planned
 from tppo_rl.experiment.result_log import ResultLog, read_results
 from tppo_rl.experiment.summary import summarize, write_summary
 
 TOKENS = 100
 KEY = "tokens/sampled"
+CONFIG = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
 
 
 def result(iteration: int, *, accuracy: float | None = 0.5, evaluated: float | None = None) -> dict[str, Any]:
@@ -190,21 +191,30 @@ def test_a_plan_is_that_of_the_runs_mode_and_window(tmp_path: Path) -> None:
         ({"window_length": None, "mode": "sync"}, ("ppo", None)),
     ]
     for given, key in cases:
-        keep_planned(tmp_path, file, Options.of(max_response_length=60, **given))
+        keep_planned(tmp_path, planned_of(file, Options.of(max_response_length=60, **given)))
         row, planned = rows[key], read_planned(tmp_path)
         assert planned["seconds_per_update"] == pytest.approx(row["seconds_per_token"] * row["tokens_per_update"])
         assert planned["staleness"] == row["staleness_mean"]
-    keep_planned(tmp_path, None, Options.of(max_response_length=60))
+    keep_planned(tmp_path, None)
     assert read_planned(tmp_path) == planned, "a run that goes on keeps what it began with"
     with pytest.raises(
         OptionError, match=r"windows of 20 tokens in async mode, and the run has 30; plan it with --window 30"
     ):
-        keep_planned(tmp_path, file, Options.of(max_response_length=60, window_length=30))
+        planned_of(file, Options.of(max_response_length=60, window_length=30))
     file.write_text("{}", encoding="utf-8")
     with pytest.raises(OptionError, match="no plan"):
-        keep_planned(tmp_path, file, Options.of(max_response_length=60))
+        planned_of(file, Options.of(max_response_length=60))
     with pytest.raises(OptionError, match="No such file"):
-        keep_planned(tmp_path, tmp_path / "none.json", Options.of(max_response_length=60))
+        planned_of(tmp_path / "none.json", Options.of(max_response_length=60))
+
+
+def test_a_plan_that_will_not_do_ends_the_command_before_anything_is_touched(tmp_path: Path) -> None:
+    train = ["train", "file", str(CONFIG), "--results", str(tmp_path), "--plan", str(tmp_path / "none.json")]
+    missing, resumed = (CliRunner().invoke(main, [*train, *more]) for more in ([], ["--resume"]))
+    assert missing.exit_code == resumed.exit_code == 2
+    assert "No such file" in missing.output
+    assert "it is of one run that begins" in resumed.output
+    assert not list(tmp_path.iterdir())
 
 
 def test_kept_runs_are_held_against_their_forecasts(tmp_path: Path) -> None:

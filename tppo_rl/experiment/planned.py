@@ -53,14 +53,10 @@ def _figures(row: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
-def keep_planned(folder: Path, file: Path | None, options: Options) -> None:
-    """Writes what a plan says of a run into `planned.json` of its folder; without a plan, leaves what is there.
-
-    Raises:
-        OptionError: see `planned_of`.
-    """
-    if file is not None:
-        write_whole(folder / PLANNED, json.dumps(planned_of(file, options), indent=2) + "\n")
+def keep_planned(folder: Path, planned: Mapping[str, float] | None) -> None:
+    """Writes what a plan says of a run into `planned.json` of its folder; without a plan, leaves what is there."""
+    if planned is not None:
+        write_whole(folder / PLANNED, json.dumps(planned, indent=2) + "\n")
 
 
 def read_planned(folder: Path) -> dict[str, float]:

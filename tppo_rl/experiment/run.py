@@ -51,7 +51,7 @@ def run_experiment(
     resume: bool = False,
     console: Console | None = None,
     resume_command: str = "",
-    plan: Path | None = None,
+    planned: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
     """Runs an experiment that is one trial and returns its summary.
 
@@ -62,11 +62,11 @@ def run_experiment(
         resume: go on from the newest checkpoint of the experiment's folder.
         console: where to report; None is standard output.
         resume_command: command that goes on with the run, to be shown when Ctrl-C ends it.
-        plan: file of `tppo-rl plan --json`, to be held against the run in the end; a run that goes on keeps the one it began with.
+        planned: what a plan says of the run (`planned_of`), to be held against it in the end; a run that goes on keeps what it began with.
 
     Raises:
         OptionError: nothing to resume from, a checkpoint that is damaged, a place that cannot be written, or a stop key that no
-            result has, or a plan of other runs.
+            result has.
         RunError: results could not be copied to their URI; the folder of this machine holds them.
         RunInterrupted: Ctrl-C ended the run; what was trained is saved, unless it says `at_once`.
     """
@@ -88,7 +88,7 @@ def run_experiment(
     checked = check_options(options, experiment.spec, other_keys=options)
     if checkpoint is not None:
         check_resumable(checkpoint, checked, experiment.spec.name)
-    keep_planned(folder, plan, checked)
+    keep_planned(folder, planned)
     quiet_libraries()
     console.print(sizes_table(checked))
     if found is not None:
