@@ -12,7 +12,7 @@ from tppo_rl.bench.commands import bench
 from tppo_rl.core.errors import OptionError, RunError
 from tppo_rl.core.one_clear_error import one_clear_error
 from tppo_rl.core.shared_options import FOLDER_OR_URI, set_option
-from tppo_rl.experiment.commands import chat, evaluate, export, replay, rescore, retrain, rollouts, timeline
+from tppo_rl.experiment.commands import chat, evaluate, export, forecast, replay, rescore, retrain, rollouts, timeline
 from tppo_rl.lab.commands import critic
 from tppo_rl.plan.commands import plan
 
@@ -31,6 +31,12 @@ _results = click.option(
 )
 _dry_run = click.option("--dry-run", is_flag=True, help="Check everything, print the plan, and start nothing.")
 _resume = click.option("--resume", is_flag=True, help="Go on from the newest checkpoint.")
+_plan = click.option(
+    "--plan",
+    "plan_file",
+    type=click.Path(path_type=Path),
+    help="What `tppo-rl plan --json` wrote, to be printed beside the truth in the end.",
+)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -50,6 +56,7 @@ def main() -> None:
 @set_option
 @_resume
 @_dry_run
+@_plan
 @_results
 @click.pass_context
 @one_clear_error
@@ -63,6 +70,7 @@ def train(
     overrides: tuple[str, ...],
     resume: bool,
     dry_run: bool,
+    plan_file: Path | None,
     results: Path | str,
 ) -> None:
     """Train: `train file CONFIG`, or `train --run TPPO --env … --config '{…}'`."""
@@ -78,7 +86,7 @@ def train(
     if env is not None:
         body["env"] = env
     experiments = _checked(name, lambda: [make_experiment(name, body, overrides)])
-    _run_all(experiments, results, resume=resume, dry_run=dry_run)
+    _run_all(experiments, results, resume=resume, dry_run=dry_run, plan_file=plan_file)
 
 
 @train.command("file")
@@ -86,14 +94,17 @@ def train(
 @set_option
 @_resume
 @_dry_run
+@_plan
 @_results
 @one_clear_error
-def train_file(config: Path, overrides: tuple[str, ...], resume: bool, dry_run: bool, results: Path | str) -> None:
+def train_file(
+    config: Path, overrides: tuple[str, ...], resume: bool, dry_run: bool, plan_file: Path | None, results: Path | str
+) -> None:
     """Run all experiments of a YAML file, in the schema of `rllib train file`."""
     from tppo_rl.config.run_files import load_run_file
 
     experiments = _checked(config.name, lambda: load_run_file(config, overrides))
-    _run_all(experiments, results, resume=resume, dry_run=dry_run)
+    _run_all(experiments, results, resume=resume, dry_run=dry_run, plan_file=plan_file)
 
 
 @main.group()
@@ -298,7 +309,9 @@ def import_model(file: Path, folder: Path) -> None:
     click.echo(f"model in {folder}")
 
 
-for command in (bench, plan, evaluate, rescore, rollouts, timeline, replay, retrain, chat, export, critic):
+for command in (
+    bench, plan, evaluate, rescore, rollouts, forecast, timeline, replay, retrain, chat, export, critic,
+):  # fmt: skip
     main.add_command(command)
 
 
@@ -320,9 +333,12 @@ def _kept_at(results: Path | str) -> Path | Storage:
     return results if isinstance(results, Path) else storage_at(results, "--results")
 
 
-def _run_all(experiments: list[Experiment], results: Path | str, *, resume: bool, dry_run: bool) -> None:
+def _run_all(
+    experiments: list[Experiment], results: Path | str, *, resume: bool, dry_run: bool, plan_file: Path | None
+) -> None:
     from tppo_rl.core.storage import Storage, folder_here
 
+    planned = None if plan_file is None else _planned(plan_file, experiments, resume=resume)
     kept = _kept_at(results)
     # A killed run may have ended before the later experiments of its file began.
     names = [experiment.name for experiment in experiments] if resume else []
@@ -345,7 +361,20 @@ def _run_all(experiments: list[Experiment], results: Path | str, *, resume: bool
             else:
                 from tppo_rl.experiment.run import run_experiment
 
-                run_experiment(experiment, kept, resume=goes_on, resume_command=resume_command())
+                run_experiment(experiment, kept, resume=goes_on, resume_command=resume_command(), planned=planned)
+
+
+def _planned(file: Path, experiments: list[Experiment], *, resume: bool) -> dict[str, float]:
+    """What a plan says of the one run that begins."""
+    from tppo_rl.config.checks import check_options
+    from tppo_rl.experiment.planned import planned_of
+
+    if len(experiments) > 1 or experiments[0].is_sweep or resume:
+        raise OptionError(
+            f"--plan={str(file)!r}: it is of one run that begins; leave it out of sweeps, files of several runs and --resume"
+        )
+    (options,) = experiments[0].points()
+    return planned_of(file, check_options(options, experiments[0].spec, other_keys=options))
 
 
 def _is_there(results: Path | Storage, name: str) -> bool:

@@ -1,4 +1,4 @@
-"""The commands on a model or run that is there: `evaluate`, `rescore`, `rollouts`, `timeline`, `replay`, `retrain`, `chat`, `export`.
+"""The commands on a model or run that is there, from `evaluate` to `export`.
 
 Heavy imports stand inside them, so that `--help` answers at once.
 """
@@ -18,6 +18,8 @@ from tppo_rl.core.storage import is_uri, without_secrets
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+
+    from tppo_rl.experiment.forecast_tables import Kept
 
 
 @click.command()
@@ -327,3 +329,49 @@ def retrain(run: Path, iterations: int | None, out: Path | None, overrides: tupl
     with display, watched_by(display):
         said = write_and_compare(retrained(run, changes, iterations), run, out or run / "retrained")
     click.echo(said)
+
+
+@click.command()
+@click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=FOLDER_OR_URI)
+@click.option(
+    "--like",
+    multiple=True,
+    type=FOLDER_OR_URI,
+    help="Ended runs of the same task, 19 or more, that narrow intervals; repeatable.",
+)
+@one_clear_error
+def forecast(runs: tuple[Path | str, ...], like: tuple[Path | str, ...]) -> None:
+    """Hold the forecasts of final accuracy of RUN... against the truth: each run, how many intervals held, how wide they are.
+
+    A folder or URI of several runs stands for all of them. Where an ended run has made no forecast, it is made now from the first fifth
+    of its results. A run is left out of what --like names, so RUN and --like may be the same.
+    """
+    from contextlib import ExitStack
+
+    from rich.console import Console
+
+    from tppo_rl.experiment.forecast_tables import calibration_table, calibration_words, moved_by, read_kept, runs_in
+    from tppo_rl.experiment.stored_runs import fetched
+
+    def read(places: Sequence[Path | str], key: str) -> list[Kept]:
+        kept = []
+        with ExitStack() as stack:
+            folders = [Path(stack.enter_context(fetched(place, key, checkpoint="none"))) for place in places]
+            for run in (run for folder in folders for run in runs_in(folder, key)):
+                found = read_kept(run)
+                if isinstance(found, str):
+                    click.echo(f"{run.name}: no forecast to hold against the truth: {found}")
+                else:
+                    kept.append(found)
+        return kept
+
+    kept = read(runs, "RUN")
+    if like:
+        others = read(like, "--like")
+        kept = [moved_by(one, others) for one in kept]
+    if not kept:
+        return
+    console = Console()
+    console.width = max(console.width, 100)
+    console.print(calibration_table(kept))
+    click.echo(calibration_words(kept))

@@ -28,9 +28,12 @@ from tppo_rl.experiment.checkpoints import (
     save_checkpoint,
 )
 from tppo_rl.experiment.display import RunDisplay, sizes_table
+from tppo_rl.experiment.forecast import Forecaster, beside_truth, results_up_to
+from tppo_rl.experiment.forecast_tables import truth_table
 from tppo_rl.experiment.interrupt import RunInterrupted, StopSwitch, listening
 from tppo_rl.experiment.mirror import Mirror
-from tppo_rl.experiment.result_log import ResultLog, last_result
+from tppo_rl.experiment.planned import keep_planned, read_planned
+from tppo_rl.experiment.result_log import ResultLog, last_result, read_results
 from tppo_rl.experiment.resumable import check_resumable
 from tppo_rl.experiment.stored_runs import check_free, fetch_to_resume, set_aside
 from tppo_rl.experiment.summary import SUMMARY, beside_plan, read_summary, summarize, summary_table, write_summary
@@ -50,6 +53,7 @@ def run_experiment(
     resume: bool = False,
     console: Console | None = None,
     resume_command: str = "",
+    planned: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
     """Runs an experiment that is one trial and returns its summary.
 
@@ -62,6 +66,7 @@ def run_experiment(
         resume: go on from the newest checkpoint of the experiment's folder.
         console: where to report; None is standard output.
         resume_command: command that goes on with the run, to be shown when Ctrl-C ends it.
+        planned: what a plan says of the run (`planned_of`), to be held against it in the end; a run that goes on keeps what it began with.
 
     Raises:
         OptionError: nothing to resume from, a checkpoint that is damaged, a place that cannot be written, or a stop key that no
@@ -74,7 +79,15 @@ def run_experiment(
     folder = (folder_here(results) / experiment.name).resolve()
     for left in range(experiment.max_failures, -1, -1):
         try:
-            return _run_once(experiment, results, folder, resume=resume, console=console, resume_command=resume_command)
+            return _run_once(
+                experiment,
+                results,
+                folder,
+                resume=resume,
+                console=console,
+                resume_command=resume_command,
+                planned=planned,
+            )
         except ProcessDied as error:
             newest = find_newest_checkpoint(folder)
             if left == 0 or newest is None:
@@ -93,6 +106,7 @@ def _run_once(
     resume: bool,
     console: Console,
     resume_command: str,
+    planned: Mapping[str, float] | None,
 ) -> dict[str, Any]:
     storage, there = results.joined(experiment.name) if isinstance(results, Storage) else None, None
     if storage is not None:
@@ -110,6 +124,7 @@ def _run_once(
     checked = check_options(options, experiment.spec, other_keys=options)
     if checkpoint is not None:
         check_resumable(checkpoint, checked, experiment.spec.name)
+    keep_planned(folder, planned)
     quiet_libraries()
     console.print(sizes_table(checked))
     if found is not None:
@@ -137,7 +152,19 @@ def _run_once(
     if (summary := _summary_of_ended(folder, last, experiment.stop)) is not None:
         _say_ended(console, folder, summary, mirror)
         return summary
-    run = _Run(experiment, folder, console, display, switch, resume_command, last, memory, found, mirror)
+    run = _Run(
+        experiment,
+        folder,
+        console,
+        display,
+        switch,
+        Forecaster(folder, experiment.stop, checked.evaluation.evaluation_duration, display.message, start),
+        resume_command,
+        last,
+        memory,
+        found,
+        mirror,
+    )
     try:
         with listening(switch), display, watched_by(display), mirror or nullcontext():
             return run.whole(options, checkpoint)
@@ -185,6 +212,7 @@ class _Run:
     console: Console
     display: RunDisplay
     switch: StopSwitch
+    forecaster: Forecaster
     resume_command: str
     last: dict[str, Any]
     """Result of the checkpoint that the run goes on from; empty for a new run."""
@@ -231,10 +259,14 @@ class _Run:
         result |= {"run": algorithm.run_totals(), "tokens": result["tokens"] | algorithm.token_counts()}
         summary = summarize(result, evaluation, interrupted=self.switch.asked)
         summary["memory"] = beside_plan(self.memory, algorithm.peak_memory(), self.placed)
+        summary["planned"] = read_planned(self.folder)
+        if self.forecaster.forecast is not None:
+            results = results_up_to(read_results(self.folder), result["training_iteration"])
+            summary["forecast"] = beside_truth(self.forecaster.forecast, results, summary)
         write_summary(self.folder, summary)
         _plot(self.folder)
         self.display.close()
-        self.console.print(summary_table(summary, self.folder))
+        _print_summary(self.console, summary, self.folder)
         if saved is not None:
             # A run that has reached its limits needs others to go on.
             command = self.resume_command if self.switch.asked else ""
@@ -260,6 +292,7 @@ class _Run:
                 self.switch.iteration, self.switch.has_trained = result["training_iteration"], True
                 log.append(result)
                 self.display.show(result)
+                self.forecaster.see(result)
                 check_limits(result, experiment.stop, f"{experiment.name}.stop")
             iteration, every = self.switch.iteration, config.checkpoint_frequency
             ended = _limit_reached(result, experiment.stop)
@@ -297,9 +330,15 @@ def _summary_of_ended(folder: Path, last: Mapping[str, Any], stop: Mapping[str, 
 def _say_ended(console: Console, folder: Path, summary: dict[str, Any], mirror: Mirror | None) -> None:
     """Shows the summary of a run that has ended, and copies what is not at its URI yet."""
     with mirror or nullcontext():
-        console.print(summary_table(summary, folder))
+        _print_summary(console, summary, folder)
     text = f"the run has ended; raise its limit to go on: {folder.name}.stop"
     console.print(text, soft_wrap=True, highlight=False)
+
+
+def _print_summary(console: Console, summary: Mapping[str, Any], folder: Path) -> None:
+    console.print(summary_table(summary, folder))
+    if (table := truth_table(summary)) is not None:
+        console.print(table)
 
 
 def _plot(folder: Path) -> None:

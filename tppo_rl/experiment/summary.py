@@ -11,7 +11,7 @@ from rich.table import Table
 
 from tppo_rl.algorithms.peak_memory import LEARNER_GPU
 from tppo_rl.core.whole_files import write_whole
-from tppo_rl.plan.memory import GIB, Memory
+from tppo_rl.plan.memory import Memory
 from tppo_rl.plan.placement import Placed
 
 SUMMARY = "summary.json"
@@ -101,9 +101,6 @@ def summary_table(summary: Mapping[str, Any], folder: Path) -> Table:
     table.add_row("wall-clock", f"{summary['wall_s']:.0f} s")
     for part, seconds in summary["seconds"].items():
         table.add_row(f"  {part.replace('_', ' ')}", f"{seconds:.1f} s")
-    for process, sizes in summary.get("memory", {}).items():
-        peak, planned = (f"{sizes[name] / GIB:.2f} GiB" for name in ("peak", "planned"))
-        table.add_row(f"peak memory, {process}", f"{peak} ({planned} planned)")
     table.add_row("folder", str(folder))
     table.add_row("look at it", f"tensorboard --logdir {folder}")
     return table
