@@ -100,7 +100,8 @@ def test_an_env_runner_comes_back_when_it_or_its_engine_is_killed(
     try:
         read_until(process, "iteration 2 ")
         os.kill(child_of(process, killed), signal.SIGKILL)
-        read_until(process, "its episodes go on elsewhere")
+        lines = read_until(process, "its episodes go on elsewhere")
+        assert ("an engine is dead: EngineCore was killed by signal 9" in "".join(lines)) == bool(engine)
         # What was queued is trained without it.
         read_until(process, "iteration 12 ")
         process.send_signal(signal.SIGINT)

@@ -34,7 +34,7 @@ from tppo_rl.rollout.failure_watch import FailureWatch
 from tppo_rl.rollout.groups import GroupBuffer, GroupSample
 from tppo_rl.rollout.ledger import Ledger, TokenCounts
 from tppo_rl.rollout.open_requests import OpenRequests
-from tppo_rl.rollout.rllib_internals import fetch_ready, requests_in_flight
+from tppo_rl.rollout.rllib_internals import fetch_ready, replace_env_runner, requests_in_flight
 from tppo_rl.rollout.sample_result import SampleResult
 from tppo_rl.rollout.statistics import RolloutStatistics
 from tppo_rl.rollout.told_episodes import ToldEpisodes
@@ -215,6 +215,11 @@ class RolloutController:
         if self._asynchronous:
             self._events.note(TAKEN, env_runner)
         tickets = self._requests.answer(env_runner)
+        if result.needs_new_process:
+            logger.warning("env-runner %d begins anew: %s", env_runner, result.error)
+            replace_env_runner(self._group, env_runner)
+            self._lose(env_runner)
+            return
         if result.error is not None:
             raise result.error
         record = self._requests[env_runner]

@@ -113,8 +113,11 @@ class VLLMEnvRunner(EnvRunner):
         try:
             return self._sample(num_engine_steps, draw, tickets, cut_windows)
         except Exception as error:
-            failure = self._told(error)
-            return SampleResult(table_from_fragments([]), self._incarnation, self._policy_version, error=failure)
+            anew = self._needs_new_process(error)
+            failure = portable(error, self._where()) if anew else self._told(error)
+            return SampleResult(
+                table_from_fragments([]), self._incarnation, self._policy_version, error=failure, needs_new_process=anew
+            )
         finally:
             self._last_call_ended = time.perf_counter()
 
@@ -274,11 +277,15 @@ class VLLMEnvRunner(EnvRunner):
 
     def _told(self, error: Exception) -> Exception:
         """Returns an error for the driver. Where the engine is dead, an actor's process ends instead: Ray starts it anew, engine and all."""
+        if self._needs_new_process(error):
+            end_process(f"{self._where()} begins anew: {error}")
         if isinstance(error, EngineDied):
-            if self.worker_index and can_begin_anew(has_worked=self._engine is not None):
-                end_process(f"{self._where()} begins anew: {error}")
             error = EngineDied(f"{error}. Go on from the last checkpoint with --resume")
         return portable(error, self._where())
+
+    def _needs_new_process(self, error: Exception) -> bool:
+        can = self.worker_index and can_begin_anew(has_worked=self._engine is not None)
+        return isinstance(error, EngineDied) and bool(can)
 
     def _where(self) -> str:
         return f"env-runner {self.worker_index}"

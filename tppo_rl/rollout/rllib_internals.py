@@ -26,8 +26,10 @@ CONTRACT: Contract = {
     ),
     "ray.rllib.utils.actor_manager:FaultTolerantActorManager": (
         "_filter_calls_by_tag",
+        "actors",
         "clear",
         "fetch_ready_async_reqs",
+        "set_actor_state",
     ),
     "ray.experimental.internal_kv": ("_internal_kv_del", "_internal_kv_get", "_internal_kv_put"),
 }
@@ -72,6 +74,15 @@ def kill_env_runners(group: Any) -> None:
     """Kills the env-runner actors of a group, whatever they are doing."""
     with RAY.insides("EnvRunnerGroup._worker_manager"):
         group._worker_manager.clear()
+
+
+def replace_env_runner(group: Any, env_runner: int) -> None:
+    """Kills an env-runner, and lets Ray start it anew."""
+    with RAY.insides("EnvRunnerGroup._worker_manager"):
+        manager = group._worker_manager
+    # It is to get no request before it is back.
+    manager.set_actor_state(env_runner, healthy=False)
+    ray.kill(manager.actors()[env_runner], no_restart=False)
 
 
 def write_value(key: str, value: str) -> None:

@@ -49,4 +49,6 @@ class SampleResult:
     metrics: dict[str, Any] = field(default_factory=dict)
     """RLlib's env-runner metrics."""
     error: BaseException | None = None
-    """Error of the call; the driver raises it."""
+    """Error of the call; the driver raises it, or replaces the env-runner."""
+    needs_new_process: bool = False
+    """Whether the error is that the engine has died, and a new env-runner can take this one's place."""
