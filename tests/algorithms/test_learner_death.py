@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections import deque
 from typing import Any
 
@@ -15,6 +16,11 @@ from tppo_rl.learner.learner_group import LearnerDied
 pytestmark = pytest.mark.integration
 
 
+def look(group: Any) -> None:
+    group.check_alive()
+    time.sleep(0.1)
+
+
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(("num_learners", "killed"), [(1, 0), pytest.param(2, 1, marks=pytest.mark.slow)])
 def test_a_killed_learner_is_the_error_of_the_run(small_config: TPPOConfig, num_learners: int, killed: int) -> None:
@@ -22,7 +28,10 @@ def test_a_killed_learner_is_the_error_of_the_run(small_config: TPPOConfig, num_
     algorithm: Any = small_config.build_algo()
     try:
         algorithm.train()
+        algorithm.learner_group.check_alive()
         os.kill(algorithm.learner_group.ask(lambda learner: os.getpid())[killed], signal.SIGKILL)
+        with pytest.raises(LearnerDied, match=rf"^learner {killed} of {num_learners} died"):
+            deque((look(algorithm.learner_group) for _ in range(600)), maxlen=0)
         with pytest.raises(LearnerDied, match=rf"^learner {killed} of {num_learners} died .*newest checkpoint"):
             deque((algorithm.train() for _ in range(3)), maxlen=0)
     finally:

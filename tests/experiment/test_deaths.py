@@ -111,6 +111,21 @@ def test_an_env_runner_comes_back_when_it_or_its_engine_is_killed(
     assert process.returncode == 130
 
 
+def test_a_learner_that_dies_while_the_env_runner_is_away_ends_the_run_with_one_message(tmp_path: Path) -> None:
+    write_run(tmp_path, num_learners=1)
+    process = start(tmp_path)
+    try:
+        read_until(process, "iteration 2 ")
+        for name in ("ray::VLLMEnvRunner", "ray::_WrappedExecutable"):
+            os.kill(child_of(process, name), signal.SIGKILL)
+        output, _ = process.communicate(timeout=ENDS_WITHIN_S)
+    finally:
+        process.kill()
+    assert process.returncode == 1, output
+    assert [re.match("error: learner 0 of 1 died", line) is None for line in errors_in(output)] == [False], output
+    assert "Traceback" not in output
+
+
 def test_an_engine_that_cannot_start_says_why(tmp_path: Path) -> None:
     write_run(tmp_path, engine={"max_model_len": 10**7})
     process = start(tmp_path)

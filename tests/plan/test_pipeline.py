@@ -143,6 +143,8 @@ class Driver:
     def revive(self, env_runner: int) -> None:
         raise AssertionError("nothing is lost here")
 
+    def check_learners(self) -> None: ...
+
     def wait_until_delivered(self) -> None:
         raise AssertionError("of synchronous runs")
 

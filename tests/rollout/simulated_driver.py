@@ -78,6 +78,8 @@ class SimulatedWeights:
         if runner is not None:
             runner.take_weights(self.version)
 
+    def check_learners(self) -> None: ...
+
     def wait_until_delivered(self) -> None:
         for index in self._group.healthy_env_runner_ids():
             self.revive(index)

@@ -259,6 +259,8 @@ class _LearnerGroup:
     def ask_first(self, function: Callable[[Any], Any]) -> Any:
         return function(self)
 
+    def check_alive(self) -> None: ...
+
     def get_state(self, **_: Any) -> dict[str, Any]:
         return {COMPONENT_RL_MODULE: self._weights, WEIGHTS_SEQ_NO: self.version}
 

@@ -37,6 +37,10 @@ class TPPOLearnerGroup(LearnerGroup):
     Every method raises `LearnerDied` where a learner's process is gone, also where it is another learner that misses it.
     """
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._calls: list[Any] = []
+
     def update(self, **kwargs: Any) -> list[dict[str, Any]]:
         """Updates the learners as RLlib does."""
         with self._telling_death():
@@ -61,6 +65,23 @@ class TPPOLearnerGroup(LearnerGroup):
             self._gather(inference_only=True)
             first = None if self.is_local else self._worker_manager.healthy_actor_ids()[:1]
             return self._get_results(self.foreach_learner(function, remote_actor_ids=first))[0]
+
+    def check_alive(self) -> None:
+        """Looks whether a learner is gone, without a wait; between updates nobody else would see it.
+
+        Raises:
+            LearnerDied: one is.
+        """
+        if self.is_local:
+            return
+        if not self._calls:
+            # Learners that are at work answer later.
+            self._calls = [worker.apply.remote(_answer) for worker in self._workers]
+        answered, _ = ray.wait(self._calls, num_returns=len(self._calls), timeout=0, fetch_local=False)
+        if dead := [index for index, call in enumerate(self._calls) if call in answered and _is_gone(call)]:
+            raise self._died(dead, "it gave no sign of life")
+        if len(answered) == len(self._calls):
+            self._calls = []
 
     def get_state(self, components: Any = None, *, not_components: Any = None, **kwargs: Any) -> dict[str, Any]:
         """Returns RLlib's state of the group, with whole weights and moments even if the learners hold slices."""
@@ -141,11 +162,14 @@ class TPPOLearnerGroup(LearnerGroup):
             if not dead:
                 self._keep_all_in_use()
                 raise
-            raise LearnerDied(
-                f"learner {', '.join(map(str, dead))} of {len(self._workers)} died (learners count from 0): its process was killed, "
-                "often for want of memory, or its node was lost; what it had trained since the last checkpoint is gone. Go on from "
-                f"the newest checkpoint, as --resume does (first error: {str(error).partition(chr(10))[0]})"
-            ) from error
+            raise self._died(dead, str(error).partition("\n")[0]) from error
+
+    def _died(self, dead: list[int], reason: str) -> LearnerDied:
+        return LearnerDied(
+            f"learner {', '.join(map(str, dead))} of {len(self._workers)} died (learners count from 0): its process was killed, "
+            "often for want of memory, or its node was lost; what it had trained since the last checkpoint is gone. Go on from "
+            f"the newest checkpoint, as --resume does (first error: {reason})"
+        )
 
     def _keep_all_in_use(self) -> None:
         """RLlib leaves an actor that has raised out of all later calls, and says nothing of it."""

@@ -61,6 +61,9 @@ class Weights(Protocol):
     def revive(self, env_runner: int) -> None:
         """Sends weights to an env-runner that was found restarted."""
 
+    def check_learners(self) -> None:
+        """Raises an error where a learner, from which weights come, is gone."""
+
     def wait_until_delivered(self) -> None:
         """Waits until the next requests to env-runners will use the newest weights."""
 
@@ -138,6 +141,7 @@ class RolloutController:
 
         Raises:
             RuntimeError: no env-runner was healthy for `env_runner_timeout_s` seconds.
+            LearnerDied: a learner is gone.
             StageCut: the user stops the run; what was sampled stays in the queue.
         """
         with stage("sampling", total=self._batch_tokens, unit="tokens", cut="soon", part="update") as sampling:
@@ -176,6 +180,7 @@ class RolloutController:
         self._backlog.drop_too_old(self._weights.version)
         while not self._may_update():
             self.poll(timeout_s=0.05)
+            self._weights.check_learners()
             sampling.advance(min(self.queue.num_tokens, self._batch_tokens))
             if self._group.num_healthy_remote_workers() > 0:
                 last_healthy = time.monotonic()
@@ -371,6 +376,7 @@ class RolloutController:
             for env_runner, result in fetch_ready(self._group, SAMPLE_TAG, 0.05):
                 waiting[env_runner] = 0
                 answers[env_runner] = result
+            self._weights.check_learners()
             self._forget_lost_env_runners(but=answers)
             for env_runner in set(waiting) - set(self._group.healthy_env_runner_ids()):
                 del waiting[env_runner]

@@ -218,11 +218,15 @@ class VLLMEnvRunner(EnvRunner):
             return
         self._count_idle()
         started = time.perf_counter()
-        if isinstance(module_state, ray.ObjectRef):
-            module_state = ray.get(module_state)
         version = int(state[WEIGHTS_SEQ_NO])
-        packed = isinstance(module_state, PackedWeights)
         with self._keeping_failures(), self._beginning_anew():
+            if isinstance(module_state, ray.ObjectRef):
+                try:
+                    module_state = ray.get(module_state)
+                except ray.exceptions.ObjectLostError:
+                    # The learner whose weights they are is gone, of which the driver tells. What is sampled meanwhile has its own version.
+                    return
+            packed = isinstance(module_state, PackedWeights)
             self._engine.load_weights(module_state.unpack() if packed else module_state[DEFAULT_MODULE_ID], version)
         self._policy_version = version
         self._weight_seconds += self._spanned("new weights", started)

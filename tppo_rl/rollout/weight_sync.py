@@ -26,6 +26,7 @@ from tppo_rl.rollout.weight_proof import WeightProof
 logger = logging.getLogger(__name__)
 
 WEIGHTS_TAG = "tppo_weights"
+_LOOK_EVERY_S = 5.0
 
 
 class LogProbDiff(NamedTuple):
@@ -77,6 +78,7 @@ class WeightSync:
         self._group = group
         self._proof = proof
         self._probe = list(probe)
+        self._looked = time.monotonic()
         self._undelivered: set[int] = set()
         self._state: dict[str, Any] = {}
 
@@ -125,6 +127,16 @@ class WeightSync:
         """
         self.deliver(env_runner)
         self._proof_is_due = True
+
+    def check_learners(self) -> None:
+        """Looks every few seconds whether all learners are there: an env-runner that needs their weights would wait for ever.
+
+        Raises:
+            LearnerDied: one is gone.
+        """
+        if time.monotonic() - self._looked > _LOOK_EVERY_S:
+            self._looked = time.monotonic()
+            self._learner_group.check_alive()
 
     def push(self) -> None:
         """Sends the learners' weights to all env-runners and takes over their policy version."""
