@@ -9,6 +9,8 @@ for rank 0, which sends. Nobody leaves before all have everything.
 from __future__ import annotations
 
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -18,7 +20,7 @@ from torch.distributed import BroadcastOptions, PrefixStore, ProcessGroupGloo, T
 from tppo_rl.core.insides import TORCH, Contract
 
 CONTRACT: Contract = {
-    "torch.distributed:TCPStore": ("port", "queue_pop", "queue_push", "set_timeout"),
+    "torch.distributed:TCPStore": ("delete_key", "list_keys", "port", "queue_pop", "queue_push", "set_timeout"),
     "torch.distributed:ProcessGroupGloo": ("_Options", "create_device"),
 }
 """We also use `_devices` and `_timeout` of such options. They exist on instances alone, so the tests of the group check them."""
@@ -32,20 +34,35 @@ def open_store(address: str) -> TCPStore:
     return TCPStore(address, 0, is_master=True, wait_for_workers=False)
 
 
-def store_at(address: str, port: int, timeout_s: float) -> TCPStore:
-    """Returns a connection to the store of another process.
+class StoreLinks:
+    """Connections to stores, which are kept: torch looks up the names of both ends for each new one, which can take seconds."""
 
-    Raises:
-        OSError: nobody answers there.
-        torch.distributed.DistError: who answers is no store.
-    """
-    # The store itself tries again until its time is over, and prints its stack each time.
-    socket.create_connection((address, port), timeout=timeout_s).close()
-    return TCPStore(address, port, is_master=False, timeout=timedelta(seconds=timeout_s))
+    def __init__(self) -> None:
+        self._idle: dict[tuple[str, int], list[TCPStore]] = {}
+
+    @contextmanager
+    def link(self, address: str, port: int, timeout_s: float) -> Iterator[TCPStore]:
+        """Gives a connection to the caller alone, for the context.
+
+        Raises:
+            OSError: nobody answers there.
+            torch.distributed.DistError: who answers is no store.
+        """
+        idle = self._idle.setdefault((address, port), [])
+        try:
+            store = idle.pop()
+        except IndexError:
+            # The store itself tries again until its time is over, and prints its stack each time.
+            socket.create_connection((address, port), timeout=timeout_s).close()
+            store = TCPStore(address, port, is_master=False, timeout=timedelta(seconds=timeout_s))
+        store.set_timeout(timedelta(seconds=timeout_s))
+        yield store
+        # After an error nobody knows what it would answer next.
+        idle.append(store)
 
 
 class BroadcastGroup:
-    """A group whose rank 0 sends, as one of its members; all make it at the same time.
+    """A group whose rank 0 sends, as one of its members; all make it at the same time, and `end` it.
 
     Args:
         store: Where members find one another; each has a connection of its own.
@@ -61,6 +78,7 @@ class BroadcastGroup:
 
     def __init__(self, store: TCPStore, name: str, rank: int, size: int, address: str, timeout_s: float) -> None:
         self._timeout = timedelta(seconds=timeout_s)
+        self._store, self._name, self._rank = store, name, rank
         gloo: Any = ProcessGroupGloo  # torch's stubs lack most of it.
         with TORCH.insides("ProcessGroupGloo._Options and .create_device"):
             options = gloo._Options()
@@ -80,13 +98,18 @@ class BroadcastGroup:
         for part in tensor.view(-1).view(torch.uint8).split(_PART):
             self._group.broadcast([part], options).wait()
 
-    def wait_for_all(self) -> None:
+    def end(self) -> None:
         """Waits until all members have called it.
 
         Raises:
             RuntimeError: a member is gone or too slow.
         """
         self._group.barrier().wait()
+        if self._rank == 0:
+            # A store forgets nothing by itself.
+            for key in self._store.list_keys():
+                if key.startswith(f"{self._name}/"):
+                    self._store.delete_key(key)
 
 
 def own_address(address: str, port: int) -> str:

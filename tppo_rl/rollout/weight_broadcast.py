@@ -36,7 +36,7 @@ from typing import Any, NamedTuple
 import torch
 
 from tppo_rl.core.errors import RunError
-from tppo_rl.rollout.broadcast_group import BroadcastGroup, open_store, own_address, store_at
+from tppo_rl.rollout.broadcast_group import BroadcastGroup, StoreLinks, open_store, own_address
 from tppo_rl.rollout.packed_weights import copy_to_places, places_in, places_of, table_of
 
 logger = logging.getLogger(__name__)
@@ -96,6 +96,7 @@ class WeightSender:
         self._number = 0
         self._lock = threading.Lock()
         self._store = open_store(address)
+        self._links = StoreLinks()
         self._listener = threading.Thread(target=self._listen, name="weight-requests", daemon=True)
         self._listener.start()
 
@@ -162,19 +163,19 @@ class WeightSender:
 
     def _listen(self) -> None:
         # A connection serves one call at a time, and this one waits.
-        requests = store_at(self._address, self._store.port, _YEARS_S)
-        while request := requests.queue_pop(_REQUESTS):
-            threading.Thread(target=self._send, kwargs=json.loads(request), name="weights", daemon=True).start()
+        with self._links.link(self._address, self._store.port, _YEARS_S) as requests:
+            while request := requests.queue_pop(_REQUESTS):
+                threading.Thread(target=self._send, kwargs=json.loads(request), name="weights", daemon=True).start()
 
     def _send(self, group: str, number: int, size: int) -> None:
         with self._reading(number) as buffer:
             try:
-                store = store_at(self._address, self._store.port, self._timeout_s)
-                members = BroadcastGroup(store, group, 0, size, self._address, 2 * self._timeout_s)
-                members.broadcast_(torch.tensor([_NO_LONGER_THERE if buffer is None else number]))
-                if buffer is not None:
-                    members.broadcast_(buffer)
-                    members.wait_for_all()
+                with self._links.link(self._address, self._store.port, 2 * self._timeout_s) as store:
+                    members = BroadcastGroup(store, group, 0, size, self._address, 2 * self._timeout_s)
+                    members.broadcast_(torch.tensor([_NO_LONGER_THERE if buffer is None else number]))
+                    if buffer is not None:
+                        members.broadcast_(buffer)
+                    members.end()
             except Exception as error:
                 logger.warning("an engine did not get the weights that it asked for: %s", error)
 
@@ -190,16 +191,21 @@ def sender_of(learner: Any, address: str, timeout_s: float) -> WeightSender:
     return _senders[learner]
 
 
-def ask(offer: Offer, num_workers: int) -> str:
+def ask(offer: Offer, num_workers: int, links: StoreLinks) -> str:
     """Asks a learner to send what it offers, and returns the name of the group for it.
+
+    Args:
+        offer: What is asked for.
+        num_workers: Workers of the engine that asks.
+        links: The caller's connections.
 
     Raises:
         OSError: the learner is gone.
         torch.distributed.DistError: it does not answer.
     """
     group = uuid.uuid4().hex
-    store = store_at(offer.address, offer.port, offer.timeout_s)
-    store.queue_push(_REQUESTS, json.dumps({"group": group, "number": offer.number, "size": 1 + num_workers}))
+    with links.link(offer.address, offer.port, offer.timeout_s) as store:
+        store.queue_push(_REQUESTS, json.dumps({"group": group, "number": offer.number, "size": 1 + num_workers}))
     return group
 
 
@@ -207,6 +213,7 @@ class WeightReceiver:
     """Takes part in broadcasts, as a worker of an engine, and keeps the last weights for the next ones' place."""
 
     def __init__(self) -> None:
+        self._links = StoreLinks()
         self._buffer: torch.Tensor | None = None
         self._offer: Offer | None = None
 
@@ -226,20 +233,22 @@ class WeightReceiver:
             Exception: they did not arrive.
         """
         self._offer = None
-        store = store_at(offer.address, offer.port, offer.timeout_s)
-        address = own_address(offer.address, offer.port)
-        members = BroadcastGroup(store, group, 1 + worker, 1 + num_workers, address, 2 * offer.timeout_s)
-        number = torch.zeros(1, dtype=torch.int64)
-        members.broadcast_(number)
-        if int(number) != offer.number:
-            return False
-        if self._buffer is None or len(self._buffer) != offer.size:
+        address, number = own_address(offer.address, offer.port), torch.zeros(1, dtype=torch.int64)
+        with self._links.link(offer.address, offer.port, 2 * offer.timeout_s) as store:
+            members = BroadcastGroup(store, group, 1 + worker, 1 + num_workers, address, 2 * offer.timeout_s)
+            members.broadcast_(number)
+            are_there = int(number) == offer.number
+            if are_there:
+                members.broadcast_(self._place(offer.size))
+            members.end()
+        self._offer = offer if are_there else None
+        return are_there
+
+    def _place(self, size: int) -> torch.Tensor:
+        if self._buffer is None or len(self._buffer) != size:
             self._buffer = None
-            self._buffer = torch.empty(offer.size, dtype=torch.uint8)
-        members.broadcast_(self._buffer)
-        members.wait_for_all()
-        self._offer = offer
-        return True
+            self._buffer = torch.empty(size, dtype=torch.uint8)
+        return self._buffer
 
     def tensors(self, number: int) -> dict[str, torch.Tensor]:
         """Returns the weights of an offer that was received last, as views that the next one changes."""

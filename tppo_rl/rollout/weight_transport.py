@@ -20,7 +20,9 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
 
 import torch
+from torch.distributed import DistError
 
+from tppo_rl.rollout.broadcast_group import StoreLinks
 from tppo_rl.rollout.packed_weights import places_of
 from tppo_rl.rollout.weight_broadcast import ATTEMPTS, Offer, WeightsNotReceived, WeightsWithdrawn, ask
 from tppo_rl.rollout.weights_file import WeightsFile
@@ -127,6 +129,7 @@ class Broadcast:
     def __init__(self, receive: Callable[[Offer, str], list[bool | str]], num_workers: int) -> None:
         self._receive = receive
         self._num_workers = num_workers
+        self._links = StoreLinks()
         self._offer: Offer | None = None
 
     def stage(self, weights: Offer) -> None:
@@ -139,8 +142,8 @@ class Broadcast:
         self._offer = None
         for attempt in range(1, ATTEMPTS + 1):
             try:
-                answers = self._receive(weights, ask(weights, self._num_workers))
-            except OSError as error:
+                answers = self._receive(weights, ask(weights, self._num_workers, self._links))
+            except (OSError, DistError) as error:
                 answers = [str(error)]
             errors = [answer.partition("\n")[0] for answer in answers if isinstance(answer, str)]
             if not errors:
