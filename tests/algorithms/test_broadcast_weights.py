@@ -20,8 +20,8 @@ pytestmark = pytest.mark.slow
 
 @pytest.mark.timeout(1800)
 def test_a_run_with_weights_by_broadcast_is_on_policy_and_survives(small_config: TPPOConfig) -> None:
-    small_config.env_runners(engine={"multiprocessing": True}).learners(num_learners=1)
-    small_config.pipeline(mode="sync", weight_transport="broadcast").training(critic_warmup_updates=0)
+    small_config.learners(num_learners=1).training(critic_warmup_updates=0)
+    small_config.pipeline(mode="sync", weight_transport="broadcast", env_runner_timeout_s=1200)
     small_config.evaluation(evaluation_interval=None)
     algorithm: Any = small_config.build_algo()
     try:
