@@ -177,7 +177,8 @@ class WeightSender:
                         members.broadcast_(buffer)
                     members.end()
             except Exception as error:
-                logger.warning("an engine did not get the weights that it asked for: %s", error)
+                # The error itself would keep the group, and with it the connections by which others learn of the failure.
+                logger.warning("an engine did not get the weights that it asked for: %s", str(error))
 
 
 _senders: weakref.WeakKeyDictionary[Any, WeightSender] = weakref.WeakKeyDictionary()
