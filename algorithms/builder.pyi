@@ -148,6 +148,7 @@ class OptionBuilder(AlgorithmConfig):
         max_queued_batches: float | None = ...,
         old_responses: Literal["wait", "drop"] = ...,
         kv_on_update: Literal["recompute", "keep"] = ...,
+        weight_transport: Literal["object_store", "broadcast"] = ...,
         log_prob_diff_alarm: float | None = ...,
         env_runner_timeout_s: float = ...,
         **kwargs: Any,

@@ -100,6 +100,7 @@ class LanguageModelAlgorithm(Algorithm):
             dtype=parse_dtype(options.models.dtype),
             timeout_s=options.pipeline.env_runner_timeout_s,
             first_change=options.critic.critic_warmup_updates + 1,
+            transport=options.pipeline.weight_transport,
         )
         rollouts = make_rollouts(
             self.env_runner_group,

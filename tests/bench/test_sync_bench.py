@@ -13,6 +13,7 @@ pytestmark = pytest.mark.integration
 
 NAMES = [
     "weight_publish_seconds",
+    "weight_stage_seconds",
     "weight_load_seconds",
     "kv_forget_seconds",
     "plain_copy_seconds",
@@ -21,15 +22,18 @@ NAMES = [
 ]
 
 
-def test_the_engine_takes_the_weights_and_the_records_are_written(tmp_path: Path) -> None:
+@pytest.mark.parametrize("transport", ["object_store", pytest.param("broadcast", marks=pytest.mark.slow)])
+def test_the_engine_takes_the_weights_and_the_records_are_written(tmp_path: Path, transport: str) -> None:
     file = tmp_path / "figures.json"
     command = [sys.executable, "-m", "tppo_rl", "bench", "sync", "--random-weights", "tiny", "--repeats", "2"]
     command += ["--dtype", "bfloat16", "--linear", "packed", "--json", str(file)]
+    command += ["--transport", transport]
     run = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert run.returncode == 0, run.stderr
     records = json.loads(file.read_text(encoding="utf-8"))
     assert [record["figure"] for record in records] == [
         "weight_sync_ratio",
+        "weight_standstill_ratio",
         "weight_pause_ratio",
         *(f"{name}, tiny, bfloat16" for name in NAMES),
     ]

@@ -156,13 +156,14 @@ UNREAD = {
     "max_queued_batches": 2.0,
     "old_responses": "drop",
     "gpus": "8 x h100",
+    "weight_transport": "broadcast",
 }
 
 
 @pytest.mark.parametrize("key", UNREAD)
 def test_an_option_that_nothing_reads_is_refused(key: str) -> None:
-    # Without a critic, without a KL term, without dynamic sampling, without clipping.
-    without = GROUPS | {"policy_loss": "cispo"}
+    # Without a critic, without a KL term, without dynamic sampling, without clipping, without env-runner actors.
+    without = GROUPS | {"policy_loss": "cispo", "num_env_runners": 0}
     base = (WHOLE | {"advantage_estimator": "gae", "group_size": 4}) if key == "group_scale" else without
     with pytest.raises(OptionError, match=rf"^{key}=.*is read only with"):
         checked(base | {key: UNREAD[key]})
@@ -170,6 +171,13 @@ def test_an_option_that_nothing_reads_is_refused(key: str) -> None:
 
 def test_every_rule_of_that_kind_is_tested() -> None:
     assert set(UNREAD) == {key for key, option in OPTIONS.items() if option.read_with is not None}
+
+
+def test_weights_are_broadcast_to_engines_that_take_offers() -> None:
+    assert checked({"weight_transport": "broadcast"}).pipeline.weight_transport == "broadcast"
+    engine = {"engine": {"type": "tppo_rl.rollout.simulated_engine:SimulatedEngine"}}
+    with pytest.raises(OptionError, match=r"^weight_transport='broadcast': is read only with .*'vllm'"):
+        checked({"weight_transport": "broadcast"} | engine)
 
 
 @pytest.mark.parametrize(

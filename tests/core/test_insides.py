@@ -19,6 +19,7 @@ ADAPTERS = (
     "tppo_rl.rollout.vllm_internals",
     "tppo_rl.rollout.core_process",
     "tppo_rl.rollout.cpu_layers",
+    "tppo_rl.rollout.broadcast_group",
     "tppo_rl.rollout.rllib_internals",
     "tppo_rl.learner.rllib_internals",
     "tppo_rl.learner.transformers_internals",

@@ -116,8 +116,8 @@ def test_a_learner_that_dies_while_the_env_runner_is_away_ends_the_run_with_one_
     process = start(tmp_path)
     try:
         read_until(process, "iteration 2 ")
-        for name in ("ray::VLLMEnvRunner", "ray::_WrappedExecutable"):
-            os.kill(child_of(process, name), signal.SIGKILL)
+        for pid in [child_of(process, name) for name in ("ray::VLLMEnvRunner", "ray::_WrappedExecutable")]:
+            os.kill(pid, signal.SIGKILL)
         output, _ = process.communicate(timeout=ENDS_WITHIN_S)
     finally:
         process.kill()

@@ -23,6 +23,7 @@ from tppo_rl.rollout.chat import Chat
 from tppo_rl.rollout.core_process import EngineDied
 from tppo_rl.rollout.engine import Request, Sampling
 from tppo_rl.rollout.vllm_engine import VLLMEngine, check_device
+from tppo_rl.rollout.weight_broadcast import WeightSender, WeightsNotReceived, WeightsWithdrawn
 
 pytestmark = pytest.mark.integration
 
@@ -114,6 +115,38 @@ def test_weights_are_staged_while_requests_run_and_are_taken_when_they_are_loade
     with pytest.raises(AssertionError):
         expect(engine, trainer.log_probs())
     engine.load_staged_weights(4)
+    expect(engine, trainer.log_probs())
+
+
+def test_an_engine_takes_what_a_learner_broadcasts(engine: VLLMEngine, trainer: Trainer) -> None:
+    sender = WeightSender("127.0.0.1", timeout_s=20)
+    try:
+        engine.load_weights(sender.offer(trainer.update(11)), 11)
+        expect(engine, trainer.log_probs())
+        engine.submit(Request("one", PROMPT, 400, Sampling()))
+        withdrawn = offer = sender.offer(trainer.update(12))
+        engine.stage_weights(offer)
+        assert {output.version for output in engine.step()} == {11}
+        engine.load_staged_weights(12)
+        assert {output.version for output in engine.step()} == {12}
+        engine.cut(["one"])
+        expect(engine, trainer.log_probs())
+        newest = sender.offer(trainer.update(13))
+        with pytest.raises(WeightsWithdrawn):
+            engine.load_weights(withdrawn, 13)
+        with pytest.raises(AssertionError):
+            expect(engine, trainer.log_probs())
+        engine.load_weights(newest, 13)
+        expect(engine, trainer.log_probs())
+    finally:
+        sender.close()
+    newer = trainer.log_probs()
+    with pytest.raises(WeightsNotReceived, match=r"from the learner at 127\.0\.0\.1.*--resume"):
+        engine.load_weights(newest, 14)
+    # It samples on with the weights that it has, and takes others.
+    assert engine.version == 13
+    expect(engine, newer)
+    engine.load_weights(trainer.update(14), 14)
     expect(engine, trainer.log_probs())
 
 

@@ -21,6 +21,7 @@ from tppo_rl.learner.sharding import gather_weights
 from tppo_rl.rollout.core_process import EngineDied
 from tppo_rl.rollout.packed_weights import PackedWeights
 from tppo_rl.rollout.vllm_engine import VLLMEngine
+from tppo_rl.rollout.weight_broadcast import WeightSender
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
@@ -28,10 +29,11 @@ MODEL = resolve_model("tppo_rl/arithmetic-chain")
 PROBE = list(range(4, 40))
 
 
-def make_engine(model: str = MODEL, **engine_args: Any) -> VLLMEngine:
+def make_engine(model: str = MODEL, *, weight_transport: str = "object_store", **engine_args: Any) -> VLLMEngine:
     return VLLMEngine(
-        model, dtype="float32", max_model_len=512, max_num_seqs=8, end_of_turn=[2], engine_args=engine_args
-    )
+        model, dtype="float32", max_model_len=512, max_num_seqs=8, end_of_turn=[2], engine_args=engine_args,
+        weight_transport=weight_transport,
+    )  # fmt: skip
 
 
 class Trainer:
@@ -59,6 +61,14 @@ def expect(engine: VLLMEngine, log_probs: torch.Tensor) -> None:
     torch.testing.assert_close(torch.from_numpy(engine.score(PROBE)), log_probs, atol=1e-4, rtol=0)
 
 
+def workers_of(before: set[psutil.Process]) -> list[psutil.Process]:
+    """Returns the workers of an engine, which were not among this process's children before."""
+    ours = set(psutil.Process().children(recursive=True)) - before
+    workers = [process for process in ours if "Worker" in " ".join([process.name(), *process.cmdline()])]
+    assert workers, [process.cmdline() for process in ours]
+    return workers
+
+
 def files_in_shared_memory() -> list[Path]:
     return list(Path("/dev/shm").glob(f"tppo-rl-weights-*-{os.getpid()}-*/*"))
 
@@ -84,6 +94,27 @@ def test_every_worker_takes_its_part_of_every_update(engine_args: dict[str, Any]
         engine.stop()
 
 
+@pytest.mark.parametrize(
+    "engine_args", [{"tensor_parallel_size": 2}, {"tensor_parallel_size": 2, "multiprocessing": True}], ids=str
+)
+def test_every_worker_gets_what_a_learner_broadcasts_or_is_one_error(engine_args: dict[str, Any]) -> None:
+    before = set(psutil.Process().children(recursive=True))
+    engine = make_engine(weight_transport="broadcast", **engine_args)
+    trainer, sender = Trainer(), WeightSender("127.0.0.1", timeout_s=20)
+    try:
+        for version in (1, 2, 3):
+            engine.load_weights(sender.offer(trainer.update(version)), version)
+            expect(engine, trainer.log_probs())
+        assert list(Path("/dev/shm").glob(f"tppo-rl-weights-*-{os.getpid()}-*")) == []
+        offer = sender.offer(trainer.update(4))
+        os.kill(workers_of(before)[-1].pid, signal.SIGKILL)
+        with pytest.raises(EngineDied, match="an engine is dead"):
+            deque((engine.load_weights(offer, version) for version in range(4, 1000)), maxlen=0)
+    finally:
+        engine.stop()
+        sender.close()
+
+
 @pytest.mark.parametrize("family", ["qwen3_moe", "gemma2", "gpt2"])
 def test_other_families_take_weights_in_a_process_of_their_own(family: str, tmp_path: Path) -> None:
     folder = str(make_family(family, tmp_path / "model"))
@@ -103,10 +134,7 @@ def test_a_worker_that_is_killed_between_or_during_updates_is_one_error(engine_a
     try:
         weights = load_file(Path(MODEL) / "model.safetensors")
         engine.load_weights(weights, 1)
-        ours = set(psutil.Process().children(recursive=True)) - before
-        workers = [process for process in ours if "Worker" in " ".join([process.name(), *process.cmdline()])]
-        assert workers, [process.cmdline() for process in ours]
-        os.kill(workers[0].pid, signal.SIGKILL)
+        os.kill(workers_of(before)[0].pid, signal.SIGKILL)
         with pytest.raises(EngineDied, match="an engine is dead"):
             deque((engine.load_weights(weights, version) for version in range(2, 1000)), maxlen=0)
         assert files_in_shared_memory() == []

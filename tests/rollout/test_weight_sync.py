@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from ray.rllib.core import COMPONENT_RL_MODULE, DEFAULT_MODULE_ID
+from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
 
 from tppo_rl.base_models import resolve_model
 from tppo_rl.rollout.chat import Chat
+from tppo_rl.rollout.weight_broadcast import Offer, sender_of
 from tppo_rl.rollout.weight_proof import LONGEST_PROBE, SHORTEST_PROBE, WeightProof, probe_tokens
-from tppo_rl.rollout.weight_sync import WeightSync
+from tppo_rl.rollout.weight_sync import WEIGHTS_TAG, WeightSync
 
 PROBE = list(range(32))
 TRUE = np.linspace(-3.0, -0.1, 31, dtype=np.float32)
@@ -103,3 +107,59 @@ def test_the_probe_fits_the_engine_and_the_vocabulary() -> None:
         assert max(probe) < chat.vocabulary_size
         assert probe_tokens(chat, longest) == probe
     assert len(probe_tokens(chat, 4)) == 2 * SHORTEST_PROBE
+
+
+class Learner:
+    """A learner, and a group of it alone."""
+
+    def __init__(self) -> None:
+        self.version = 0
+        self.module = {DEFAULT_MODULE_ID: SimpleNamespace(kept_in_float32=())}
+
+    def get_state(self, **arguments: Any) -> dict[str, Any]:
+        self.version += 1
+        arrays = {"a": np.full(3, self.version, np.float32)}
+        return {COMPONENT_RL_MODULE: {DEFAULT_MODULE_ID: arrays}, WEIGHTS_SEQ_NO: self.version}
+
+    def ask_first(self, function: Any) -> Any:
+        return function(self)
+
+
+class Busy:
+    """Env-runners that take weights when they are told to."""
+
+    def __init__(self, *env_runners: int) -> None:
+        self.open: dict[int, list[Offer]] = {env_runner: [] for env_runner in env_runners}
+
+    def healthy_env_runner_ids(self) -> list[int]:
+        return list(self.open)
+
+    def fetch_ready_async_reqs(self, **arguments: Any) -> list[Any]:
+        return []
+
+    def requests_in_flight(self, tag: str) -> Counter[int]:
+        assert tag == WEIGHTS_TAG
+        return Counter({env_runner: len(offers) for env_runner, offers in self.open.items()})
+
+    def foreach_env_runner_async(self, name: str, *, kwargs: Any, remote_worker_ids: list[int], tag: str) -> int:
+        (env_runner,) = remote_worker_ids
+        self.open[env_runner].append(kwargs["state"][COMPONENT_RL_MODULE])
+        return 1
+
+
+def test_a_learner_keeps_what_env_runners_may_still_ask_for() -> None:
+    learner, group = Learner(), Busy(1, 2)
+    sync = WeightSync(learner, group, proof=WeightProof(exact=True), probe=PROBE, transport="broadcast")
+    kept = []
+    for push in range(1, 8):
+        sync.push()
+        sender = sender_of(learner, "", 0.0)
+        kept.append(sorted(sender._copies))
+        assert all(offers[-1].number == push for offers in group.open.values())
+        group.open[1].clear()
+        if push == 4:
+            # The other one takes the first two, and is then lost with the rest.
+            del group.open[2][:2]
+        if push == 5:
+            group.open[2].clear()
+    assert kept == [[1], [1, 2], [1, 2, 3], [1, 2, 3, 4], [3, 4, 5], [6], [6, 7]]

@@ -134,6 +134,13 @@ def learner(**options: Any) -> Sequence[Figure]:
     "--linear", type=click.Choice(["in_place", "packed"]), help="Layout of linear layers.  [default: a run's]"
 )
 @click.option("--own-process", is_flag=True, help="Give the engine's core a process of its own.")
+@click.option(
+    "--transport",
+    type=click.Choice(["object_store", "broadcast"]),
+    default="object_store",
+    show_default=True,
+    help="As the option weight_transport; what Ray's object store takes is not measured.",
+)
 @_measures(repeats=9)
 def sync(**options: Any) -> Sequence[Figure]:
     """Weights from a learner into a vLLM engine against a plain copy of the bytes that are sent."""

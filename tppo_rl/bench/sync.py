@@ -1,15 +1,16 @@
 """Weights from a learner into a vLLM engine, against a plain copy of the bytes that are sent: `tppo-rl bench sync`.
 
-Timed is what a weight update takes beside Ray, in two parts: the learner publishes its weights, in the engine's number format, to
-where the engine's workers can read them, while the engine goes on; the engine loads them, and samples nothing meanwhile. And apart from
-that what it takes to drop the keys and values of the old ones. There is neither an optimizer nor a critic.
+Timed is what a weight update takes beside Ray, in three parts: the learner publishes its weights, in the engine's number format, while
+the engine samples; they are staged where the engine's workers can read them, between two requests, where a step could still be taken; the
+engine loads them, and its weights change. And apart from that what it takes to drop the keys and values of the old ones. There is neither an
+optimizer nor a critic.
 """
 
 from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from tppo_rl.learner.models import load_causal_lm, parse_dtype
 from tppo_rl.learner.sharding import WeightViews
 from tppo_rl.rollout.packed_weights import PackedWeights
 from tppo_rl.rollout.vllm_engine import VLLMEngine
+from tppo_rl.rollout.weight_broadcast import Offer, WeightSender
 
 _PROBE = list(range(2, 34))
 _LARGEST_GAP = {"float32": 1e-4, "bfloat16": 0.05}
@@ -40,6 +42,7 @@ def sync_figures(
     repeats: int,
     linear: str | None = None,
     own_process: bool = False,
+    transport: str = "object_store",
 ) -> list[Figure]:
     """Times weight updates of an engine that generates nothing meanwhile.
 
@@ -50,7 +53,8 @@ def sync_figures(
         threads: Torch threads of both.
         repeats: Updates that are timed.
         linear: Layout of the engine's linear layers, "in_place" or "packed"; None: that of a run.
-        own_process: Whether the engine's core has a process of its own, which gets weights through shared memory.
+        own_process: Whether the engine's core has a process of its own, which gets weights through shared memory or by broadcast.
+        transport: "object_store", whose own copy is not measured here, or "broadcast", see the option `weight_transport`.
 
     Raises:
         ValueError: an unknown model or dtype.
@@ -75,51 +79,69 @@ def sync_figures(
             kv_on_update="keep",
             num_threads=threads,
             engine_args=({"linear": linear} if linear else {}) | ({"multiprocessing": True} if own_process else {}),
+            weight_transport=transport,
         )
+        sender = WeightSender("127.0.0.1") if transport == "broadcast" else None
         try:
-            return _measure(policy, engine, dtype, f"{random_weights or Path(source).name}, {dtype}", repeats)
+            return _measure(policy, engine, sender, dtype, f"{random_weights or Path(source).name}, {dtype}", repeats)
         finally:
             engine.stop()
+            if sender is not None:
+                sender.close()
 
 
-def _measure(policy: torch.nn.Module, engine: VLLMEngine, dtype: str, name: str, repeats: int) -> list[Figure]:
+def _measure(
+    policy: torch.nn.Module, engine: VLLMEngine, sender: WeightSender | None, dtype: str, name: str, repeats: int
+) -> list[Figure]:
     parameters = list(policy.parameters())
     views, layout = WeightViews(policy), HubLayout(policy)
 
-    def publish() -> PackedWeights:
+    def pack() -> PackedWeights:
         return PackedWeights.pack(layout.of(views.of_now()), parse_dtype(dtype))
 
-    copy = np.empty_like(publish().buffer)
-    copy_seconds, publish_seconds, load_seconds, forget_seconds = [], [], [], []
+    def publish() -> tuple[Mapping[str, torch.Tensor] | Offer, np.ndarray]:
+        """Returns what the engine gets, and a buffer of as many bytes."""
+        if kept is None:
+            packed = pack()
+            return packed.unpack(), packed.buffer
+        assert sender is not None
+        arrays = layout.of(views.of_now())
+        tensors = {key: torch.from_numpy(array) for key, array in arrays.items()}
+        return sender.offer(tensors, parse_dtype(dtype)), kept
+
+    kept = None if sender is None else pack().buffer
+    copy = np.empty_like(pack().buffer)
+    copy_seconds, publish_seconds, stage_seconds, load_seconds, forget_seconds = [], [], [], [], []
     for version in range(1, repeats + 2):
         with torch.no_grad():
             for parameter in parameters:
                 parameter.mul_(1.0 + 0.01 / version)
         start = time.perf_counter()
-        packed = publish()
-        engine.stage_weights(packed.unpack())
+        weights, plain = publish()
         published = time.perf_counter() - start
-        copied = _seconds(partial(np.copyto, copy, packed.buffer))
+        staged = _seconds(partial(engine.stage_weights, weights))
+        copied = _seconds(partial(np.copyto, copy, plain))
         loaded = _seconds(partial(engine.load_staged_weights, version))
         forgotten = _seconds(engine.forget_kv)
         if version == 1:
             continue  # The first time vLLM compiles and imports what the others find.
         copy_seconds.append(copied)
         publish_seconds.append(published)
+        stage_seconds.append(staged)
         load_seconds.append(loaded)
         forget_seconds.append(forgotten)
     _check(policy, engine, dtype)
 
     sent, count = len(copy), sum(parameter.numel() for parameter in parameters)
-    rows = list(zip(publish_seconds, load_seconds, copy_seconds, strict=True))
+    pauses = np.array(load_seconds)
+    standstills = pauses + stage_seconds
+    plain_copies = np.array(copy_seconds)
     return [
-        figure_of(
-            "weight_sync_ratio",
-            [(published + loaded) / plain for published, loaded, plain in rows],
-            "times a plain copy",
-        ),
-        figure_of("weight_pause_ratio", [loaded / plain for _, loaded, plain in rows], "times a plain copy"),
+        figure_of("weight_sync_ratio", ((standstills + publish_seconds) / plain_copies).tolist(), "times a plain copy"),
+        figure_of("weight_standstill_ratio", (standstills / plain_copies).tolist(), "times a plain copy"),
+        figure_of("weight_pause_ratio", (pauses / plain_copies).tolist(), "times a plain copy"),
         figure_of(f"weight_publish_seconds, {name}", publish_seconds, "s"),
+        figure_of(f"weight_stage_seconds, {name}", stage_seconds, "s"),
         figure_of(f"weight_load_seconds, {name}", load_seconds, "s"),
         figure_of(f"kv_forget_seconds, {name}", forget_seconds, "s"),
         figure_of(f"plain_copy_seconds, {name}", copy_seconds, "s"),

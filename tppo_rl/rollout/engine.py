@@ -118,4 +118,5 @@ def build_engine(options: Options, end_of_turn: Sequence[int], *, seed: int) -> 
         engine_args=rollout.engine.arguments,
         # Engines of users know the other arguments.
         **({} if head_dtype is None else {"head_dtype": head_dtype}),
+        **({"weight_transport": "broadcast"} if options.pipeline.weight_transport == "broadcast" else {}),
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -50,6 +50,7 @@ from tppo_rl.rollout.rewards import Rewards
 from tppo_rl.rollout.sample_result import SampleResult
 from tppo_rl.rollout.sampler import EpisodeLimits, Sampler, evaluate_prompts
 from tppo_rl.rollout.scoring_pool import ScoringPool
+from tppo_rl.rollout.weight_broadcast import Offer, WeightsWithdrawn
 
 logger = logging.getLogger(__name__)
 
@@ -212,23 +213,25 @@ class VLLMEnvRunner(EnvRunner):
         return {WEIGHTS_SEQ_NO: self._policy_version or 0}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Takes new weights, if the state holds any."""
+        """Takes new weights, if the state holds any or an offer of them."""
         module_state = state.get(COMPONENT_RL_MODULE)
         if module_state is None or self._engine is None:
             return
         self._count_idle()
         started = time.perf_counter()
         version = int(state[WEIGHTS_SEQ_NO])
-        with self._keeping_failures(), self._beginning_anew():
-            if isinstance(module_state, ray.ObjectRef):
-                try:
-                    module_state = ray.get(module_state)
-                except ray.exceptions.ObjectLostError:
-                    # The learner whose weights they are is gone, of which the driver tells. What is sampled meanwhile has its own version.
-                    return
-            packed = isinstance(module_state, PackedWeights)
-            self._engine.load_weights(module_state.unpack() if packed else module_state[DEFAULT_MODULE_ID], version)
-        self._policy_version = version
+        with self._keeping_failures():
+            try:
+                with self._beginning_anew():
+                    self._engine.load_weights(_weights_in(module_state), version)
+                self._policy_version = version
+            except ray.exceptions.ObjectLostError:
+                # The driver tells of the learner's death. What is sampled meanwhile has its own version.
+                logger.warning("the weights of policy version %d are gone with the learner that had made them", version)
+            except WeightsWithdrawn:
+                logger.warning(
+                    "the weights of policy version %d are no longer offered; newer ones are to come", version
+                )
         self._weight_seconds += self._spanned("new weights", started)
         self._last_call_ended = time.perf_counter()
 
@@ -491,3 +494,10 @@ class VLLMEnvRunner(EnvRunner):
             episode_return = float(fragment.context_rewards.sum() + fragment.rewards.sum())
             self.metrics.log_value(EPISODE_LEN_MEAN, response_length, window=last)
             self.metrics.log_value(EPISODE_RETURN_MEAN, episode_return, window=last)
+
+
+def _weights_in(module_state: PackedWeights | Offer | Mapping[str, Any]) -> Any:
+    """Returns the weights that a learner has published or offers, or those in RLlib's own state, for an engine."""
+    if isinstance(module_state, PackedWeights):
+        return module_state.unpack()
+    return module_state if isinstance(module_state, Offer) else module_state[DEFAULT_MODULE_ID]

@@ -6,6 +6,7 @@ one by one. Numbers are rounded here rather than by the engine: so half as many 
 
 from __future__ import annotations
 
+import json
 import math
 import warnings
 from collections.abc import Iterable, Mapping
@@ -64,6 +65,22 @@ def copy_to_places(tensors: Mapping[str, torch.Tensor], buffer: torch.Tensor, pl
     """Copies tensors to their places in a uint8 buffer, each place once."""
     once = {place: tensors[name] for name, place in places.items()}
     torch._foreach_copy_([place.of(buffer) for place in once], list(once.values()))
+
+
+def table_of(places: Mapping[str, Place]) -> str:
+    """Returns places as JSON: name -> [number format, shape, bytes from the beginning of the buffer]."""
+    rows = {
+        name: [str(place.dtype).removeprefix("torch."), place.shape, place.offset] for name, place in places.items()
+    }
+    return json.dumps(rows)
+
+
+def places_in(table: str | bytes) -> dict[str, Place]:
+    """Returns the places in what `table_of` gave."""
+    return {
+        name: Place(getattr(torch, dtype), tuple(shape), offset)
+        for name, (dtype, shape, offset) in json.loads(table).items()
+    }
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,7 +3,7 @@
 New weights go to the workers by vLLM's weight transfer, in two parts that are chosen apart:
 
 - how they get there (`tppo_rl.rollout.weight_transport`): workers in this process read the tensors, those in processes of their own
-  map shared memory, which is written before (`stage_weights`);
+  map shared memory, which is written before (`stage_weights`); or all workers get them from a learner, by a broadcast;
 - how they are taken (`tppo_rl.rollout.weight_receivers`): with unpacked linear layers (the default for narrow models on a CPU) they are
   copied into place; with packed or quantized layers, experts, or on a GPU vLLM loads all layers again.
 
@@ -23,6 +23,7 @@ import os
 import re
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,8 @@ from tppo_rl.rollout.core_process import SCHEDULER, EngineDied
 from tppo_rl.rollout.engine import KV_ON_UPDATE, Output, Request, Sampling
 from tppo_rl.rollout.sleep_cycle import SleepCycle
 from tppo_rl.rollout.vllm_internals import COPY, IN_PLACE_WORKER, RELOAD, WORKER, VLLMCore, hide_llvmlite
-from tppo_rl.rollout.weight_transport import SameProcess, SharedMemory, WeightTransport
+from tppo_rl.rollout.weight_broadcast import Offer
+from tppo_rl.rollout.weight_transport import Broadcast, SameProcess, SharedMemory, WeightTransport
 from tppo_rl.rollout.weights_folder import WeightsFolder
 
 LINEAR = ("in_place", "packed")
@@ -64,10 +66,13 @@ class VLLMEngine:
         device: "cpu" or "cuda".
         engine_args: further keyword arguments of vLLM's `EngineArgs`, which win over the defaults here, and our own
             `linear` (see `LINEAR`), `multiprocessing` (the core in a process of its own) and `kv_cache_gib`.
+        weight_transport: "broadcast" if new weights come as offers of a learner, so that shared memory is taken only when others
+            come; offers are taken in any case.
 
     Raises:
         OptionError: vLLM is installed for another kind of device.
         NoRoomForWeights: weights go by shared memory, and it is too small; `stage_weights` and `load_weights` raise it too.
+        WeightsNotReceived, WeightsWithdrawn: raised by those two for offers (`tppo_rl.rollout.weight_broadcast`); the weights are as before.
         EngineDied: a process of the engine is gone; `step`, what loads weights and `score` raise it too.
     """
 
@@ -85,6 +90,7 @@ class VLLMEngine:
         num_threads: int = 1,
         device: str = "cpu",
         engine_args: Mapping[str, Any] | None = None,
+        weight_transport: str = "object_store",
     ) -> None:
         assert kv_on_update in KV_ON_UPDATE, kv_on_update
         self.version = 0
@@ -125,7 +131,11 @@ class VLLMEngine:
             defaults["scheduler_cls"] = SCHEDULER
         if head_dtype is not None:
             engine_args = _with_head_dtype(engine_args, head_dtype)
-        self._transport: WeightTransport = SharedMemory(WeightsFolder(model, dtype)) if has_workers else SameProcess()
+        self._make_transport = partial(_transport, model, dtype, has_workers)
+        # Whether there is room is found before the engine starts.
+        self._transport: WeightTransport | None
+        self._transport = None if weight_transport == "broadcast" else self._make_transport()
+        self._staged_by: WeightTransport | None = None
         try:
             self._engine = LLMEngine.from_engine_args(
                 EngineArgs(
@@ -135,11 +145,13 @@ class VLLMEngine:
                 )
             )
         except BaseException as error:
-            self._transport.close()
+            self._close_transport()
             if (died := EngineDied.at_start(error)) is not None:
                 raise died from error
             raise
         self._core = VLLMCore(self._engine, own_process=multiprocessing)
+        num_workers = self._engine.vllm_config.parallel_config.world_size
+        self._broadcast = Broadcast(self._core.receive_weights, num_workers)
         self._rest = SleepCycle(self._core.sleep, self._core.wake)
         self._params: dict[tuple[float, int], Any] = {}
         self._engine.set_weight_version("0")
@@ -166,32 +178,43 @@ class VLLMEngine:
             with self._core.telling_death():
                 self._engine.abort_request(list(request_ids))
 
-    def load_weights(self, weights: Mapping[str, Any], version: int) -> None:
+    def load_weights(self, weights: Mapping[str, Any] | Offer, version: int) -> None:
         # A sleeping engine wakes also where its weights cannot be staged.
         with self._core.telling_death(), self._rest.taking_weights():
             self.stage_weights(weights)
             self.load_staged_weights(version)
 
-    def stage_weights(self, weights: Mapping[str, Any]) -> None:
-        """Brings weights to where the workers can read them, and changes nothing yet; the engine may take steps meanwhile.
+    def stage_weights(self, weights: Mapping[str, Any] | Offer) -> None:
+        """Brings weights to where the workers can read them, and changes nothing yet; the engine may take steps before they are loaded.
 
         Args:
-            weights: Arrays or CPU tensors by their transformers names. In one process they must stay as they are until they are loaded.
+            weights: Arrays or CPU tensors by their transformers names, which in one process must stay as they are until they are
+                loaded; or what a learner offers.
 
         Raises:
             NoRoomForWeights: there is no room for them in shared memory.
+            WeightsNotReceived, WeightsWithdrawn: the learner did not send what it offered.
         """
+        self._staged_by = None
+        if isinstance(weights, Offer):
+            self._broadcast.stage(weights)
+            self._staged_by = self._broadcast
+            return
+        if self._transport is None:
+            self._transport = self._make_transport()
         self._transport.stage(
             {
                 name: value if isinstance(value, torch.Tensor) else torch.from_numpy(value)
                 for name, value in weights.items()
             }
         )
+        self._staged_by = self._transport
 
     def load_staged_weights(self, version: int) -> None:
         """Takes the weights that were staged last, once; see `Engine.load_weights`."""
+        assert self._staged_by is not None, "no weights were staged"
         with self._core.telling_death(), self._rest.taking_weights():
-            with self._transport.staged() as source:
+            with self._staged_by.staged() as source:
                 self._core.update_weights(source)
             self._engine.set_weight_version(str(version))
             # If the version goes back, prefixes under its number may be of other weights.
@@ -235,9 +258,13 @@ class VLLMEngine:
         return np.array([row[token].logprob for row, token in rows], np.float32)
 
     def stop(self) -> None:
-        self._transport.close()
+        self._close_transport()
         self._core.shutdown()
         del self._engine, self._core
+
+    def _close_transport(self) -> None:
+        if self._transport is not None:
+            self._transport.close()
 
     @property
     def llm_engine(self) -> Any:
@@ -287,6 +314,11 @@ def check_device(device: str, *, vllm_runs_on_cpus: bool) -> None:
             f"engine.device={device!r}: the engine is to run on a GPU (num_gpus_per_env_runner above 0), and the vLLM that is "
             "installed runs on CPUs; install '.[gpu]' into an environment of its own"
         )
+
+
+def _transport(model: str, dtype: str, has_workers: bool) -> WeightTransport:
+    """Returns the transport of weights that the engine is given."""
+    return SharedMemory(WeightsFolder(model, dtype)) if has_workers else SameProcess()
 
 
 def _layout(model: str, asked: str | None, quantization: str | None) -> str:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from tppo_rl.core.insides import VLLM, Contract
 from tppo_rl.rollout.core_process import CoreProcess, EngineDied
+from tppo_rl.rollout.weight_broadcast import Offer
 
 CONTRACT: Contract = {
     "vllm.v1.engine.llm_engine:LLMEngine": (
@@ -85,8 +86,8 @@ CONTRACT: Contract = {
     ),
 }
 """We also use `engine_core`, `output_processor` and `vllm_config` of an engine, `request_states` of the latter with their `external_req_id`,
-`engine_core.model_executor.is_failed` of a core in this process, and `device`, `model` and `model_config` of a weight transfer. These exist on
-instances alone, so the engine's tests check them."""
+`engine_core.model_executor.is_failed` of a core in this process, `device`, `model` and `model_config` of a weight transfer, and
+`weight_transfer_engine`, `rank` and `parallel_config` of a worker. These exist on instances alone, so the engine's tests check them."""
 
 WORKER, IN_PLACE_WORKER = "tppo_rl.rollout.workers.Worker", "tppo_rl.rollout.workers.InPlaceWorker"
 """Names under which vLLM imports its workers."""
@@ -172,6 +173,17 @@ class VLLMCore:
         except AttributeError as error:
             raise VLLM.lacks("the outputs of its engine core", error) from error
         return found
+
+    def receive_weights(self, offer: Offer, group: str) -> list[bool | str]:
+        """Lets all workers receive weights that a learner broadcasts; see `tppo_rl.rollout.workers.Worker`.
+
+        Raises:
+            EngineDied: a worker is gone.
+        """
+        with self.telling_death():
+            return list(
+                self.engine.collective_rpc("receive_weights", kwargs={"offer": offer._asdict(), "group": group})
+            )
 
     def update_weights(self, source: Mapping[str, Any]) -> None:
         """Lets all workers take new weights, by vLLM's weight transfer.

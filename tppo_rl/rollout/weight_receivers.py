@@ -1,7 +1,8 @@
 """How a worker takes new weights: two back ends of vLLM's weight transfer, by copies in place or by vLLM's layerwise reload.
 
-Both read weights from tensors in their own process, or from a file in shared memory (`tppo_rl.rollout.weights_file`), which they
-map once and read again at every update that names it. Only vLLM imports this module, in processes that hold a model.
+Both read weights from tensors in their own process; from a file in shared memory (`tppo_rl.rollout.weights_file`), which they
+map once and read again at every update that names it; or from what was broadcast to them before (`tppo_rl.rollout.weight_broadcast`).
+Only vLLM imports this module, in processes that hold a model.
 """
 
 from __future__ import annotations
@@ -20,16 +21,19 @@ from vllm.distributed.weight_transfer.base import (
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
 from tppo_rl.rollout.cpu_layers import pack_tied_layers
+from tppo_rl.rollout.weight_broadcast import WeightReceiver
 from tppo_rl.rollout.weight_copies import WeightCopies
 from tppo_rl.rollout.weights_file import mapped
 
 
 @dataclass
 class Source(WeightTransferUpdateInfo):  # type: ignore[misc]
-    """Where the weights of an update are; one of the two is given."""
+    """Where the weights of an update are; one of the three is given."""
 
     tensors: Mapping[str, torch.Tensor] | None = None
     path: str | None = None
+    received: int | None = None
+    """Number of an offer."""
 
 
 class _Receiver(WeightTransferEngine):  # type: ignore[misc]
@@ -37,6 +41,10 @@ class _Receiver(WeightTransferEngine):  # type: ignore[misc]
     update_info_cls = Source
     _path: str | None = None
     _mapped: Mapping[str, torch.Tensor] | None = None
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.broadcasts = WeightReceiver()
 
     def init_transfer_engine(self, init_info: WeightTransferInitInfo) -> None:
         """Does nothing: every update says where its weights are."""
@@ -61,6 +69,8 @@ class _Receiver(WeightTransferEngine):  # type: ignore[misc]
     def _weights_of(self, source: Source) -> Mapping[str, torch.Tensor]:
         if source.tensors is not None:
             return source.tensors
+        if source.received is not None:
+            return self.broadcasts.tensors(source.received)
         assert source.path is not None
         if self._mapped is None or source.path != self._path:
             self.shutdown()

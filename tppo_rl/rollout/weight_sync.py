@@ -1,14 +1,18 @@
 """Sends weights from the learner group to the engines, and proves that they arrived.
 
-A push never waits: env-runners take the weights between two requests. The proof is due after the first push, after the first
-push of changed weights, and after a restart of an env-runner; what it asks for stands in `tppo_rl.rollout.weight_proof`.
+A push never waits: env-runners take the weights between two requests. What it sends them is a reference to Ray's object store, where
+the first learner has put the weights, or that learner's offer to broadcast them (`tppo_rl.rollout.weight_broadcast`).
+
+The proof is due after the first push, after the first push of changed weights, and after a restart of an env-runner; what it asks for
+stands in `tppo_rl.rollout.weight_proof`.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -21,6 +25,8 @@ from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
 from tppo_rl.core.fragments import Fragment
 from tppo_rl.rollout.event_log import WEIGHTS, EventLog
 from tppo_rl.rollout.packed_weights import PackedWeights
+from tppo_rl.rollout.rllib_internals import requests_in_flight
+from tppo_rl.rollout.weight_broadcast import Offer, sender_of
 from tppo_rl.rollout.weight_proof import WeightProof
 
 logger = logging.getLogger(__name__)
@@ -54,6 +60,7 @@ class WeightSync:
         timeout_s: Seconds that an env-runner has to take weights.
         first_change: First version whose weights differ from those of the start; the proof is due after its push.
         events: Is told to whom weights are sent; None: nobody is.
+        transport: "object_store" or "broadcast", the way of weights to env-runners that are actors.
     """
 
     def __init__(
@@ -67,8 +74,10 @@ class WeightSync:
         timeout_s: float = 300.0,
         first_change: int = 1,
         events: EventLog | None = None,
+        transport: str = "object_store",
     ) -> None:
         self.version = 0
+        self._transport = transport
         self._events = events or EventLog()
         self._first_change = first_change
         self._proof_is_due = True
@@ -81,6 +90,8 @@ class WeightSync:
         self._looked = time.monotonic()
         self._undelivered: set[int] = set()
         self._state: dict[str, Any] = {}
+        self._offers: defaultdict[int, list[int]] = defaultdict(list)
+        """Numbers of the offers that were sent to an env-runner, as far as it may not have taken them yet."""
 
     def measure_control(self) -> None:
         """Takes the difference on the probe while trainer and engines hold the weights that they started with, where it is needed.
@@ -141,7 +152,9 @@ class WeightSync:
     def push(self) -> None:
         """Sends the learners' weights to all env-runners and takes over their policy version."""
         remote = self._group.healthy_env_runner_ids()
-        publish = partial(_publish, dtype=self._dtype, to_store=bool(remote))
+        publish: Callable[[Any], dict[str, Any]] = partial(_publish, dtype=self._dtype, to_store=bool(remote))
+        if remote and self._transport == "broadcast":
+            publish = partial(_offer, dtype=self._dtype, oldest=self._oldest_offer(), timeout_s=self._timeout_s)
         state = self._learner_group.ask_first(publish)
         self.version = int(state[WEIGHTS_SEQ_NO])
         if remote:
@@ -167,7 +180,19 @@ class WeightSync:
         )
         if sent:
             self._events.note(WEIGHTS, target)
+            weights = self._state[COMPONENT_RL_MODULE]
+            if isinstance(weights, Offer):
+                self._offers[target].append(weights.number)
         return bool(sent)
+
+    def _oldest_offer(self) -> int | None:
+        """Returns the number of the oldest offer that an env-runner may still ask for."""
+        self._group.fetch_ready_async_reqs(tags=WEIGHTS_TAG, timeout_seconds=0.0)
+        # Env-runners take weights in the order in which they were sent. RLlib forgets the requests of one that is lost.
+        open_requests = requests_in_flight(self._group, WEIGHTS_TAG) or Counter()
+        for env_runner, numbers in self._offers.items():
+            del numbers[: max(0, len(numbers) - open_requests[env_runner])]
+        return min((numbers[0] for numbers in self._offers.values() if numbers), default=None)
 
     def verify(self) -> float:
         """Compares the probe's log-probs of every engine with the trainer's and returns the largest mean difference, nats.
@@ -264,6 +289,27 @@ def _publish(learner: Any, *, dtype: torch.dtype | None, to_store: bool) -> dict
         )
         weights = ray.put(packed)
     return {COMPONENT_RL_MODULE: weights, WEIGHTS_SEQ_NO: state[WEIGHTS_SEQ_NO]}
+
+
+def _offer(learner: Any, *, dtype: torch.dtype | None, oldest: int | None, timeout_s: float) -> dict[str, Any]:
+    """Returns an offer of the learner's policy and its version, for `set_state` of env-runners.
+
+    Args:
+        learner: See `_publish`.
+        dtype: See `WeightSync`.
+        oldest: See `WeightSender.offer`.
+        timeout_s: See `WeightSender`.
+    """
+    state = learner.get_state(components=COMPONENT_RL_MODULE, inference_only=True)
+    arrays = state[COMPONENT_RL_MODULE][DEFAULT_MODULE_ID]
+    sender = sender_of(learner, ray.util.get_node_ip_address(), timeout_s)
+    offer = sender.offer(
+        {name: torch.from_numpy(array) for name, array in arrays.items()},
+        dtype,
+        float32=learner.module[DEFAULT_MODULE_ID].kept_in_float32,
+        oldest=oldest,
+    )
+    return {COMPONENT_RL_MODULE: offer, WEIGHTS_SEQ_NO: state[WEIGHTS_SEQ_NO]}
 
 
 def _is_power_of_two(number: int) -> bool:

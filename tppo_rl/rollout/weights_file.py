@@ -1,7 +1,7 @@
 """A file in shared memory that holds an engine's new weights, as one process writes it and others map it.
 
     8 bytes   length of the table, little endian
-    table     JSON: name -> [number format, shape, bytes from the beginning of the tensors]; tied tensors have one place
+    table     from `table_of`
     tensors   from the next multiple of `ALIGNMENT` on
 
 The pages of shared memory cost several times as much when they are new as when they are written again, to whoever writes them and
@@ -11,7 +11,6 @@ reader of a change: the writer does, and writes only while nobody reads.
 
 from __future__ import annotations
 
-import json
 import mmap
 import os
 from collections.abc import Mapping
@@ -20,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tppo_rl.rollout.packed_weights import ALIGNMENT, PackedWeights, Place, copy_to_places
+from tppo_rl.rollout.packed_weights import ALIGNMENT, PackedWeights, Place, copy_to_places, places_in, table_of
 
 _LENGTH = 8
 
@@ -40,7 +39,7 @@ class WeightsFile:
     def __init__(self, path: Path, places: Mapping[str, Place], size: int) -> None:
         self.path = path
         self.places = dict(places)
-        table = json.dumps({name: _row(place) for name, place in places.items()}).encode()
+        table = table_of(places).encode()
         start = _start(len(table))
         with path.open("xb+") as file:
             try:
@@ -69,13 +68,8 @@ def mapped(path: Path) -> dict[str, torch.Tensor]:
     with path.open("rb") as file:
         whole = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
     length = int.from_bytes(whole[:_LENGTH], "little")
-    rows = json.loads(whole[_LENGTH : _LENGTH + length])
-    places = {name: Place(getattr(torch, dtype), tuple(shape), offset) for name, (dtype, shape, offset) in rows.items()}
+    places = places_in(whole[_LENGTH : _LENGTH + length])
     return PackedWeights(np.frombuffer(whole, np.uint8)[_start(length) :], places).unpack()
-
-
-def _row(place: Place) -> list[object]:
-    return [str(place.dtype).removeprefix("torch."), place.shape, place.offset]
 
 
 def _start(length: int) -> int:

@@ -123,5 +123,5 @@ def _no_room(folder: Path, needed: int, error: Exception | None = None) -> NoRoo
     return NoRoomForWeights(
         f"no room for new weights in {folder}: they take {needed / _GB:.3g} GB ({needed} bytes), and {free / _GB:.3g} GB are "
         f"free{reason}; give the machine or container more shared memory (docker: --shm-size), or run the engine in one process "
-        "(engine.tensor_parallel_size 1 without engine.multiprocessing)"
+        "(engine.tensor_parallel_size 1 without engine.multiprocessing), or set weight_transport to 'broadcast'"
     )

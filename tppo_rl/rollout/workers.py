@@ -12,9 +12,11 @@ import torch
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 from vllm.platforms import current_platform
 
+from tppo_rl.core.insides import VLLM
 from tppo_rl.kernels.onednn_linear import fastest_linear
 from tppo_rl.rollout.cpu_layers import pack_experts_at_updates, unpacked_linear_layers
 from tppo_rl.rollout.vllm_internals import COPY, RELOAD
+from tppo_rl.rollout.weight_broadcast import Offer
 
 if current_platform.is_cpu():
     from vllm.v1.worker.cpu_worker import CPUWorker as _PlatformWorker
@@ -26,12 +28,31 @@ for _name, _class in ((COPY, "CopiedWeights"), (RELOAD, "ReloadedWeights")):
 
 
 class Worker(_PlatformWorker):  # type: ignore[misc]
-    """vLLM's worker, whose noise of sampling can begin anew."""
+    """vLLM's worker, whose noise of sampling can begin anew, and which takes part in broadcasts of weights."""
 
     def load_model(self, **options: Any) -> None:
         if current_platform.is_cpu():
             pack_experts_at_updates()
         super().load_model(**options)
+
+    def receive_weights(self, offer: dict[str, Any], group: str) -> bool | str:
+        """Receives weights, and leaves the model as it is.
+
+        Args:
+            offer: Fields of an `Offer`.
+            group: From `ask`.
+
+        Returns:
+            What `WeightReceiver.receive` does, or the words of its error: vLLM would leave the answers of other workers in
+            their queues after an error of one, and take them for those of the next call.
+        """
+        with VLLM.insides("Worker.weight_transfer_engine, .rank or .parallel_config.world_size"):
+            broadcasts, rank = self.weight_transfer_engine.broadcasts, self.rank
+            num_workers = self.parallel_config.world_size
+        try:
+            return bool(broadcasts.receive(Offer(**offer), group, rank, num_workers))
+        except Exception as error:
+            return f"worker {rank}: {error}"
 
     def reseed(self, seed: int) -> None:
         """Seeds torch's generators of this process; all workers of a model need the same."""

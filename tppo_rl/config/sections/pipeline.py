@@ -13,6 +13,10 @@ _LOG_PROB_DIFF_ALARM = {"float32": 1e-3, "bfloat16": 0.05, "float16": 0.01}
 
 
 _ASYNC = Condition("mode='async'", lambda options: options.pipeline.mode == "async")
+_VLLM_ACTORS = Condition(
+    "num_env_runners of 1 or more and the engine 'vllm'",
+    lambda options: options.rollout.num_env_runners > 0 and options.rollout.engine.type == "vllm",
+)
 _REFILLED = Condition(
     "whole responses (window_length=null), mode='async' or partial_rollouts, and max_staleness of 1 or more",
     lambda options: not options.rollout.has_windows and options.staleness_bound > 0,
@@ -51,6 +55,13 @@ class PipelineOptions(Section):
     )
     kv_on_update: Literal["recompute", "keep"] = option(
         "recompute", "At a weight update, compute the keys and values of running requests anew, or keep them."
+    )
+    weight_transport: Literal["object_store", "broadcast"] = option(
+        "object_store",
+        "Way of new weights from the first learner to the engines. `object_store`: Ray's object store, and from there a file in shared "
+        "memory where an engine's workers have processes of their own. `broadcast`: from the learner's process to those of the workers by "
+        "torch.distributed (gloo, over TCP), without shared memory; each worker keeps a copy of the weights in the host's memory.",
+        read_with=_VLLM_ACTORS,
     )
     log_prob_diff_alarm: float | None = option(
         None,
