@@ -222,6 +222,8 @@ class VLLMEnvRunner(EnvRunner):
         version = int(state[WEIGHTS_SEQ_NO])
         with self._keeping_failures():
             try:
+                if isinstance(module_state, ray.ObjectRef):
+                    module_state = ray.get(module_state)
                 with self._beginning_anew():
                     self._engine.load_weights(_weights_in(module_state), version)
                 self._policy_version = version
