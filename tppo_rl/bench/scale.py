@@ -288,7 +288,9 @@ class _Pause:
         self._group = group
         self._polls = polls
 
-    def update(self, fragments: Sequence[Fragment], meanwhile: Callable[[], object]) -> UpdateReport:
+    def update(
+        self, fragments: Sequence[Fragment], meanwhile: Callable[[], object], unfinished_scale: float | None = None
+    ) -> UpdateReport:
         """Waits, and counts."""
         for _ in self._polls():
             meanwhile()
