@@ -36,6 +36,22 @@ class Search:
     trials: Sequence[Trial]
     best: int
     """Index of the best trial, the first one of equals."""
+    seed: int
+    """Of all its runs."""
+    share: float
+    """Of the experiment's limits, for each run."""
+
+    @property
+    def said_of_best(self) -> str:
+        """What the table says of the best trial: one at the edge of its grid may have a better one beyond."""
+        chosen = self.trials[self.best].options
+        numbers = {key: value for key, value in chosen.items() if isinstance(value, int | float)}
+        at_edge = [key for key, value in numbers.items() if value in self._ends(key)]
+        return f"compared; {', '.join(at_edge)} at the edge of the grid" if at_edge else "compared"
+
+    def _ends(self, key: str) -> tuple[Any, Any]:
+        values = [trial.options[key] for trial in self.trials]
+        return min(values), max(values)
 
 
 def check_search(experiments: Sequence[Experiment], share: float | None) -> None:
@@ -99,7 +115,7 @@ def search(
         accuracy = _mean_over(curve.accuracy, curve.spent["sampled_tokens"])
         trials.append(Trial(dict(_values(experiment, point)), accuracy))
     best = int(np.argmax([trial.accuracy for trial in trials]))
-    return experiment.model_copy(update={"config": points[best]}), Search(trials, best)
+    return experiment.model_copy(update={"config": points[best]}), Search(trials, best, seed, share)
 
 
 def _values(experiment: Experiment, point: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -116,12 +132,13 @@ def _mean_over(accuracy: np.ndarray, spent: np.ndarray) -> float:
 
 def search_table(searches: Mapping[str, Search]) -> PageTable:
     """All points of all searches, with the best of each marked."""
+    first = next(iter(searches.values()))
     rows = [
         [
             name,
             ", ".join(f"{key} {value}" for key, value in trial.options.items()),
             f"{100 * trial.accuracy:.1f}",
-            "compared" if number == found.best else "",
+            found.said_of_best if number == found.best else "",
         ]
         for name, found in searches.items()
         for number, trial in enumerate(found.trials)
@@ -129,6 +146,6 @@ def search_table(searches: Mapping[str, Search]) -> PageTable:
     return PageTable(
         ["experiment", "point", "accuracy, %", ""],
         rows,
-        "Search before the comparison: mean accuracy over the sampled tokens of one run each",
+        f"Search before the comparison: mean accuracy over the sampled tokens of one run each, with {first.share:g} of the limits and seed {first.seed}.",
         frozenset({0, 1, 3}),
     )

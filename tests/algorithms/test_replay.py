@@ -11,7 +11,7 @@ import pytest
 from tppo_rl.algorithms import TPPOConfig
 from tppo_rl.core.errors import OptionError, RunError
 from tppo_rl.experiment.replay import first_difference, replay, report
-from tppo_rl.experiment.retrain import retrain
+from tppo_rl.experiment.retrain import free_folder, retrain, write_and_compare
 
 pytestmark = pytest.mark.integration
 
@@ -112,6 +112,19 @@ def test_what_cannot_be_trained_again_is_said(
 ) -> None:
     with pytest.raises(OptionError, match=words):
         next(retrain(run, changes, iterations))
+
+
+def test_what_is_refused_leaves_earlier_results_and_each_time_has_a_folder(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "result.json").write_text("earlier", encoding="utf-8")
+    with pytest.raises(OptionError, match="lrr"):
+        write_and_compare(retrain(run, {"lrr": 1.0}, None), run, tmp_path)
+    assert (tmp_path / "result.json").read_text(encoding="utf-8") == "earlier"
+    assert free_folder(tmp_path).name == "retrained"
+    (tmp_path / "retrained").mkdir()
+    assert free_folder(tmp_path).name == "retrained-2"
+    with pytest.raises(OptionError, match="there is no such folder"):
+        next(retrain(tmp_path / "mistyped", {}, None))
+    assert not (tmp_path / "mistyped").exists()
 
 
 def test_batches_that_are_not_there_are_said(run: Path, tmp_path: Path) -> None:

@@ -130,6 +130,10 @@ def test_overrides_reach_their_key(override: str, path: list[str], value: object
             "a.stop.nonsense=1: results have no such key; take one of",
         ),
         (
+            "a: {run: TPPO, stop: {training_iteration: 1}, max_failures: 2}",
+            "a.max_failures=2: a run goes on from its newest checkpoint, and saves none on its way",
+        ),
+        (
             "a: {run: TPPO, stop: {training_iteration: 1}, checkpoint_config: {checkpoint_frequency: -1}}",
             "a.checkpoint_config.checkpoint_frequency=-1: input should be greater than or equal to 0",
         ),

@@ -125,7 +125,9 @@ def test_the_best_point_of_each_grid_is_compared(tmp_path: Path) -> None:
     assert {name: one["best"] for name, one in found.items()} == {"first": 1, "second": 0}
     assert found["first"]["trials"][1]["options"] == {"window_length": 16}
     assert found["second"]["trials"][0]["accuracy"] == pytest.approx((0.5 + 0.9) / 2)
-    assert "Search before the comparison" in (tmp_path / "comparison.html").read_text()
+    page = (tmp_path / "comparison.html").read_text()
+    assert "with 0.5 of the limits and seed 2" in page
+    assert "compared; window_length at the edge of the grid" in page
 
 
 def test_what_was_searched_is_compared_with_the_options_that_were_found(tmp_path: Path) -> None:

@@ -261,6 +261,11 @@ def check_experiment(experiment: Experiment) -> None:
             num_trials=experiment.num_trials,
             where=f"{experiment.name}.tune_config",
         )
+    elif experiment.max_failures and not experiment.checkpoint_config.checkpoint_frequency:
+        raise OptionError(
+            f"{experiment.name}.max_failures={experiment.max_failures}: a run goes on from its newest checkpoint, and saves none on its way; "
+            "set checkpoint_config.checkpoint_frequency, for example to 10"
+        )
     check_draws(experiment.samples, experiment.tune_config, options, experiment.name)
     unknown = set(options) - set(OPTIONS) - set(RENAMED_KEYS)
     other_keys = rllib_keys() if unknown else frozenset()

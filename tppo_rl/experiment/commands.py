@@ -308,7 +308,11 @@ def replay(run: Path, iterations: int | None, out: Path | None) -> None:
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--iterations", type=click.IntRange(1), help="The first ones.  [default: all]")
-@click.option("--out", type=click.Path(path_type=Path), help="Folder of the results.  [default: RUN/retrained]")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Folder of the results.  [default: RUN/retrained, the next time RUN/retrained-2, …]",
+)
 @set_option
 @one_clear_error
 def retrain(run: Path, iterations: int | None, out: Path | None, overrides: tuple[str, ...]) -> None:
@@ -320,14 +324,14 @@ def retrain(run: Path, iterations: int | None, out: Path | None, overrides: tupl
 
     from tppo_rl.config.run_files import parse_override
     from tppo_rl.core.waiting import watched_by
+    from tppo_rl.experiment.retrain import free_folder, write_and_compare
     from tppo_rl.experiment.retrain import retrain as retrained
-    from tppo_rl.experiment.retrain import write_and_compare
     from tppo_rl.experiment.stages import StageDisplay
 
     changes = dict(map(parse_override, overrides))
     display = StageDisplay(Console(stderr=True), "retrain")
     with display, watched_by(display):
-        said = write_and_compare(retrained(run, changes, iterations), run, out or run / "retrained")
+        said = write_and_compare(retrained(run, changes, iterations), run, out or free_folder(run))
     click.echo(said)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from itertools import chain, count
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -117,23 +118,32 @@ def write_and_compare(found: Iterator[Retrained], run: Path, out: Path) -> str:
         run: The run's folder.
         out: Folder of the results; a `result.json` there is replaced.
     """
-    made = []
+    made = [next(found)]
+    # What is refused leaves the results of an earlier time as they were.
     out.mkdir(parents=True, exist_ok=True)
     with (out / RESULTS).open("w", encoding="utf-8") as file:
-        for one in found:
-            made.append(one)
+        for one in chain(made.copy(), found):
+            if one is not made[0]:
+                made.append(one)
             row = {"training_iteration": one.iteration, "weights_are_equal": one.is_equal, **one.metrics}
             file.write(json.dumps(row) + "\n")
             file.flush()
     # An iteration that was made again after a resume has several lines, and the last one counts.
     recorded = {result["training_iteration"]: flatten(result) for result in read_results(run)}
     differs = next((one.iteration for one in made if not one.is_equal), None)
+    times = "1 update" if len(made) == 1 else f"{len(made)} updates"
     says = (
-        f"{len(made)} updates; the weights are those of the run, to the last bit, after each"
+        f"{times}; the weights are those of the run, to the last bit, after each"
         if differs is None
-        else f"{len(made)} updates; the weights differ from the run's from update {differs} on"
+        else f"{times}; the weights differ from the run's from update {differs} on"
     )
     return "\n".join([*_table(made, recorded), "", f"{says}; all metrics: {out / RESULTS}"])
+
+
+def free_folder(run: Path) -> Path:
+    """Returns where the results of the next time go: `retrained` in the run's folder, or `retrained-2` and so on."""
+    names = (f"retrained-{number}" if number > 1 else "retrained" for number in count(1))
+    return next(folder for name in names if not (folder := run / name).exists())
 
 
 def _table(made: Sequence[Retrained], recorded: Mapping[int, Mapping[str, Any]]) -> list[str]:

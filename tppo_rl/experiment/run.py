@@ -91,7 +91,10 @@ def run_experiment(
         except ProcessDied as error:
             newest = find_newest_checkpoint(folder)
             if left == 0 or newest is None:
-                raise
+                if not experiment.max_failures:
+                    raise
+                why = "is used up" if left == 0 else "helps nothing before the first checkpoint"
+                raise type(error)(f"{error}; max_failures={experiment.max_failures} {why}") from error
             words = f"{experiment.name}: {error}. It goes on from {newest}; max_failures={experiment.max_failures} has {left - 1} left"
             console.print(words, soft_wrap=True, highlight=False, markup=False)
             resume = True

@@ -80,6 +80,8 @@ def batch_files(run: Path) -> list[Path]:
     Raises:
         OptionError: it has kept none, or lacks one.
     """
+    if not run.is_dir():
+        raise OptionError(f"{run}: there is no such folder of a run")
     files = sorted((run / FOLDER).glob("iteration_*.parquet"))
     if not files or not (run / FOLDER / _RUN).is_file():
         raise OptionError(f"{run}: has no {FOLDER}; a run keeps them with record_batches=True")

@@ -73,8 +73,9 @@ def workload_line(workload: Workload, costs: Costs) -> str:
 
 def recommendation(predictions: Sequence[Prediction], recommended: Prediction, workload: Workload) -> str:
     """Returns which mode, window and split to take, and what it gains."""
-    mode = MODES[recommended.mode]
-    window = "whole responses" if recommended.window is None else f"window_length {recommended.window}"
+    is_whole = recommended.window in (None, workload.lengths.longest)
+    mode = "partial rollouts" if is_whole and recommended.mode == "async" else MODES[recommended.mode]
+    window = "whole responses" if is_whole else f"window_length {recommended.window}"
     devices = f"{_some(recommended.env_runners, 'env-runner')} and {_some(recommended.learners, 'learner')}"
     if workload.devices == 1 or (workload.colocated and recommended.mode != "async"):
         devices += ", which take turns on the same devices"

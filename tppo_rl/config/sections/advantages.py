@@ -62,8 +62,8 @@ class AdvantageOptions(Section):
         1.0,
         "Factor on the advantages of unfinished windows. If rewards come at the end, these advantages are differences of the "
         "critic's values, and noise while the critic explains little of the returns (`critic/explained_variance`). 1 is "
-        "T-PPO; 0 trains finished windows alone; `auto`: how much of the differences later returns have borne out, less one standard "
-        "error (`policy/unfinished_scale`).",
+        "T-PPO; 0 trains finished windows alone; `auto` begins at 0 and follows how much of the differences the returns confirm later, "
+        "less one standard error (`policy/unfinished_scale`).",
         read_with=_EGAE_OF_WINDOWS,
         perturbable=True,
     )
