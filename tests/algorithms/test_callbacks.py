@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import textwrap
 import time
 from pathlib import Path
 
-import psutil
 import pytest
+import ray
 
 from tppo_rl.algorithms import TPPOConfig
 
@@ -55,7 +54,7 @@ def test_every_callback_is_called_with_what_rllib_promises(small_config: TPPOCon
     (tmp_path / "notes.py").write_text(textwrap.dedent(CALLBACKS), encoding="utf-8")
     recreated: list[list[int]] = []
     config = (
-        small_config.env_runners(num_envs_per_env_runner=8, engine={"multiprocessing": True})
+        small_config.env_runners(num_envs_per_env_runner=8)
         .update_from_dict({"callbacks_class": f"{tmp_path}/notes.py:Notes"})
         .callbacks(on_env_runners_recreated=lambda env_runner_indices, **_: recreated.append(env_runner_indices))
     )
@@ -72,10 +71,7 @@ def test_every_callback_is_called_with_what_rllib_promises(small_config: TPPOCon
         assert [note for note in notes if note.startswith("evaluate")] == ["evaluate_start 0", "evaluate_end 40"]
         assert notes[-1] == "checkpoint_loaded 1"
 
-        # An env-runner whose engine has died is made anew, as one that was killed.
-        (pid,) = algorithm.env_runner_group.foreach_env_runner(lambda _: os.getpid(), local_env_runner=False)
-        for engine in psutil.Process(pid).children():
-            engine.kill()
+        ray.kill(algorithm.env_runner_group._worker_manager.actors()[1], no_restart=False)
         deadline = time.monotonic() + 120
         while not recreated and time.monotonic() < deadline:
             algorithm.train()
