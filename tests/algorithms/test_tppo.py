@@ -37,6 +37,7 @@ OF_OPTIONS = {
     "policy/reference_kl",
     "policy/cap_fraction",
     "policy/sequence_ratio",
+    "policy/unfinished_scale",
     "rollout/complete_groups",
     "rollout/epoch",
     "rollout/sampling_rounds",
