@@ -111,25 +111,25 @@ def _updates(config: Any, files: Sequence[Path]) -> Iterator[Retrained]:
 
 
 def write_and_compare(found: Iterator[Retrained], run: Path, out: Path) -> str:
-    """Writes the metrics of each update as a line of `result.json`, and returns them beside the run's.
+    """Writes the metrics of each update as a line of `result.json`, and returns them beside the run's, where it has kept any.
 
     Args:
         found: From `retrain`.
         run: The run's folder.
         out: Folder of the results; a `result.json` there is replaced.
     """
-    made = [next(found)]
     # What is refused leaves the results of an earlier time as they were.
+    first, made = next(found), []
     out.mkdir(parents=True, exist_ok=True)
     with (out / RESULTS).open("w", encoding="utf-8") as file:
-        for one in chain(made.copy(), found):
-            if one is not made[0]:
-                made.append(one)
+        for one in chain([first], found):
+            made.append(one)
             row = {"training_iteration": one.iteration, "weights_are_equal": one.is_equal, **one.metrics}
             file.write(json.dumps(row) + "\n")
             file.flush()
     # An iteration that was made again after a resume has several lines, and the last one counts.
-    recorded = {result["training_iteration"]: flatten(result) for result in read_results(run)}
+    results = read_results(run) if (run / RESULTS).is_file() else []
+    recorded = {result["training_iteration"]: flatten(result) for result in results}
     differs = next((one.iteration for one in made if not one.is_equal), None)
     times = "1 update" if len(made) == 1 else f"{len(made)} updates"
     says = (
