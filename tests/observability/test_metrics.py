@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from helpers import make_fragment
 
-from tppo_rl.core.boundaries import Boundary, ClosedBoundary
+from tppo_rl.core.boundaries import Boundary, ClosedBoundary, window_differences
 from tppo_rl.core.metric_table import METRICS
 from tppo_rl.maths.value import difference_slope
 from tppo_rl.observability.metrics import boundary_metrics, episode_metrics, heldout_metrics, learner_metrics
@@ -66,6 +66,17 @@ def test_differences_of_values_are_those_of_windows_that_follow_each_other() -> 
     assert expected is not None
     assert boundary_metrics(boundaries)["critic/difference_slope"] == pytest.approx(expected)
     assert "critic/difference_slope" not in boundary_metrics(boundaries[::3])
+
+
+def test_windows_of_two_episodes_are_no_pair() -> None:
+    """After a resume an episode's first boundary may be the index after another one's last."""
+    values = Boundary(held=0.0, bootstrap=0.5, window_mean=0.0)
+    one, other, next_one = (
+        ClosedBoundary(window, values, return_after=1.0, position=8, episode_id=episode)
+        for window, episode in [(1, 4), (2, 5), (3, 5)]
+    )
+    found = window_differences([one, other, next_one])
+    assert (len(found.before), found.num_episodes) == (1, 1)
 
 
 def test_heldout_metrics_name_both_ways_of_sampling() -> None:
