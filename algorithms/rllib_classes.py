@@ -53,7 +53,7 @@ from tppo_rl.rollout.batch_sources import batch_source
 from tppo_rl.rollout.chat import Chat
 from tppo_rl.rollout.controller import RolloutController
 from tppo_rl.rollout.evaluation import HeldoutEvaluator
-from tppo_rl.rollout.event_log import EventLog, RecordedEvents, ReplayedEvents
+from tppo_rl.rollout.event_log import EventLog, RecordedEvents, ReplayedEvents, read_critic_start, read_scoring
 from tppo_rl.rollout.ledger import Ledger
 from tppo_rl.rollout.replay import ReplayedRollouts, ReplayedWeightSync
 from tppo_rl.rollout.resting_engines import RestingEngines
@@ -85,6 +85,7 @@ class LanguageModelAlgorithm(Algorithm):
         chat = Chat.of(options)
         recorder = RunRecorder(options, self._results_folder(), chat.text)
         self._events = events = self._event_log()
+        self._follow_scoring()
         make_weights: Callable[..., WeightSync] = partial(WeightSync, events=events)
         make_rollouts: Callable[..., RolloutController] = partial(RolloutController, events=events)
         if isinstance(events, ReplayedEvents):
@@ -291,7 +292,10 @@ class LanguageModelAlgorithm(Algorithm):
     def _start_critic(self) -> None:
         """Tells new critics the mean return that the first evaluation has found."""
         value = evaluated_return(self.options, self.evaluator.before.get("sampled", {}))
+        if self.options.run.replay_of is not None:
+            value = read_critic_start(Path(self.options.run.replay_of))
         if value is not None:
+            self._events.critic_starts_at = value
             self.loop.learners.ask(partial(TPPOLearner.start_critic, value=value))
             if self.loop.batch_log is not None:
                 self.loop.batch_log.critic_starts_at = value
@@ -349,6 +353,17 @@ class LanguageModelAlgorithm(Algorithm):
         if not run.record_events:
             return EventLog()
         return RecordedEvents(self._results_folder(), self._run_facts())
+
+    def _follow_scoring(self) -> None:
+        """Lets the scoring workers' results be taken as in the run that is made again."""
+        if self.options.run.replay_of is None:
+            return
+        for env_runner, parts in read_scoring(Path(self.options.run.replay_of)).items():
+            if env_runner:
+                arguments = {"kwargs": [{"parts": parts}], "remote_worker_ids": [env_runner], "local_env_runner": False}
+                self.env_runner_group.foreach_env_runner(["follow_scoring"], **arguments)
+            else:
+                self.env_runner_group.local_env_runner.follow_scoring(parts)
 
     def _run_facts(self) -> dict[str, Any]:
         """What this run is, as JSON."""

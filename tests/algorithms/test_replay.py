@@ -72,6 +72,21 @@ def test_two_env_runners_are_replayed_for_fifty_updates(tmp_path: Path) -> None:
     assert found == [(number, True) for number in range(1, 51)]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["async", "sync"])
+def test_scoring_workers_are_replayed(tmp_path: Path, mode: str) -> None:
+    file = tmp_path / "my_rewards.py"
+    file.write_text(
+        "import time\n\ndef short(completions, **columns):\n"
+        "    time.sleep(time.time() % 0.05)\n    return [-0.01 * len(one) for one in completions]\n",
+        encoding="utf-8",
+    )
+    rewards = [{"type": "environment", "weight": 1.0}, {"type": f"{file}:short", "weight": 0.1}]
+    recorded(tmp_path / "run", 12, mode=mode, scoring_workers=2, rewards=rewards)
+    found = list(replay(tmp_path / "run", tmp_path / "replay", None))
+    assert found == [(number, True) for number in range(1, 13)]
+
+
 def test_its_batches_are_trained_again_to_the_last_bit_or_with_other_options(run: Path) -> None:
     again = list(retrain(run, {}, None))
     assert [(one.iteration, one.is_equal) for one in again] == [(number, True) for number in range(1, 5)]
@@ -142,12 +157,3 @@ def test_batches_that_are_not_there_are_said(run: Path, tmp_path: Path) -> None:
 def test_what_cannot_be_replayed_is_said(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match=r"has no events\.jsonl"):
         next(replay(tmp_path, tmp_path / "replay", None))
-    with pytest.raises(OptionError, match=r"record_events=True: 1 scoring workers .* set scoring_workers to 0"):
-        TPPOConfig().update_from_dict(
-            {
-                "env": "tppo_rl/ArithmeticChain-v0",
-                "policy_model": "tppo_rl/arithmetic-chain",
-                "scoring_workers": 1,
-                "record_events": True,
-            }
-        ).validate()

@@ -73,7 +73,7 @@ def test_runs_stay_on_this_machine(command: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("victim", ["engine", "learner", "driver"])
+@pytest.mark.parametrize("victim", ["engine", "learner", "driver", "save"])
 def test_a_run_goes_on_after_each_kind_of_kill(victim: str, tmp_path: Path) -> None:
     config = chaos_run(12_000, [victim])
     found = chaos(tmp_path, config, kills=2, every_s=2.0, what=[victim], seed=0)

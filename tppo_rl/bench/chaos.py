@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import psutil
 import yaml
 
 from tppo_rl.bench.chaos_outcome import Kill, Outcome, judge
+from tppo_rl.experiment.checkpoints import CHECKPOINTS, PARTIAL, find_newest_checkpoint
 
 NAME = "chaos"
 VICTIMS = {
@@ -28,11 +30,15 @@ VICTIMS = {
     "engine": "VLLM::EngineCore",
     "learner": "ray::_WrappedExecutable",
     "driver": "",
+    "save": "",
 }
-"""Beginning of a process's title by what may be killed."""
+"""Beginning of a process's title by what may be killed; a `save` is the driver in the midst of one."""
+_OF_DRIVER = ("driver", "save")
 _POLL_S = 0.2
 _LONGEST_S = 600.0
 """Time without a new iteration after which a run counts as hung."""
+_SAVE_S = 0.1
+"""A kill in the midst of a save comes at most so long after it has begun."""
 
 _Process = subprocess.Popen[bytes]
 
@@ -109,13 +115,20 @@ def chaos(
                     size, since = _size_of_results(run), time.monotonic()
                     process, outcome.kills[-1].recovery_s = _recovered(process, start, run, size, since)
                 continue
-            size, family = _size_of_results(run), _family(process)
-            kill = _kill(process, generator.choice(what), run)
+            victim, size, family = generator.choice(what), _size_of_results(run), _family(process)
+            unfinished = _unfinished_saves(run)
+            if victim == "save":
+                _wait_for_save(process, run, unfinished)
+                time.sleep(generator.uniform(0, _SAVE_S))
+            kill = _kill(process, victim, run)
+            if kill is not None and victim == "save" and not _unfinished_saves(run) - unfinished:
+                # It had ended meanwhile.
+                kill.what = "driver"
             if kill is None:
                 continue
             outcome.kills.append(kill)
             since = time.monotonic()
-            if kill.what == "driver":
+            if kill.what in _OF_DRIVER:
                 kill.orphans_s = _until_gone(family, since)
             process, kill.recovery_s = _recovered(process, start, run, size, since)
     finally:
@@ -157,9 +170,31 @@ def _wait(process: _Process, run: Path, moment: float | None) -> int | None:
     return process.returncode
 
 
+def _wait_for_save(process: _Process, run: Path, left: set[tuple[str, int]]) -> None:
+    """Waits until a checkpoint is being written, or the run has ended or wrote none for too long.
+
+    Args:
+        process: The run.
+        run: Its folder.
+        left: What earlier kills have left unfinished.
+    """
+    since = time.monotonic()
+    while process.poll() is None and time.monotonic() - since < _LONGEST_S and not _unfinished_saves(run) - left:
+        time.sleep(0.001)
+
+
+def _unfinished_saves(run: Path) -> set[tuple[str, int]]:
+    """Names of checkpoints that are not whole, and when something was last made in them."""
+    found = set()
+    for path in (run / CHECKPOINTS).glob(f"{PARTIAL}*"):
+        with suppress(FileNotFoundError):
+            found.add((path.name, path.stat().st_mtime_ns))
+    return found
+
+
 def _kill(process: _Process, what: str, run: Path) -> Kill | None:
     iteration = _iterations(run)
-    if what == "driver":
+    if what in _OF_DRIVER:
         process.kill()
         process.wait()
         return Kill(what, iteration)
@@ -234,6 +269,4 @@ def _size_of_results(run: Path) -> int:
 
 
 def _can_resume(run: Path) -> bool:
-    from tppo_rl.experiment.checkpoints import find_newest_checkpoint
-
     return find_newest_checkpoint(run) is not None

@@ -22,7 +22,7 @@ class Kill:
     recovery_s: float | None = None
     """Until the next iteration ended; None: it was the last thing that happened."""
     orphans_s: float | None = None
-    """After a driver: until its env-runners and engines were gone."""
+    """After a driver, in the midst of a save or not: until its env-runners and engines were gone."""
 
 
 @dataclass

@@ -219,6 +219,7 @@ class RolloutController:
         """
         if self._asynchronous:
             self._events.note(TAKEN, env_runner)
+        self._events.note_scoring(env_runner, result.scoring_order)
         tickets = self._requests.answer(env_runner)
         if result.needs_new_process:
             logger.warning("env-runner %d begins anew: %s", env_runner, result.error)

@@ -49,6 +49,7 @@ from tppo_rl.rollout.responses import REWARD_FAILED, Scores
 from tppo_rl.rollout.rewards import Rewards
 from tppo_rl.rollout.sample_result import SampleResult
 from tppo_rl.rollout.sampler import EpisodeLimits, Sampler, evaluate_prompts
+from tppo_rl.rollout.scoring_order import ScoringOrder
 from tppo_rl.rollout.scoring_pool import ScoringPool
 from tppo_rl.rollout.weight_broadcast import Offer, WeightsWithdrawn
 
@@ -205,6 +206,15 @@ class VLLMEnvRunner(EnvRunner):
             self._counted["tokens"] = 0
         self._incarnation = uuid.uuid4().hex
 
+    def follow_scoring(self, parts: Sequence[Mapping[str, Any]]) -> None:
+        """Takes the results of scoring workers in a recorded order; this env-runner has done nothing yet.
+
+        Args:
+            parts: All parts of this env-runner's order (`scoring_order.read_order`).
+        """
+        if self._pool is not None:
+            self._pool.follow(parts)
+
     def get_spaces(self) -> dict[str, tuple[gymnasium.Space, gymnasium.Space]]:
         return {INPUT_ENV_SPACES: self._spaces, DEFAULT_MODULE_ID: self._spaces}
 
@@ -305,7 +315,8 @@ class VLLMEnvRunner(EnvRunner):
         if num_workers := options.scoring.number(options):
             self._callbacks.warn_of_workers()
             # Workers start while the engine does.
-            self._pool = ScoringPool(options, num_workers, self._splits())
+            records = options.run.record_events and not self.config.in_evaluation
+            self._pool = ScoringPool(options, num_workers, self._splits(), records=records)
         self._engine = self._build_engine()
         if self._pool is not None:
             self._pool.wait_until_ready()
@@ -459,6 +470,7 @@ class VLLMEnvRunner(EnvRunner):
             idle_seconds=idle_seconds,
             weight_seconds=weight_seconds,
             spans=tuple(spans),
+            scoring_order=ScoringOrder() if self._pool is None else self._pool.pop_order(),
             metrics=self.get_metrics(),
         )
 

@@ -9,29 +9,43 @@ from the weights between them, and from the run's seed. So all that two runs can
     b     an update took its batch from the queue
     u     the update ended
 
+Where scoring workers run environment and rewards, the order in which each env-runner took their results is kept too, in either mode
+(`scoring_order`).
+
 `events.jsonl` has a line for each iteration, after one that says what the run was.
 """
 
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from tppo_rl.core.errors import OptionError, RunError
+from tppo_rl.rollout.scoring_order import ScoringOrder, read_order
 
 FILE = "events.jsonl"
 BATCH, UPDATE = "b", "u"
 _RESUMED = "resumed_after"
+_SCORING = "scoring"
+_CRITIC_START = "critic_starts_at"
 SENT, TAKEN, WEIGHTS, LOST = "s", "r", "w", "l"
 
 
 class EventLog:
     """Is told of events and keeps none."""
 
+    critic_starts_at: float | None = None
+    """Mean return of the first evaluation, which new critics were told."""
+
     def note(self, what: str, env_runner: int | None = None) -> None:
         """Is told of an event."""
+
+    def note_scoring(self, env_runner: int, order: ScoringOrder) -> None:
+        """Is told in which order an env-runner took the results of its scoring workers."""
 
     def end_iteration(self, number: int, checksum: int) -> None:
         """Is told that an iteration has ended, and of its weights."""
@@ -52,18 +66,28 @@ class RecordedEvents(EventLog):
         self._file = folder / FILE
         self._facts = dict(facts)
         self._events: list[str] = []
+        self._scoring: defaultdict[str, list[ScoringOrder]] = defaultdict(list)
 
     def note(self, what: str, env_runner: int | None = None) -> None:
         self._events.append(what if env_runner is None else f"{what}{env_runner}")
 
+    def note_scoring(self, env_runner: int, order: ScoringOrder) -> None:
+        if order:
+            self._scoring[str(env_runner)].append(order)
+
     def end_iteration(self, number: int, checksum: int) -> None:
-        self._append({"iteration": number, "events": " ".join(self._events), "weights": checksum})
+        entry: dict[str, Any] = {"iteration": number, "events": " ".join(self._events), "weights": checksum}
+        if self._scoring:
+            entry[_SCORING] = {key: [asdict(order) for order in orders] for key, orders in self._scoring.items()}
+        if number == 1:
+            entry[_CRITIC_START] = self.critic_starts_at
+        self._append(entry)
 
     def resumes(self, number: int) -> None:
         self._append({_RESUMED: number})
 
     def _append(self, entry: Mapping[str, Any]) -> None:
-        self._events = []
+        self._events, self._scoring = [], defaultdict(list)
         lines = [] if self._file.is_file() else [self._facts]
         self._file.parent.mkdir(parents=True, exist_ok=True)
         with self._file.open("a", encoding="utf-8") as stream:
@@ -140,6 +164,37 @@ def read_events(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         reason = "the run was resumed before it had recorded any" if resumed is not None else "it is not there"
         raise OptionError(f"{file}: a replay begins with iteration 1, and {reason}")
     return facts, lines
+
+
+def read_critic_start(folder: Path) -> float | None:
+    """Returns the mean return that new critics were told before the first update; None: they were told none.
+
+    Raises:
+        OptionError: see `read_events`.
+    """
+    value = read_events(folder)[1][0].get(_CRITIC_START)
+    return None if value is None else float(value)
+
+
+def read_scoring(folder: Path) -> dict[int, list[dict[str, Any]]]:
+    """Returns the parts of the order of each env-runner's scoring workers, by env-runner; empty where there were none.
+
+    Raises:
+        OptionError: see `read_events`; or an order is not one that a run has written.
+    """
+    _, lines = read_events(folder)
+    found: defaultdict[int, list[dict[str, Any]]] = defaultdict(list)
+    try:
+        for line in lines:
+            for env_runner, parts in line.get(_SCORING, {}).items():
+                found[int(env_runner)] += parts
+        for parts in found.values():
+            list(read_order(parts))
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+        raise OptionError(
+            f"{folder / FILE}: its orders of scoring workers are not what a run writes: {error}"
+        ) from None
+    return dict(found)
 
 
 def _is_iteration(line: Mapping[str, Any]) -> bool:

@@ -125,7 +125,7 @@ class PooledSampler(Sampler):
                 self._step()
                 steps += 1
                 self._pool.poll()
-            elif (patient or waited < IDLE_S) and (self._pending or self._resets):
+            elif (self._pending or self._resets) and self._pool.may_wait(patient or waited < IDLE_S):
                 started = time.monotonic()
                 self._pool.wait(IDLE_S if patient else IDLE_S - waited)
                 waited += time.monotonic() - started

@@ -10,6 +10,7 @@ import pyarrow as pa
 from tppo_rl.core.begun_episodes import BEGUN_SCHEMA
 from tppo_rl.core.spans import Span
 from tppo_rl.rollout.responses import Scores
+from tppo_rl.rollout.scoring_order import ScoringOrder
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,8 @@ class SampleResult:
     """Time since the last call in which it loaded weights."""
     spans: tuple[Span, ...] = ()
     """What the env-runner and its scoring workers did since the last call."""
+    scoring_order: ScoringOrder = field(default_factory=ScoringOrder)
+    """When the results of scoring workers were taken since the last call, evaluations between them included."""
     metrics: dict[str, Any] = field(default_factory=dict)
     """RLlib's env-runner metrics."""
     error: BaseException | None = None

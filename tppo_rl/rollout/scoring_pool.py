@@ -26,19 +26,20 @@ import select
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 from tppo_rl.config.options import Options
 from tppo_rl.config.text_envs import registration
-from tppo_rl.core.errors import OptionError
+from tppo_rl.core.errors import OptionError, RunError
 from tppo_rl.core.reward_parts import ENVIRONMENT
 from tppo_rl.core.spans import Span
 from tppo_rl.rollout.responses import DIED, MEMORY, TIMEOUT, Failure
 from tppo_rl.rollout.scoring_frames import frame_of
 from tppo_rl.rollout.scoring_jobs import Doing, Job, Message, Raised, Ready, ResetJob, ScoreJob, Setup, StepJob
+from tppo_rl.rollout.scoring_order import FollowedOrder, Moment, OrderWriter, ScoringOrder
 from tppo_rl.rollout.scoring_process import WATCH_S, WorkerProcess
 
 logger = logging.getLogger(__name__)
@@ -60,6 +61,8 @@ class Task:
 
     job: Job
     on_result: Callable[[Any], None]
+    number: int = 0
+    """Of the jobs of a pool, as they were handed in, from 1."""
     canceled: bool = False
     given: float = 0.0
     """When a worker got it, seconds since the epoch."""
@@ -87,9 +90,12 @@ class ScoringPool:
         options: Options of the run: environment, rewards, deadline and memory limit.
         num_workers: Number of processes, at least 1.
         splits: Splits of the environment that will be asked for.
+        records: Whether `pop_order` will be asked for the order in which results were taken.
     """
 
-    def __init__(self, options: Options, num_workers: int, splits: Sequence[str] = ("train",)) -> None:
+    def __init__(
+        self, options: Options, num_workers: int, splits: Sequence[str] = ("train",), *, records: bool = False
+    ) -> None:
         own = options.scoring
         self.num_killed: Counter[str] = Counter()
         """Workers that were killed or died at a job, by kind of failure."""
@@ -98,6 +104,12 @@ class ScoringPool:
         env = options.environment.env
         self._setup = frame_of(Setup(options, tuple(splits), None if env is None else registration(env)))
         self._numbers = itertools.count()
+        self._job_numbers = itertools.count(1)
+        self._order = OrderWriter(records)
+        self._followed: FollowedOrder | None = None
+        self._early: dict[int, tuple[Task, Any]] = {}
+        """Results that have come before the moment at which they were taken in the run that is followed."""
+        self._awaited: dict[int, Task] = {}
         self._changed = threading.Condition()
         self._urgent: deque[Task] = deque()
         self._ahead: deque[Task] = deque()
@@ -154,7 +166,9 @@ class ScoringPool:
 
     def submit(self, job: Job, on_result: Callable[[Any], None]) -> Task:
         """Hands in a job; `poll` calls `on_result` with what came of it: its result, or a `Failure`."""
-        task = Task(job, on_result)
+        task = Task(job, on_result, next(self._job_numbers))
+        if self._followed is not None:
+            self._awaited[task.number] = task
         with self._changed:
             (self._ahead if isinstance(job, ResetJob) else self._urgent).append(task)
         self._wake()
@@ -172,19 +186,42 @@ class ScoringPool:
             Exception: an error that ends the run.
         """
         self._raise_error()
-        while self._finished:
-            task, result = self._finished.popleft()
-            if task.canceled:
-                continue
+        taken = self._due() if self._follows else self._all_finished()
+        self._order.next_moment([(task.number, result) for task, result in taken])
+        for task, result in taken:
             if isinstance(result, Raised):
                 raise result.error
             task.on_result(result)
 
     def wait(self, timeout_s: float) -> None:
         """Waits until a job has ended, but no longer than `timeout_s`, and polls."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._error is not None or bool(self._finished), timeout_s)
+        if not self._follows:
+            with self._changed:
+                self._changed.wait_for(lambda: self._error is not None or bool(self._finished), timeout_s)
         self.poll()
+
+    def may_wait(self, wanted: bool) -> bool:
+        """Says whether the caller waits for jobs once more: as it wants to, or as it did in the run that is followed.
+
+        Args:
+            wanted: Whether it wants to, which its clock has told it.
+        """
+        if self._follows:
+            wanted = not self._next_followed(takes=False).stopped
+        self._order.next_moment(stopped=not wanted)
+        return wanted
+
+    def pop_order(self) -> ScoringOrder:
+        """Returns in which order results were taken since the last call."""
+        return self._order.pop()
+
+    def follow(self, parts: Sequence[Mapping[str, Any]]) -> None:
+        """Takes results in a recorded order from now on, as far as it goes; no job was handed in yet.
+
+        Args:
+            parts: Of the order (`read_order`).
+        """
+        self._followed = FollowedOrder(parts)
 
     def close(self) -> None:
         """Kills all workers; their jobs get no results."""
@@ -197,6 +234,53 @@ class ScoringPool:
         os.close(self._wake_write)
 
     # The caller's side
+
+    @property
+    def _follows(self) -> bool:
+        return self._followed is not None and not self._followed.is_over
+
+    def _all_finished(self) -> list[tuple[Task, Any]]:
+        """Takes all results that are there."""
+        found = [*self._early.values()]
+        self._early.clear()
+        while self._finished:
+            found.append(self._finished.popleft())
+        return [(task, result) for task, result in found if not task.canceled]
+
+    def _due(self) -> list[tuple[Task, Any]]:
+        """Waits for the results that the run that is followed took at this moment."""
+        return [self._recorded(number, failure) for number, failure in self._next_followed(takes=True).taken]
+
+    def _next_followed(self, *, takes: bool) -> Moment:
+        """Returns the next moment of the run that is followed, at which this one takes results, or asks whether to wait."""
+        assert self._followed is not None
+        moment = self._followed.next_moment()
+        if moment.stopped if takes else moment.taken:
+            raise RunError(
+                "the recorded run took the results of its scoring workers at other moments: the order is another one"
+            )
+        return moment
+
+    def _recorded(self, number: int, failure: Failure | None) -> tuple[Task, Any]:
+        task = self._awaited.pop(number, None)
+        if task is None:
+            raise RunError(f"the recorded run had the result of job {number} here, and this one never handed it in")
+        if failure is not None:
+            task.canceled = True
+            return task, failure
+        while number not in self._early:
+            with self._changed:
+                self._changed.wait_for(lambda: self._error is not None or bool(self._finished))
+            self._raise_error()
+            while self._finished:
+                found = self._finished.popleft()
+                self._early[found[0].number] = found
+        task, result = self._early.pop(number)
+        if isinstance(result, Failure):
+            raise RunError(
+                f"job {number} of the scoring workers gave a result in the recorded run, and fails now: {result.name}: {result.message}"
+            )
+        return task, result
 
     def _raise_error(self) -> None:
         if self._error is not None:

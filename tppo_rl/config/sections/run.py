@@ -43,8 +43,7 @@ class RunOptions(Section):
     record_events: bool = option(
         False,
         "Whether `events.jsonl` keeps the order of events and a checksum of the weights after each update, about 20 bytes for a request "
-        "to an env-runner. `tppo-rl replay` makes the run again from it, to the last bit. The environment must run in the "
-        "env-runners (`scoring_workers: 0`).",
+        "to an env-runner and 10 for a response that scoring workers score. `tppo-rl replay` makes the run again from it, to the last bit.",
     )
     record_batches: bool = option(
         False,
@@ -79,10 +78,3 @@ class RunOptions(Section):
                 "must be a folder of the driver's machine; give the URI to --results, or to Tune as storage_path",
             )
         check_trackers(self.trackers)
-        if self.record_events and (workers := options.scoring.number(options)):
-            refuse(
-                "record_events",
-                True,
-                f"{workers} scoring workers answer when they can, and that order is not recorded; set scoring_workers to 0, or "
-                "record_events to False",
-            )
