@@ -58,6 +58,7 @@ from tppo_rl.rollout.ledger import Ledger
 from tppo_rl.rollout.replay import ReplayedRollouts, ReplayedWeightSync
 from tppo_rl.rollout.resting_engines import RestingEngines
 from tppo_rl.rollout.rllib_internals import kill_env_runners
+from tppo_rl.rollout.sync_rollouts import SyncRollouts
 from tppo_rl.rollout.weight_proof import WeightProof, probe_tokens
 from tppo_rl.rollout.weight_sync import WeightSync
 
@@ -87,7 +88,8 @@ class LanguageModelAlgorithm(Algorithm):
         self._events = events = self._event_log()
         self._follow_scoring()
         make_weights: Callable[..., WeightSync] = partial(WeightSync, events=events)
-        make_rollouts: Callable[..., RolloutController] = partial(RolloutController, events=events)
+        kind = RolloutController if options.pipeline.mode == "async" else SyncRollouts
+        make_rollouts: Callable[..., RolloutController] = partial(kind, events=events)
         if isinstance(events, ReplayedEvents):
             make_weights = partial(ReplayedWeightSync, events=events)
             make_rollouts = partial(ReplayedRollouts, events=events)

@@ -18,6 +18,7 @@ from tppo_rl.rollout.engine import Sampling
 from tppo_rl.rollout.sampler import EpisodeLimits, Sampler
 from tppo_rl.rollout.simulated_engine import SimulatedEngine, draw_lognormal_length
 from tppo_rl.rollout.simulated_group import SimulatedGroup, SimulatedRunner
+from tppo_rl.rollout.sync_rollouts import SyncRollouts
 
 
 @contextmanager
@@ -115,7 +116,8 @@ def make_controller(
     max_staleness: int = 1,
     weights: SimulatedWeights | None = None,
     **options: Any,
-) -> tuple[RolloutController, SimulatedWeights]:
+) -> tuple[Any, SimulatedWeights]:
+    """A `RolloutController`, or a `SyncRollouts` with `mode: sync`, and its weights."""
     weights = weights or SimulatedWeights(group)
     values = {
         "train_batch_size_per_learner": batch,
@@ -125,5 +127,6 @@ def make_controller(
         "engine_steps_per_sample": STEPS,
         "env_runner_timeout_s": 60.0,
     }
-    controller = RolloutController(group, Options.of(values | options), weights, restore=group.revive_all)
+    kind = SyncRollouts if options.get("mode") == "sync" else RolloutController
+    controller = kind(group, Options.of(values | options), weights, restore=group.revive_all)
     return controller, weights

@@ -9,6 +9,7 @@ from tppo_rl.core.fragments import Fragment
 from tppo_rl.core.waiting import stage, stop_here
 from tppo_rl.rollout.controller import RolloutController, Weights
 from tppo_rl.rollout.groups import sample_groups
+from tppo_rl.rollout.sync_rollouts import SyncRollouts
 
 
 class BatchSource(Protocol):
@@ -35,7 +36,7 @@ class Queued:
 class SyncWindows:
     """One window of every slot, sampled by the newest weights, as in the paper."""
 
-    def __init__(self, rollouts: RolloutController, weights: Weights) -> None:
+    def __init__(self, rollouts: SyncRollouts, weights: Weights) -> None:
         self._rollouts = rollouts
         self._weights = weights
 
@@ -49,7 +50,7 @@ class SyncWindows:
 class PartialRollouts:
     """Responses that have ended. Slots are refilled at once; what has not ended goes on under the next weights (sync)."""
 
-    def __init__(self, rollouts: RolloutController, weights: Weights) -> None:
+    def __init__(self, rollouts: SyncRollouts, weights: Weights) -> None:
         self._rollouts = rollouts
         self._weights = weights
 
@@ -62,7 +63,7 @@ class PartialRollouts:
 class WholeGroups:
     """One whole response of every slot, in groups; with `dynamic_sampling` groups without variance are replaced."""
 
-    def __init__(self, rollouts: RolloutController, weights: Weights, options: Options) -> None:
+    def __init__(self, rollouts: SyncRollouts, weights: Weights, options: Options) -> None:
         self._rollouts = rollouts
         self._weights = weights
         self._options = options.groups
@@ -87,9 +88,10 @@ class WholeGroups:
 
 
 def batch_source(options: Options, rollouts: RolloutController, weights: Weights) -> BatchSource:
-    """Returns the source that the options ask for."""
+    """Returns the source that the options ask for; synchronous ones need a `SyncRollouts`."""
     if options.pipeline.mode == "async":
         return Queued(rollouts)
+    assert isinstance(rollouts, SyncRollouts), "a synchronous run has a controller that waits"
     if options.rollout.has_windows:
         return SyncWindows(rollouts, weights)
     if options.pipeline.partial_rollouts:
