@@ -363,6 +363,20 @@ def test_scoring_has_bounds(values: dict[str, Any]) -> None:
         Options.of(values)
 
 
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"unfinished_advantage_scale": "Auto"}, r" or 'auto', did you mean auto\? \(Factor on the advantages of unfinished windows\)$"),
+        ({"mode": "asinc"}, r"input should be 'async' or 'sync', did you mean async or sync\? \("),
+        ({"mode": "x"}, r"input should be 'async' or 'sync' \("),
+        ({"num_epochs": 0}, r"^num_epochs=0: input should be greater than 0 \(Passes of the policy over a batch\)$"),
+    ],
+)  # fmt: skip
+def test_a_wrong_value_is_answered_in_a_line(values: dict[str, Any], words: str) -> None:
+    with pytest.raises(OptionError, match=words):
+        Options.of(values)
+
+
 def test_a_deadline_without_workers_is_refused() -> None:
     with pytest.raises(OptionError, match=r"scoring_deadline_s.*scoring_workers above 0"):
         checked({"scoring_deadline_s": 3.0, "env": "tppo_rl/ArithmeticChain-v0"} | MODEL)

@@ -332,11 +332,11 @@ def chaos(
 @one_clear_error
 def soak(results: Path, minutes: float) -> None:
     """Let a small run go on for long and say what grows: memory, open files, threads of each process, shared memory."""
-    from rich.console import Console
     from rich.table import Column, Table
 
     from tppo_rl.bench.records import machine
     from tppo_rl.bench.soak import soak as soaked
+    from tppo_rl.core.wide_console import wide_console
 
     found = soaked(results, minutes=minutes)
     table = Table(Column("quantity", no_wrap=True), "unit", "level", "an hour", "95 %", "")
@@ -345,10 +345,7 @@ def soak(results: Path, minutes: float) -> None:
         table.add_row(
             one.quantity, one.unit, f"{one.level:,.1f}", f"{one.per_hour:+.3g}", interval, "grows" if one.grows else ""
         )
-    console = Console()
-    # Numbers that were cut off would be of no use in a log file either.
-    console.width = max(console.width, 110)
-    console.print(table)
+    wide_console().print(table)
     click.echo(machine())
     growing = [one.quantity for one in found if one.grows]
     click.echo(f"grows: {'; '.join(growing)}" if growing else "nothing grows")

@@ -49,16 +49,15 @@ def write_json(figures: Iterable[Figure], file: Path) -> None:
 
 def print_table(figures: Iterable[Figure]) -> None:
     """Prints one table, and below it the machine."""
-    from rich.console import Console
     from rich.table import Column, Table
+
+    from tppo_rl.core.wide_console import wide_console
 
     table = Table("median", "low", "high", "repeats", "unit", Column("figure", no_wrap=True))
     for figure in figures:
         numbers = (f"{number:.4g}" for number in (figure.median, figure.low, figure.high))
         table.add_row(*numbers, str(figure.repeats), figure.unit, figure.figure)
-    console = Console()
-    # A name that was cut off would be of no use in a log file either.
-    console.width = max(console.width, _LEAST_WIDTH)
+    console = wide_console(_LEAST_WIDTH)
     console.print(table)
     console.print(machine(), highlight=False, soft_wrap=True)
 

@@ -9,6 +9,7 @@ module imports neither torch nor Ray, so a mistake is reported before anything h
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any, NamedTuple, get_args
@@ -35,11 +36,12 @@ from tppo_rl.config.sections.rollout import RolloutOptions
 from tppo_rl.config.sections.run import RunOptions
 from tppo_rl.config.sections.scoring import ScoringOptions
 from tppo_rl.core.algorithm_spec import AlgorithmSpec
-from tppo_rl.core.errors import OptionError
+from tppo_rl.core.errors import OptionError, suggestion
 from tppo_rl.core.registry import ALGORITHMS, PartSpec
 from tppo_rl.core.reward_parts import RewardParts
 
 _logger = logging.getLogger(__name__)
+_QUOTED = re.compile(r"'([^']*)'")
 
 RENAMED_KEYS = {
     "advantage_normalisation": "advantage_normalization",
@@ -254,7 +256,14 @@ def _explain(values: Mapping[str, Any], problems: Sequence[Any]) -> str:
     if any(problem["type"] in ("missing", "extra_forbidden") for problem in problems):
         return _explain_keys(key, value, problems[0])
     reasons = dict.fromkeys(problem["msg"].removeprefix("Input should be ") for problem in problems)
-    return f"{key}={value!r}: input should be {' or '.join(reasons)} ({_description(key)})"
+    words = _QUOTED.findall(" ".join(reasons))
+    hint = suggestion(value.lower(), words) if isinstance(value, str) else ""
+    return f"{key}={value!r}: input should be {' or '.join(reasons)}{hint} ({first_sentence(_description(key))})"
+
+
+def first_sentence(text: str) -> str:
+    """Returns a text up to the first period that ends a sentence."""
+    return text.partition(". ")[0].rstrip(".")
 
 
 def place_of(option: str, value: Any, parts: Sequence[str | int]) -> str:

@@ -48,16 +48,17 @@ def portable(error: Exception, where: str) -> Exception:
 
 def unknown_key(key: str, value: Any, known: Iterable[str]) -> str:
     """Message for a key that nothing reads."""
-    return f"{key}={value!r}: unknown option{_suggestion(key, known)}; `tppo-rl options` lists all"
+    return f"{key}={value!r}: unknown option{suggestion(key, known)}; `tppo-rl options` lists all"
 
 
 def unknown_value(key: str, value: Any, known: Iterable[str]) -> str:
     """Message for a name that is not registered."""
     names = sorted(known)
     ours = [name for name in names if name.startswith("tppo_rl/")] or names
-    return f"{key}={value!r}: unknown name{_suggestion(str(value), names)}; known are {', '.join(ours)}"
+    return f"{key}={value!r}: unknown name{suggestion(str(value), names)}; known are {', '.join(ours)}"
 
 
-def _suggestion(word: str, known: Iterable[str]) -> str:
+def suggestion(word: str, known: Iterable[str]) -> str:
+    """End of a message on a word that is not known: what may have been meant; empty where nothing is like it."""
     close = difflib.get_close_matches(word, list(dict.fromkeys(known)), n=3)
     return f", did you mean {' or '.join(close)}?" if close else ""

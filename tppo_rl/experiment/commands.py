@@ -180,9 +180,8 @@ def _show_rollouts(
     html: Path | None,
     model: str | None,
 ) -> None:
-    from rich.console import Console
-
     from tppo_rl.algorithms.ray_start import quiet_libraries
+    from tppo_rl.core.wide_console import wide_console
     from tppo_rl.experiment.rollout_view import chosen, read_rollouts, table_of, tokenizer_of, whole
 
     quiet_libraries()
@@ -219,7 +218,7 @@ def _show_rollouts(
         descending=not ascending,
         limit=limit or 20,
     )
-    console = Console()
+    console = wide_console(120)
     if in_full:
         for one in kept:
             console.print(whole(one, tokenizer), soft_wrap=True)
@@ -352,8 +351,7 @@ def forecast(runs: tuple[Path | str, ...], like: tuple[Path | str, ...]) -> None
     """
     from contextlib import ExitStack
 
-    from rich.console import Console
-
+    from tppo_rl.core.wide_console import wide_console
     from tppo_rl.experiment.forecast_tables import calibration_table, calibration_words, moved_by, read_kept, runs_in
     from tppo_rl.experiment.stored_runs import fetched
 
@@ -375,7 +373,5 @@ def forecast(runs: tuple[Path | str, ...], like: tuple[Path | str, ...]) -> None
         kept = [moved_by(one, others) for one in kept]
     if not kept:
         return
-    console = Console()
-    console.width = max(console.width, 100)
-    console.print(calibration_table(kept))
+    wide_console(100).print(calibration_table(kept))
     click.echo(calibration_words(kept))
