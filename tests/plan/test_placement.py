@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from tppo_rl.algorithms.grpo import SPEC as GRPO
 from tppo_rl.algorithms.tppo import SPEC
 from tppo_rl.config.checks import check_options
-from tppo_rl.core.errors import OptionError
+from tppo_rl.core.errors import OptionError, OptionWarning
 from tppo_rl.core.gpus import parse_gpus
 from tppo_rl.plan.card_memory import CardNeeds, card_needs, engine_sleeps
 from tppo_rl.plan.memory import GIB
@@ -88,6 +89,21 @@ def test_what_a_user_sets_wins(placement: str, given: dict[str, Any], expected: 
     found = placed(placement, "8 x h100", **given)
     assert shares(found) == expected
     assert not {key for key in given if key != "engine"} & set(found.set_here)
+
+
+@pytest.mark.parametrize(
+    ("placement", "given", "words"),
+    [
+        ("disaggregated", {"num_env_runners": 2, "num_learners": 2}, r"4 of 8 GPUs \(.*\) have nothing to do beside 2 engines and 2 learners"),
+        ("disaggregated", {"num_env_runners": 1, "engine": {"tensor_parallel_size": 2}, "num_learners": 5}, "1 of 8 GPUs"),
+        ("colocated", {"num_env_runners": 6, "num_learners": 1}, "2 of 8 GPUs"),
+        ("disaggregated", {}, None),
+        ("colocated", {}, None),
+    ],
+)  # fmt: skip
+def test_gpus_that_stay_idle_are_told(placement: str, given: dict[str, Any], words: str | None) -> None:
+    with pytest.warns(OptionWarning, match=words) if words else warnings.catch_warnings(action="error"):
+        placed(placement, "8 x h100", **given)
 
 
 def test_number_formats_and_engine_keys_of_a_user_win() -> None:

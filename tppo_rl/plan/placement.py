@@ -14,6 +14,7 @@ A user's own values win. What contradicts the preset or the GPUs is refused by i
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -21,7 +22,7 @@ from typing import Any, NoReturn
 
 from tppo_rl.config.options import Options
 from tppo_rl.config.sections.placement import PLACEMENT_DEFAULTS
-from tppo_rl.core.errors import OptionError
+from tppo_rl.core.errors import OptionError, OptionWarning
 from tppo_rl.core.gpus import Gpus
 from tppo_rl.plan.card_memory import CardNeeds, card_needs, engine_sleeps
 from tppo_rl.plan.memory import GIB
@@ -98,6 +99,7 @@ class _Placing:
             self._colocate()
         else:
             self._set_apart()
+        self._warn_of_idle()
         self._shard_if_needed()
         options = self.options
         needs = self._needs(options)
@@ -230,6 +232,22 @@ class _Placing:
             f"would put {_some(engines + evaluating, 'engine')} x {parallel} and {_some(learners, 'learner')} on GPUs of their own, and {self._there()}; "
             f"set it to {right} or less",
         )
+
+    def _warn_of_idle(self) -> None:
+        options, total = self.options, self.gpus.total
+        engines, learners = options.rollout.num_env_runners, options.learners.num_learners
+        answering = options.evaluation.evaluation_num_env_runners
+        parallel = _parallel(options)
+        taken = max(engines, learners) if self.preset == "colocated" else parallel * (engines + answering) + learners
+        if taken < total:
+            each = f" x {parallel}" if parallel > 1 else ""
+            warnings.warn(
+                f"placement={self.preset!r}: {total - taken} of {total} GPUs ({self.gpus.source}) have nothing to do beside "
+                f"{_some(engines + answering, 'engine')}{each} and {_some(learners, 'learner')}: num_env_runners={engines}, "
+                f"num_learners={learners}",
+                OptionWarning,
+                stacklevel=2,
+            )
 
     def _room_for_engines(self, learners: int) -> int:
         """Engines beside so many learners, which fill the largest nodes first; none spans nodes."""
