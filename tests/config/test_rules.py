@@ -37,8 +37,13 @@ GROUPS = WHOLE | {"critic": None, "advantage_estimator": "group_relative", "grou
             ["hindsight=True", "advantage_estimator='tppo_rl.learner.advantages:extended_advantages'"],
         ),
         (
-            {"hindsight": True, "advantage_normalization": "scale"},
-            ["hindsight=True", "advantage_normalization='scale'"],
+            {
+                "hindsight": True,
+                "group_size": 2,
+                "advantage_normalization": "scale",
+                "advantage_normalization_scope": "group",
+            },
+            ["hindsight=True", "set advantage_normalization_scope to 'batch'"],
         ),
         ({"hindsight": True, "kl_coef": 0.1, "kl_in": "reward"}, ["hindsight=True", "kl_in to 'loss'"]),
         ({"loss_aggregation": "response"}, ["loss_aggregation='response'", "window_length=64", "'token'"]),
@@ -83,10 +88,6 @@ GROUPS = WHOLE | {"critic": None, "advantage_estimator": "group_relative", "grou
         (
             {"unfinished_advantage_scale": "auto", "kl_coef": 0.1, "kl_in": "reward"},
             ["unfinished_advantage_scale='auto'", "have no KL in them", "set kl_in to 'loss'"],
-        ),
-        (
-            {"hindsight": True, "unfinished_advantage_scale": 0.5},
-            ["hindsight=True", "unfinished_advantage_scale=0.5", "set one of them off"],
         ),
         ({"policy_token_fraction": 0.0}, ["policy_token_fraction=0.0", "greater than 0"]),
         ({"parallel_critic": True, "num_learners": 2}, ["parallel_critic=True", "num_learners to 1"]),
@@ -184,6 +185,7 @@ def test_weights_are_broadcast_to_engines_that_take_offers() -> None:
     "values",
     [
         {"boundary_value": "tail_corrected", "hindsight": True, "importance_cap": 1.0},
+        {"hindsight": True, "unfinished_advantage_scale": "auto", "advantage_normalization": "whiten"},
         {"lambda_": "length_adaptive", "lambda_alpha": 0.2, "value_batch_tokens": 4096},
         {"off_policy_correction": "truncated_importance", "importance_cap": 5.0, "sequence_mask": [0.5, 2]},
         {"kl_coef": 0.1, "kl_in": "reward", "kl_estimator": "k1", "reference_model": "tppo_rl/arithmetic-chain"},

@@ -32,6 +32,8 @@ def advantages(critic: Critic, fragment: Fragment, options: Options) -> list[flo
         result.append(sum(w * a for w, a in zip(weights, estimators, strict=True)) / sum(weights))
     if not fragment.finished and fragment.hindsight_residual is None:
         result = [options.advantages.unfinished_advantage_scale * advantage for advantage in result]
+    if fragment.hindsight_residual is not None and len(fragment.left_out_advantages):
+        result = [advantage + float(more) for advantage, more in zip(result, fragment.left_out_advantages, strict=True)]
     return result
 
 

@@ -65,6 +65,16 @@ def test_boundaries_are_closed_with_the_return_that_followed() -> None:
     assert tracker.after_update([last], report((last, 0.0, 0.0, 0.0)), 3) == [], "they are closed once"
 
 
+def test_what_was_left_out_of_advantages_waits_with_its_window() -> None:
+    tracker = BoundaryTracker(Options.of(hindsight=True, unfinished_advantage_scale=0.0))
+    row = report((FIRST, 0.25, 0.5, 0.1)).to_pylist()[0] | {"left_out_advantages": [0.5, -0.25]}
+    tracker.after_update([FIRST], pa.Table.from_pylist([row], schema=FRAGMENT_REPORT_SCHEMA), 0)
+    tracker.after_update([SECOND], report((SECOND, 0.75, 1.0, 0.2)), 1)
+    last = end()
+    tracker.after_update([last], report((last, 0.0, 0.0, 0.0)), 2)
+    assert [fragment.left_out_advantages.tolist() for fragment in tracker.due()] == [[0.5, -0.25], []]
+
+
 def test_windows_of_one_update_are_closed_by_its_last() -> None:
     tracker = BoundaryTracker(Options.of(hindsight=True))
     last = end(

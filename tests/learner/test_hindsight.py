@@ -57,10 +57,12 @@ def test_windows_of_an_episode_that_was_lost_are_not_trained_on_the_return_of_an
 def test_what_is_due_survives_a_table() -> None:
     first, _, last = episode()
     buffer = HindsightBuffer(gamma=1.0)
-    buffer.add(first, 0.5)
+    buffer.add(first, 0.5, np.array([0.25, -1.0], np.float32))
     buffer.close(last)
     again = HindsightBuffer(1.0, fragments_from_table(table_from_fragments(buffer.due)))
-    assert [fragment.hindsight_residual for fragment in again.drain()] == [1.0]
+    (due,) = again.drain()
+    assert due.hindsight_residual == 1.0
+    assert due.left_out_advantages.tolist() == [0.25, -1.0]
 
 
 def test_windows_that_wait_do_not_keep_the_table_alive() -> None:
@@ -98,7 +100,10 @@ def test_windows_that_follow_each_other_are_one_row_in_the_place_of_the_first() 
     assert other_row.due == ()
     assert row.fragment.tokens.tolist() == [1, 2, 3, 4]
     assert row.fragment.context.tolist() == [9]
-    assert row.due == ((2, 0.25), (2, -0.5))
+    assert [(due.length, due.residual, due.left_out.tolist()) for due in row.due] == [
+        (2, 0.25, [0, 0]),
+        (2, -0.5, [0, 0]),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -113,7 +118,7 @@ def test_windows_that_follow_each_other_are_one_row_in_the_place_of_the_first() 
 def test_other_windows_stay_rows_of_their_own(changes: dict[str, object]) -> None:
     rows = joined(_due(**changes))
     assert len(rows) == 2
-    assert rows[0].due == ((2, 0.25),)
+    assert [(due.length, due.residual) for due in rows[0].due] == [(2, 0.25)]
 
 
 def test_windows_of_one_response_go_to_one_learner() -> None:

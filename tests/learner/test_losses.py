@@ -20,6 +20,7 @@ from tppo_rl.learner.advantages import group_advantages, normalized_advantages, 
 from tppo_rl.learner.batch import batch_from_fragments
 from tppo_rl.learner.sampled_log_probs import sampled_log_probs, with_kl_rewards
 from tppo_rl.learner.targets import Targets
+from tppo_rl.learner.update import fragment_report
 from tppo_rl.learner.value_batches import finished_returns, monte_carlo_batch
 
 POLICY_OPTIONS: dict[str, dict[str, Any]] = {
@@ -62,7 +63,9 @@ def in_hindsight(fragments: list[Fragment]) -> list[Fragment]:
     """Every unfinished fragment a second time, with a residual."""
     rng = np.random.default_rng(7)
     again = [replace(f, hindsight_residual=float(rng.normal())) for f in fragments if not f.finished]
-    return fragments + again
+    # Of every second one a part of the advantages was left out at first.
+    left_out = [replace(f, left_out_advantages=rng.normal(size=len(f)).astype(np.float32)) for f in again[::2]]
+    return fragments + left_out + again[1::2]
 
 
 def one_response_in_hindsight(fragments: list[Fragment]) -> list[Fragment]:
@@ -71,6 +74,7 @@ def one_response_in_hindsight(fragments: list[Fragment]) -> list[Fragment]:
     again = [
         replace(f, hindsight_residual=float(rng.normal())) for f in windows(90, lengths=(5, 6, 3, 2), turns=True)[:3]
     ]
+    again[1] = replace(again[1], left_out_advantages=rng.normal(size=len(again[1])).astype(np.float32))
     return [again[2], *fragments, again[0], again[1]]
 
 
@@ -282,6 +286,23 @@ def test_normalized_advantages(model_folder: str, normalization: str, scope: str
     assert not normalized[~batch.window.mask].any()
 
 
+@pytest.mark.parametrize("normalization", ["whiten", "scale"])
+def test_corrections_are_scaled_like_the_advantages_that_they_correct(model_folder: str, normalization: str) -> None:
+    run = Run(model_folder, advantage_normalization=normalization, hindsight=True)
+    fragments = make_fragments(3, 6)
+    alone, both = batch_from_fragments(fragments), batch_from_fragments(in_hindsight(fragments))
+    raw, plain = (
+        estimate_targets(run.critic, batch, run.options.replace(advantage_normalization="none")).advantages
+        for batch in (both, alone)
+    )
+    normalized = normalized_advantages(both, raw, run.options)
+    width = plain.shape[1]
+    assert torch.equal(normalized[: len(alone), :width], normalized_advantages(alone, plain, run.options))
+    std = plain[alone.window.mask].double().std(unbiased=False)
+    torch.testing.assert_close(normalized[len(alone) :].double(), raw[len(alone) :].double() / std)
+    assert len(both) > len(alone)
+
+
 def test_fragments_in_hindsight_are_in_no_count(model_folder: str) -> None:
     fragments = make_fragments(0, 10)
     plain, again = Run(model_folder), Run(model_folder)
@@ -297,18 +318,22 @@ def test_fragments_in_hindsight_are_in_no_count(model_folder: str) -> None:
     torch.testing.assert_close(again.gradients()[1], plain.gradients()[1])
 
 
-def test_window_and_hindsight_add_up_to_the_advantages_of_the_true_return(model_folder: str) -> None:
-    """With lambda = 1 that is the Monte-Carlo return minus the value, whatever the critic said at the boundary."""
-    run = Run(model_folder, lambda_=1.0, gamma=0.9)
+@pytest.mark.parametrize("scale", [1.0, 0.25, 0.0])
+def test_window_and_hindsight_add_up_to_the_advantages_of_the_true_return(model_folder: str, scale: float) -> None:
+    """With lambda = 1 that is the Monte-Carlo return minus the value, whatever the critic said and what was left out at first."""
+    run = Run(model_folder, lambda_=1.0, gamma=0.9, hindsight=True, unfinished_advantage_scale=scale)
     rng = np.random.default_rng(4)
     window = make_fragment(rng, tokens=5)
     batch = batch_from_fragments([window])
     targets = estimate_targets(run.critic, batch, run.options)
     assert targets.values is not None
     held, following = float(targets.values.window[0, 4]), 0.7
-    second = estimate_targets(
-        run.critic, batch_from_fragments([replace(window, hindsight_residual=following - held)]), run.options
+    (left_out,) = fragment_report(batch, targets)["left_out_advantages"].to_pylist()
+    assert (left_out is None) == (scale == 1)
+    again = replace(
+        window, hindsight_residual=following - held, left_out_advantages=np.array(left_out or [], np.float32)
     )
+    second = estimate_targets(run.critic, batch_from_fragments([again]), run.options)
     expected = [0.9 ** (5 - t) * following - float(targets.values.window[0, t]) for t in range(5)]
     assert (targets.advantages + second.advantages)[0].tolist() == pytest.approx(expected, abs=1e-5)
 

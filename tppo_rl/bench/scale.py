@@ -314,8 +314,7 @@ def _report_of(fragments: Sequence[Fragment]) -> pa.Table:
         values,
         values,
         values,
-        [None] * len(fragments),
-        [None] * len(fragments),
+        *[[None] * len(fragments)] * 3,
     ]
     fields = FRAGMENT_REPORT_SCHEMA
     arrays = [pa.array(column).cast(field.type) for column, field in zip(columns, fields, strict=True)]

@@ -7,7 +7,7 @@ A fragment is immutable once emitted. On the wire and on disk a batch of fragmen
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from itertools import pairwise
 
 import numpy as np
@@ -39,9 +39,12 @@ FRAGMENT_SCHEMA = pa.schema(
         pa.field("truncated", pa.bool_(), nullable=False),
         pa.field("correct", pa.bool_(), nullable=True),
         pa.field("hindsight_residual", pa.float32(), nullable=True),
+        pa.field("left_out_advantages", _FLOAT32_LIST, nullable=False),
     ],
-    metadata={"tppo_rl.fragment": "2"},
+    metadata={"tppo_rl.fragment": "3"},
 )
+_ADDED = FRAGMENT_SCHEMA.names[-1]
+"""Column that files of the last release do not have."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,6 +90,9 @@ class Fragment:
     hindsight_residual: float | None = None
     """Return that followed the fragment minus the boundary value that its advantages used. It is set on a fragment that
     is trained once more, after its episode has ended."""
+    left_out_advantages: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
+    """float32 [number of sampled tokens]: what the first training of a fragment that is trained once more left out of its advantages;
+    [0] where it left out nothing."""
 
     def __len__(self) -> int:
         return int(np.count_nonzero(self.sampled))
@@ -132,7 +138,7 @@ def return_after(finished: Fragment, position: int, gamma: float) -> float:
     return float(np.dot(rewards[sampled], gamma ** np.arange(np.count_nonzero(sampled), dtype=np.float64)))
 
 
-_COLUMNS = [field.name for field in fields(Fragment)]
+_COLUMNS = [one.name for one in fields(Fragment)]
 _ARRAYS = [name for name in _COLUMNS if pa.types.is_list(FRAGMENT_SCHEMA.field(name).type)]
 _SCALARS = [name for name in _COLUMNS if name not in _ARRAYS]
 
@@ -141,9 +147,9 @@ def table_from_fragments(fragments: Sequence[Fragment]) -> pa.Table:
     """Returns one table of `FRAGMENT_SCHEMA` with a row per fragment, in the given order."""
     columns = []
     for name in _COLUMNS:
-        field = FRAGMENT_SCHEMA.field(name)
+        kind = FRAGMENT_SCHEMA.field(name).type
         values = [getattr(fragment, name) for fragment in fragments]
-        columns.append(_list_array(values, field.type) if name in _ARRAYS else pa.array(values, field.type))
+        columns.append(_list_array(values, kind) if name in _ARRAYS else pa.array(values, kind))
     return pa.Table.from_arrays(columns, schema=FRAGMENT_SCHEMA)
 
 
@@ -153,6 +159,9 @@ def fragments_from_table(table: pa.Table) -> list[Fragment]:
     Raises:
         ValueError: the table does not have `FRAGMENT_SCHEMA`.
     """
+    if table.schema.equals(FRAGMENT_SCHEMA.remove(len(FRAGMENT_SCHEMA) - 1)):
+        nothing = _list_array([np.zeros(0)] * len(table), FRAGMENT_SCHEMA.field(_ADDED).type)
+        table = table.append_column(FRAGMENT_SCHEMA.field(_ADDED), nothing)
     if not table.schema.equals(FRAGMENT_SCHEMA):
         raise ValueError(f"not a table of fragments: expected the schema {FRAGMENT_SCHEMA}, got {table.schema}")
     fragments: list[Fragment] = []

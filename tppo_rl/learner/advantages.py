@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 
 from tppo_rl.config.options import Options
-from tppo_rl.config.sections.advantages import AUTO, LENGTH_ADAPTIVE
+from tppo_rl.config.sections.advantages import LENGTH_ADAPTIVE
 from tppo_rl.learner.batch import TrainBatch
 from tppo_rl.learner.collective import Collective, SingleLearner
 from tppo_rl.learner.values import CriticValues
@@ -29,8 +29,8 @@ def policy_lambda(batch: TrainBatch, options: Options) -> float | torch.Tensor:
 def extended_advantages(batch: TrainBatch, values: CriticValues | None, options: Options) -> torch.Tensor:
     """Returns the extended GAE of the window's tokens, float32 [B, T] (see `tppo_rl.maths.advantages`).
 
-    Advantages of unfinished windows are multiplied by `unfinished_advantage_scale`. Windows in hindsight get the difference
-    that the true return at the boundary makes to their first advantages.
+    Windows in hindsight get the difference that the true return at the boundary makes to their first advantages, and what the first
+    training left out of these.
     """
     assert values is not None, "extended GAE needs a critic"
     window, lambda_ = batch.window, policy_lambda(batch, options)
@@ -47,9 +47,6 @@ def extended_advantages(batch: TrainBatch, values: CriticValues | None, options:
         lambda_=lambda_,
         tail_corrected=tail_corrected,
     )
-    scale = options.advantages.unfinished_advantage_scale
-    if scale != AUTO:
-        advantages = scale_unfinished(advantages, batch, float(scale))
     if not batch.hindsight.any():
         return advantages
     if options.advantages.lambda_ == LENGTH_ADAPTIVE:
@@ -63,12 +60,14 @@ def extended_advantages(batch: TrainBatch, values: CriticValues | None, options:
         lambda_=lambda_,
         tail_corrected=options.advantages.boundary_value == "tail_corrected",
     )
-    return torch.where(batch.hindsight[:, None], corrections, advantages)
+    return torch.where(batch.hindsight[:, None], corrections + batch.left_out, advantages)
 
 
 def scale_unfinished(advantages: torch.Tensor, batch: TrainBatch, scale: float) -> torch.Tensor:
-    """Returns the advantages, float32 [B, T], with those of unfinished windows multiplied by a factor."""
-    return advantages if scale == 1 else advantages * torch.where(batch.finished, 1.0, scale)[:, None]
+    """Returns the advantages, float32 [B, T], with those of unfinished windows multiplied by a factor; in hindsight they stay."""
+    if scale == 1:
+        return advantages
+    return advantages * torch.where(batch.finished | batch.hindsight, 1.0, scale)[:, None]
 
 
 def plain_advantages(batch: TrainBatch, values: CriticValues | None, options: Options) -> torch.Tensor:
@@ -113,6 +112,9 @@ def normalized_advantages(
 ) -> torch.Tensor:
     """Returns advantages [B, T] with standard deviation 1 over the batch of all learners, or over each group.
 
+    Windows in hindsight do not count for mean and standard deviation. Theirs are corrections of advantages: they are divided by
+    the same standard deviation, and keep their mean.
+
     Groups are those of this learner's shard; the host gives all responses to a prompt to one learner.
     """
     if options.advantages.advantage_normalization == "none":
@@ -120,8 +122,11 @@ def normalized_advantages(
     per_group = options.advantages.advantage_normalization_scope == "group"
     groups = batch.groups.unique(return_inverse=True)[1] if per_group else torch.zeros_like(batch.groups)
     num_groups = int(groups.max()) + 1 if per_group and len(batch) else 1
-    moments = group_moments(advantages, batch.window.mask, groups, num_groups)
+    again = batch.window.mask & batch.hindsight[:, None]
+    first_time = batch.window.mask & ~again
+    moments = group_moments(advantages, first_time, groups, num_groups)
     if not per_group:
         moments = (collective or SingleLearner()).sum_(moments)
     center = options.advantages.advantage_normalization == "whiten"
-    return normalize(advantages, batch.window.mask, groups, moments, center=center)
+    normalized = normalize(advantages, first_time, groups, moments, center=center)
+    return normalized + normalize(advantages, again, groups, moments, center=False) if again.any() else normalized

@@ -72,6 +72,8 @@ class TrainBatch:
     """bool [B]: whether the row is trained a second time, on `residuals`."""
     residuals: torch.Tensor
     """float32 [B, T]: return after the token's window minus the boundary value that was used; 0 if not in hindsight."""
+    left_out: torch.Tensor
+    """float32 [B, T]: what the first training of the token left out of its advantage; 0 if not in hindsight."""
     remaining: torch.Tensor
     """int64 [B, T]: sampled tokens from this one to the end of its window; 0 if not in hindsight."""
     sampled_at_end: torch.Tensor
@@ -163,6 +165,7 @@ def batch_from_fragments(fragments: Sequence[Fragment]) -> TrainBatch:
         correct=torch.tensor([f.finished and bool(f.correct) for f in fragments], dtype=torch.bool),
         hindsight=torch.tensor([bool(row.due) for row in rows], dtype=torch.bool),
         residuals=columns.pad(_per_token(rows, _residuals, np.float32)),
+        left_out=columns.pad(_per_token(rows, _left_out, np.float32)),
         remaining=columns.pad(_per_token(rows, _remaining, np.int64)),
         sampled_at_end=columns.pad(_per_token(rows, _sampled_at_end, np.int64)),
         all_sampled=_Columns(np.flatnonzero(sampled), offsets, np.arange(len(fragments))).sampled_tokens(
@@ -208,6 +211,10 @@ def _per_token(rows: Sequence[Row], of_row: Callable[[Row], np.ndarray], dtype: 
 
 def _residuals(row: Row) -> np.ndarray:
     return np.repeat([window.residual for window in row.due], [window.length for window in row.due])
+
+
+def _left_out(row: Row) -> np.ndarray:
+    return np.concatenate([window.left_out for window in row.due])
 
 
 def _remaining(row: Row) -> np.ndarray:

@@ -10,6 +10,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 
 from tppo_rl.config.options import Options
@@ -76,7 +77,9 @@ class BoundaryTracker:
             reports: Reports of all learners (`tppo_rl.learner.update.FRAGMENT_REPORT_SCHEMA`).
             version: Policy version before the update.
         """
-        numbers = reports.select(["episode_id", "window_index", "held_value", "boundary_value", "mean_value"])
+        numbers = reports.select(
+            ["episode_id", "window_index", "held_value", "boundary_value", "mean_value", "left_out_advantages"]
+        )
         rows = {(row["episode_id"], row["window_index"]): row for row in numbers.to_pylist()}
         times = Counter((fragment.episode_id, fragment.window_index) for fragment in fragments)
         closed: list[ClosedBoundary] = []
@@ -110,7 +113,12 @@ class BoundaryTracker:
         self._open[fragment.episode_id][fragment.window_index] = _OpenBoundary(end, checksum(fragment, end), values)
         # While the policy is frozen no window is trained, so hindsight has nothing to correct.
         if self._has_hindsight and version >= self._frozen_updates:
-            self._hindsight.add(fragment, values.held if self._held else values.bootstrap)
+            left_out = row["left_out_advantages"]
+            self._hindsight.add(
+                fragment,
+                values.held if self._held else values.bootstrap,
+                None if left_out is None else np.array(left_out, np.float32),
+            )
 
     def _close(self, finished: Fragment) -> list[ClosedBoundary]:
         """Returns the boundaries of an episode with the returns that followed them, given its last fragment."""

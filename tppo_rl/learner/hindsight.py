@@ -6,6 +6,9 @@ the boundary value
 
     residual = G_l - B
 
+Where the first training left a part of the advantages out (`unfinished_advantage_scale`), that part is added: both trainings
+together are one on the advantages of the true return.
+
 Without it the reward at the end reaches earlier windows through the critic alone. The tokens are then older than
 `max_staleness`, so the loss weights them by truncated importance weights (`maths.surrogate.truncated_policy_gradient`).
 
@@ -32,6 +35,8 @@ class DueWindow(NamedTuple):
     length: int
     """Its sampled tokens."""
     residual: float
+    left_out: np.ndarray
+    """float32 [length]: what its first advantages left out."""
 
 
 class Row(NamedTuple):
@@ -53,7 +58,9 @@ def joined(fragments: Sequence[Fragment]) -> list[Row]:
         if fragment.hindsight_residual is None:
             places[index] = Row(fragment, ())
             continue
-        due = DueWindow(len(fragment), fragment.hindsight_residual)
+        nothing = np.zeros(len(fragment), np.float32)
+        left_out = fragment.left_out_advantages if len(fragment.left_out_advantages) else nothing
+        due = DueWindow(len(fragment), fragment.hindsight_residual, left_out)
         before = ends.pop((fragment.episode_id, len(fragment.context)), None)
         if before is not None and _goes_on(places[before].fragment, fragment):
             row = places[before]
@@ -88,7 +95,7 @@ class _TrainedWindow(NamedTuple):
 class HindsightBuffer:
     """Trained windows of episodes that have not ended, and windows that are due for their second training.
 
-    It holds 17 bytes for each trained token of an open episode.
+    It holds 17 bytes for each trained token of an open episode, and 4 more where its advantage was left out in part.
     """
 
     def __init__(self, gamma: float, due: Iterable[Fragment] = ()) -> None:
@@ -106,16 +113,24 @@ class HindsightBuffer:
     @property
     def num_bytes(self) -> int:
         """Size of the windows that wait for the end of their episode."""
-        arrays = ("tokens", "sampled", "behavior_log_probs", "versions", "rewards")
+        arrays = ("tokens", "sampled", "behavior_log_probs", "versions", "rewards", "left_out_advantages")
         windows = (kept.window for of_episode in self._trained.values() for kept in of_episode.values())
         return sum(getattr(window, name).nbytes for window in windows for name in arrays)
 
-    def add(self, fragment: Fragment, boundary_value: float) -> None:
-        """Keeps an unfinished fragment that was trained with `boundary_value` until its episode ends."""
+    def add(self, fragment: Fragment, boundary_value: float, left_out: np.ndarray | None = None) -> None:
+        """Keeps an unfinished fragment that was trained until its episode ends.
+
+        Args:
+            fragment: The window.
+            boundary_value: With which it was trained.
+            left_out: What was left out of its advantages, float32 [number of sampled tokens]; None: nothing.
+        """
         # An episode whose env-runner was lost is generated anew under the same id: its new windows replace the old ones.
-        nothing = {name: getattr(fragment, name)[:0] for name in ("context", "context_sampled", "context_rewards")}
+        arrays = {name: getattr(fragment, name)[:0] for name in ("context", "context_sampled", "context_rewards")}
+        if left_out is not None:
+            arrays["left_out_advantages"] = left_out
         self._trained[fragment.episode_id][fragment.window_index] = _TrainedWindow(
-            owned(replace(fragment, **nothing)),
+            owned(replace(fragment, **arrays)),
             len(fragment.context),
             checksum(fragment, fragment.num_positions),
             boundary_value,

@@ -50,6 +50,8 @@ class Targets:
     """None without a critic."""
     reference_log_probs: torch.Tensor | None = None
     """float32 [B, T], nats: the reference model's log-prob of the window's tokens; None without a KL term in the loss."""
+    left_out: torch.Tensor | None = None
+    """float32 [B, T]: what `unfinished_advantage_scale` left out of the advantages, before their normalization; None without hindsight."""
     seconds: float = 0.0
     """Time that it took."""
 
@@ -85,6 +87,7 @@ class Estimates:
     values: CriticValues | None = None
     value_batch: ValueBatch | None = None
     reference_log_probs: torch.Tensor | None = None
+    left_out: torch.Tensor | None = None
 
     def targets(self, seconds: float = 0.0) -> Targets:
         """The result.
@@ -94,7 +97,7 @@ class Estimates:
         """
         if self.advantages is None:
             raise ValueError("no stage of the learner pipeline gives advantages: add one that does")
-        return Targets(self.advantages, self.values, self.value_batch, self.reference_log_probs, seconds)
+        return Targets(self.advantages, self.values, self.value_batch, self.reference_log_probs, self.left_out, seconds)
 
 
 Stage = Callable[[Estimates, Models], None]
@@ -228,7 +231,8 @@ def _values(options: Options, cache: ContextCache | None) -> Stage:
 
 
 def _advantages(options: Options, unfinished_scale: Callable[[], float] | None) -> Stage:
-    """Estimates the policy's advantages."""
+    """Estimates the policy's advantages, and weighs those of unfinished windows."""
+    given, hindsight = options.advantages.unfinished_advantage_scale, options.advantages.hindsight
     estimator = ADVANTAGES.resolve(options.advantages.advantage_estimator)
 
     def stage(estimates: Estimates, models: Models) -> None:
@@ -240,9 +244,10 @@ def _advantages(options: Options, unfinished_scale: Callable[[], float] | None) 
                 f"advantage_estimator={options.advantages.advantage_estimator.name!r}: must return a tensor of the window's "
                 f"shape {tuple(expected)}, got {found}"
             )
-        if unfinished_scale is not None and options.advantages.unfinished_advantage_scale == AUTO:
-            advantages = scale_unfinished(advantages, estimates.batch, unfinished_scale())
-        estimates.advantages = advantages
+        scale = given if given != AUTO else 1.0 if unfinished_scale is None else unfinished_scale()
+        estimates.advantages = scale_unfinished(advantages, estimates.batch, float(scale))
+        if hindsight:
+            estimates.left_out = advantages - estimates.advantages
 
     return stage
 

@@ -52,6 +52,7 @@ FRAGMENT_REPORT_SCHEMA = pa.schema(
         pa.field("mean_value", pa.float32()),
         pa.field("values", pa.list_(pa.float32())),
         pa.field("advantages", pa.list_(pa.float32())),
+        pa.field("left_out_advantages", pa.list_(pa.float32())),
     ]
 )
 """One row per fragment of this learner's share but those in hindsight; values are the critic's before the update (null
@@ -59,7 +60,8 @@ without a critic).
 
 `trained_tokens`: sampled tokens that the update consumed, also where the policy was frozen. `boundary_value`: V(s_l)
 after the last token, also where the episode ended. `held_value`: V(s_{l-1}). `mean_value`: mean V(s_t) of the window. `values`
-and `advantages`: V(s_t) and A_t of each sampled token, both null where no episodes are recorded.
+and `advantages`: V(s_t) and A_t of each sampled token, both null where no episodes are recorded. `left_out_advantages`: what
+`unfinished_advantage_scale` left out of each, null where it left out nothing and without hindsight.
 """
 
 
@@ -316,8 +318,9 @@ def fragment_report(batch: TrainBatch, targets: Targets, *, with_tokens: bool = 
         mean = targets.values.window.sum(dim=1) / lengths
         columns += [targets.values.after.numpy(), held.numpy(), mean.numpy()]
     values = None if targets.values is None else targets.values.window
-    for of_tokens in (values, targets.advantages):
-        if with_tokens and of_tokens is not None and len(batch):
+    left_out = targets.left_out if targets.left_out is not None and bool(targets.left_out.any()) else None
+    for of_tokens, wanted in ((values, with_tokens), (targets.advantages, with_tokens), (left_out, True)):
+        if wanted and of_tokens is not None and len(batch):
             columns.append(_rows(of_tokens, lengths))
         else:
             columns.append(pa.nulls(len(batch), pa.list_(pa.float32())))

@@ -70,7 +70,8 @@ class AdvantageOptions(Section):
     hindsight: bool = option(
         False,
         "Train the earlier windows of an episode once more when it has ended: on the return minus the boundary value that was "
-        "used, with truncated importance weights. It needs a window_length below max_response_length.",
+        "used, and on what `unfinished_advantage_scale` left out, with truncated importance weights. It needs a window_length "
+        "below max_response_length.",
     )
     advantage_normalization: Literal["none", "whiten", "scale"] = option(
         "none", "`whiten`: to mean 0 and standard deviation 1; `scale`: to standard deviation 1 alone."
@@ -137,15 +138,10 @@ class AdvantageOptions(Section):
             reason = (
                 f"it corrects EGAE's boundary value, which advantage_estimator={name!r} does not have; set it to False"
             )
-        elif self.advantage_normalization != "none":
+        elif self.advantage_normalization != "none" and self.advantage_normalization_scope == "group":
             reason = (
-                f"it adds to the advantage that was used, which advantage_normalization={self.advantage_normalization!r} has "
-                "changed; set one of them off"
-            )
-        elif self.unfinished_advantage_scale != 1:
-            reason = (
-                "it adds to the advantage that was used, of which "
-                f"unfinished_advantage_scale={self.unfinished_advantage_scale} leaves a part; set one of them off"
+                "it divides by the standard deviation of a batch, and of a group's responses not all are in the batch of the second "
+                "training; set advantage_normalization_scope to 'batch'"
             )
         elif options.policy_loss.kl_coef and options.policy_loss.kl_in == "reward":
             reason = "the return that it compares with has no KL in it; set kl_in to 'loss'"
