@@ -38,8 +38,9 @@ def sample(tmp_path: Path) -> Iterator[Sample]:
     pools: list[ScoringPool] = []
 
     def run(
-        order: Told | None = None, *, seconds: float = 0.0, faulty: str = "", turns: int = 2, episodes: int = 16
-    ) -> Sampled:
+        order: Told | None = None, *, seconds: float = 0.0, faulty: str = "", turns: int = 2, episodes: int = 16,
+        sync: bool = False,
+    ) -> Sampled:  # fmt: skip
         env_config = {"seconds": seconds, "reset_seconds": seconds, "faulty": faulty, "turns": turns}
         options = Options.of(
             {"env": f"{example}:Faulty-v0", "env_config": env_config, "scoring_workers": 2, "scoring_deadline_s": 1.0,
@@ -58,7 +59,8 @@ def sample(tmp_path: Path) -> Iterator[Sample]:
         sampler.tickets.extend(Ticket(index, index, index) for index in range(episodes))
         found, told = [], []
         while sampler.num_waiting_tickets or sampler.episode_ids:
-            found += [(one.episode_id, one.tokens.tolist(), one.rewards.tolist()) for one in sampler.run(6)]
+            closed = sampler.run(6, patient=sync) + (sampler.cut_windows() if sync else [])
+            found += [(one.episode_id, one.tokens.tolist(), one.rewards.tolist()) for one in closed]
             if part := pool.pop_order():
                 told.append(json.loads(json.dumps(asdict(part))))
         return found, sampler.pop_scores(), told
@@ -68,11 +70,12 @@ def sample(tmp_path: Path) -> Iterator[Sample]:
         pool.close()
 
 
-def test_another_run_with_other_delays_is_the_same_when_it_follows_the_order(sample: Sample) -> None:
-    found, scores, order = sample(seconds=0.02)
-    assert sample(order)[:2] == (found, scores)
+@pytest.mark.parametrize("sync", [False, True])
+def test_another_run_with_other_delays_is_the_same_when_it_follows_the_order(sample: Sample, sync: bool) -> None:
+    found, scores, order = sample(seconds=0.02, sync=sync)
+    assert sample(order, sync=sync)[:2] == (found, scores)
     # Lengths are drawn in the order in which turns begin.
-    assert sample()[0] != found
+    assert sample(sync=sync)[0] != found
 
 
 def test_deadlines_that_were_broken_are_broken_again(sample: Sample) -> None:
