@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-import safetensors.torch
 import torch
 
 from tppo_rl.core.checkpoint_files import begin_checkpoint, checkpoint_state, unknown_files, write_checkpoint
@@ -113,7 +112,6 @@ def killed_at(count: int, monkeypatch: pytest.MonkeyPatch, work: Callable[[], ob
             patched.setattr(os, name, counted(getattr(os, name)))
         patched.setattr(builtins, "open", counted(builtins.open))
         patched.setattr(io, "open", counted(io.open))
-        patched.setattr(safetensors.torch, "save_file", counted(safetensors.torch.save_file))
         patched.setattr(pa, "OSFile", counted(pa.OSFile))
         try:
             work()
