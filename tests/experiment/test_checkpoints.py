@@ -6,6 +6,7 @@ import builtins
 import io
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,6 +29,7 @@ from tppo_rl.experiment.checkpoints import (
     save_checkpoint,
     size_in_words,
 )
+from tppo_rl.experiment.saver import Saver
 from tppo_rl.plan.memory import Memory, Part
 
 
@@ -141,13 +143,26 @@ def write_by_slices(folder: Path, number: int) -> None:
 @pytest.mark.parametrize("num_to_keep", [1, 2])
 @pytest.mark.parametrize("write", [write_whole, write_by_slices])
 @pytest.mark.parametrize("again", [False, True], ids=["new iteration", "same iteration"])
+@pytest.mark.parametrize("in_background", [False, True], ids=["at once", "in background"])
 def test_a_kill_at_any_file_operation_leaves_a_whole_checkpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_to_keep: int, write: Callable[[Path, int], None], again: bool
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    num_to_keep: int,
+    write: Callable[[Path, int], None],
+    again: bool,
+    in_background: bool,
 ) -> None:
     """Whatever operation is the last one: the checkpoint that is chosen is whole, and is the old one or the new one."""
 
     def saver(number: int) -> SimpleNamespace:
-        return SimpleNamespace(save_to_path=lambda place: write(Path(place), number))
+        return SimpleNamespace(
+            save_to_path=lambda place: write(Path(place), number),
+            begin_checkpoint=lambda place: partial(write, place, number),
+        )
+
+    def save_checkpoint(algorithm: Any, target: Path, num_to_keep: int) -> None:
+        with Saver(num_to_keep, in_background=in_background, say=print) as saving:
+            saving.save(algorithm, target)
 
     seen, count = set(), 0
     while True:
