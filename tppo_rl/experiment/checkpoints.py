@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -199,8 +199,10 @@ def _set_aside(checkpoint: Path) -> Path:
 def checkpoint_size(folder: Path, memory: Memory) -> int:
     """Bytes that a checkpoint will take: as many as the newest one, else weights and moments of the models that are trained."""
     newest = find_newest_checkpoint(folder)
-    if newest is not None:
-        return sum(path.stat().st_size for path in newest.rglob("*") if path.is_file())
+    # One that is being written may take its place meanwhile.
+    with suppress(OSError):
+        if newest is not None:
+            return sum(path.stat().st_size for path in newest.iterdir())
     # Of weights, gradients and two moments a checkpoint leaves the gradients out.
     return sum(part.size for part in memory.parts if part.name in ("policy", "critic")) * 3 // 4
 
