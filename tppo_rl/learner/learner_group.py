@@ -75,13 +75,7 @@ class TPPOLearnerGroup(LearnerGroup):
         with self._telling_death():
             if self.is_local:
                 return [function(self._learner)]
-            calls = [worker.apply.remote(function) for worker in self._workers]
-            waiting = calls
-            while waiting:
-                # One by one: learners may wait for the one that is gone.
-                ended, waiting = ray.wait(waiting, fetch_local=False)
-                ray.get(ended)
-            return list(ray.get(calls))
+            return list(ray.get([worker.apply.remote(function) for worker in self._workers]))
 
     def check_alive(self) -> None:
         """Looks whether a learner is gone, without a wait; between updates nobody else would see it.
