@@ -35,7 +35,7 @@ from tppo_rl.config.sleep_checks import sleeps
 from tppo_rl.config.text_envs import num_problems
 from tppo_rl.config.value_forms import check_saved_form, evaluated_return, value_form_settings
 from tppo_rl.core.algorithm_spec import AlgorithmSpec
-from tppo_rl.core.checkpoint_files import LOOP, checkpoint_facts, checkpoint_state, write_checkpoint
+from tppo_rl.core.checkpoint_files import LOOP, checkpoint_facts, checkpoint_state, take_checkpoint, write_checkpoint
 from tppo_rl.core.errors import OptionError
 from tppo_rl.core.fragments import fragments_from_table, table_from_fragments
 from tppo_rl.core.registry import ALGORITHMS
@@ -237,12 +237,33 @@ class LanguageModelAlgorithm(Algorithm):
             OptionError: learners are sharded, and do not all see the folder.
         """
         with local_copy_of(path, filesystem) as folder:
-            facts, written = self._contents | {"iteration": self.iteration}, {}
+            written: dict[str, Any] = {}
             if state is None:
                 learners, written = self.learner_group.write_state(folder)
-                state = self.get_state(not_components=COMPONENT_LEARNER_GROUP) | {COMPONENT_LEARNER_GROUP: learners}
-            write_checkpoint(folder, state, facts, written)
+                state = self._state_with(learners)
+            write_checkpoint(folder, state, self._facts(), written)
         return str(folder if path is None else path)
+
+    def begin_checkpoint(self, folder: Path) -> Callable[[], None]:
+        """Takes the state of now for a checkpoint, and returns what writes it in another thread; training may go on.
+
+        Sharded learners begin to write at once.
+
+        Args:
+            folder: Of the checkpoint, which is what `save_to_path` would write.
+
+        Raises:
+            OptionError: learners are sharded, and do not all see the folder.
+        """
+        learners, written = self.learner_group.begin_state(folder)
+        taken, facts = take_checkpoint(self._state_with(learners)), self._facts()
+        return lambda: taken.write(folder, facts=facts, written=written())
+
+    def _state_with(self, learners: dict[str, Any]) -> dict[str, Any]:
+        return self.get_state(not_components=COMPONENT_LEARNER_GROUP) | {COMPONENT_LEARNER_GROUP: learners}
+
+    def _facts(self) -> dict[str, Any]:
+        return self._contents | {"iteration": self.iteration}
 
     def restore_from_path(self, path: Any, *args: Any, filesystem: Any = None, **kwargs: Any) -> None:
         """Goes on from a checkpoint; nothing in it is executed.

@@ -186,7 +186,7 @@ def change_body(rng: random.Random, body: dict[str, Any]) -> None:
         keys = ["training_iteration", "time_total_s", "rollout/accuracy", "x", "", "a/b", 1, None]
         body["stop"] = {rng.choice(keys): odd(rng, 2) for _ in range(rng.randrange(3))}
     elif how == 3:
-        keys = ["checkpoint_frequency", "checkpoint_at_end", "num_to_keep", "x"]
+        keys = ["checkpoint_frequency", "checkpoint_at_end", "num_to_keep", "in_background", "x"]
         body["checkpoint_config"] = {rng.choice(keys): odd(rng, 2) for _ in range(2)}
     else:
         words = ["num_samples", "metric", "mode", "scheduler", "search_alg", "max_concurrent_trials", "time_budget_s"]

@@ -20,7 +20,7 @@ import yaml
 from tppo_rl.cli import main
 from tppo_rl.config.options import MAPPINGS, OPTIONS
 from tppo_rl.config.rllib_options import RLLIB_KEYS_READ
-from tppo_rl.config.run_files import Experiment, load_run_file
+from tppo_rl.config.run_files import CheckpointConfig, Experiment, load_run_file
 from tppo_rl.config.search_space import WORDS
 from tppo_rl.config.sections.models import LoraOptions
 from tppo_rl.config.sections.rollout import SamplingOptions
@@ -32,7 +32,7 @@ ROOT = Path(__file__).parents[1]
 SITE = sorted((ROOT / "docs").rglob("*.md"))
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *SITE]
 LOG = ROOT / "docs" / "log.md"
-OF_EXPERIMENTS = set(Experiment.model_fields) | {"checkpoint_frequency", "checkpoint_at_end", "num_to_keep"}
+OF_EXPERIMENTS = set(Experiment.model_fields) | set(CheckpointConfig.model_fields)
 OF_SECTIONS = {*SamplingOptions.model_fields, *LoraOptions.model_fields, *TuneOptions.model_fields, *WORDS}
 
 

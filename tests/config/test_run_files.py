@@ -138,6 +138,14 @@ def test_overrides_reach_their_key(override: str, path: list[str], value: object
             "a.checkpoint_config.checkpoint_frequency=-1: input should be greater than or equal to 0",
         ),
         (
+            "a: {run: TPPO, stop: {training_iteration: 1}, checkpoint_config: {in_background: true}}",
+            "a.checkpoint_config.in_background=true: the only checkpoint is that of the end",
+        ),
+        (
+            "a: {run: TPPO, stop: {training_iteration: 1}, checkpoint_config: {in_background: true, checkpoint_frequency: 1}, seeds: 2}",
+            "a.checkpoint_config.in_background=true: trials of a sweep hand their checkpoints to Tune",
+        ),
+        (
             "a: {run: TPPO, stop: {training_iteration: 1}, seeds: 1000000000}",
             "a.seeds=1000000000: input should be less than",
         ),

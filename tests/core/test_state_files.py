@@ -14,7 +14,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 
+from tppo_rl.core.array_files import write_arrays
+from tppo_rl.core.fingerprints import fingerprint
 from tppo_rl.core.sliced_arrays import DamagedState, Sliced, StoredArray, slice_file, write_slices
 from tppo_rl.core.state_files import (
     MANIFEST,
@@ -22,6 +25,7 @@ from tppo_rl.core.state_files import (
     files_of_part,
     read_manifest,
     read_state,
+    take_state,
     write_state,
 )
 
@@ -72,6 +76,52 @@ def test_a_state_comes_back_as_it_was(tmp_path: Path) -> None:
     from safetensors.numpy import load_file
 
     assert set(load_file(tmp_path / "policy.safetensors")) == {"a.weight", "b"}
+
+
+def test_a_state_that_was_taken_may_change_before_it_is_written(tmp_path: Path) -> None:
+    def state() -> dict[str, Any]:
+        return {"counts": {"a": 1}, "list": [1], "deque": deque([1]), "w": np.ones(3), "t": torch.ones(3), "set": {1}}
+
+    write_state(tmp_path / "expected", state(), facts={})
+    changed = state()
+    taken = take_state(changed)
+    changed["counts"]["a"] = 2
+    changed["list"].append(2)
+    changed["deque"].append(2)
+    changed["set"].add(2)
+    changed["w"] += 1
+    changed["t"] += 1
+    taken.write(tmp_path / "found", facts={})
+    assert files_in(tmp_path / "found") == files_in(tmp_path / "expected")
+
+
+def files_in(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.zeros((0, 3), np.float32),
+        np.array([True, False]),
+        np.arange(6, dtype=np.uint16).reshape(2, 3).T,
+        torch.arange(6, dtype=torch.bfloat16).reshape(2, 3).T,
+        np.frombuffer(b"read-only bytes!", np.uint64),
+    ],
+    ids=str,
+)
+def test_arrays_are_as_safetensors_reads_them(tmp_path: Path, array: Any) -> None:
+    facts = write_arrays(tmp_path / "a.safetensors", {"x": array, "y": np.ones(1)})
+    assert facts == fingerprint(tmp_path / "a.safetensors")
+    loaded = load_file(tmp_path / "a.safetensors")["x"]
+    expected = array if isinstance(array, torch.Tensor) else torch.from_numpy(array.copy())
+    assert loaded.dtype == expected.dtype
+    assert torch.equal(loaded, expected)
+
+
+def test_arrays_that_have_no_name_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match=r"^x: a checkpoint holds no arrays of complex64"):
+        write_arrays(tmp_path / "a.safetensors", {"x": np.ones(1, np.complex64)})
 
 
 def test_tied_weights_are_written_once(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import builtins
 import io
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +14,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-import safetensors.torch
 import torch
 
 from tppo_rl.core.checkpoint_files import begin_checkpoint, checkpoint_state, unknown_files, write_checkpoint
@@ -29,6 +29,7 @@ from tppo_rl.experiment.checkpoints import (
     save_checkpoint,
     size_in_words,
 )
+from tppo_rl.experiment.saver import Saver
 from tppo_rl.plan.memory import Memory, Part
 
 
@@ -113,7 +114,6 @@ def killed_at(count: int, monkeypatch: pytest.MonkeyPatch, work: Callable[[], ob
             patched.setattr(os, name, counted(getattr(os, name)))
         patched.setattr(builtins, "open", counted(builtins.open))
         patched.setattr(io, "open", counted(io.open))
-        patched.setattr(safetensors.torch, "save_file", counted(safetensors.torch.save_file))
         patched.setattr(pa, "OSFile", counted(pa.OSFile))
         try:
             work()
@@ -143,13 +143,26 @@ def write_by_slices(folder: Path, number: int) -> None:
 @pytest.mark.parametrize("num_to_keep", [1, 2])
 @pytest.mark.parametrize("write", [write_whole, write_by_slices])
 @pytest.mark.parametrize("again", [False, True], ids=["new iteration", "same iteration"])
+@pytest.mark.parametrize("in_background", [False, True], ids=["at once", "in background"])
 def test_a_kill_at_any_file_operation_leaves_a_whole_checkpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_to_keep: int, write: Callable[[Path, int], None], again: bool
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    num_to_keep: int,
+    write: Callable[[Path, int], None],
+    again: bool,
+    in_background: bool,
 ) -> None:
     """Whatever operation is the last one: the checkpoint that is chosen is whole, and is the old one or the new one."""
 
     def saver(number: int) -> SimpleNamespace:
-        return SimpleNamespace(save_to_path=lambda place: write(Path(place), number))
+        return SimpleNamespace(
+            save_to_path=lambda place: write(Path(place), number),
+            begin_checkpoint=lambda place: partial(write, place, number),
+        )
+
+    def save_checkpoint(algorithm: Any, target: Path, num_to_keep: int) -> None:
+        with Saver(num_to_keep, in_background=in_background, say=print) as saving:
+            saving.save(algorithm, target)
 
     seen, count = set(), 0
     while True:

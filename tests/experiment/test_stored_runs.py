@@ -5,7 +5,8 @@ from __future__ import annotations
 import posixpath
 import threading
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,7 +21,7 @@ from tppo_rl.core.errors import OptionError, RunError
 from tppo_rl.core.storage import Storage
 from tppo_rl.experiment.checkpoints import checkpoint_path, newest_checkpoint, save_checkpoint
 from tppo_rl.experiment.mirror import Mirror, copy_run
-from tppo_rl.experiment.run import _Run
+from tppo_rl.experiment.saver import Saver
 from tppo_rl.experiment.stored_checkpoints import stored_checkpoints
 from tppo_rl.experiment.stored_runs import called, check_free, fetch_to_resume, fetched, files_of_run
 
@@ -161,7 +162,8 @@ def test_a_run_waits_for_the_copy_of_what_it_will_remove(tmp_path: Path) -> None
         assert mirror.holds().endswith("of iteration 1")
 
 
-def test_what_is_being_copied_is_not_removed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("in_background", [False, True])
+def test_what_is_being_copied_is_not_removed(tmp_path: Path, in_background: bool) -> None:
     """A run that keeps one checkpoint saves the next one while the first one is copied."""
     may_go_on = threading.Event()
 
@@ -175,13 +177,12 @@ def test_what_is_being_copied_is_not_removed(tmp_path: Path) -> None:
     def write(place: str) -> None:
         write_checkpoint(Path(place), {"number": 2}, {"iteration": 2})
 
+    algorithm = SimpleNamespace(save_to_path=write, begin_checkpoint=lambda place: partial(write, str(place)))
     with mirror_of(folder, storage, num_to_keep=1) as mirror:
-        parts: dict[str, Any] = {field.name: None for field in fields(_Run)}
-        parts["experiment"] = SimpleNamespace(checkpoint_config=SimpleNamespace(num_to_keep=1))
-        parts |= {"switch": SimpleNamespace(iteration=2, asked=False), "mirror": mirror}
         mirror.begin()
         threading.Timer(0.2, may_go_on.set).start()
-        _Run(**parts)._save(SimpleNamespace(save_to_path=write), checkpoint_path(folder, 2))
+        with Saver(1, mirror, in_background=in_background, say=print) as saver:
+            saver.save(algorithm, checkpoint_path(folder, 2))
         mirror.wait()
         assert mirror.holds().endswith("of iteration 2")
     assert [path.name for path in (folder / "checkpoints").iterdir()] == ["iteration_000002"]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,11 +22,13 @@ from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
 
 from tppo_rl.algorithms import TPPOConfig
 from tppo_rl.config.checks import check_rules
-from tppo_rl.core.checkpoint_files import LEARNERS, checkpoint_state, write_checkpoint
+from tppo_rl.core.checkpoint_files import LEARNERS, checkpoint_state, take_checkpoint, write_checkpoint
 from tppo_rl.core.errors import OptionError
 from tppo_rl.core.fragments import Fragment, table_from_fragments
-from tppo_rl.core.sliced_arrays import slice_file
-from tppo_rl.experiment.checkpoints import checkpoint_path, newest_checkpoint, save_checkpoint
+from tppo_rl.core.sliced_arrays import slice_file, write_slices
+from tppo_rl.experiment.checkpoints import checkpoint_path, newest_checkpoint
+from tppo_rl.experiment.saver import Saver
+from tppo_rl.learner import slices
 from tppo_rl.learner.collective import current_collective
 from tppo_rl.learner.learner import FRAGMENT_REPORT, MODULE_STATE
 from tppo_rl.learner.learner_group import LearnerDied
@@ -184,6 +187,46 @@ def test_checkpoints_are_exchanged(
 
 
 @pytest.mark.timeout(240)
+@pytest.mark.parametrize("saved_by", ["sharded learners", "one learner"])
+def test_what_is_written_while_learners_train_is_the_state_before(
+    sharded: Any, model_folder: str, tmp_path: Path, saved_by: str
+) -> None:
+    """To the last byte of every file."""
+
+    # In here, so that learners get the code and need not find this module.
+    def hold_back(learner: Any) -> None:
+        learner.may_go_on = threading.Event()
+
+        def later(*arguments: Any) -> Any:
+            assert learner.may_go_on.wait(60)
+            return write_slices(*arguments)
+
+        slices.write_slices = later
+
+    def let_go(learner: Any) -> None:
+        slices.write_slices = write_slices
+        learner.may_go_on.set()
+
+    group = sharded if saved_by == "sharded learners" else warm_group(model_folder)
+    train(group, SHARES["even"])
+    expected, found = tmp_path / "expected", tmp_path / "found"
+    state, written = group.write_state(expected)
+    write_checkpoint(expected, {LEARNERS: state}, {}, written)
+    if saved_by == "sharded learners":
+        group.ask(hold_back)
+    state, wait = group.begin_state(found)
+    taken = take_checkpoint({LEARNERS: state})
+    train(group, SHARES["even"])
+    if saved_by == "sharded learners":
+        assert group.ask(lambda learner: learner.written_files()) == [None, None]
+        group.ask(let_go)
+    taken.write(found, facts={}, written=wait())
+    names = sorted(path.name for path in expected.iterdir())
+    assert [path.name for path in sorted(found.iterdir())] == names
+    assert [name for name in names if (found / name).read_bytes() != (expected / name).read_bytes()] == []
+
+
+@pytest.mark.timeout(240)
 def test_a_damaged_checkpoint_leaves_sharded_learners_as_they_are(sharded: Any, tmp_path: Path) -> None:
     state, written = sharded.write_state(tmp_path)
     write_checkpoint(tmp_path, {LEARNERS: state}, {}, written)
@@ -248,26 +291,42 @@ def test_weights_and_log_probs_for_the_engines(sharded: Any, model_folder: str) 
 
 
 @pytest.mark.timeout(240)
-def test_a_learner_that_dies_while_it_saves_leaves_the_checkpoint_before(sharded: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "in_background", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["in background", "at once"]
+)
+def test_a_learner_that_dies_while_it_saves_leaves_the_checkpoint_before(
+    sharded: Any, model_folder: str, tmp_path: Path, in_background: bool
+) -> None:
     """The last test: the group is dead after it."""
+    group = sharded
+    if not in_background:
+        sharded.shutdown()
+        group = build_group(model_folder, num_learners=2, distributed="fsdp")
 
     def save(place: str) -> None:
-        state, written = sharded.write_state(Path(place))
+        state, written = group.write_state(Path(place))
         write_checkpoint(Path(place), {LEARNERS: state}, {}, written)
 
+    def begin(place: Path) -> Callable[[], None]:
+        state, wait = group.begin_state(place)
+        return lambda: write_checkpoint(place, {LEARNERS: state}, {}, wait())
+
     # In here, so that learners get the code and need not find this module.
-    def write_half(folder: Path) -> None:
-        (folder / "policy_1_of_2.safetensors").write_bytes(b"half")
+    def write_half(path: Path, *_: Any) -> None:
+        path.write_bytes(b"half")
         os._exit(1)
 
     def doom(learner: Any) -> None:
         if current_collective().rank == 1:
-            learner.write_state = write_half
+            slices.write_slices = write_half
 
-    algorithm = SimpleNamespace(save_to_path=save)
-    save_checkpoint(algorithm, checkpoint_path(tmp_path, 1), 1)
-    sharded.ask(doom)
-    with pytest.raises(LearnerDied, match=r"^learner 1 of 2 died"):
-        save_checkpoint(algorithm, checkpoint_path(tmp_path, 2), 1)
+    algorithm = SimpleNamespace(save_to_path=save, begin_checkpoint=begin)
+    with Saver(1, in_background=in_background, say=print) as saver:
+        saver.save(algorithm, checkpoint_path(tmp_path, 1))
+        saver.wait()
+        group.ask(doom)
+        with pytest.raises(LearnerDied, match=r"^learner 1 of 2 died"):  # noqa: PT012
+            saver.save(algorithm, checkpoint_path(tmp_path, 2))
+            saver.wait()
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["iteration_000001"]
     assert newest_checkpoint(tmp_path) == checkpoint_path(tmp_path, 1)

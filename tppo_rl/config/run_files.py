@@ -65,7 +65,7 @@ _Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
 
 
 class CheckpointConfig(BaseModel):
-    """When checkpoints are saved, in Tune's words."""
+    """When checkpoints are saved, in Tune's words, and how."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
     checkpoint_frequency: NonNegativeInt = 0
@@ -73,6 +73,9 @@ class CheckpointConfig(BaseModel):
     checkpoint_at_end: bool = True
     num_to_keep: PositiveInt | None = 2
     """Number of newest checkpoints to keep; None keeps all."""
+    in_background: bool | None = None
+    """Whether the run trains on while the files of a checkpoint are written, out of a copy of weights and moments. None: where the
+    copy fits into this machine's memory. Checkpoints of sweeps are Tune's, and the last one of a run has nothing to go on with."""
 
 
 class Experiment(BaseModel):
@@ -252,6 +255,8 @@ def check_experiment(experiment: Experiment) -> None:
         check_axis(axis)
     check_stop(experiment.stop, experiment.config, f"{experiment.name}.stop")
     check_size(experiment.config, f"{experiment.name}.config")
+    if experiment.checkpoint_config.in_background:
+        _check_background(experiment)
     if experiment.is_sweep:
         check_tune_options(
             experiment.tune_config,
@@ -296,6 +301,19 @@ def check_experiment(experiment: Experiment) -> None:
                 check_model(checked)
                 check_environment(checked)
                 check_value_form(checked)
+
+
+def _check_background(experiment: Experiment) -> None:
+    key = f"{experiment.name}.checkpoint_config.in_background=true"
+    if experiment.is_sweep:
+        raise OptionError(
+            f"{key}: trials of a sweep hand their checkpoints to Tune, which takes whole ones; leave it out"
+        )
+    if not experiment.checkpoint_config.checkpoint_frequency:
+        raise OptionError(
+            f"{key}: the only checkpoint is that of the end, when nothing is trained any more; set "
+            "checkpoint_config.checkpoint_frequency, for example to 10, or leave it out"
+        )
 
 
 _WORLD = (

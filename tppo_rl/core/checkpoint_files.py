@@ -22,13 +22,14 @@ from tppo_rl.core.errors import OptionError
 from tppo_rl.core.sliced_arrays import DamagedState, slice_file
 from tppo_rl.core.state_files import (
     MANIFEST,
+    TakenState,
     check_contents,
     check_files,
     check_sizes,
     files_of_part,
     read_manifest,
     read_state,
-    write_state,
+    take_state,
 )
 
 MODULE = ("learner_group", "learner", "rl_module", "default_policy")
@@ -120,9 +121,18 @@ def write_checkpoint(
         folder: Is made.
         state: Of the algorithm.
         facts: What the manifest says; `options` and `model_config` are what the functions here read.
-        written: What learners have written there, see `write_state`.
+        written: What learners have written there, see `TakenState.write`.
     """
-    write_state(folder, dict(state), facts=facts, files=_FILES, written=written)
+    take_checkpoint(state).write(folder, facts=facts, written=written)
+
+
+def take_checkpoint(state: Mapping[str, Any]) -> TakenState:
+    """Takes an algorithm's state as it is now, to be written while it changes.
+
+    Args:
+        state: Of the algorithm. Weights and moments in it are copies, or never change.
+    """
+    return take_state(dict(state), _FILES)
 
 
 def checkpoint_facts(folder: Path) -> dict[str, Any]:

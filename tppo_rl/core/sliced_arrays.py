@@ -1,39 +1,23 @@
 """Arrays in safetensors files, whole or cut by rows: each process writes its rows, and any reads those that it wants.
 
-    optimizers_0_of_2.safetensors     the first rows of each array; the header's metadata say which: {"rows": {key: first row}}
-    optimizers_1_of_2.safetensors     the others
-    state.json                        {"!slices": ["optimizers", 2, key, shape]}: a `Sliced`
-
-torch's own writer of such files makes a whole file in memory before it writes it, and gives no checksums. This one takes memory
-for one array at a time, and its checksum is that of what was to be written, not of what a disk gives back.
+optimizers_0_of_2.safetensors     the first rows of each array; the header's metadata say which: {"rows": {key: first row}}
+optimizers_1_of_2.safetensors     the others
+state.json                        {"!slices": ["optimizers", 2, key, shape]}: a `Sliced`
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tppo_rl.core.fingerprints import Fingerprint
+from tppo_rl.core.array_files import write_arrays
 
 _ROWS = "rows"
-_DTYPES = {
-    "float64": "F64",
-    "float32": "F32",
-    "float16": "F16",
-    "bfloat16": "BF16",
-    "int64": "I64",
-    "int32": "I32",
-    "int16": "I16",
-    "int8": "I8",
-    "uint8": "U8",
-    "bool": "BOOL",
-}
-"""Names of safetensors for torch's."""
 
 
 class DamagedState(ValueError):
@@ -72,35 +56,7 @@ def write_slices(path: Path, tensors: Mapping[str, Any], first_rows: Mapping[str
         tensors: The rows, torch tensors on any device; beside them it takes memory for one of them.
         first_rows: Where in the whole array they begin; 0 where it is not said.
     """
-    taken = Fingerprint()
-    # In the order of their alignment, as safetensors writes them.
-    keys = sorted(tensors, key=lambda key: (-tensors[key].element_size(), key))
-    with path.open("wb") as stream:
-        for data in _pieces(keys, tensors, first_rows):
-            taken.add(data)
-            stream.write(data)
-    return taken.facts()
-
-
-def _pieces(
-    keys: Sequence[str], tensors: Mapping[str, Any], first_rows: Mapping[str, int]
-) -> Iterable[bytes | memoryview]:
-    import torch
-
-    header: dict[str, Any] = {"__metadata__": {"format": "pt", _ROWS: json.dumps(dict(first_rows))}}
-    start = 0
-    for key in keys:
-        tensor = tensors[key]
-        stop = start + tensor.nbytes
-        dtype = _DTYPES[str(tensor.dtype).removeprefix("torch.")]
-        header[key] = {"dtype": dtype, "shape": list(tensor.shape), "data_offsets": [start, stop]}
-        start = stop
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    yield len(text).to_bytes(8, "little")
-    yield text
-    for key in keys:
-        yield memoryview(tensors[key].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return write_arrays(path, tensors, {_ROWS: json.dumps(dict(first_rows))})
 
 
 class ArrayFile:

@@ -21,12 +21,14 @@ import math
 from collections import Counter, deque
 from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from tppo_rl.core.array_files import write_arrays
 from tppo_rl.core.fingerprints import fingerprint
 from tppo_rl.core.sliced_arrays import ArrayFile, DamagedState, Sliced, StoredArray
 
@@ -48,31 +50,68 @@ def write_state(
     files: Mapping[str, str] | None = None,
     written: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> None:
-    """Writes a state.
+    """Writes a state. The arguments are those of `take_state` and of `TakenState.write`.
+
+    Raises:
+        TypeError: the state holds what no file can hold.
+    """
+    take_state(state, files).write(folder, facts=facts, written=written)
+
+
+def take_state(state: Any, files: Mapping[str, str] | None = None) -> TakenState:
+    """Takes a state as it is now; it may change before it is written.
 
     Args:
-        folder: Is made, if it is not there.
         state: Dictionaries, lists, tuples, deques, sets, numbers, texts, None, numpy arrays, torch tensors, Arrow tables, and
             `Sliced` for arrays in files that are there already.
-        facts: What the manifest says of it, as JSON.
         files: Names of safetensors files for parts of the tree, by the path of the part (keys joined by `/`). All other arrays
-            go to `arrays.safetensors`.
-        written: `Fingerprint.facts` of the files that are there already, by their names. They are not read.
+            go to `arrays.safetensors`, and are copied. Those of the parts are not: they are large, so who gives them has made
+            copies where they would change.
 
     Raises:
         TypeError: the state holds something else.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    writer = _Writer(folder, dict(files or {}))
-    text = json.dumps(writer.encoded(state, ""), allow_nan=False, separators=(",", ":"))
-    (folder / _STATE).write_text(text, encoding="utf-8")
-    writer.write_arrays()
-    known = {MANIFEST, *(written or {})}
-    own = {path.name: fingerprint(path) for path in sorted(folder.iterdir()) if path.name not in known}
-    all_files = own | dict(written or {})
-    manifest = json.loads(json.dumps({"format": FORMAT, **facts, "files": all_files}))
-    manifest[_CHECKSUM] = _digest(manifest)
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    taker = _Taker(dict(files or {}))
+    text = json.dumps(taker.encoded(state, ""), allow_nan=False, separators=(",", ":"))
+    return TakenState(text, taker.arrays, taker.tables)
+
+
+@dataclass(frozen=True)
+class TakenState:
+    """A state as it was when it was taken."""
+
+    text: str
+    """The tree as JSON."""
+    arrays: Mapping[str, Mapping[str, Any]]
+    """Arrays by their key, under the name of each file."""
+    tables: Mapping[str, pa.Table]
+    """By the names of their files; Arrow's tables never change."""
+
+    def write(
+        self,
+        folder: Path,
+        *,
+        facts: Mapping[str, Any],
+        written: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> None:
+        """Writes it.
+
+        Args:
+            folder: Is made, if it is not there.
+            facts: What the manifest says of it, as JSON.
+            written: `Fingerprint.facts` of the files that are there already, by their names. They are not read.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / _STATE).write_text(self.text, encoding="utf-8")
+        for file, table in self.tables.items():
+            with pa.OSFile(str(folder / file), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+                writer.write_table(table)
+        known = {file: write_arrays(folder / file, arrays) for file, arrays in self.arrays.items()}
+        own = [path for path in sorted(folder.iterdir()) if path.name not in {MANIFEST, *(written or {})}]
+        all_files = {path.name: known.get(path.name) or fingerprint(path) for path in own} | dict(written or {})
+        manifest = json.loads(json.dumps({"format": FORMAT, **facts, "files": all_files}))
+        manifest[_CHECKSUM] = _digest(manifest)
+        (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -249,13 +288,13 @@ def _files_of(tree: Any) -> set[str]:
     return {tree["!table"]} if "!table" in tree else {name for item in tree.values() for name in _files_of(item)}
 
 
-class _Writer:
-    def __init__(self, folder: Path, files: dict[str, str]) -> None:
-        self._folder = folder
+class _Taker:
+    def __init__(self, files: dict[str, str]) -> None:
+        self.arrays: dict[str, dict[str, Any]] = {}
+        self.tables: dict[str, pa.Table] = {}
         self._files = files
-        self._arrays: dict[str, dict[str, Any]] = {}
         self._names = Counter[str]()
-        self._written: dict[tuple[Any, ...], list[str]] = {}
+        self._places: dict[tuple[Any, ...], list[str]] = {}
         """Place of each array by its memory: tied weights are there under two names."""
 
     def encoded(self, value: Any, path: str) -> Any:
@@ -270,12 +309,6 @@ class _Writer:
         if isinstance(value, list | tuple | deque | set | frozenset):
             return self._sequence(value, path)
         return self._table(value, path) if isinstance(value, pa.Table) else self._array(value, path)
-
-    def write_arrays(self) -> None:
-        from safetensors.torch import save_file
-
-        for file, arrays in self._arrays.items():
-            save_file(arrays, self._folder / file)
 
     def _sequence(self, value: Any, path: str) -> Any:
         kind = next((name for name, kind in _SEQUENCES.items() if isinstance(value, kind)), None)
@@ -293,8 +326,7 @@ class _Writer:
         name = path.rsplit("/", 1)[-1] or "table"
         self._names[name] += 1
         file = f"{name}.arrow" if self._names[name] == 1 else f"{name}_{self._names[name]}.arrow"
-        with pa.OSFile(str(self._folder / file), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
-            writer.write_table(table)
+        self.tables[file] = table
         return {"!table": file}
 
     def _array(self, value: Any, path: str) -> Any:
@@ -302,21 +334,17 @@ class _Writer:
 
         if not isinstance(value, np.ndarray | torch.Tensor):
             raise TypeError(f"{path}: a checkpoint holds data alone, and no {type(value).__name__}")
-        memory = _memory_of(value)
-        if memory in self._written:
-            return {"!array" if isinstance(value, np.ndarray) else "!tensor": self._written[memory]}
-        if isinstance(value, np.ndarray):
-            kind, tensor = "!array", torch.from_numpy(np.require(value, requirements=["C", "W", "O"]))
-        else:
-            kind, tensor = "!tensor", value.detach().cpu().contiguous().clone()
+        kind, memory = "!array" if isinstance(value, np.ndarray) else "!tensor", _memory_of(value)
+        if memory in self._places:
+            return {kind: self._places[memory]}
         home = max((part for part in self._files if path.startswith(f"/{part}/")), key=len, default=None)
         file = f"{'arrays' if home is None else self._files[home]}.safetensors"
         key = path.strip("/") if home is None else path[len(home) + 2 :]
-        arrays = self._arrays.setdefault(file, {})
+        arrays = self.arrays.setdefault(file, {})
         assert key not in arrays, f"two arrays at {path}"
-        arrays[key] = tensor
+        arrays[key] = value if home is not None else _copy(value)
         if value.nbytes:
-            self._written[memory] = [file, key]
+            self._places[memory] = [file, key]
         return {kind: [file, key]}
 
 
@@ -374,6 +402,10 @@ def _number(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return {"!float": repr(float(value))}
     return value
+
+
+def _copy(value: Any) -> Any:
+    return value.copy() if isinstance(value, np.ndarray) else value.detach().clone()
 
 
 def _memory_of(value: Any) -> tuple[Any, ...]:

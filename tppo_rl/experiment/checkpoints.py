@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -99,10 +100,58 @@ def save_checkpoint(algorithm: Any, target: Path, num_to_keep: int | None) -> Pa
     Raises:
         RunError: there is no room for it; the older ones stay as they are.
     """
+    write_partial(target, algorithm.save_to_path)
+    put_checkpoint(target, num_to_keep)
+    return target
+
+
+def write_partial(target: Path, write: Callable[[str], object]) -> None:
+    """Writes a checkpoint that is not put in its place yet.
+
+    Args:
+        target: From `checkpoint_path`.
+        write: Writes it into a folder.
+
+    Raises:
+        RunError: there is no room for it.
+    """
+    with _leaving_nothing(target) as partial:
+        write(str(partial))
+
+
+def begin_saving(target: Path, begin: Callable[[Path], Callable[[], None]]) -> Callable[[], None]:
+    """Begins a checkpoint, and returns what does the rest of `write_partial`, in another thread.
+
+    Args:
+        target: From `checkpoint_path`.
+        begin: Takes the state for a checkpoint in a folder, and returns what writes it.
+
+    Raises:
+        RunError: there is no room for it. What is returned may raise it, too.
+    """
+    with _leaving_nothing(target) as partial:
+        write = begin(partial)
+
+    def rest() -> None:
+        with _leaving_nothing(target, fresh=False):
+            write()
+
+    return rest
+
+
+@contextmanager
+def _leaving_nothing(target: Path, *, fresh: bool = True) -> Iterator[Path]:
+    """Gives the folder that a checkpoint is written to, and removes it where that fails.
+
+    Args:
+        target: From `checkpoint_path`.
+        fresh: Whether to remove what is there.
+    """
     partial = target.with_name(f"{PARTIAL}{target.name}")
-    shutil.rmtree(partial, ignore_errors=True)
+    if fresh:
+        shutil.rmtree(partial, ignore_errors=True)
     try:
-        algorithm.save_to_path(str(partial))
+        yield partial
     except Exception as error:
         shutil.rmtree(partial, ignore_errors=True)
         if not is_full_disk(error):
@@ -114,13 +163,21 @@ def save_checkpoint(algorithm: Any, target: Path, num_to_keep: int | None) -> Pa
             else f"the newest one is {newest}; make room, and go on with --resume"
         )
         raise RunError(f"{target}: there is no room left on the disk for this checkpoint; {rest}") from error
-    _put(partial, target)
+
+
+def put_checkpoint(target: Path, num_to_keep: int | None) -> None:
+    """Puts a checkpoint that `write_partial` has written in its place, and removes the oldest beside it.
+
+    Args:
+        target: From `checkpoint_path`; an older checkpoint there is replaced.
+        num_to_keep: Number of newest checkpoints to keep; None keeps all.
+    """
+    _put(target.with_name(f"{PARTIAL}{target.name}"), target)
     if num_to_keep is not None:
         # One that is damaged is none, and says why when it is asked for.
         whole = sorted(path for path in _named(target.parent.parent) if is_whole(path))
         for old in [_set_aside(old) for old in whole[:-num_to_keep]]:
             shutil.rmtree(old)
-    return target
 
 
 def _put(written: Path, target: Path) -> None:
@@ -142,8 +199,10 @@ def _set_aside(checkpoint: Path) -> Path:
 def checkpoint_size(folder: Path, memory: Memory) -> int:
     """Bytes that a checkpoint will take: as many as the newest one, else weights and moments of the models that are trained."""
     newest = find_newest_checkpoint(folder)
-    if newest is not None:
-        return sum(path.stat().st_size for path in newest.rglob("*") if path.is_file())
+    # One that is being written may take its place meanwhile.
+    with suppress(OSError):
+        if newest is not None:
+            return sum(path.stat().st_size for path in newest.iterdir())
     # Of weights, gradients and two moments a checkpoint leaves the gradients out.
     return sum(part.size for part in memory.parts if part.name in ("policy", "critic")) * 3 // 4
 

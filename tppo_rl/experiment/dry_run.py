@@ -19,6 +19,7 @@ from tppo_rl.core.algorithm_spec import AlgorithmSpec
 from tppo_rl.core.storage import Storage
 from tppo_rl.experiment.display import sizes_table
 from tppo_rl.experiment.resumable import check_resume
+from tppo_rl.experiment.saver import memory_of_saving
 from tppo_rl.plan.memory import check_memory, machine_memory, memory_of
 from tppo_rl.plan.memory_table import memory_table
 from tppo_rl.plan.placement_table import placement_table
@@ -56,7 +57,12 @@ def print_plan(
         if room is not None:
             console.print(placement_table(room))
         memory, available = memory_of(options), machine_memory()
+        words = ""
+        if not experiment.is_sweep:
+            memory, _, words = memory_of_saving(experiment.checkpoint_config, memory, options, available)
         console.print(memory_table(memory, available))
+        if words:
+            console.print(words, soft_wrap=True, highlight=False)
         check_memory(memory, options, available)
         check_chat(options)
         console.print(changed_table(options, experiment.spec))

@@ -25,7 +25,6 @@ from tppo_rl.experiment.checkpoints import (
     find_newest_checkpoint,
     iteration_of,
     newest_checkpoint,
-    save_checkpoint,
 )
 from tppo_rl.experiment.display import RunDisplay, sizes_table
 from tppo_rl.experiment.forecast import Forecaster, beside_truth, results_up_to
@@ -35,6 +34,7 @@ from tppo_rl.experiment.mirror import Mirror
 from tppo_rl.experiment.planned import keep_planned, read_planned
 from tppo_rl.experiment.result_log import ResultLog, last_result, read_results
 from tppo_rl.experiment.resumable import check_resumable
+from tppo_rl.experiment.saver import Saver, memory_of_saving
 from tppo_rl.experiment.stored_runs import check_free, fetch_to_resume, set_aside
 from tppo_rl.experiment.summary import SUMMARY, beside_plan, read_summary, summarize, summary_table, write_summary
 from tppo_rl.experiment.time_left import Pace
@@ -132,20 +132,24 @@ def _run_once(
     console.print(sizes_table(checked))
     if found is not None:
         console.print(placement_table(found))
-    memory, available = memory_of(checked), machine_memory()
+    available = machine_memory()
+    memory, in_background, words = memory_of_saving(
+        experiment.checkpoint_config, memory_of(checked), checked, available
+    )
     console.print(memory_table(memory, available))
+    if words:
+        console.print(words, soft_wrap=True, highlight=False)
     check_memory(memory, checked, available)
     by_iterations = checked.evaluation.evaluation_interval_unit == "iterations"
     pace = Pace(experiment.stop, checked.evaluation.evaluation_interval if by_iterations else None)
     display = RunDisplay(console, experiment.name, pace)
     start = 0 if checkpoint is None else iteration_of(checkpoint)
-    mirror = None
+    mirror, keep = None, experiment.checkpoint_config.num_to_keep
+
+    def at_once() -> bool:
+        return switch.at_once
+
     if storage is not None:
-        keep = experiment.checkpoint_config.num_to_keep
-
-        def at_once() -> bool:
-            return switch.at_once
-
         mirror = Mirror(folder, storage, keep, say=display.message, at_once=at_once, newest=there)
     elsewhere = None if mirror is None else mirror.holds
     switch = StopSwitch(display, folder, lambda: checkpoint_size(folder, memory), start, elsewhere)
@@ -166,7 +170,7 @@ def _run_once(
         last,
         memory,
         found,
-        mirror,
+        Saver(keep, mirror, in_background=in_background, say=display.message, at_once=at_once),
     )
     try:
         with listening(switch), display, watched_by(display), mirror or nullcontext():
@@ -223,8 +227,7 @@ class _Run:
     """What was planned."""
     placed: Placed | None
     """The placement, if the run has one."""
-    mirror: Mirror | None
-    """Copies the folder to its URI, if it has one."""
+    saver: Saver
 
     def whole(self, options: Mapping[str, Any], checkpoint: Path | None) -> dict[str, Any]:
         """Starts, trains and stops the algorithm.
@@ -241,7 +244,9 @@ class _Run:
                 with stage("loading the checkpoint"):
                     algorithm.load_checkpoint(str(checkpoint))
                 self.display.message(f"resumed from {checkpoint}")
-            summary = self._train(algorithm)
+            # Within the learners' life: some of them write.
+            with self.saver:
+                summary = self._train(algorithm)
         finally:
             # An update under way cannot be stopped; whoever asked twice does not wait for it.
             if not self.switch.at_once:
@@ -300,26 +305,24 @@ class _Run:
             iteration, every = self.switch.iteration, config.checkpoint_frequency
             ended = _limit_reached(result, experiment.stop)
             target, saved = checkpoint_path(self.folder, iteration), None
+            self.saver.check()
             if every and iteration % every == 0:
                 saved = self._save(algorithm, target)
             # Ctrl-C may have come meanwhile, and has promised a checkpoint.
             if ended or self.switch.asked:
                 if saved is None and (config.checkpoint_at_end or every or self.switch.asked):
                     saved = self._save(algorithm, target)
+                self.switch.doing = "saving"
+                self.saver.wait()
+                if saved is not None and self.switch.asked:
+                    self.display.message(f"saved {saved}; now the summary is written")
                 return result, saved
 
     def _save(self, algorithm: Any, target: Path) -> Path:
         self.switch.doing = "saving"
-        if self.mirror is not None:
-            self.mirror.wait()
-        with stage(f"saving the checkpoint of iteration {self.switch.iteration}", cut="after", part="saving"):
-            saved = save_checkpoint(algorithm, target, self.experiment.checkpoint_config.num_to_keep)
-        if self.mirror is not None:
-            self.mirror.begin()
+        self.saver.save(algorithm, target)
         self.switch.doing = "training"
-        if self.switch.asked:
-            self.display.message(f"saved {saved}; now the summary is written")
-        return saved
+        return target
 
 
 def _summary_of_ended(folder: Path, last: Mapping[str, Any], stop: Mapping[str, float]) -> dict[str, Any] | None:

@@ -6,6 +6,8 @@ import contextlib
 import copy
 import time
 from collections.abc import Sequence
+from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from ray.rllib.utils.metrics import (
 )
 
 from tppo_rl.config.sections.advantages import AUTO
+from tppo_rl.core.background import begun
 from tppo_rl.core.fragments import Fragment, concatenate_tables, fragments_from_table, table_from_fragments
 from tppo_rl.kernels.denormals import flushed_subnormals
 from tppo_rl.kernels.half_precision import warn_of_slow_dtype
@@ -38,7 +41,7 @@ from tppo_rl.learner.optimizers import parameters_of, trainable
 from tppo_rl.learner.packing import check_packing
 from tppo_rl.learner.rllib_internals import MODULE_STATE, InsideTorchLearner
 from tppo_rl.learner.sharding import gather_optimizer_state
-from tppo_rl.learner.slices import write_learner
+from tppo_rl.learner.slices import TakenSlices, take_learner
 from tppo_rl.learner.targets import Estimates, Targets, default_stages
 from tppo_rl.learner.update import UpdateResult, UpdateStep
 from tppo_rl.learner.value_buffer import ValueBuffer
@@ -85,6 +88,7 @@ class TPPOLearner(InsideTorchLearner):
         tokens = self._options.compute.context_cache_tokens
         self._caches = {name: ContextCache(tokens) for name in ("policy", "critic")} if tokens else {}
         self._gathered_optimizers: dict[str, Any] | None = None
+        self._writing: Future[dict[str, dict[str, Any]]] | None = None
         super().build()
         self._value_buffer = (
             ValueBuffer(self._options.critic.value_batch_tokens, current_collective(self.device))
@@ -240,13 +244,42 @@ class TPPOLearner(InsideTorchLearner):
         Returns:
             What `get_state` returns, with a `Sliced` in the place of each array, and `Fingerprint.facts` of the files.
         """
-        collective = current_collective(self.device)
-        written = write_learner(folder, collective, self._language_model().trained_tensors(), self.optimizers())
+        taken = self._take_slices()
+        return self._state_of(taken), taken.write(folder)
+
+    def begin_state(self, folder: Path) -> dict[str, Any]:
+        """Begins to write the slices of now, in a thread; the learner may train on. All learners must call it, after the same updates.
+
+        Args:
+            folder: As for `write_state`.
+
+        Returns:
+            What `write_state` returns as the state.
+        """
+        taken = self._take_slices().copied()
+        self._writing = begun(partial(taken.write, folder), "checkpoint")
+        return self._state_of(taken)
+
+    def written_files(self) -> dict[str, dict[str, Any]] | None:
+        """Returns `Fingerprint.facts` of the files that `begin_state` has begun to write; None: it has not ended.
+
+        Raises:
+            OSError: they cannot be written.
+        """
+        assert self._writing is not None, "nothing was begun"
+        return self._writing.result() if self._writing.done() else None
+
+    def _take_slices(self) -> TakenSlices:
+        return take_learner(
+            current_collective(self.device), self._language_model().trained_tensors(), self.optimizers()
+        )
+
+    def _state_of(self, taken: TakenSlices) -> dict[str, Any]:
         state = self.get_state(not_components=[COMPONENT_RL_MODULE, COMPONENT_OPTIMIZER])
-        state[COMPONENT_RL_MODULE] = {DEFAULT_MODULE_ID: written.weights}
-        state[COMPONENT_OPTIMIZER] = self._with_modules(written.optimizers)
+        state[COMPONENT_RL_MODULE] = {DEFAULT_MODULE_ID: taken.weights}
+        state[COMPONENT_OPTIMIZER] = self._with_modules(taken.optimizers)
         assert self._update_step is not None
-        return state | {_UPDATE_STEP: self._update_step.get_state()}, written.files
+        return state | {_UPDATE_STEP: self._update_step.get_state()}
 
     def get_state(self, components: Any = None, *, not_components: Any = None, **kwargs: Any) -> dict[str, Any]:
         """Returns RLlib's learner state; with the optimizers it has the update step's counters.

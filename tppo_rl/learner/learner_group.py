@@ -18,7 +18,7 @@ from ray.rllib.core.learner.learner_group import LearnerGroup
 
 from tppo_rl.core.checkpoint_files import begin_checkpoint, learner_state
 from tppo_rl.core.errors import ProcessDied
-from tppo_rl.learner.sharded_checkpoints import check_seen, load_slices, write_slices
+from tppo_rl.learner.sharded_checkpoints import begin_slices, check_seen, end_slices, load_slices, write_slices
 
 _ANSWER_S = 20.0
 """Time that a learner has to say that it is there, after another one has failed."""
@@ -32,7 +32,7 @@ class TPPOLearnerGroup(LearnerGroup):
     """A LearnerGroup of `TPPOLearner`s.
 
     RLlib asks one learner alone for the state of the group. Sharded learners first have to gather it together. A checkpoint
-    (`write_state`, `load_state`) does without.
+    (`write_state` or `begin_state`, `load_state`) does without.
 
     Every method raises `LearnerDied` where a learner's process is gone, also where it is another learner that misses it.
     """
@@ -65,6 +65,17 @@ class TPPOLearnerGroup(LearnerGroup):
             self._gather(inference_only=True)
             first = None if self.is_local else self._worker_manager.healthy_actor_ids()[:1]
             return self._get_results(self.foreach_learner(function, remote_actor_ids=first))[0]
+
+    def ask_beside(self, function: Callable[[Any], Any]) -> list[Any]:
+        """Does as `ask`, for a thread beside the one that all other calls come from. Learners answer when they have nothing else to do.
+
+        Raises:
+            Exception: what the function raises in one of them.
+        """
+        with self._telling_death():
+            if self.is_local:
+                return [function(self._learner)]
+            return list(ray.get([worker.apply.remote(function) for worker in self._workers]))
 
     def check_alive(self) -> None:
         """Looks whether a learner is gone, without a wait; between updates nobody else would see it.
@@ -130,6 +141,25 @@ class TPPOLearnerGroup(LearnerGroup):
             return self.get_state(), {}
         state, files = write_slices(self.ask, folder)
         return {COMPONENT_LEARNER: state}, files
+
+    def begin_state(self, folder: Path) -> tuple[dict[str, Any], Callable[[], dict[str, dict[str, Any]]]]:
+        """Takes the state of the group as it is now; the learners may train on. Sharded ones begin to write its tensors.
+
+        Args:
+            folder: As for `write_state`.
+
+        Returns:
+            The state as that of `write_state`, and a function for another thread: it waits until all files are written, and
+            returns their `Fingerprint.facts`.
+
+        Raises:
+            OptionError: learners are sharded, and do not all see the folder.
+        """
+        begin_checkpoint(folder)
+        if self.config.distributed != "fsdp":
+            # Arrays of this process are copies, and those of others are in Ray's store, where nothing changes.
+            return self.get_state(), dict
+        return {COMPONENT_LEARNER: begin_slices(self.ask, folder)}, partial(end_slices, self.ask_beside, folder)
 
     def load_state(self, folder: Path) -> None:
         """Loads the learners' part of a checkpoint, whatever learners have written it. Sharded learners read their rows.

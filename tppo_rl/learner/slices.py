@@ -1,17 +1,20 @@
 """The state of sharded learners in files: each learner writes its rows, and reads those that it needs. Nothing is gathered.
 
     write_learner                policy_0_of_2.safetensors by learner 0, policy_1_of_2.safetensors by learner 1, and so on
+    take_learner                 what `write_learner` writes; a copy of it is written while the learner trains on
     sharding.load_weights, …     load them, with any number of learners
 
 | memory of a learner beside its slices | |
 |---|---|
 | writing | one slice, where it is not on the CPU; nothing else |
+| writing while it trains on | as much as its slices |
 | reading | one slice |
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,22 +40,52 @@ class WrittenSlices(NamedTuple):
     """`Fingerprint.facts` by the names of its files."""
 
 
-class SliceWriter:
-    """Writes the rows that one learner has of tensors.
+@dataclass(frozen=True)
+class FileOfSlices:
+    """What one file is to hold."""
 
-    Args:
-        folder: Is there, and the same one for all learners.
-        collective: Says which learner it is.
-    """
+    rows: Mapping[str, torch.Tensor]
+    """By key."""
+    first_rows: Mapping[str, int]
+    """Where in the whole tensors they begin; 0 where it is not said."""
 
-    def __init__(self, folder: Path, collective: Collective) -> None:
-        self._folder = folder
+
+@dataclass(frozen=True)
+class TakenSlices:
+    """What one learner is to write."""
+
+    weights: dict[str, dict[str, Sliced]]
+    """See `WrittenSlices`, as for the next."""
+    optimizers: dict[str, dict[str, Any]]
+    files: dict[str, FileOfSlices]
+    """By name. The rows are those of the model itself, and change with it."""
+
+    def copied(self) -> TakenSlices:
+        """Returns the same with copies of all rows on the CPU."""
+        files = {
+            name: replace(file, rows={key: rows.detach().to("cpu", copy=True) for key, rows in file.rows.items()})
+            for name, file in self.files.items()
+        }
+        return replace(self, files=files)
+
+    def write(self, folder: Path) -> dict[str, dict[str, Any]]:
+        """Writes the files, and returns `Fingerprint.facts` by their names.
+
+        Args:
+            folder: Is there, and the same one for all learners.
+        """
+        return {name: write_slices(folder / name, file.rows, file.first_rows) for name, file in self.files.items()}
+
+
+class _Taker:
+    """Takes the rows that one learner has of tensors."""
+
+    def __init__(self, collective: Collective) -> None:
         self._rank, self._size = collective.rank, collective.size
-        self.files: dict[str, dict[str, Any]] = {}
-        """`Fingerprint.facts` by the names of the files."""
+        self.files: dict[str, FileOfSlices] = {}
 
-    def write(self, name: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, Sliced]:
-        """Writes this learner's file of tensors, and returns what stands for them in the checkpoint.
+    def take(self, name: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, Sliced]:
+        """Takes what is this learner's of tensors, and returns what stands for them in the checkpoint.
 
         Args:
             name: Of the files of all learners.
@@ -75,8 +108,7 @@ class SliceWriter:
                     rows[key], first_rows[key] = tensor.to_local(), first
             elif self._rank == 0:
                 rows[key] = tensor
-        file = slice_file(name, self._rank, self._size)
-        self.files[file] = write_slices(self._folder / file, rows, first_rows)
+        self.files[slice_file(name, self._rank, self._size)] = FileOfSlices(rows, first_rows)
         return places
 
 
@@ -89,13 +121,23 @@ def write_learner(
     """Writes the slices of one learner; all learners must call it, and none waits for another.
 
     Args:
-        folder: See `SliceWriter`.
+        folder: See `TakenSlices.write`.
         collective: Says which learner it is.
         models: Their trained tensors by name, under the name of each model; tied ones are one object.
         optimizers: By name.
     """
-    writer = SliceWriter(folder, collective)
-    weights = {name: writer.write(name, tensors) for name, tensors in models.items()}
+    taken = take_learner(collective, models, optimizers)
+    return WrittenSlices(taken.weights, taken.optimizers, taken.write(folder))
+
+
+def take_learner(
+    collective: Collective,
+    models: Mapping[str, Mapping[str, torch.Tensor]],
+    optimizers: Iterable[tuple[str, torch.optim.Optimizer]],
+) -> TakenSlices:
+    """Returns what one learner is to write; the arguments are those of `write_learner`."""
+    taker = _Taker(collective)
+    weights = {name: taker.take(name, tensors) for name, tensors in models.items()}
     states = {name: optimizer.state_dict() for name, optimizer in optimizers}
     moments = {
         f"{name}/{index}/{entry}": value
@@ -104,7 +146,7 @@ def write_learner(
         for entry, value in entries.items()
         if value.ndim
     }
-    places = writer.write(OPTIMIZERS, moments)
+    places = taker.take(OPTIMIZERS, moments)
     optimizer_states = {
         name: state
         | {
@@ -118,4 +160,4 @@ def write_learner(
         }
         for name, state in states.items()
     }
-    return WrittenSlices(weights, optimizer_states, writer.files)
+    return TakenSlices(weights, optimizer_states, taker.files)

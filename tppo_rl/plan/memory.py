@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from tppo_rl.config.options import Options
@@ -21,7 +21,8 @@ from tppo_rl.plan.model_shape import Shape
 GIB = 2**30
 _PROCESS = {"driver": 0.6 * GIB, "learner": 0.68 * GIB, "env-runner": 0.8 * GIB}
 """Python processes that have imported torch, transformers and Ray; an env-runner vLLM, too. Measured."""
-
+CHECKPOINT = "checkpoint"
+"""Name of the part of `with_checkpoint`."""
 
 Process = Literal["driver", "learner", "env-runner"]
 
@@ -81,15 +82,51 @@ def memory_of(options: Options, shape_of: Callable[[str], Shape] = Shape.of) -> 
     return Memory(tuple(parts), processes)
 
 
+def with_checkpoint(memory: Memory, options: Options, shape_of: Callable[[str], Shape] = Shape.of) -> Memory:
+    """Returns the memory of a run that trains on while its checkpoints are written: with a copy of weights and moments.
+
+    Sharded learners have the copy of their slices. Else the driver has the whole, in float32, from learners of other processes in
+    Ray's object store.
+    """
+    models, learners = options.models, options.learners
+    sharded = learners.distributed == "fsdp"
+    number = BYTES[models.weights_dtype] if sharded else 4
+    if models.lora is None:
+        size = sum(3 * number * shape.parameters for shape in _trained(options, shape_of).values())
+    else:
+        rank, modules = models.lora.rank, models.lora.target_modules
+        size = sum(3 * 4 * shape.adapters(rank, modules) for shape in _trained(options, shape_of).values())
+    process: Process = "learner" if sharded else "driver"
+    meaning = "a copy of weights and moments while its files are written (checkpoint_config.in_background)"
+    part = Part(process, CHECKPOINT, size // (learners.num_learners if sharded else 1), meaning)
+    return replace(memory, parts=(*memory.parts, part))
+
+
+def host_memory(memory: Memory, options: Options) -> int:
+    """Bytes of all processes without what is on GPUs."""
+    on_gpus = set()
+    if options.learners.num_gpus_per_learner:
+        on_gpus |= {"policy", "critic", "reference", "activations", "backward pass"}
+    if options.rollout.num_gpus_per_env_runner:
+        on_gpus |= {"weights", "keys and values"}
+    return sum(part.size * memory.processes[part.process] for part in memory.parts if part.name not in on_gpus)
+
+
+def _trained(options: Options, shape_of: Callable[[str], Shape]) -> dict[str, Shape]:
+    models = options.models
+    policy = shape_of(str(models.policy_model))
+    if models.critic is None:
+        return {"policy": policy}
+    own = policy if models.critic == "separate" else shape_of(models.critic)
+    return {"policy": policy, "critic": own.first_layers(models.critic_layers)}
+
+
 def _of_learner(options: Options, policy: Shape, shape_of: Callable[[str], Shape], process: Process) -> list[Part]:
     models = options.models
     shards = max(1, options.learners.num_learners) if options.learners.distributed == "fsdp" else 1
     weight = BYTES[models.weights_dtype]
     parts = []
-    trained = {"policy": policy}
-    if models.critic is not None:
-        own = policy if models.critic == "separate" else shape_of(models.critic)
-        trained["critic"] = own.first_layers(models.critic_layers)
+    trained = _trained(options, shape_of)
     for name, shape in trained.items():
         if models.lora is None:
             size, meaning = 4 * weight * shape.parameters, f"weights, gradients, two moments: 4 x {weight} bytes"
@@ -159,8 +196,10 @@ def check_memory(memory: Memory, options: Options, available: int) -> None:
         return
     process = max(memory.processes, key=memory.of)
     if memory.of(process) > available:
+        copied = any(part.process == process and part.name == CHECKPOINT for part in memory.parts)
+        more = "checkpoint_config.in_background=false, " if copied else ""
         raise OptionError(
             f"policy_model={options.models.policy_model!r}: one {process} needs {memory.of(process) / GIB:.1f} GiB, and this "
-            f"machine has {available / GIB:.1f} GiB; take a smaller model, fewer critic_layers, lora, or fewer "
+            f"machine has {available / GIB:.1f} GiB; take a smaller model, fewer critic_layers, lora, {more}or fewer "
             "micro_batch_tokens"
         )
