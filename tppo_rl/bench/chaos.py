@@ -97,8 +97,12 @@ def chaos(
     generator = random.Random(seed)
     outcome, started = Outcome(), time.monotonic()
 
+    began_at: Path | None = None
+
     def start() -> _Process:
-        return _start(file, folder, resume=_can_resume(run))
+        nonlocal began_at
+        began_at = find_newest_checkpoint(run)
+        return _start(file, folder, resume=began_at is not None)
 
     process = start()
     try:
@@ -118,7 +122,8 @@ def chaos(
             victim, size, family = generator.choice(what), _size_of_results(run), _family(process)
             unfinished = _unfinished_saves(run)
             if victim == "save":
-                _wait_for_save(process, run, unfinished)
+                # A run whose every first save is killed goes on for ever from where it was.
+                _wait_for_save(process, run, unfinished, after=began_at)
                 time.sleep(generator.uniform(0, _SAVE_S))
             kill = _kill(process, victim, run)
             if kill is not None and victim == "save" and not _unfinished_saves(run) - unfinished:
@@ -170,16 +175,19 @@ def _wait(process: _Process, run: Path, moment: float | None) -> int | None:
     return process.returncode
 
 
-def _wait_for_save(process: _Process, run: Path, left: set[tuple[str, int]]) -> None:
-    """Waits until a checkpoint is being written, or the run has ended or wrote none for too long.
+def _wait_for_save(process: _Process, run: Path, left: set[tuple[str, int]], *, after: Path | None) -> None:
+    """Waits until a checkpoint is being written, and is not the first one, or the run has ended or wrote none for too long.
 
     Args:
         process: The run.
         run: Its folder.
         left: What earlier kills have left unfinished.
+        after: The checkpoint from which the process has begun.
     """
     since = time.monotonic()
-    while process.poll() is None and time.monotonic() - since < _LONGEST_S and not _unfinished_saves(run) - left:
+    while process.poll() is None and time.monotonic() - since < _LONGEST_S:
+        if _unfinished_saves(run) - left and find_newest_checkpoint(run) != after:
+            return
         time.sleep(0.001)
 
 
@@ -266,7 +274,3 @@ def _recovered(
 def _size_of_results(run: Path) -> int:
     file = run / "result.json"
     return file.stat().st_size if file.is_file() else 0
-
-
-def _can_resume(run: Path) -> bool:
-    return find_newest_checkpoint(run) is not None
