@@ -57,6 +57,18 @@ def test_the_newest_are_kept_and_one_of_the_same_iteration_is_replaced(tmp_path:
     assert kept == ["iteration_000009", "iteration_000010"]
 
 
+@pytest.mark.parametrize("num_to_keep", [2, None])
+def test_what_kills_have_left_is_removed_by_the_next_save(tmp_path: Path, num_to_keep: int | None) -> None:
+    save_checkpoint(writer("a"), checkpoint_path(tmp_path, 1), num_to_keep)
+    folder = tmp_path / "checkpoints"
+    for name in ("removed_iteration_000001", "partial_iteration_000002", "partial_notes", "removed_mine"):
+        (folder / name).mkdir()
+        (folder / name / "state").touch()
+    save_checkpoint(writer("b"), checkpoint_path(tmp_path, 3), num_to_keep)
+    kept = sorted(path.name for path in folder.iterdir())
+    assert kept == ["iteration_000001", "iteration_000003", "partial_notes", "removed_mine"]
+
+
 @pytest.mark.parametrize("iteration", [1, 2])
 def test_half_a_removed_checkpoint_is_never_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, iteration: int

@@ -25,6 +25,7 @@ from tppo_rl.plan.memory import Memory
 
 CHECKPOINTS = "checkpoints"
 PARTIAL = "partial_"
+_REMOVED = "removed_"
 
 
 def checkpoint_path(folder: Path, iteration: int) -> Path:
@@ -34,7 +35,7 @@ def checkpoint_path(folder: Path, iteration: int) -> Path:
 
 def iteration_of(checkpoint: Path) -> int:
     """The iteration after which a checkpoint was saved; -1 where the name is not that of one."""
-    number = checkpoint.name.removeprefix(PARTIAL).removeprefix("iteration_")
+    number = checkpoint.name.removeprefix(PARTIAL).removeprefix(_REMOVED).removeprefix("iteration_")
     return int(number) if number.isdecimal() else -1
 
 
@@ -166,7 +167,7 @@ def _leaving_nothing(target: Path, *, fresh: bool = True) -> Iterator[Path]:
 
 
 def put_checkpoint(target: Path, num_to_keep: int | None) -> None:
-    """Puts a checkpoint that `write_partial` has written in its place, and removes the oldest beside it.
+    """Puts a checkpoint that `write_partial` has written in its place, and removes the oldest and what kills have left beside it.
 
     Args:
         target: From `checkpoint_path`; an older checkpoint there is replaced.
@@ -176,8 +177,11 @@ def put_checkpoint(target: Path, num_to_keep: int | None) -> None:
     if num_to_keep is not None:
         # One that is damaged is none, and says why when it is asked for.
         whole = sorted(path for path in _named(target.parent.parent) if is_whole(path))
-        for old in [_set_aside(old) for old in whole[:-num_to_keep]]:
-            shutil.rmtree(old)
+        for old in whole[:-num_to_keep]:
+            _set_aside(old)
+    half_written = [path for path in _named(target.parent.parent, PARTIAL) if not is_whole(path)]
+    for left in [*half_written, *_named(target.parent.parent, _REMOVED)]:
+        shutil.rmtree(left)
 
 
 def _put(written: Path, target: Path) -> None:
@@ -191,7 +195,7 @@ def _put(written: Path, target: Path) -> None:
 
 def _set_aside(checkpoint: Path) -> Path:
     """Renames a checkpoint, so that it is not found any more."""
-    place = checkpoint.with_name(f"removed_{checkpoint.name}")
+    place = checkpoint.with_name(f"{_REMOVED}{checkpoint.name}")
     shutil.rmtree(place, ignore_errors=True)
     return checkpoint.rename(place)
 
