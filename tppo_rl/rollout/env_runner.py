@@ -11,7 +11,6 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import gymnasium
@@ -42,13 +41,12 @@ from tppo_rl.rollout.actors import can_begin_anew, end_process
 from tppo_rl.rollout.callbacks import EnvRunnerCallbacks
 from tppo_rl.rollout.chat import Chat
 from tppo_rl.rollout.core_process import EngineDied
-from tppo_rl.rollout.engine import Engine, Sampling, build_engine
+from tppo_rl.rollout.engine import Engine, build_engine
+from tppo_rl.rollout.env_runner_samplers import EnvRunnerSamplers
 from tppo_rl.rollout.packed_weights import PackedWeights
-from tppo_rl.rollout.pooled_sampler import PooledSampler
 from tppo_rl.rollout.responses import REWARD_FAILED, Scores
-from tppo_rl.rollout.rewards import Rewards
 from tppo_rl.rollout.sample_result import SampleResult
-from tppo_rl.rollout.sampler import EpisodeLimits, Sampler, evaluate_prompts
+from tppo_rl.rollout.sampler import Sampler, evaluate_prompts
 from tppo_rl.rollout.scoring_order import ScoringOrder
 from tppo_rl.rollout.scoring_pool import ScoringPool
 from tppo_rl.rollout.weight_broadcast import Offer, WeightsWithdrawn
@@ -56,8 +54,6 @@ from tppo_rl.rollout.weight_broadcast import Offer, WeightsWithdrawn
 logger = logging.getLogger(__name__)
 
 _TRAINING_NOISE, _EVALUATION_NOISE = 1, 2
-_EVALUATION = -1
-"""Value of `env_runner` in fragments of evaluations, which no ledger counts."""
 
 
 class VLLMEnvRunner(EnvRunner):
@@ -71,6 +67,7 @@ class VLLMEnvRunner(EnvRunner):
         self._incarnation = uuid.uuid4().hex
         self._failure: Exception | None = None
         self._policy_version: int | None = None
+        self._samplers: EnvRunnerSamplers | None = None
         self._sampler: Sampler | None = None
         self._evaluation_samplers: dict[float, Sampler] = {}
         self._engine: Engine | None = None
@@ -320,15 +317,10 @@ class VLLMEnvRunner(EnvRunner):
         self._engine = self._build_engine()
         if self._pool is not None:
             self._pool.wait_until_ready()
+        self._samplers = EnvRunnerSamplers(options, self._engine, self._pool, self._chat, self._make_text_env)
         # An env-runner for evaluations alone has no training episodes.
         if not self.config.in_evaluation:
-            self._sampler = self._make_sampler(
-                "train",
-                self._limits(options.rollout.window),
-                Sampling(options.rollout.sampling.temperature),
-                Rewards.of(options, calls=self._pool is None),
-                num_slots=options.rollout.num_envs_per_env_runner,
-            )
+            self._sampler = self._samplers.training(self.worker_index)
 
     def _splits(self) -> list[str]:
         """Splits of the environment that this env-runner asks for."""
@@ -342,42 +334,10 @@ class VLLMEnvRunner(EnvRunner):
         seed = self._options.run.seed + 1000 * self.worker_index + (500 if self.config.in_evaluation else 0)
         return build_engine(self._options, self._chat.end_of_turn, seed=seed)
 
-    def _limits(self, window_length: int | None) -> EpisodeLimits:
-        rollout = self._options.rollout
-        return EpisodeLimits(rollout.max_prompt_length, rollout.max_response_length, window_length)
-
-    def _make_sampler(
-        self,
-        name: str,
-        limits: EpisodeLimits,
-        sampling: Sampling,
-        rewards: Rewards,
-        *,
-        num_slots: int,
-    ) -> Sampler:
-        assert self._engine is not None
-        trains = name == "train"
-        split = "train" if trains else "heldout"
-        env_runner = self.worker_index if trains else _EVALUATION
-        if self._pool is not None:
-            return PooledSampler(
-                self._engine, self._pool, self._chat, split=split, num_slots=num_slots, limits=limits, sampling=sampling,
-                rewards=rewards, env_runner=env_runner, name=name, answers_all=not trains,
-            )  # fmt: skip
-        make_env: Callable[[], gymnasium.Env] = partial(self._make_text_env, split)
-        return Sampler(
-            self._engine, make_env, self._chat, num_slots=num_slots, limits=limits, sampling=sampling, rewards=rewards,
-            env_runner=env_runner, name=name,
-        )  # fmt: skip
-
     def _evaluation_sampler(self, temperature: float) -> Sampler:
+        assert self._samplers is not None
         if temperature not in self._evaluation_samplers:
-            name, rollout = f"evaluation-{temperature}", self._options.rollout
-            # All held-out prompts are there at once, so they can fill all slots of the engine.
-            num_slots = int(rollout.engine.arguments.get("max_num_seqs", rollout.num_envs_per_env_runner))
-            self._evaluation_samplers[temperature] = self._make_sampler(
-                name, self._limits(None), Sampling(temperature), Rewards.of_evaluation(), num_slots=num_slots
-            )
+            self._evaluation_samplers[temperature] = self._samplers.evaluation(temperature)
         return self._evaluation_samplers[temperature]
 
     def _make_text_env(self, split: str) -> gymnasium.Env:
