@@ -11,14 +11,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tppo_rl.config.options import OPTIONS, Options, algorithm_spec
-from tppo_rl.core.errors import OptionError, unknown_key
+from tppo_rl.core.errors import OptionError
 from tppo_rl.core.waiting import stage
+from tppo_rl.experiment.learners_alone import learner_config, learners_alone
 from tppo_rl.experiment.result_log import RESULTS, flatten, read_results
-from tppo_rl.observability.batch_log import batch_files, read_batch, run_facts
+from tppo_rl.observability.batch_log import batch_files, read_batch
 
-_SECTIONS = frozenset({"advantages", "compute", "critic", "learners", "optimizer", "policy_loss"})
-"""Sections of the options that may be changed: what is sampled does not follow from them."""
 _SHOWN = (
     "policy/loss", "policy/entropy", "policy/approximate_kl", "policy/clip_fraction_high", "policy/gradient_norm",
     "policy/advantage_std", "critic/loss", "critic/explained_variance", "critic/gradient_norm",
@@ -47,55 +45,23 @@ def retrain(run: Path, changes: Mapping[str, Any], iterations: int | None) -> It
     Raises:
         OptionError: the run has not kept its batches, an option says what is sampled, or its value is wrong.
     """
-    from tppo_rl.algorithms.ray_start import quiet_libraries, start_ray
-    from tppo_rl.algorithms.rllib_classes import rllib_classes
-
     files = batch_files(run)
     if iterations is not None and iterations > len(files):
         raise OptionError(f"--iterations={iterations}: {run} has kept the batches of {len(files)} iterations")
-    facts = run_facts(run)
-    for key, value in changes.items():
-        _check_changeable(key, value)
-    quiet_libraries()
-    _, config_class = rllib_classes(algorithm_spec(facts["algorithm"]))
-    keeps = {"record_events": False, "record_batches": False}
-    config = config_class().update_from_dict(facts["options"] | facts["rllib"] | keeps | dict(changes))
-    config.validate()
-    start_ray(config.options.run.runtime_env)
-    yield from _updates(config, files[:iterations])
-
-
-def _check_changeable(key: str, value: Any) -> None:
-    changeable = [name for name, option in OPTIONS.items() if option.section in _SECTIONS]
-    if key not in OPTIONS:
-        raise OptionError(unknown_key(key, value, changeable))
-    if key not in changeable:
-        raise OptionError(
-            f"{key}={value!r}: the batches are those of the run, and this option of the section {OPTIONS[key].section!r} says what "
-            f"they are or where they come from; those of {', '.join(sorted(_SECTIONS))} can be changed"
-        )
+    yield from _updates(learner_config(run, changes), files[:iterations])
 
 
 def _updates(config: Any, files: Sequence[Path]) -> Iterator[Retrained]:
-    from ray.rllib.utils.metrics.metrics_logger import MetricsLogger
-
-    from tppo_rl.config.text_envs import make_text_env
     from tppo_rl.learner.boundaries import BoundaryTracker
-    from tppo_rl.learner.client import LearnerClient
     from tppo_rl.learner.learner import TPPOLearner
     from tppo_rl.observability.metrics import boundary_metrics, learner_metrics
 
-    options: Options = config.options
-    env = make_text_env(options.environment, "train")
-    group = config.build_learner_group(env=env)
-    env.close()
-    learners = LearnerClient(group, options, MetricsLogger().peek_results)
-    boundaries = BoundaryTracker(options)
-    try:
+    boundaries = BoundaryTracker(config.options)
+    with learners_alone(config) as learners:
         for number, file in enumerate(files, 1):
             batch = read_batch(file)
             if batch.resumed:
-                boundaries = BoundaryTracker(options, boundaries.waiting, boundaries.slope())
+                boundaries = BoundaryTracker(config.options, boundaries.waiting, boundaries.slope())
             if batch.critic_starts_at is not None:
                 learners.ask(partial(TPPOLearner.start_critic, value=batch.critic_starts_at))
             version = learners.ask(lambda learner: learner.policy_version)[0]
@@ -105,9 +71,6 @@ def _updates(config: Any, files: Sequence[Path]) -> Iterator[Retrained]:
             boundaries.forget(batch.left_out)
             metrics = learner_metrics(update.metrics) | boundary_metrics(closed)
             yield Retrained(number, metrics, learners.weights_checksum() == batch.weights)
-    finally:
-        learners.stop()
-        group.shutdown()
 
 
 def write_and_compare(found: Iterator[Retrained], run: Path, out: Path) -> str:

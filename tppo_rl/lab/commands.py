@@ -1,4 +1,4 @@
-"""The command `tppo-rl critic lab`. Heavy imports stand inside it, so that `--help` answers at once."""
+"""The commands of `tppo-rl critic`. Heavy imports stand inside them, so that `--help` answers at once."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tppo_rl.core.shared_options import set_option
 
 @click.group()
 def critic() -> None:
-    """Judge critics."""
+    """Judge and pretrain critics."""
 
 
 @critic.command()
@@ -90,3 +90,40 @@ def lab(
     text = (folder / MARKDOWN_FILE).read_text(encoding="utf-8").partition(DETAILS)[0]
     click.echo("\n".join(line for line in text.splitlines() if not line.startswith("![")))
     click.echo(f"{folder / HTML_FILE} has calibration, boundary values and figures too")
+
+
+@critic.command()
+@click.argument("run", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for the critic.")
+@click.option("--epochs", default=4, show_default=True, type=click.IntRange(1), help="Passes over the responses.")
+@click.option(
+    "--heldout",
+    default=0.2,
+    show_default=True,
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    help="Share of the problems whose responses only measure.",
+)
+@set_option
+@one_clear_error
+def pretrain(run: Path, out: Path, epochs: int, heldout: float, overrides: tuple[str, ...]) -> None:
+    """Train a critic on the finished responses that RUN has kept (record_batches), for the option `critic` of other runs.
+
+    After each pass it says what the critic explains of the variance of returns of held-out problems.
+    """
+    from rich.console import Console
+
+    from tppo_rl.config.run_files import parse_override
+    from tppo_rl.core.waiting import watched_by
+    from tppo_rl.experiment.stages import StageDisplay
+    from tppo_rl.lab.pretrain import pretrain as pretrained
+
+    display = StageDisplay(Console(stderr=True), "critic pretrain")
+    changes = dict(map(parse_override, overrides))
+    with display, watched_by(display):
+        for known, count in pretrained(run, out, changes=changes, epochs=epochs, heldout=heldout):
+            passes = "before" if known.epoch == 0 else f"after pass {known.epoch}"
+            click.echo(
+                f"{passes}: explains {known.by_tokens:.3f} of the variance of returns, {known.by_responses:.3f} with one weight for each "
+                f"of {count} held-out responses"
+            )
+    click.echo(f"critic: {out}")

@@ -193,7 +193,7 @@ class TPPOLearner(InsideTorchLearner):
 
         All learners must call it.
         """
-        critic, collective = self._language_model().critic, current_collective(self.device)
+        critic, collective = self.language_model().critic, current_collective(self.device)
         if critic is None or initial_value(critic, self._options) != "mean_return":
             return
         if is_cold(critic, collective):
@@ -230,7 +230,7 @@ class TPPOLearner(InsideTorchLearner):
         if self._options.learners.distributed == "ddp":
             return
         keep = current_collective(self.device).rank == 0
-        self._language_model().gather(inference_only=inference_only, keep=keep)
+        self.language_model().gather(inference_only=inference_only, keep=keep)
         if not inference_only:
             states = {name: gather_optimizer_state(optimizer, keep=keep) for name, optimizer in self.optimizers()}
             self._gathered_optimizers = states if keep else None
@@ -270,9 +270,7 @@ class TPPOLearner(InsideTorchLearner):
         return self._writing.result() if self._writing.done() else None
 
     def _take_slices(self) -> TakenSlices:
-        return take_learner(
-            current_collective(self.device), self._language_model().trained_tensors(), self.optimizers()
-        )
+        return take_learner(current_collective(self.device), self.language_model().trained_tensors(), self.optimizers())
 
     def _state_of(self, taken: TakenSlices) -> dict[str, Any]:
         state = self.get_state(not_components=[COMPONENT_RL_MODULE, COMPONENT_OPTIMIZER])
@@ -334,19 +332,20 @@ class TPPOLearner(InsideTorchLearner):
             if name in state:
                 optimizer.load_state_dict(state[name]["state"])
 
-    def _language_model(self) -> LanguageModelModule:
+    def language_model(self) -> LanguageModelModule:
+        """Returns the module with policy, critic and reference."""
         module = self.module[DEFAULT_MODULE_ID]
         assert isinstance(module, LanguageModelModule)
         return module
 
     def _forget_gathered(self) -> None:
-        self._language_model().forget_gathered()
+        self.language_model().forget_gathered()
         self._gathered_optimizers = None
 
     def _build_pipeline(self) -> LearnerConnectorPipeline:
         pieces = self.custom_connectors()
         if self.config.add_default_connectors_to_learner_pipeline:
-            module = self._language_model()
+            module = self.language_model()
             if self._options.compute.packing and module.reference is not None:
                 check_packing(module.reference)
             stages = default_stages(
