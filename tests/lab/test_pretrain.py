@@ -23,12 +23,14 @@ def keep(folder: Path, *batches: list[Fragment], left_out: tuple[int, ...] = (),
 
 
 def finished(episode: int, prompt: int = 0) -> Fragment:
-    return make_fragment(episode_id=episode, prompt_index=prompt, tokens=[3, 4], terminated=True)
+    return make_fragment(episode_id=episode, prompt_index=prompt, tokens=[3, 4], versions=[5, 6], terminated=True)
 
 
 def test_responses_that_have_ended_and_are_trained_are_taken(tmp_path: Path) -> None:
     keep(tmp_path, [finished(1), make_fragment(episode_id=2, tokens=[5])], [finished(3), finished(4)], left_out=(4,))
-    assert [one.episode_id for one in finished_responses(tmp_path)] == [1, 3]
+    found = finished_responses(tmp_path)
+    assert [one.episode_id for one in found] == [1, 3]
+    assert all(one.versions.max() <= 0 for one in found), "new learners are of version 0"
 
 
 def test_responses_to_one_problem_stay_together() -> None:

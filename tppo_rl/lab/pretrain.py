@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,12 +46,17 @@ def finished_responses(run: Path) -> list[Fragment]:
     found: dict[int, Fragment] = {}
     for file in batch_files(run):
         batch = read_batch(file)
-        found |= {one.episode_id: one for one in batch.fragments if one.finished}
+        found |= {one.episode_id: _of_first_version(one) for one in batch.fragments if one.finished}
         for episode in batch.left_out:
             found.pop(episode, None)
     if not found:
         raise OptionError(f"{run}: no response has ended in its batches; let it train longer")
     return list(found.values())
+
+
+def _of_first_version(response: Fragment) -> Fragment:
+    """Learners that begin anew take no token for newer than their weights."""
+    return replace(response, versions=np.minimum(response.versions, 0))
 
 
 def split_by_problem(responses: Sequence[Fragment], share: float, seed: int) -> tuple[list[Fragment], list[Fragment]]:
