@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from tppo_rl.core.errors import OptionError
+from tppo_rl.core.whole_files import make_folder
 from tppo_rl.experiment.provenance import read_provenance, this_command, versions
 from tppo_rl.tune.analysis import QUALITY, WINDOW, Group, Task, split_tasks, words
 from tppo_rl.tune.measures import BY_NAME, MEASURES, boundary_profile
@@ -59,7 +60,7 @@ def write_report(sweeps: Sequence[Path], out: Path | None = None, *, target: flo
     trials = [trial for sweep in sweeps for trial in read_sweep(sweep)]
     tasks = split_tasks(trials, target=target)
     out = sweeps[0] / "report" if out is None else out
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out, "--out")
     sections = []
     for index, task in enumerate(tasks):
         prefix = f"task{index + 1}_" if len(tasks) > 1 else ""

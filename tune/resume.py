@@ -17,7 +17,7 @@ from ray.tune.experiment import Trial
 
 from tppo_rl.config.run_files import Experiment
 from tppo_rl.core.errors import OptionError
-from tppo_rl.core.whole_files import write_whole
+from tppo_rl.core.whole_files import make_folder, write_whole
 from tppo_rl.tune.tune_internals import TuneState
 
 DEFINITION = "sweep.json"
@@ -27,7 +27,7 @@ _DEFINING = {"run", "env", "stop", "config", "num_samples", "seeds", "tune_confi
 
 def write_definition(experiment: Experiment, folder: Path) -> None:
     """Keeps what a sweep is made of, so that no other one goes on in its folder."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder, "--results")
     write_whole(folder / DEFINITION, _definition(experiment))
 
 

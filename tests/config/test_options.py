@@ -368,6 +368,7 @@ def test_scoring_has_bounds(values: dict[str, Any]) -> None:
     [
         ({"unfinished_advantage_scale": "Auto"}, r" or 'auto', did you mean auto\? \(Factor on the advantages of unfinished windows\)$"),
         ({"mode": "asinc"}, r"input should be 'async' or 'sync', did you mean async or sync\? \("),
+        ({"mode": "Async"}, r"'async' or 'sync', did you mean async\? \("),
         ({"mode": "x"}, r"input should be 'async' or 'sync' \("),
         ({"num_epochs": 0}, r"^num_epochs=0: input should be greater than 0 \(Passes of the policy over a batch\)$"),
     ],

@@ -45,6 +45,14 @@ def test_a_line_that_a_kill_has_cut_is_left_out(tmp_path: Path) -> None:
     assert len(read_events(tmp_path)[1]) == 2
 
 
+def test_a_line_that_was_changed_is_named(tmp_path: Path) -> None:
+    recorded(tmp_path, 3)
+    file = tmp_path / FILE
+    file.write_text(file.read_text(encoding="utf-8").replace('"weights": 20', '"weights": 21'), encoding="utf-8")
+    with pytest.raises(OptionError, match="line 3 is not what the run has written: its checksum differs"):
+        read_events(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [

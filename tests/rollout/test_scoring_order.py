@@ -122,6 +122,12 @@ def test_what_is_written_is_read_again() -> None:
     assert followed.is_over
 
 
+@pytest.mark.parametrize("text", ["0:1", "-2:1", "3:1 1:-1", "x:1", "1:", "2:1?0"])
+def test_what_nobody_has_written_is_refused(text: str) -> None:
+    with pytest.raises((ValueError, IndexError)):
+        list(read_order([{"text": text, "failures": []}]))
+
+
 def test_nothing_is_kept_where_nobody_asks() -> None:
     writer = OrderWriter(keeps=False)
     writer.next_moment([(1, object())])

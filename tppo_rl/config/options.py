@@ -257,7 +257,8 @@ def _explain(values: Mapping[str, Any], problems: Sequence[Any]) -> str:
         return _explain_keys(key, value, problems[0])
     reasons = dict.fromkeys(problem["msg"].removeprefix("Input should be ") for problem in problems)
     words = _QUOTED.findall(" ".join(reasons))
-    hint = suggestion(value.lower(), words) if isinstance(value, str) else ""
+    lower = value.lower() if isinstance(value, str) else ""
+    hint = suggestion(lower, [lower] if lower in words else words) if lower else ""
     return f"{key}={value!r}: input should be {' or '.join(reasons)}{hint} ({first_sentence(_description(key))})"
 
 

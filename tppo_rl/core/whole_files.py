@@ -6,6 +6,8 @@ import errno
 import os
 from pathlib import Path
 
+from tppo_rl.core.errors import OptionError
+
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -18,6 +20,26 @@ def write_whole(path: Path, text: str) -> None:
     except OSError:
         partial.unlink(missing_ok=True)
         raise
+
+
+def make_folder(folder: Path, key: str) -> None:
+    """Makes a folder, and sees whether one may write there.
+
+    Args:
+        folder: May be there.
+        key: Of the user who named it.
+
+    Raises:
+        OptionError: it cannot be made, or one may not write.
+    """
+    probe = folder / f".writable-{os.getpid()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        reason = (error.strerror or type(error).__name__).lower()
+        raise OptionError(f"{key}={str(folder)!r}: cannot be written: {reason}; name a folder that can") from None
 
 
 def is_full_disk(error: BaseException | None) -> bool:

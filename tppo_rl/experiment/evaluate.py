@@ -18,7 +18,7 @@ from tppo_rl.config.options import Options, algorithm_spec
 from tppo_rl.config.text_envs import num_problems
 from tppo_rl.core.checkpoint_files import check_whole
 from tppo_rl.core.errors import OptionError
-from tppo_rl.core.whole_files import write_whole
+from tppo_rl.core.whole_files import make_folder, write_whole
 from tppo_rl.envs.answer_extraction import Extraction, VerifierError
 from tppo_rl.envs.verifiers import extracted, find_verifier
 from tppo_rl.experiment.answer_report import compare_answers, figures_of, write_report
@@ -178,7 +178,7 @@ def _claim(folder: Path, settings: Mapping[str, Any]) -> None:
         return
     if folder.exists() and any(folder.iterdir()):
         raise OptionError(f"--out={str(folder)!r}: is in use by something else; name another folder")
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder, "--out")
     write_whole(file, text)
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from tppo_rl.core.errors import OptionError
 from tppo_rl.core.waiting import stage
+from tppo_rl.core.whole_files import make_folder
 from tppo_rl.experiment.learners_alone import learner_config, learners_alone
 from tppo_rl.experiment.result_log import RESULTS, flatten, read_results
 from tppo_rl.observability.batch_log import batch_files, read_batch
@@ -83,7 +84,7 @@ def write_and_compare(found: Iterator[Retrained], run: Path, out: Path) -> str:
     """
     # What is refused leaves the results of an earlier time as they were.
     first, made = next(found), []
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out, "--out")
     with (out / RESULTS).open("w", encoding="utf-8") as file:
         for one in chain([first], found):
             made.append(one)

@@ -19,6 +19,7 @@ from tppo_rl.core.errors import ProcessDied
 from tppo_rl.core.result_keys import check_limits, lookup
 from tppo_rl.core.storage import Storage, folder_here
 from tppo_rl.core.waiting import StageCut, stage, watched_by
+from tppo_rl.core.whole_files import make_folder
 from tppo_rl.experiment.checkpoints import (
     checkpoint_path,
     checkpoint_size,
@@ -117,6 +118,7 @@ def _run_once(
         words, there = _prepared(storage, folder, resume=resume)
         console.print(words, soft_wrap=True, highlight=False, markup=False)
     checkpoint = newest_checkpoint(folder) if resume else None
+    make_folder(folder if resume else folder.parent, "--results")
     if not resume and (earlier := set_aside(folder)) is not None:
         console.print(f"the earlier run is kept in {earlier}", soft_wrap=True, highlight=False)
     folder.mkdir(parents=True, exist_ok=True)

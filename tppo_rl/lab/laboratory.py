@@ -20,6 +20,7 @@ from tppo_rl.config.options import Options
 from tppo_rl.config.text_envs import make_text_env, num_problems
 from tppo_rl.core.errors import OptionError
 from tppo_rl.core.waiting import stage
+from tppo_rl.core.whole_files import make_folder
 from tppo_rl.experiment.sources import exported, options_of_source
 from tppo_rl.lab.samples import Samples
 from tppo_rl.lab.sampling import Draw, Plan, check_one_turn
@@ -250,5 +251,5 @@ def _claim(folder: Path, settings: Mapping[str, Any]) -> None:
         return
     if folder.exists() and any(folder.iterdir()):
         raise OptionError(f"--out={str(folder)!r}: is in use by something else; name another folder")
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder, "--out")
     file.write_text(text, encoding="utf-8")

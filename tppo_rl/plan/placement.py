@@ -244,7 +244,7 @@ class _Placing:
             warnings.warn(
                 f"placement={self.preset!r}: {total - taken} of {total} GPUs ({self.gpus.source}) have nothing to do beside "
                 f"{_some(engines + answering, 'engine')}{each} and {_some(learners, 'learner')}: num_env_runners={engines}, "
-                f"num_learners={learners}",
+                f"num_learners={learners}; leave out what you do not need to set, and the placement fills all GPUs",
                 OptionWarning,
                 stacklevel=2,
             )

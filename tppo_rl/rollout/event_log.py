@@ -18,6 +18,7 @@ Where scoring workers run environment and rewards, the order in which each env-r
 from __future__ import annotations
 
 import json
+import zlib
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -31,6 +32,8 @@ FILE = "events.jsonl"
 BATCH, UPDATE = "b", "u"
 _RESUMED = "resumed_after"
 _SCORING = "scoring"
+_CHECK = "check"
+"""Key of a line's checksum, which files of the last release do not have."""
 _CRITIC_START = "critic_starts_at"
 SENT, TAKEN, WEIGHTS, LOST = "s", "r", "w", "l"
 
@@ -88,6 +91,7 @@ class RecordedEvents(EventLog):
 
     def _append(self, entry: Mapping[str, Any]) -> None:
         self._events, self._scoring = [], defaultdict(list)
+        entry = {**entry, _CHECK: _checksum(entry)}
         lines = [] if self._file.is_file() else [self._facts]
         self._file.parent.mkdir(parents=True, exist_ok=True)
         with self._file.open("a", encoding="utf-8") as stream:
@@ -149,9 +153,13 @@ def read_events(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     rows = file.read_bytes().split(b"\n")
     for number, row in enumerate(rows[:-1], 1):
         try:
-            entries.append(dict(json.loads(row)))
+            entry = dict(json.loads(row))
         except (ValueError, TypeError) as error:
             raise OptionError(f"{file}: line {number} is not what a run writes: {error}") from None
+        check = entry.pop(_CHECK, None)
+        if check not in (None, _checksum(entry)):
+            raise OptionError(f"{file}: line {number} is not what the run has written: its checksum differs")
+        entries.append(entry)
     # What stands behind the last line break was cut by a kill.
     facts, lines = (entries[0], entries[1:]) if entries else ({}, [])
     resumed = next((place for place, line in enumerate(lines) if _RESUMED in line), None)
@@ -164,6 +172,10 @@ def read_events(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         reason = "the run was resumed before it had recorded any" if resumed is not None else "it is not there"
         raise OptionError(f"{file}: a replay begins with iteration 1, and {reason}")
     return facts, lines
+
+
+def _checksum(entry: Mapping[str, Any]) -> int:
+    return zlib.crc32(json.dumps(entry, sort_keys=True).encode())
 
 
 def read_critic_start(folder: Path) -> float | None:

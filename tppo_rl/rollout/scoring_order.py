@@ -100,13 +100,19 @@ def read_order(parts: Sequence[Mapping[str, Any]]) -> Iterator[Moment]:
         failures = [Failure(*values) for values in part["failures"]]
         for word in part["text"].split():
             step, colon, jobs = word.rstrip("!").partition(":")
-            moment += int(step)
+            moment += _positive(step)
             taken = []
             for one in jobs.split(",") if colon else ():
                 number, failed, index = one.partition("?")
-                job += int(number)
+                job = _positive(job + int(number))
                 taken.append((job, failures[int(index)] if failed else None))
             yield Moment(moment, tuple(taken), stopped=word.endswith("!"))
+
+
+def _positive(number: int | str) -> int:
+    if int(number) < 1:
+        raise ValueError(f"{number} is not above 0")
+    return int(number)
 
 
 class FollowedOrder:
