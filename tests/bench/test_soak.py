@@ -30,6 +30,15 @@ def test_files_that_are_not_closed_are_found() -> None:
     assert (slope.unit, slope.grows) == ("files", True)
 
 
+def test_a_process_that_was_not_known_in_some_samples_counts() -> None:
+    samples = [
+        Sample(one.seconds, {"threads, driver": 5.0} if place % 30 == 0 else one.values)
+        for place, one in enumerate(series(60.0))
+    ]
+    (slope,) = slopes(samples)
+    assert (slope.quantity, slope.grows) == ("private memory, driver", True)
+
+
 def test_what_happens_at_the_start_and_at_the_end_does_not_count() -> None:
     samples = series(0.0)
     start = [Sample(-5.0 * (60 - index), {"private memory, driver": 5.0 * index}) for index in range(60)]

@@ -12,7 +12,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +32,8 @@ _GRACE_S = 900.0
 _WARM_UP = 1 / 3
 """Share of the samples that is left out: caches fill, and the allocator finds its size."""
 _BLOCKS = 8
+_MOSTLY = 0.9
+"""Share of the samples in which a quantity must be seen, to be of the run and not of its start or end."""
 _MIB = 2**20
 _ROLES = {
     "ray::VLLMEnvRunner": "env-runner",
@@ -141,9 +143,15 @@ def slopes(samples: Sequence[Sample]) -> list[Slope]:
         raise RunError(
             f"{len(kept)} samples after the warm-up, and {2 * _BLOCKS} are the least: let the run last longer"
         )
-    names = set.intersection(*(set(sample.values) for sample in kept))
-    hours = np.array([sample.seconds for sample in kept]) / 3600
-    return [_slope(name, hours, np.array([sample.values[name] for sample in kept])) for name in sorted(names)]
+    seen = Counter(name for sample in kept for name in sample.values)
+    return [_slope_of(name, kept) for name in sorted(seen) if seen[name] >= _MOSTLY * len(kept)]
+
+
+def _slope_of(name: str, samples: Sequence[Sample]) -> Slope:
+    """Takes the samples that have the quantity: a process that changes its title just then is not known in one."""
+    having = [sample for sample in samples if name in sample.values]
+    hours = np.array([sample.seconds for sample in having]) / 3600
+    return _slope(name, hours, np.array([sample.values[name] for sample in having]))
 
 
 def _slope(name: str, hours: np.ndarray, values: np.ndarray) -> Slope:
