@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import errno
 import io
 import os
 from collections.abc import Callable
@@ -18,6 +19,7 @@ import torch
 
 from tppo_rl.core.checkpoint_files import begin_checkpoint, checkpoint_state, unknown_files, write_checkpoint
 from tppo_rl.core.errors import OptionWarning, RunError
+from tppo_rl.core.one_clear_error import one_clear_error
 from tppo_rl.core.sliced_arrays import Sliced, slice_file, write_slices
 from tppo_rl.experiment import checkpoints
 from tppo_rl.experiment.checkpoints import (
@@ -224,6 +226,25 @@ def test_a_full_disk_keeps_the_last_checkpoint_and_is_one_message(tmp_path: Path
         save_checkpoint(SimpleNamespace(save_to_path=full), checkpoint_path(tmp_path, 2), 1)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["iteration_000001"]
     assert checkpoint_state(newest_checkpoint(tmp_path)) == {"text": "a"}
+
+
+def test_a_disk_that_became_read_only_is_one_message(tmp_path: Path) -> None:
+    save_checkpoint(writer("a"), checkpoint_path(tmp_path, 1), 1)
+
+    def refused(place: str) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), place)
+
+    words = r"iteration_000002: may not be written \(.*Read-only.*\); the newest one is .*iteration_000001; give the right to write"
+    with pytest.raises(RunError, match=words):
+        save_checkpoint(SimpleNamespace(save_to_path=refused), checkpoint_path(tmp_path, 2), 1)
+
+    @one_clear_error
+    def command() -> None:
+        refused("result.json")
+
+    with pytest.raises(SystemExit) as ended:
+        command()
+    assert ended.value.code == 1
 
 
 def test_other_names_are_passed_over_and_damaged_ones_are_named(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import NoReturn, ParamSpec, TextIO, TypeVar
 import click
 
 from tppo_rl.core.errors import OptionError, OptionWarning, RunError
-from tppo_rl.core.whole_files import is_full_disk
+from tppo_rl.core.whole_files import is_full_disk, is_refused
 
 BAD_INPUT = 2
 """Exit status, the one that click uses for a bad call."""
@@ -28,7 +28,7 @@ _R = TypeVar("_R")
 def one_clear_error(command: Callable[_P, _R]) -> Callable[_P, _R]:
     """Makes a command end with the message of an `OptionError` (status 2) or `RunError` (status 1), without a traceback.
 
-    A full disk is such a message too. Ctrl-C gives status 130.
+    A disk that is full or read-only is such a message too. Ctrl-C gives status 130.
     """
 
     @wraps(command)
@@ -46,13 +46,19 @@ def one_clear_error(command: Callable[_P, _R]) -> Callable[_P, _R]:
         except KeyboardInterrupt as interrupt:
             _leave(interrupt)
         except Exception as error:
-            if not is_full_disk(error):
+            full = is_full_disk(error)
+            if not full and not is_refused(error):
                 raise
             where = getattr(error, "filename", None)
             place = f"{where}: " if where else ""
+            why, remedy = (
+                ("there is no room left on the disk", "Make room")
+                if full
+                else ("it may not be written", "Give the right")
+            )
             click.echo(
-                f"error: {place}there is no room left on the disk; what was written whole is there still. Make room, and go on with "
-                f"--resume where the command has it ({error})",
+                f"error: {place}{why}; what was written whole is there still. {remedy}, and go on with --resume where the command has it "
+                f"({error})",
                 err=True,
             )
             sys.exit(FAILED)

@@ -1,4 +1,4 @@
-"""Small files that are there whole or not at all, and the errors of a full disk."""
+"""Small files that are there whole or not at all, and the errors of disks that take nothing."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from tppo_rl.core.errors import OptionError
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+_REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -52,3 +53,8 @@ def is_full_disk(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
+
+
+def is_refused(error: BaseException | None) -> bool:
+    """Whether an error says that one may not write: a file system that is read-only, or missing rights."""
+    return isinstance(error, OSError) and error.errno in _REFUSED

@@ -20,7 +20,7 @@ from tppo_rl.core.checkpoint_files import (
     why_not_whole,
 )
 from tppo_rl.core.errors import OptionError, OptionWarning, RunError
-from tppo_rl.core.whole_files import is_full_disk
+from tppo_rl.core.whole_files import is_full_disk, is_refused
 from tppo_rl.plan.memory import Memory
 
 CHECKPOINTS = "checkpoints"
@@ -155,15 +155,17 @@ def _leaving_nothing(target: Path, *, fresh: bool = True) -> Iterator[Path]:
         yield partial
     except Exception as error:
         shutil.rmtree(partial, ignore_errors=True)
-        if not is_full_disk(error):
+        full = is_full_disk(error)
+        if not full and not is_refused(error):
             raise
         newest = find_newest_checkpoint(target.parent.parent)
         rest = (
             "there is no other one yet"
             if newest is None
-            else f"the newest one is {newest}; make room, and go on with --resume"
+            else f"the newest one is {newest}; {'make room' if full else 'give the right to write'}, and go on with --resume"
         )
-        raise RunError(f"{target}: there is no room left on the disk for this checkpoint; {rest}") from error
+        why = "there is no room left on the disk for this checkpoint" if full else f"may not be written ({error})"
+        raise RunError(f"{target}: {why}; {rest}") from error
 
 
 def put_checkpoint(target: Path, num_to_keep: int | None) -> None:
