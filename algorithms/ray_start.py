@@ -13,12 +13,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from tppo_rl.core.errors import OptionError
+from tppo_rl.core.errors import OptionError, RunError
 from tppo_rl.core.process_memory import spare_freed_blocks
 from tppo_rl.core.waiting import stage
 
 _STDERR = 2
 _LOG_LEVEL = b"Set ray log level from environment variable"
+_TOO_SLOW = "timed out during startup"
 _LOGGERS = ("ray", "ray.rllib", "ray.tune", "ray._common.deprecation")
 
 
@@ -88,6 +89,7 @@ def start_ray(runtime_env: Mapping[str, Any] | None = None) -> None:
 
     Raises:
         OptionError: Ray runs already, and its job has no such environment.
+        RunError: Ray did not start in time.
     """
     import ray
 
@@ -98,12 +100,20 @@ def start_ray(runtime_env: Mapping[str, Any] | None = None) -> None:
     # Ray's processes get their environment when Ray starts; the one that runs here has read its own.
     spare_freed_blocks()
     with stage("starting Ray"), _without_log_level(), _keeping_signal_handlers():
-        ray.init(
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            runtime_env=dict(runtime_env) if runtime_env else None,
-        )
+        try:
+            ray.init(
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                runtime_env=dict(runtime_env) if runtime_env else None,
+            )
+        except Exception as error:
+            # Ray has no class for it.
+            if _TOO_SLOW not in str(error):
+                raise
+            raise RunError(
+                f"Ray did not start in time: {error} The load of this machine is {os.getloadavg()[0]:.0f}; try again when it has less to do"
+            ) from error
 
 
 def _check_environment(wanted: Mapping[str, Any], present: Mapping[str, Any]) -> None:

@@ -6,9 +6,10 @@ import subprocess
 import sys
 
 import pytest
+import ray
 
-from tppo_rl.algorithms.ray_start import _check_environment
-from tppo_rl.core.errors import OptionError
+from tppo_rl.algorithms.ray_start import _check_environment, start_ray
+from tppo_rl.core.errors import OptionError, RunError
 
 
 def test_what_a_running_ray_does_not_have_is_refused() -> None:
@@ -33,3 +34,15 @@ os.kill(os.getpid(), signal.SIGTERM)
 """
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=120)
     assert (run.returncode, run.stderr) == (7, "")
+
+
+def test_a_ray_that_does_not_start_in_time_is_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow(**_: object) -> None:
+        raise Exception("The current node timed out during startup. This could happen because of much.")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", slow)
+    with pytest.raises(
+        RunError, match=r"^Ray did not start in time: The current node .* try again when it has less to do$"
+    ):
+        start_ray()
