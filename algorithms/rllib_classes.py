@@ -316,7 +316,7 @@ class LanguageModelAlgorithm(Algorithm):
         """Tells new critics the mean return that the first evaluation has found."""
         value = evaluated_return(self.options, self.evaluator.before.get("sampled", {}))
         if self.options.run.replay_of is not None:
-            value = read_critic_start(Path(self.options.run.replay_of))
+            value = read_critic_start(Path(self.options.run.replay_of), value)
         if value is not None:
             self._events.critic_starts_at = value
             self.loop.learners.ask(partial(TPPOLearner.start_critic, value=value))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tppo_rl.core.errors import OptionError, RunError
-from tppo_rl.rollout.event_log import FILE, RecordedEvents, ReplayedEvents, read_events
+from tppo_rl.rollout.event_log import FILE, RecordedEvents, ReplayedEvents, read_critic_start, read_events
 
 
 def recorded(folder: Path, iterations: int, first: int = 1) -> RecordedEvents:
@@ -43,6 +43,17 @@ def test_a_line_that_a_kill_has_cut_is_left_out(tmp_path: Path) -> None:
     file = tmp_path / FILE
     file.write_bytes(file.read_bytes()[:-20])
     assert len(read_events(tmp_path)[1]) == 2
+
+
+def test_the_critic_s_start_is_kept_and_measured_where_an_older_run_has_none(tmp_path: Path) -> None:
+    recorded(tmp_path / "none", 1)
+    assert read_critic_start(tmp_path / "none", 0.5) is None
+    log = RecordedEvents(tmp_path / "some", {"options": {}})
+    log.critic_starts_at = 0.1
+    log.end_iteration(1, 10)
+    assert read_critic_start(tmp_path / "some", 0.5) == 0.1
+    (tmp_path / FILE).write_text('{"options": {}}\n{"iteration": 1, "events": "", "weights": 1}\n', encoding="utf-8")
+    assert read_critic_start(tmp_path, 0.5) == 0.5
 
 
 def test_a_line_that_was_changed_is_named(tmp_path: Path) -> None:

@@ -178,13 +178,17 @@ def _checksum(entry: Mapping[str, Any]) -> int:
     return zlib.crc32(json.dumps(entry, sort_keys=True).encode())
 
 
-def read_critic_start(folder: Path) -> float | None:
+def read_critic_start(folder: Path, measured: float | None) -> float | None:
     """Returns the mean return that new critics were told before the first update; None: they were told none.
+
+    Args:
+        folder: Of the run.
+        measured: What the first evaluation says now; files of the last release do not tell what it said then.
 
     Raises:
         OptionError: see `read_events`.
     """
-    value = read_events(folder)[1][0].get(_CRITIC_START)
+    value = read_events(folder)[1][0].get(_CRITIC_START, measured)
     return None if value is None else float(value)
 
 
