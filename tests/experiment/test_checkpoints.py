@@ -28,7 +28,6 @@ from tppo_rl.experiment.checkpoints import (
     find_newest_checkpoint,
     iteration_of,
     newest_checkpoint,
-    save_checkpoint,
     size_in_words,
 )
 from tppo_rl.experiment.saver import Saver
@@ -44,6 +43,11 @@ def writer(text: str) -> SimpleNamespace:
         write_checkpoint(Path(place), {"text": text}, {})
 
     return SimpleNamespace(save_to_path=save)
+
+
+def save_checkpoint(algorithm: Any, target: Path, num_to_keep: int | None, *, in_background: bool = False) -> None:
+    with Saver(num_to_keep, in_background=in_background, say=print) as saving:
+        saving.save(algorithm, target)
 
 
 def test_the_newest_are_kept_and_one_of_the_same_iteration_is_replaced(tmp_path: Path) -> None:
@@ -174,17 +178,14 @@ def test_a_kill_at_any_file_operation_leaves_a_whole_checkpoint(
             begin_checkpoint=lambda place: partial(write, place, number),
         )
 
-    def save_checkpoint(algorithm: Any, target: Path, num_to_keep: int) -> None:
-        with Saver(num_to_keep, in_background=in_background, say=print) as saving:
-            saving.save(algorithm, target)
-
+    save = partial(save_checkpoint, in_background=in_background)
     seen, count = set(), 0
     while True:
         folder = tmp_path / str(count)
         for iteration in (1, 2):
-            save_checkpoint(saver(iteration), checkpoint_path(folder, iteration), num_to_keep)
+            save(saver(iteration), checkpoint_path(folder, iteration), num_to_keep)
         target = checkpoint_path(folder, 2 if again else 3)
-        killed = killed_at(count, monkeypatch, lambda: save_checkpoint(saver(3), target, num_to_keep))  # noqa: B023
+        killed = killed_at(count, monkeypatch, lambda: save(saver(3), target, num_to_keep))  # noqa: B023
         for _ in range(2):
             # The run goes on, and saves once more.
             chosen = newest_checkpoint(folder)
@@ -192,7 +193,7 @@ def test_a_kill_at_any_file_operation_leaves_a_whole_checkpoint(
             assert number in (2, 3)
             np.testing.assert_array_equal(checkpoint_state(chosen)["weights"], state_of(number)["weights"])
         seen.add(number)
-        save_checkpoint(saver(4), checkpoint_path(folder, 4), num_to_keep)
+        save(saver(4), checkpoint_path(folder, 4), num_to_keep)
         assert checkpoint_state(newest_checkpoint(folder))["number"] == 4
         if not killed:
             break

@@ -19,7 +19,7 @@ from tppo_rl.core import storage as storage_module
 from tppo_rl.core.checkpoint_files import check_every_file, checkpoint_state, write_checkpoint
 from tppo_rl.core.errors import OptionError, RunError
 from tppo_rl.core.storage import Storage
-from tppo_rl.experiment.checkpoints import checkpoint_path, newest_checkpoint, save_checkpoint
+from tppo_rl.experiment.checkpoints import checkpoint_path, newest_checkpoint, put_checkpoint, write_partial
 from tppo_rl.experiment.mirror import Mirror, copy_run
 from tppo_rl.experiment.saver import Saver
 from tppo_rl.experiment.stored_checkpoints import stored_checkpoints
@@ -41,7 +41,10 @@ def save(folder: Path, iteration: int, number: int | None = None) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "result.json").open("a", encoding="utf-8") as file:
         file.write(f'{{"training_iteration": {iteration}}}\n')
-    return save_checkpoint(SimpleNamespace(save_to_path=write), checkpoint_path(folder, iteration), None)
+    target = checkpoint_path(folder, iteration)
+    write_partial(target, write)
+    put_checkpoint(target, None)
+    return target
 
 
 def mirror_of(folder: Path, storage: Storage, **more: Any) -> Mirror:

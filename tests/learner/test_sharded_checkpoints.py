@@ -31,7 +31,7 @@ from tppo_rl.learner.lora import trained_weights
 from tppo_rl.learner.models import Policy, load_causal_lm, transformer_blocks
 from tppo_rl.learner.optimizers import make_adamw
 from tppo_rl.learner.sharding import ShardedGradientStep, gather_optimizer_state, gather_weights, load_weights, shard
-from tppo_rl.learner.slices import write_learner
+from tppo_rl.learner.slices import take_learner
 
 pytestmark = pytest.mark.integration
 
@@ -85,14 +85,14 @@ def save_and_go_on(folder: str, place: str) -> dict[str, Any]:
         }
         target = Path(place) / kind
         target.mkdir(exist_ok=True, parents=True)
-        written = write_learner(target, learner.collective, models, optimizers_of(learner).items())
+        taken = take_learner(learner.collective, models, optimizers_of(learner).items())
         found[kind] = {
             "state": {
-                "rl_module": {"default_policy": written.weights},
-                "optimizer": written.optimizers,
+                "rl_module": {"default_policy": taken.weights},
+                "optimizer": taken.optimizers,
                 "update_step": learner.step.get_state(),
             },
-            "files": written.files,
+            "files": taken.write(target),
             "gathered": whole_state(learner),
             "metrics": update(learner, BEFORE),
             "after": whole_state(learner),
@@ -322,13 +322,14 @@ def measured(source: str, warm: str, place: str) -> dict[str, int]:
         target.mkdir(exist_ok=True)
         models = {"policy": policy.state_dict(keep_vars=True)}
         with Peak() as saving:
-            written = write_learner(target, collective, models, [("policy", optimizer)])
+            taken = take_learner(collective, models, [("policy", optimizer)])
+            written = taken.write(target)
         with Peak() as gathering:
             gather_optimizer_state(optimizer)
         files: list[Any] = [None] * collective.size
-        torch.distributed.all_gather_object(files, written.files)
+        torch.distributed.all_gather_object(files, written)
         if collective.rank == 0:
-            state = {"rl_module": written.weights["policy"], "optimizer": written.optimizers["policy"]}
+            state = {"rl_module": taken.weights["policy"], "optimizer": taken.optimizers["policy"]}
             all_files = {name: facts for one in files for name, facts in one.items()}
             write_checkpoint(target, {"learner_group": {"learner": state}}, {}, all_files)
         torch.distributed.barrier()

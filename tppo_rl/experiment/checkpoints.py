@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 from tppo_rl.core.checkpoint_files import (
     LOOP,
@@ -88,22 +87,6 @@ def checkpoint_in(source: Path) -> Path:
     if found is None:
         raise OptionError(f"checkpoint={str(source)!r}: is no checkpoint, and no run's folder that holds one")
     return found
-
-
-def save_checkpoint(algorithm: Any, target: Path, num_to_keep: int | None) -> Path:
-    """Saves a checkpoint whole or not at all, and removes the oldest beside it.
-
-    Args:
-        algorithm: What is saved.
-        target: From `checkpoint_path`; an older checkpoint there is replaced.
-        num_to_keep: Number of newest checkpoints to keep; None keeps all.
-
-    Raises:
-        RunError: there is no room for it; the older ones stay as they are.
-    """
-    write_partial(target, algorithm.save_to_path)
-    put_checkpoint(target, num_to_keep)
-    return target
 
 
 def write_partial(target: Path, write: Callable[[str], object]) -> None:

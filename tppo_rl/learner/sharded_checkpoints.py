@@ -1,7 +1,7 @@
 """Sharded learners write and read checkpoints themselves; the driver sends them the folder, and gets no tensor.
 
     driver                                  learners
-    write_slices(ask, folder)  ──▶  each writes its slices (`slices.write_learner`)
+    write_slices(ask, folder)  ──▶  each writes its slices (`slices.TakenSlices`)
                                ◀──  what stands for the tensors; sizes and checksums of the files
     begin_slices(ask, folder)  ──▶  each copies its slices, and begins to write them in a thread
                                ◀──  what stands for the tensors

@@ -1,7 +1,8 @@
 """The state of sharded learners in files: each learner writes its rows, and reads those that it needs. Nothing is gathered.
 
-    write_learner                policy_0_of_2.safetensors by learner 0, policy_1_of_2.safetensors by learner 1, and so on
-    take_learner                 what `write_learner` writes; a copy of it is written while the learner trains on
+    take_learner                 what one learner is to write
+    TakenSlices.write            policy_0_of_2.safetensors by learner 0, policy_1_of_2.safetensors by learner 1, and so on
+    TakenSlices.copied           the same, to be written while the learner trains on
     sharding.load_weights, …     load them, with any number of learners
 
 | memory of a learner beside its slices | |
@@ -16,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch.distributed.tensor import DTensor
@@ -27,17 +28,6 @@ from tppo_rl.learner.sharding import rows_of
 
 OPTIMIZERS = "optimizers"
 """Name of the files with moments."""
-
-
-class WrittenSlices(NamedTuple):
-    """What one learner has written."""
-
-    weights: dict[str, dict[str, Sliced]]
-    """What stands for the weights of each model; the same on all learners, as is the next."""
-    optimizers: dict[str, dict[str, Any]]
-    """Each optimizer's `state_dict`, with a `Sliced` for each moment and numbers for counts."""
-    files: dict[str, dict[str, Any]]
-    """`Fingerprint.facts` by the names of its files."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +45,9 @@ class TakenSlices:
     """What one learner is to write."""
 
     weights: dict[str, dict[str, Sliced]]
-    """See `WrittenSlices`, as for the next."""
+    """What stands for the weights of each model; the same on all learners, as is the next."""
     optimizers: dict[str, dict[str, Any]]
+    """Each optimizer's `state_dict`, with a `Sliced` for each moment and numbers for counts."""
     files: dict[str, FileOfSlices]
     """By name. The rows are those of the model itself, and change with it."""
 
@@ -112,30 +103,18 @@ class _Taker:
         return places
 
 
-def write_learner(
-    folder: Path,
-    collective: Collective,
-    models: Mapping[str, Mapping[str, torch.Tensor]],
-    optimizers: Iterable[tuple[str, torch.optim.Optimizer]],
-) -> WrittenSlices:
-    """Writes the slices of one learner; all learners must call it, and none waits for another.
-
-    Args:
-        folder: See `TakenSlices.write`.
-        collective: Says which learner it is.
-        models: Their trained tensors by name, under the name of each model; tied ones are one object.
-        optimizers: By name.
-    """
-    taken = take_learner(collective, models, optimizers)
-    return WrittenSlices(taken.weights, taken.optimizers, taken.write(folder))
-
-
 def take_learner(
     collective: Collective,
     models: Mapping[str, Mapping[str, torch.Tensor]],
     optimizers: Iterable[tuple[str, torch.optim.Optimizer]],
 ) -> TakenSlices:
-    """Returns what one learner is to write; the arguments are those of `write_learner`."""
+    """Returns what one learner is to write; all learners must call it, and none waits for another.
+
+    Args:
+        collective: Says which learner it is.
+        models: Their trained tensors by name, under the name of each model; tied ones are one object.
+        optimizers: By name.
+    """
     taker = _Taker(collective)
     weights = {name: taker.take(name, tensors) for name, tensors in models.items()}
     states = {name: optimizer.state_dict() for name, optimizer in optimizers}
