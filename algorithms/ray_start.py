@@ -20,6 +20,8 @@ from tppo_rl.core.waiting import stage
 _STDERR = 2
 _LOG_LEVEL = b"Set ray log level from environment variable"
 _TOO_SLOW = "timed out during startup"
+_KEPT_TASKS = "10000"
+"""Calls of actors whose events Ray's head keeps in memory: its own bound of 100,000 is some 200 MiB, reached in hours."""
 _LOGGERS = ("ray", "ray.rllib", "ray.tune", "ray._common.deprecation")
 
 
@@ -99,6 +101,7 @@ def start_ray(runtime_env: Mapping[str, Any] | None = None) -> None:
     quiet_ray()
     # Ray's processes get their environment when Ray starts; the one that runs here has read its own.
     spare_freed_blocks()
+    os.environ.setdefault("RAY_task_events_max_num_task_in_gcs", _KEPT_TASKS)
     with stage("starting Ray"), _without_log_level(), _keeping_signal_handlers():
         try:
             ray.init(

@@ -13,9 +13,8 @@ from tppo_rl.algorithms import TPPOConfig
 from tppo_rl.core.errors import OptionError
 from tppo_rl.rollout.evaluation import evaluate_heldout
 
-IN_EVERY_RUN = {("gemma2", "packed"), ("qwen3_moe", "in_place")}
-"""A tied output layer with scaled logits, and experts that transformers keeps in one tensor. Models of this size would not be packed
-by default, and those that users bring are."""
+IN_EVERY_RUN = {("qwen3_moe", "in_place")}
+"""Experts that transformers keeps in one tensor, as most that differs from one family to the next does."""
 
 
 def config_of(name: str, folder: Path, results: Path) -> TPPOConfig:

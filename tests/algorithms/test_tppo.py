@@ -54,6 +54,10 @@ def assert_accounts_add_up(algorithm: TPPO, result: dict[str, Any]) -> None:
 
 
 def test_async_run_survives_a_lost_env_runner_and_a_restore(small_config: TPPOConfig, tmp_path: Path) -> None:
+    recreated: list[list[int]] = []
+    small_config.callbacks(
+        on_env_runners_recreated=lambda env_runner_indices, **_: recreated.append(env_runner_indices)
+    )
     algorithm = small_config.reporting(rollout_log_fragments=10_000).build_algo()
     for iteration in range(4):
         result = algorithm.train()
@@ -86,6 +90,7 @@ def test_async_run_survives_a_lost_env_runner_and_a_restore(small_config: TPPOCo
     assert len(told) > 8
     _kill_env_runner(algorithm)
     result = _train_until_restarted(algorithm, incarnation)
+    assert recreated == [[1]]
     _assert_episodes_went_on(Path(small_config.results_folder), told)
     assert_accounts_add_up(algorithm, result)
     assert result["staleness"]["max"] <= small_config.max_staleness

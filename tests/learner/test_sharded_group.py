@@ -277,7 +277,9 @@ def test_weights_and_log_probs_for_the_engines(sharded: Any, model_folder: str) 
     for group in (sharded, alone):
         train(group, SHARES["even"])
         env_runner = SimpleNamespace(set_state=lambda state: received.append(copy.deepcopy(state)))
-        env_runners = SimpleNamespace(healthy_env_runner_ids=list, local_env_runner=env_runner)
+        env_runners = SimpleNamespace(
+            healthy_env_runner_ids=list, num_remote_env_runners=int, local_env_runner=env_runner
+        )
         sync = WeightSync(group, env_runners, proof=WeightProof(exact=True), probe=range(32))
         sync.push()
         assert sync.version == received[-1][WEIGHTS_SEQ_NO] == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -60,6 +61,7 @@ DISTRIBUTED = dict.fromkeys(PLANS, ("fsdp",)) | dict.fromkeys(
     ("every term", "held episodes, warm-up", "groups without a critic"),
     ("fsdp", "ddp"),
 )
+IN_EVERY_RUN = {("every term", "fsdp"), ("held episodes, warm-up", "fsdp"), ("groups without a critic", "fsdp")}
 NUM_UPDATES = 5
 UNCOMPARED = ("padding_fraction", "seconds")
 
@@ -133,7 +135,9 @@ def trajectory(
     return metrics, weights
 
 
-def learner(rank: int, folder: str, other: str, meeting_point: str, results: str) -> None:
+def learner(
+    rank: int, folder: str, other: str, wanted: Sequence[tuple[str, str]], meeting_point: str, results: str
+) -> None:
     assert "ray" not in sys.modules, "the update step is plain torch"
     torch.set_num_threads(1)
     torch.distributed.init_process_group(
@@ -141,9 +145,7 @@ def learner(rank: int, folder: str, other: str, meeting_point: str, results: str
     )
     collective = current_collective()
     outcomes = {
-        (plan, distributed): trajectory(folder, other, plan, collective, distributed)
-        for plan in PLANS
-        for distributed in DISTRIBUTED[plan]
+        (plan, distributed): trajectory(folder, other, plan, collective, distributed) for plan, distributed in wanted
     }
     torch.save(outcomes, f"{results}.{rank}")
     torch.distributed.destroy_process_group()
@@ -161,15 +163,27 @@ def alone(model_folder: str, other_folder: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def two_learners(
-    model_folder: str, other_folder: str, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest, model_folder: str, other_folder: str, tmp_path_factory: pytest.TempPathFactory
 ) -> list[dict[tuple[str, str], Any]]:
+    """Outcomes of the cases that this run of the tests has chosen, of both learners."""
+    params = [
+        item.callspec.params
+        for item in request.session.items
+        if item.path == request.path and hasattr(item, "callspec")
+    ]
+    wanted = [(one["plan"], one["distributed"]) for one in params if "distributed" in one]
     folder: Path = tmp_path_factory.mktemp("sharded_losses")
-    return run_two_learners(learner, folder, model_folder, other_folder, timeout_s=240)
+    return run_two_learners(learner, folder, model_folder, other_folder, wanted, timeout_s=240)
 
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(
-    ("plan", "distributed"), [(plan, name) for plan, names in DISTRIBUTED.items() for name in names]
+    ("plan", "distributed"),
+    [
+        pytest.param(plan, name, marks=[] if (plan, name) in IN_EVERY_RUN else pytest.mark.slow)
+        for plan, names in DISTRIBUTED.items()
+        for name in names
+    ],
 )
 def test_two_learners_equal_one(
     two_learners: list[dict[tuple[str, str], Any]], alone: dict[str, Any], plan: str, distributed: str

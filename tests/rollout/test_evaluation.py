@@ -65,7 +65,7 @@ def evaluator(folder: Path, *, heldout: int, duration: int) -> tuple[HeldoutEval
     )
     runner = VLLMEnvRunner(config=config, worker_index=0)
     runner.set_state({COMPONENT_RL_MODULE: {DEFAULT_MODULE_ID: {}}, WEIGHTS_SEQ_NO: 3})
-    group = SimpleNamespace(healthy_env_runner_ids=list, local_env_runner=runner)
+    group = SimpleNamespace(healthy_env_runner_ids=list, num_remote_env_runners=int, local_env_runner=runner)
     weights: Any = Delivered()
     return HeldoutEvaluator(config.options, weights, lambda: group), runner
 

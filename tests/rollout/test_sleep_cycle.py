@@ -129,6 +129,9 @@ class Group:
     def healthy_env_runner_ids(self) -> list[int]:
         return [1, 2]
 
+    def num_remote_env_runners(self) -> int:
+        return 2
+
     def foreach_env_runner(self, method: str, **_: Any) -> list[Any]:
         self.told.append(method)
         return self.answers[method]

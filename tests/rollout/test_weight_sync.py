@@ -31,6 +31,9 @@ class Answering:
     def healthy_env_runner_ids(self) -> list[int]:
         return list(range(1, len(self.answers) + 1))
 
+    def num_remote_env_runners(self) -> int:
+        return len(self.answers)
+
     def foreach_env_runner(self, name: str, **arguments: Any) -> list[Any]:
         return [answer for answer in self.answers if answer is not None]
 
@@ -130,9 +133,15 @@ class Busy:
 
     def __init__(self, *env_runners: int) -> None:
         self.open: dict[int, list[Offer]] = {env_runner: [] for env_runner in env_runners}
+        self.taken: list[int] = []
+        self.lost: set[int] = set()
+        self.local_env_runner = SimpleNamespace(set_state=lambda state: None)
 
     def healthy_env_runner_ids(self) -> list[int]:
-        return list(self.open)
+        return [env_runner for env_runner in self.open if env_runner not in self.lost]
+
+    def num_remote_env_runners(self) -> int:
+        return len(self.open)
 
     def fetch_ready_async_reqs(self, **arguments: Any) -> list[Any]:
         return []
@@ -144,6 +153,7 @@ class Busy:
     def foreach_env_runner_async(self, name: str, *, kwargs: Any, remote_worker_ids: list[int], tag: str) -> int:
         (env_runner,) = remote_worker_ids
         self.open[env_runner].append(kwargs["state"][COMPONENT_RL_MODULE])
+        self.taken.append(kwargs["state"][WEIGHTS_SEQ_NO])
         return 1
 
 
@@ -163,3 +173,16 @@ def test_a_learner_keeps_what_env_runners_may_still_ask_for() -> None:
         if push == 5:
             group.open[2].clear()
     assert kept == [[1], [1, 2], [1, 2, 3], [1, 2, 3, 4], [3, 4, 5], [6], [6, 7]]
+
+
+def test_an_env_runner_that_comes_back_gets_the_weights_of_the_updates_that_it_missed() -> None:
+    """All are lost for two updates, while the one in this process, which has no engine, stays."""
+    group = Busy(1)
+    sync = WeightSync(Learner(), group, proof=WeightProof(exact=True), probe=PROBE, transport="broadcast")
+    sync.push()
+    group.lost = {1}
+    sync.push()
+    sync.push()
+    group.lost = set()
+    sync.revive(1)
+    assert group.taken == [1, 3]

@@ -229,7 +229,7 @@ class RolloutController:
 
     def abandon(self) -> None:
         """Makes every env-runner drop its open episodes, and discards open requests; for a restored ledger."""
-        if self._group.healthy_env_runner_ids():
+        if self._group.num_remote_env_runners():
             self._group.foreach_env_runner("abandon", local_env_runner=False, timeout_seconds=None)
             self._group.fetch_ready_async_reqs(tags=SAMPLE_TAG, timeout_seconds=1.0)
         elif self._group.local_env_runner is not None:

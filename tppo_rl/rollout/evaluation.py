@@ -17,6 +17,7 @@ from tppo_rl.core.fragments import Fragment, accuracy, concatenate_tables, fragm
 from tppo_rl.core.prompts import heldout_tickets
 from tppo_rl.core.waiting import Stage, stage, stop_here
 from tppo_rl.rollout.answer_counts import shared_counts
+from tppo_rl.rollout.rllib_internals import healthy_remote
 from tppo_rl.rollout.weight_sync import LogProbDiff, WeightSync
 
 _COMPARED_EPISODES = 32
@@ -144,8 +145,10 @@ def evaluate_heldout(
         Exception: the error of an env-runner.
     """
     tickets = list(heldout_tickets(num_prompts))
-    env_runners = group.healthy_env_runner_ids()
-    if env_runners:
+    env_runners = healthy_remote(group)
+    if env_runners == []:
+        raise RuntimeError(f"evaluation lost prompts: all env-runners failed before they were asked for {num_prompts}")
+    if env_runners is not None:
         shares = [tickets[start :: len(env_runners)] for start in range(len(env_runners))]
         arguments: list[dict[str, Any]] = [{"tickets": share, "temperature": temperature} for share in shares]
         with ExitStack() as counting:

@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from tppo_rl.rollout.rllib_internals import healthy_remote
+
 logger = logging.getLogger(__name__)
 
 
@@ -62,8 +64,8 @@ class RestingEngines:
             logger.warning("an engine could not be woken after an error, and tries again when it is asked: %s", error)
 
     def _tell(self, method: str) -> None:
-        env_runners = self._group.healthy_env_runner_ids()
-        if env_runners:
+        env_runners = healthy_remote(self._group)
+        if env_runners is not None:
             answers = self._group.foreach_env_runner(
                 method, remote_worker_ids=env_runners, local_env_runner=False, timeout_seconds=self._timeout_s
             )
@@ -74,7 +76,7 @@ class RestingEngines:
             if isinstance(answer, Exception):
                 raise answer
         # One that was lost meanwhile has no memory either; one that is only slow has.
-        silent = len(set(env_runners) & set(self._group.healthy_env_runner_ids())) - len(answers)
+        silent = len(set(env_runners or ()).intersection(self._group.healthy_env_runner_ids())) - len(answers)
         if env_runners and silent > 0:
             raise RuntimeError(
                 f"{silent} of {len(env_runners)} env-runners did not answer to {method} for {self._timeout_s:g} s (env_runner_timeout_s)"

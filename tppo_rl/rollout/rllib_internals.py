@@ -70,6 +70,14 @@ def requests_in_flight(group: Any, tag: str) -> Counter[int] | None:
     return Counter(env_runners)
 
 
+def healthy_remote(group: Any) -> list[int] | None:
+    """Returns the env-runners that can be asked now; None if the only one is in this process.
+
+    None can be asked for a while after all were lost. The one in this process has no engine then.
+    """
+    return list(group.healthy_env_runner_ids()) if group.num_remote_env_runners() else None
+
+
 def kill_env_runners(group: Any) -> None:
     """Kills the env-runner actors of a group, whatever they are doing."""
     with RAY.insides("EnvRunnerGroup._worker_manager"):

@@ -25,7 +25,7 @@ from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
 from tppo_rl.core.fragments import Fragment
 from tppo_rl.rollout.event_log import WEIGHTS, EventLog
 from tppo_rl.rollout.packed_weights import PackedWeights
-from tppo_rl.rollout.rllib_internals import requests_in_flight
+from tppo_rl.rollout.rllib_internals import healthy_remote, requests_in_flight
 from tppo_rl.rollout.weight_broadcast import Offer, sender_of
 from tppo_rl.rollout.weight_proof import WeightProof
 
@@ -151,13 +151,13 @@ class WeightSync:
 
     def push(self) -> None:
         """Sends the learners' weights to all env-runners and takes over their policy version."""
-        remote = self._group.healthy_env_runner_ids()
-        publish: Callable[[Any], dict[str, Any]] = partial(_publish, dtype=self._dtype, to_store=bool(remote))
-        if remote and self._transport == "broadcast":
+        remote = healthy_remote(self._group)
+        publish: Callable[[Any], dict[str, Any]] = partial(_publish, dtype=self._dtype, to_store=remote is not None)
+        if remote is not None and self._transport == "broadcast":
             publish = partial(_offer, dtype=self._dtype, oldest=self._oldest_offer(), timeout_s=self._timeout_s)
         state = self._learner_group.ask_first(publish)
         self.version = int(state[WEIGHTS_SEQ_NO])
-        if remote:
+        if remote is not None:
             self._state = state
             self._undelivered = set(remote)
             self.deliver()
@@ -174,6 +174,7 @@ class WeightSync:
 
     def _send(self, target: int) -> bool:
         """Sends the newest weights to an env-runner, if RLlib takes one more request for it."""
+        assert int(self._state[WEIGHTS_SEQ_NO]) == self.version, "weights that are sent are not the newest"
         self._group.fetch_ready_async_reqs(tags=WEIGHTS_TAG, timeout_seconds=0.0)
         sent = self._group.foreach_env_runner_async(
             "set_state", tag=WEIGHTS_TAG, kwargs={"state": self._state}, remote_worker_ids=[target]
@@ -212,7 +213,8 @@ class WeightSync:
         return difference
 
     def _num_engines(self) -> int:
-        return len(self._group.healthy_env_runner_ids()) or 1
+        remote = healthy_remote(self._group)
+        return 1 if remote is None else len(remote)
 
     def _scores(self) -> list[np.ndarray]:
         """Returns the log-probs that the engines give to the probe.
@@ -221,8 +223,8 @@ class WeightSync:
             RuntimeError: none answered.
             Exception: the error of an engine.
         """
-        env_runners = self._group.healthy_env_runner_ids()
-        if env_runners:
+        env_runners = healthy_remote(self._group)
+        if env_runners is not None:
             answers = self._group.foreach_env_runner(
                 "score",
                 kwargs={"tokens": self._probe},
