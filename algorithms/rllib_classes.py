@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -111,7 +111,7 @@ class LanguageModelAlgorithm(Algorithm):
             weights,
             restore=self._restore_env_runners,
         )
-        self.evaluator = HeldoutEvaluator(options, weights, self._evaluation_group)
+        self.evaluator = HeldoutEvaluator(options, weights, self._evaluation_group, self._mend_evaluation_group)
         self.loop = TrainingLoop(
             rollouts=rollouts,
             batches=batch_source(options, rollouts, weights),
@@ -348,6 +348,16 @@ class LanguageModelAlgorithm(Algorithm):
         group = self.eval_env_runner_group
         group.sync_weights(from_worker_or_learner_group=self.learner_group, inference_only=True)
         return group
+
+    def _mend_evaluation_group(self, outdated: Sequence[int]) -> None:
+        """Brings lost env-runners back that evaluate, and sends the newest weights to those that hold others."""
+        if self.options.evaluation.evaluation_num_env_runners:
+            self.restore_env_runners(self.eval_env_runner_group)
+            self._evaluation_group()
+            return
+        self._restore_env_runners()
+        for env_runner in outdated:
+            self.loop.weights.revive(env_runner)
 
     def _restore_loop(self, saved: dict[str, Any]) -> None:
         queued = fragments_from_table(saved["queue"])

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 from families import make_family
 
 from tppo_rl.algorithms import TPPOConfig
@@ -40,6 +41,23 @@ def test_an_engine_that_cannot_take_weights_is_the_error_of_the_run(
         with pytest.raises(Exception, match="no module or parameter named 'no'") as caught:
             deque((algorithm.train() for _ in range(5)), maxlen=0)
         assert len(caught.value.__notes__) == 1
+    finally:
+        algorithm.stop()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("own", [0, 1])
+def test_an_evaluation_outlives_its_env_runner(small_config: TPPOConfig, own: int) -> None:
+    small_config.evaluation(evaluation_num_env_runners=own)
+    algorithm: Any = small_config.build_algo()
+    try:
+        algorithm.train()
+        ray.kill(algorithm._evaluation_group()._worker_manager.actors()[1], no_restart=False)
+        evaluation = algorithm.evaluate()
+        assert evaluation["sampled"]["n"] == evaluation["greedy"]["n"] == 40
+        difference = algorithm.evaluator.run().log_prob_diff
+        assert difference.largest < 1e-4, "the weights of the start would differ"
+        algorithm.train()
     finally:
         algorithm.stop()
 

@@ -11,7 +11,6 @@ from transformers import AutoTokenizer
 
 from tppo_rl.algorithms import TPPOConfig
 from tppo_rl.core.errors import OptionError
-from tppo_rl.rollout.evaluation import evaluate_heldout
 
 IN_EVERY_RUN = {("qwen3_moe", "in_place")}
 """Experts that transformers keeps in one tensor, as most that differs from one family to the next does."""
@@ -93,5 +92,5 @@ def test_a_family_trains_in_half_precision(name: str, dtype: str, head: str | No
 
 def _ends(algorithm: Any) -> set[int]:
     """Last tokens of held-out answers that ended by themselves."""
-    episodes = evaluate_heldout(algorithm.env_runner_group, num_prompts=64, temperature=1.0)
+    episodes = algorithm.evaluator._answers(algorithm.env_runner_group, "sampled", 1.0, 64)
     return {int(episode.tokens[-1]) for episode in episodes if episode.terminated}

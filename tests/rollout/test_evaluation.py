@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -41,6 +42,8 @@ class Counts:
 class Delivered:
     """Weights that are there."""
 
+    version = 3
+
     def wait_until_delivered(self) -> None:
         pass
 
@@ -67,7 +70,7 @@ def evaluator(folder: Path, *, heldout: int, duration: int) -> tuple[HeldoutEval
     runner.set_state({COMPONENT_RL_MODULE: {DEFAULT_MODULE_ID: {}}, WEIGHTS_SEQ_NO: 3})
     group = SimpleNamespace(healthy_env_runner_ids=list, num_remote_env_runners=int, local_env_runner=runner)
     weights: Any = Delivered()
-    return HeldoutEvaluator(config.options, weights, lambda: group), runner
+    return HeldoutEvaluator(config.options, weights, lambda: group, lambda outdated: None), runner
 
 
 def test_greedily_every_question_is_answered_once_and_every_answer_counted(tmp_path: Path) -> None:
@@ -88,3 +91,70 @@ def test_greedily_every_question_is_answered_once_and_every_answer_counted(tmp_p
     sampled, greedy = "held-out evaluation (sampled answers)", "held-out evaluation (greedy answers)"
     assert seen.totals == {sampled: 8, greedy: 3}
     assert seen.counted == {sampled: list(range(1, 9)), greedy: [1, 2, 3]}
+
+
+class Failing:
+    """Two env-runners, which are one here: the first answers, the second is lost when it is asked, and is back with other weights."""
+
+    def __init__(self, runner: VLLMEnvRunner, evaluates: HeldoutEvaluator) -> None:
+        self.runner, self.told = runner, list[str]()
+        self.healthy = [1, 2]
+        evaluates._group = lambda: self
+        evaluates._mend = self.mend
+
+    def num_remote_env_runners(self) -> int:
+        return 2
+
+    def healthy_env_runner_ids(self) -> list[int]:
+        return self.healthy
+
+    def foreach_env_runner(self, functions: Any, *, remote_worker_ids: list[int], **_: Any) -> list[Any]:
+        assert len(functions) == len(remote_worker_ids)
+        self.told.append(f"asked {remote_worker_ids}")
+        if "lost" not in self.told:
+            self.told.append("lost")
+            self.healthy = [1]
+            return [functions[0](self.runner)]
+        return [function(self.runner) for function in functions]
+
+    def mend(self, outdated: Sequence[int]) -> None:
+        self.told.append(f"new weights for {list(outdated)}")
+        if self.healthy != [2]:
+            # The first one is lost as well, and the second one holds the weights of the start.
+            self.healthy = [2] if self.healthy == [] else []
+            self.runner._policy_version = 0
+        else:
+            self.runner._policy_version = 3
+
+
+def test_what_a_lost_env_runner_did_not_answer_is_asked_again_of_the_newest_weights(tmp_path: Path) -> None:
+    evaluates, runner = evaluator(tmp_path, heldout=8, duration=8)
+    try:
+        alone = evaluates.run()
+        group = Failing(runner, evaluates)
+        evaluation = evaluates.run()
+    finally:
+        runner.stop()
+    assert group.told == [
+        "asked [1, 2]",
+        "lost",
+        "new weights for []",
+        "new weights for []",
+        "asked [2]",
+        "new weights for [2]",
+        "asked [2]",
+        "asked [2]",
+    ]
+    assert [episode.prompt_index for episode in evaluation.episodes] == list(range(8))
+    assert evaluation.greedy == alone.greedy
+
+
+def test_where_nobody_comes_back_an_evaluation_ends(tmp_path: Path) -> None:
+    evaluates, runner = evaluator(tmp_path, heldout=8, duration=8)
+    try:
+        Failing(runner, evaluates).healthy = []
+        evaluates._mend, evaluates._patience_s = lambda outdated: None, 0.6
+        with pytest.raises(RuntimeError, match="lost prompts: 0 of 8 were answered"):
+            evaluates.run()
+    finally:
+        runner.stop()

@@ -116,6 +116,7 @@ def sample_answers(
             table = env_runner.evaluate(tickets, temperature, count)
             if isinstance(table, Exception):
                 raise table
+            assert table is not None, "no version was asked for"
             episodes = sorted(fragments_from_table(table), key=lambda episode: episode.prompt_index)
             found = [_answer(episode, *pair, text) for episode, pair in zip(episodes, chunk, strict=True)]
             with file.open("a", encoding="utf-8") as out:

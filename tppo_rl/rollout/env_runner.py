@@ -121,18 +121,26 @@ class VLLMEnvRunner(EnvRunner):
             self._last_call_ended = time.perf_counter()
 
     def evaluate(
-        self, tickets: Sequence[Ticket], temperature: float, answered: Callable[[int], None] | None = None
-    ) -> pa.Table | Exception:
+        self,
+        tickets: Sequence[Ticket],
+        temperature: float,
+        answered: Callable[[int], None] | None = None,
+        version: int | None = None,
+    ) -> pa.Table | Exception | None:
         """Generates a whole episode for each ticket on the held-out split, and leaves open training episodes untouched.
 
         Args:
             tickets: prompts to answer.
             temperature: sampling temperature; 0 is greedy.
             answered: called with the number of answered prompts, whenever one is.
+            version: policy version of the weights that are to answer; None: whatever there is.
 
         Returns:
-            A table of finished fragments (`FRAGMENT_SCHEMA`), one for each ticket, in their order; or what went wrong.
+            A table of finished fragments (`FRAGMENT_SCHEMA`), one for each ticket, in their order; what went wrong; or None where
+            the weights are others, as after a restart.
         """
+        if self._failure is None and version not in (None, self._policy_version):
+            return None
         started = time.perf_counter()
         try:
             return table_from_fragments(self._evaluate(tickets, temperature, answered))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -14,12 +16,15 @@ import pyarrow as pa
 from tppo_rl.config.options import Options
 from tppo_rl.config.text_envs import num_problems
 from tppo_rl.core.fragments import Fragment, accuracy, concatenate_tables, fragments_from_table
-from tppo_rl.core.prompts import heldout_tickets
+from tppo_rl.core.prompts import Ticket, heldout_tickets
 from tppo_rl.core.waiting import Stage, stage, stop_here
 from tppo_rl.rollout.answer_counts import shared_counts
 from tppo_rl.rollout.rllib_internals import healthy_remote
 from tppo_rl.rollout.weight_sync import LogProbDiff, WeightSync
 
+logger = logging.getLogger(__name__)
+
+_ASK_AGAIN_S = 0.5
 _COMPARED_EPISODES = 32
 """Held-out episodes on which engine and trainer are compared at each evaluation."""
 
@@ -52,9 +57,12 @@ class HeldoutEvaluator:
         options: Options of the run.
         weights: Brings the newest weights to the engines.
         group: Returns the env-runners to ask, with the newest weights in them or on the way.
+        mend: Brings back those of them that are lost, and sends the newest weights to those that it is given.
     """
 
-    def __init__(self, options: Options, weights: WeightSync, group: Callable[[], Any]) -> None:
+    def __init__(
+        self, options: Options, weights: WeightSync, group: Callable[[], Any], mend: Callable[[Sequence[int]], None]
+    ) -> None:
         self.before: dict[str, Any] = {}
         """Statistics of the first evaluation, before any update."""
         self.latest: dict[str, Any] = {}
@@ -66,6 +74,8 @@ class HeldoutEvaluator:
         self._environment = options.environment
         self._weights = weights
         self._group = group
+        self._mend = mend
+        self._patience_s = options.pipeline.env_runner_timeout_s
 
     @property
     def counts_tokens(self) -> bool:
@@ -90,7 +100,7 @@ class HeldoutEvaluator:
         """Answers all held-out prompts twice: sampled and greedy, where greedily no question is answered more than once.
 
         Raises:
-            RuntimeError: prompts were lost with an env-runner.
+            RuntimeError: env-runners were lost, and none was back in time.
             StageCut: the user stops the run, or has done so before.
         """
         self._weights.wait_until_delivered()
@@ -115,7 +125,15 @@ class HeldoutEvaluator:
         stop_here()
         words = f"held-out evaluation ({how} answers)"
         with stage(words, total=num_prompts, unit="scored", part="evaluation") as answering:
-            return evaluate_heldout(group, num_prompts=num_prompts, temperature=temperature, answering=answering)
+            return evaluate_heldout(
+                group,
+                num_prompts=num_prompts,
+                temperature=temperature,
+                version=self._weights.version,
+                mend=self._mend,
+                patience_s=self._patience_s,
+                answering=answering,
+            )
 
     def state(self) -> dict[str, Any]:
         """Returns the state for a checkpoint."""
@@ -127,51 +145,98 @@ class HeldoutEvaluator:
 
 
 def evaluate_heldout(
-    group: Any, *, num_prompts: int, temperature: float, answering: Stage | None = None
+    group: Any,
+    *,
+    num_prompts: int,
+    temperature: float,
+    version: int,
+    mend: Callable[[Sequence[int]], None],
+    patience_s: float,
+    answering: Stage | None = None,
 ) -> list[Fragment]:
     """Lets the env-runners of a group answer the first `num_prompts` held-out prompts once.
+
+    What one of them was asked and has not answered, because it was lost or holds other weights after a restart, is asked again.
 
     Args:
         group: RLlib's EnvRunnerGroup, training or evaluation.
         num_prompts: number of prompts; they are the same for every run and seed.
         temperature: sampling temperature; 0 is greedy.
+        version: policy version of the weights that are to answer.
+        mend: see `HeldoutEvaluator`.
+        patience_s: seconds without an answer after which no more is asked.
         answering: is told how many are answered, about once a second.
 
     Returns:
         The episodes as finished fragments, by prompt index.
 
     Raises:
-        RuntimeError: an env-runner was lost meanwhile.
+        RuntimeError: prompts have no answers, and nothing came for `patience_s`.
         Exception: the error of an env-runner.
     """
-    tickets = list(heldout_tickets(num_prompts))
-    env_runners = healthy_remote(group)
-    if env_runners == []:
-        raise RuntimeError(f"evaluation lost prompts: all env-runners failed before they were asked for {num_prompts}")
-    if env_runners is not None:
-        shares = [tickets[start :: len(env_runners)] for start in range(len(env_runners))]
-        arguments: list[dict[str, Any]] = [{"tickets": share, "temperature": temperature} for share in shares]
-        with ExitStack() as counting:
-            if answering is not None and answering.watcher is not None:
-                counts = counting.enter_context(shared_counts(answering, len(env_runners)))
-                arguments = [given | {"answered": count} for given, count in zip(arguments, counts, strict=True)]
-            tables: list[pa.Table | Exception] = group.foreach_env_runner(
-                ["evaluate"] * len(env_runners),
-                kwargs=arguments,
-                remote_worker_ids=env_runners,
-                local_env_runner=False,
-                timeout_seconds=None,
+    missing = list(heldout_tickets(num_prompts))
+    episodes: list[Fragment] = []
+    latest = time.monotonic()
+    while missing:
+        found, outdated = _ask(group, missing, temperature, version, answering)
+        if found:
+            latest = time.monotonic()
+        episodes += found
+        answered = {episode.prompt_index for episode in found}
+        missing = [ticket for ticket in missing if ticket.prompt_index not in answered]
+        if not missing:
+            break
+        if time.monotonic() - latest > patience_s:
+            raise RuntimeError(
+                f"evaluation lost prompts: {len(episodes)} of {num_prompts} were answered, and env-runners failed with the others; "
+                f"nothing came for {patience_s:g} s (env_runner_timeout_s)"
             )
+        logger.warning("%d of %d held-out prompts have no answer yet, and are asked again", len(missing), num_prompts)
+        mend(outdated)
+        stop_here()
+        time.sleep(_ASK_AGAIN_S)
+    return sorted(episodes, key=lambda episode: episode.prompt_index)
+
+
+def _ask(
+    group: Any, tickets: Sequence[Ticket], temperature: float, version: int, answering: Stage | None
+) -> tuple[list[Fragment], list[int]]:
+    """Asks every healthy env-runner for a share, and returns what was answered and whose weights are others.
+
+    Raises:
+        Exception: the error of an env-runner.
+    """
+    env_runners = healthy_remote(group)
+    watched = answering is not None and answering.watcher is not None
+    if env_runners is None:
+        told = answering.advance if answering is not None and watched else None
+        answers = [(0, group.local_env_runner.evaluate(tickets, temperature, told, version))]
+    elif not env_runners:
+        return [], []
     else:
-        told = () if answering is None or answering.watcher is None else (answering.advance,)
-        tables = [group.local_env_runner.evaluate(tickets, temperature, *told)]
-    for table in tables:
-        if isinstance(table, Exception):
-            raise table
-    episodes = sorted(fragments_from_table(concatenate_tables(tables)), key=lambda episode: episode.prompt_index)
-    if len(episodes) != num_prompts:
-        raise RuntimeError(f"evaluation lost prompts: {len(episodes)} of {num_prompts} came back; an env-runner failed")
-    return episodes
+        with ExitStack() as counting:
+            counts: Sequence[Any] = [None] * len(env_runners)
+            if answering is not None and watched:
+                counts = counting.enter_context(shared_counts(answering, len(env_runners)))
+            asked = [
+                partial(_evaluate, index, tickets[start :: len(env_runners)], temperature, count, version)
+                for start, (index, count) in enumerate(zip(env_runners, counts, strict=True))
+            ]
+            answers = group.foreach_env_runner(
+                asked, remote_worker_ids=env_runners, local_env_runner=False, timeout_seconds=None
+            )
+    for _, answer in answers:
+        if isinstance(answer, Exception):
+            raise answer
+    tables = [table for _, table in answers if table is not None]
+    outdated = [index for index, table in answers if table is None]
+    return (fragments_from_table(concatenate_tables(tables)) if tables else []), outdated
+
+
+def _evaluate(index: int, *arguments: Any) -> tuple[int, pa.Table | Exception | None]:
+    """Called with an env-runner as the last argument, as RLlib calls functions; its answer comes with its index."""
+    *given, env_runner = arguments
+    return index, env_runner.evaluate(*given)
 
 
 def accuracy_statistics(episodes: Sequence[Fragment]) -> dict[str, float]:
