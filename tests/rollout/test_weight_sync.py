@@ -175,14 +175,17 @@ def test_a_learner_keeps_what_env_runners_may_still_ask_for() -> None:
     assert kept == [[1], [1, 2], [1, 2, 3], [1, 2, 3, 4], [3, 4, 5], [6], [6, 7]]
 
 
-def test_an_env_runner_that_comes_back_gets_the_weights_of_the_updates_that_it_missed() -> None:
-    """All are lost for two updates, while the one in this process, which has no engine, stays."""
+@pytest.mark.parametrize("restarted", [True, False])
+def test_an_env_runner_that_comes_back_gets_the_weights_of_the_updates_that_it_missed(restarted: bool) -> None:
+    """All are lost for two updates, while the one in this process, which has no engine, stays. One that was only slow has its old weights."""
     group = Busy(1)
     sync = WeightSync(Learner(), group, proof=WeightProof(exact=True), probe=PROBE, transport="broadcast")
     sync.push()
     group.lost = {1}
     sync.push()
     sync.push()
+    sync._proof_is_due = False
     group.lost = set()
-    sync.revive(1)
+    sync.deliver(1 if restarted else None)
     assert group.taken == [1, 3]
+    assert sync._proof_is_due

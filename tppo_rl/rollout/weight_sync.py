@@ -89,6 +89,8 @@ class WeightSync:
         self._probe = list(probe)
         self._looked = time.monotonic()
         self._undelivered: set[int] = set()
+        self._missed: set[int] = set()
+        """Env-runners that could not be asked at the last push."""
         self._state: dict[str, Any] = {}
         self._offers: defaultdict[int, list[int]] = defaultdict(list)
         """Numbers of the offers that were sent to an env-runner, as far as it may not have taken them yet."""
@@ -159,7 +161,9 @@ class WeightSync:
         self.version = int(state[WEIGHTS_SEQ_NO])
         if remote is not None:
             self._state = state
-            self._undelivered = set(remote)
+            # One that does not answer for a while, and was not restarted, would sample on with old weights afterwards.
+            self._undelivered = set(range(1, 1 + self._group.num_remote_env_runners()))
+            self._missed = self._undelivered.difference(remote)
             self.deliver()
         elif self._group.local_env_runner is not None:
             self._group.local_env_runner.set_state(state)
@@ -171,6 +175,7 @@ class WeightSync:
         for target in sorted(self._undelivered & set(self._group.healthy_env_runner_ids())):
             if self._send(target):
                 self._undelivered.discard(target)
+                self._proof_is_due |= target in self._missed
 
     def _send(self, target: int) -> bool:
         """Sends the newest weights to an env-runner, if RLlib takes one more request for it."""
@@ -250,10 +255,10 @@ class WeightSync:
             RuntimeError: an env-runner took none for `timeout_s`.
         """
         deadline = time.monotonic() + self._timeout_s
-        while self._undelivered & set(self._group.healthy_env_runner_ids()):
+        while late := self._undelivered.intersection(self._group.healthy_env_runner_ids()):
             if time.monotonic() > deadline:
                 raise RuntimeError(
-                    f"env-runners {sorted(self._undelivered)} took no weights for {self._timeout_s:g} s (env_runner_timeout_s)"
+                    f"env-runners {sorted(late)} took no weights for {self._timeout_s:g} s (env_runner_timeout_s)"
                 )
             self.deliver()
             time.sleep(0.01)
