@@ -67,7 +67,6 @@ def test_what_is_chosen_and_in_which_order() -> None:
     assert episodes(sort="length", descending=False) == [1, 2, 3]
     # Versions are all 3: the later an iteration, the staler.
     assert episodes(sort="staleness") == [3, 2, 1]
-    assert episodes(limit=1) == [3]
     assert episodes(finished=True) == [3, 2]
     assert episodes(finished=False) == [1]
     assert episodes(correct=True) == [2]
@@ -109,6 +108,8 @@ def test_the_command_shows_a_table_and_whole_windows(tmp_path: Path) -> None:
     assert "open" not in result.output
     shown = runner.invoke(main, ["rollouts", str(tmp_path / "run"), "--model", MODEL, "--show", "--limit", "1"])
     assert "iteration 6, episode 3, window 1: wrong, cut" in shown.output
+    assert "1 of 3 fragments; --limit N shows more" in shown.output
+    assert "shows more" not in result.output
 
 
 @pytest.mark.parametrize(("arguments", "message"), [([], "--model: "), (["--model", MODEL], "has no rollouts")])

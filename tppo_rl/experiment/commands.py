@@ -208,7 +208,7 @@ def _show_rollouts(
     def text(tokens: Sequence[int]) -> str:
         return str(tokenizer.decode(tokens, skip_special_tokens=True))
 
-    kept = chosen(
+    found = chosen(
         read_rollouts(run, first, last),
         text,
         finished=finished,
@@ -216,14 +216,16 @@ def _show_rollouts(
         search=search,
         sort=sort,
         descending=not ascending,
-        limit=limit or 20,
     )
+    kept = found[: limit or 20]
     console = wide_console(120)
     if in_full:
         for one in kept:
             console.print(whole(one, tokenizer), soft_wrap=True)
     else:
         console.print(table_of(kept, text))
+    if len(kept) < len(found):
+        click.echo(f"{len(kept)} of {len(found)} fragments; --limit N shows more")
 
 
 def _typed_lines() -> Iterator[str]:

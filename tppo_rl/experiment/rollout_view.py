@@ -100,9 +100,8 @@ def chosen(
     search: str | None = None,
     sort: str = "iteration",
     descending: bool = True,
-    limit: int = 20,
 ) -> list[Kept]:
-    """Returns fragments that meet all conditions, sorted, at most `limit`.
+    """Returns fragments that meet all conditions, sorted.
 
     Args:
         rollouts: From `read_rollouts`.
@@ -112,7 +111,6 @@ def chosen(
         search: Words that prompt or response contain, in any case.
         sort: A key of `SORTS`.
         descending: Largest first.
-        limit: Most fragments.
     """
     words = None if search is None else search.casefold()
     found = [
@@ -122,7 +120,7 @@ def chosen(
         and (correct is None or kept.fragment.correct is correct)
         and (words is None or words in text([*kept.fragment.context, *kept.fragment.tokens]).casefold())
     ]
-    return sorted(found, key=SORTS[sort], reverse=descending)[:limit]
+    return sorted(found, key=SORTS[sort], reverse=descending)
 
 
 def table_of(rollouts: Sequence[Kept], text: Callable[[Sequence[int]], str]) -> Table:
