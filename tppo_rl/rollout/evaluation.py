@@ -176,22 +176,24 @@ def evaluate_heldout(
     """
     missing = list(heldout_tickets(num_prompts))
     episodes: list[Fragment] = []
-    latest = time.monotonic()
+    latest, warned = time.monotonic(), False
     while missing:
         found, outdated = _ask(group, missing, temperature, version, answering)
-        if found:
-            latest = time.monotonic()
         episodes += found
         answered = {episode.prompt_index for episode in found}
         missing = [ticket for ticket in missing if ticket.prompt_index not in answered]
         if not missing:
             break
-        if time.monotonic() - latest > patience_s:
+        if found or not warned:
+            latest, warned = time.monotonic(), True
+            logger.warning(
+                "%d of %d held-out prompts have no answer yet, and are asked again", len(missing), num_prompts
+            )
+        elif time.monotonic() - latest > patience_s:
             raise RuntimeError(
                 f"evaluation lost prompts: {len(episodes)} of {num_prompts} were answered, and env-runners failed with the others; "
                 f"nothing came for {patience_s:g} s (env_runner_timeout_s)"
             )
-        logger.warning("%d of %d held-out prompts have no answer yet, and are asked again", len(missing), num_prompts)
         mend(outdated)
         stop_here()
         time.sleep(_ASK_AGAIN_S)
