@@ -23,6 +23,7 @@ def test_an_engine_that_cannot_start_is_the_error_of_the_run(small_config: TPPOC
     assert any("In env-runner 1:" in note for note in caught.value.__notes__)
 
 
+@pytest.mark.slow
 def test_an_engine_that_cannot_take_weights_is_the_error_of_the_run(
     small_config: TPPOConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -22,7 +22,8 @@ NAMES = [
 ]
 
 
-@pytest.mark.parametrize("transport", ["object_store", pytest.param("broadcast", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("transport", ["object_store", "broadcast"])
 def test_the_engine_takes_the_weights_and_the_records_are_written(tmp_path: Path, transport: str) -> None:
     file = tmp_path / "figures.json"
     command = [sys.executable, "-m", "tppo_rl", "bench", "sync", "--random-weights", "tiny", "--repeats", "2"]
