@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -46,3 +47,19 @@ def test_a_ray_that_does_not_start_in_time_is_one_message(monkeypatch: pytest.Mo
         RunError, match=r"^Ray did not start in time: The current node .* try again when it has less to do$"
     ):
         start_ray()
+
+
+@pytest.mark.parametrize("of_the_user", [None, "50"])
+def test_ray_keeps_few_of_the_calls_that_were_made(monkeypatch: pytest.MonkeyPatch, of_the_user: str | None) -> None:
+    name = "RAY_task_events_max_num_task_in_gcs"
+    if of_the_user is None:
+        # What is set afterwards is undone with it.
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    else:
+        monkeypatch.setenv(name, of_the_user)
+    seen: list[str] = []
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda **_: seen.append(os.environ[name]))
+    start_ray()
+    assert seen == [of_the_user or "10000"]

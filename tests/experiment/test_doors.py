@@ -91,15 +91,19 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_an_own_algorithm_loss_advantage_and_reward_train(folder: Path) -> None:
-    run = subprocess.run(
-        [sys.executable, "-m", "tppo_rl", "train", "file", "run.yaml", "--results", "out"],
+def train(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "tppo_rl", "train", "file", "run.yaml", *arguments],
         cwd=folder,
         capture_output=True,
         text=True,
         timeout=300,
         check=False,
     )
+
+
+def test_an_own_algorithm_loss_advantage_and_reward_train(folder: Path) -> None:
+    run = train(folder, "--results", "out")
     assert run.returncode == 0, run.stderr[-2000:]
     first, second = read_results(folder / "out" / "own")
     for result in (first, second):
@@ -128,14 +132,7 @@ def test_an_own_algorithm_loss_advantage_and_reward_train(folder: Path) -> None:
     ],
 )
 def test_mistakes_are_named_before_anything_starts(folder: Path, change: str, message: str) -> None:
-    run = subprocess.run(
-        [sys.executable, "-m", "tppo_rl", "train", "file", "run.yaml", "--set", change],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    run = train(folder, "--set", change)
     assert run.returncode == 2, run.stderr[-2000:]
     assert message in run.stderr
     assert "Traceback" not in run.stderr

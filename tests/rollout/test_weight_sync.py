@@ -189,3 +189,18 @@ def test_an_env_runner_that_comes_back_gets_the_weights_of_the_updates_that_it_m
     sync.deliver(1 if restarted else None)
     assert group.taken == [1, 3]
     assert sync._proof_is_due
+
+
+def test_one_that_gets_its_weights_with_the_push_after_its_return_has_to_prove_them() -> None:
+    group = Busy(1)
+    sync = WeightSync(Learner(), group, proof=WeightProof(exact=True), probe=PROBE, transport="broadcast")
+    group.lost = {1}
+    sync.push()
+    sync._proof_is_due = False
+    group.lost = set()
+    sync.push()
+    assert group.taken == [2]
+    assert sync._proof_is_due
+    sync._proof_is_due = False
+    sync.push()
+    assert not sync._proof_is_due

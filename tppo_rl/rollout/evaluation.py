@@ -152,7 +152,7 @@ def evaluate_heldout(
     version: int,
     mend: Callable[[Sequence[int]], None],
     patience_s: float,
-    answering: Stage | None = None,
+    answering: Stage,
 ) -> list[Fragment]:
     """Lets the env-runners of a group answer the first `num_prompts` held-out prompts once.
 
@@ -177,13 +177,13 @@ def evaluate_heldout(
     missing = list(heldout_tickets(num_prompts))
     episodes: list[Fragment] = []
     latest, warned = time.monotonic(), False
-    while missing:
+    while True:
         found, outdated = _ask(group, missing, temperature, version, answering)
         episodes += found
         answered = {episode.prompt_index for episode in found}
         missing = [ticket for ticket in missing if ticket.prompt_index not in answered]
         if not missing:
-            break
+            return sorted(episodes, key=lambda episode: episode.prompt_index)
         if found or not warned:
             latest, warned = time.monotonic(), True
             logger.warning(
@@ -197,11 +197,10 @@ def evaluate_heldout(
         mend(outdated)
         stop_here()
         time.sleep(_ASK_AGAIN_S)
-    return sorted(episodes, key=lambda episode: episode.prompt_index)
 
 
 def _ask(
-    group: Any, tickets: Sequence[Ticket], temperature: float, version: int, answering: Stage | None
+    group: Any, tickets: Sequence[Ticket], temperature: float, version: int, answering: Stage
 ) -> tuple[list[Fragment], list[int]]:
     """Asks every healthy env-runner for a share, and returns what was answered and whose weights are others.
 
@@ -209,16 +208,16 @@ def _ask(
         Exception: the error of an env-runner.
     """
     env_runners = healthy_remote(group)
-    watched = answering is not None and answering.watcher is not None
+    watched = answering.watcher is not None
     if env_runners is None:
-        told = answering.advance if answering is not None and watched else None
+        told = answering.advance if watched else None
         answers = [(0, group.local_env_runner.evaluate(tickets, temperature, told, version))]
     elif not env_runners:
         return [], []
     else:
         with ExitStack() as counting:
             counts: Sequence[Any] = [None] * len(env_runners)
-            if answering is not None and watched:
+            if watched:
                 counts = counting.enter_context(shared_counts(answering, len(env_runners)))
             asked = [
                 partial(_evaluate, index, tickets[start :: len(env_runners)], temperature, count, version)

@@ -90,7 +90,7 @@ class WeightSync:
         self._looked = time.monotonic()
         self._undelivered: set[int] = set()
         self._missed: set[int] = set()
-        """Env-runners that could not be asked at the last push."""
+        """Env-runners that could not be asked at a push, and have got no weights since."""
         self._state: dict[str, Any] = {}
         self._offers: defaultdict[int, list[int]] = defaultdict(list)
         """Numbers of the offers that were sent to an env-runner, as far as it may not have taken them yet."""
@@ -163,7 +163,7 @@ class WeightSync:
             self._state = state
             # One that does not answer for a while, and was not restarted, would sample on with old weights afterwards.
             self._undelivered = set(range(1, 1 + self._group.num_remote_env_runners()))
-            self._missed = self._undelivered.difference(remote)
+            self._missed |= self._undelivered.difference(remote)
             self.deliver()
         elif self._group.local_env_runner is not None:
             self._group.local_env_runner.set_state(state)
@@ -175,7 +175,9 @@ class WeightSync:
         for target in sorted(self._undelivered & set(self._group.healthy_env_runner_ids())):
             if self._send(target):
                 self._undelivered.discard(target)
-                self._proof_is_due |= target in self._missed
+                if target in self._missed:
+                    self._missed.discard(target)
+                    self._proof_is_due = True
 
     def _send(self, target: int) -> bool:
         """Sends the newest weights to an env-runner, if RLlib takes one more request for it."""
