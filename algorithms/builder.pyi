@@ -68,6 +68,7 @@ class OptionBuilder(AlgorithmConfig):
         num_gpus_per_learner: float = ...,
         distributed: Literal["ddp", "fsdp"] = ...,
         gradient_checkpointing: bool = ...,
+        learner_timeout_s: float = ...,
         **kwargs: Any,
     ) -> Self:
         """Sets what learners hold, share and compute at a time."""
@@ -151,6 +152,7 @@ class OptionBuilder(AlgorithmConfig):
         weight_transport: Literal["object_store", "broadcast"] = ...,
         log_prob_diff_alarm: float | None = ...,
         env_runner_timeout_s: float = ...,
+        heartbeat_timeout_s: float = ...,
         **kwargs: Any,
     ) -> Self:
         """Sets how sampling and training are coupled."""

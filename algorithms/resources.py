@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 
 import ray
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
@@ -25,8 +26,10 @@ def check_resources(config: AlgorithmConfig) -> None:
 
     Raises:
         OptionError: this process started Ray on this machine alone, and it has too few. Where Ray was there before, nodes may
-            still join, so it is a warning. Or a learner in this process wants a GPU beside those of env-runners.
+            still join, so it is a warning. Or a learner in this process wants a GPU beside those of env-runners. Or an env-runner or a
+            learner in this process wants more CPUs than the machine has.
     """
+    _refuse_more_threads_than_cpus(config)
     start_ray(config.options.run.runtime_env)
     if get_current_placement_group() is not None:
         return
@@ -51,6 +54,18 @@ def check_resources(config: AlgorithmConfig) -> None:
         if ray_started_here():
             raise OptionError(message)
         _logger.warning("%s. The run waits until nodes with them have joined.", message)
+
+
+def _refuse_more_threads_than_cpus(config: AlgorithmConfig) -> None:
+    """What is in this process takes as many threads as it has CPUs, and Ray does not count them."""
+    there = os.cpu_count() or 1
+    for number, who in (("num_env_runners", "env_runner"), ("num_learners", "learner")):
+        share = getattr(config, f"num_cpus_per_{who}")
+        if not getattr(config, number) and share != "auto" and share > there:
+            raise OptionError(
+                f"num_cpus_per_{who}={share:g}: with {number}=0 it is in this process, with so many threads, and the machine has {there} "
+                f"CPUs; set it to {there} or less"
+            )
 
 
 def _refuse_an_uncounted_gpu(config: AlgorithmConfig) -> None:

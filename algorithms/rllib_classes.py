@@ -57,7 +57,7 @@ from tppo_rl.rollout.event_log import EventLog, RecordedEvents, ReplayedEvents, 
 from tppo_rl.rollout.ledger import Ledger
 from tppo_rl.rollout.replay import ReplayedRollouts, ReplayedWeightSync
 from tppo_rl.rollout.resting_engines import RestingEngines
-from tppo_rl.rollout.rllib_internals import kill_env_runners
+from tppo_rl.rollout.rllib_internals import kill_env_runners, stop_env_runners
 from tppo_rl.rollout.sync_rollouts import SyncRollouts
 from tppo_rl.rollout.weight_proof import WeightProof, probe_tokens
 from tppo_rl.rollout.weight_sync import WeightSync
@@ -102,6 +102,7 @@ class LanguageModelAlgorithm(Algorithm):
             probe=probe_tokens(chat, options.rollout.max_prompt_length),
             dtype=parse_dtype(options.models.dtype),
             timeout_s=options.pipeline.env_runner_timeout_s,
+            silence_s=options.pipeline.heartbeat_timeout_s,
             first_change=options.critic.critic_warmup_updates + 1,
             transport=options.pipeline.weight_transport,
         )
@@ -122,7 +123,7 @@ class LanguageModelAlgorithm(Algorithm):
                 self.env_runner_group,
                 partial(self.learner_group.ask, release_cached_memory),
                 sleeps=sleeps(options),
-                timeout_s=options.pipeline.env_runner_timeout_s,
+                silence_s=options.pipeline.heartbeat_timeout_s,
             ),
             recorder=recorder,
             batch_log=BatchLog(self._results_folder(), self._run_facts()) if options.run.record_batches else None,
@@ -306,6 +307,8 @@ class LanguageModelAlgorithm(Algorithm):
         if loop is not None:
             loop.learners.stop()
             loop.recorder.close()
+            for group in filter(None, (self.env_runner_group, self.eval_env_runner_group)):
+                stop_env_runners(group)
         super().cleanup()
 
     def _run_one_evaluation(self, parallel_train_future: Any = None) -> dict[str, Any]:

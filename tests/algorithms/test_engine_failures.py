@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
 from collections import deque
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import ray
 from families import make_family
@@ -16,9 +20,10 @@ from tppo_rl.core.errors import OptionError
 pytestmark = pytest.mark.integration
 
 
-def test_an_engine_that_cannot_start_is_the_error_of_the_run(small_config: TPPOConfig) -> None:
+def test_what_vllm_does_not_take_is_one_error_that_names_it(small_config: TPPOConfig) -> None:
     small_config.env_runners(engine={"max_model_len": 10**7})
-    with pytest.raises(Exception, match="max_model_len") as caught:
+    says = r"^engine=\{'max_model_len': 10000000\}: vLLM cannot make an engine of it.*max_model_len"
+    with pytest.raises(OptionError, match=says) as caught:
         small_config.build_algo()
     assert any("In env-runner 1:" in note for note in caught.value.__notes__)
 
@@ -61,6 +66,59 @@ def test_an_evaluation_outlives_its_env_runner(small_config: TPPOConfig, own: in
         algorithm.train()
     finally:
         algorithm.stop()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("own", [0, 1])
+def test_a_run_goes_on_where_env_runners_hang(small_config: TPPOConfig, own: int) -> None:
+    """Processes are stopped, first in an evaluation, then while they sample."""
+    small_config.pipeline(heartbeat_timeout_s=8.0)
+    small_config.evaluation(evaluation_num_env_runners=own)
+    algorithm: Any = small_config.build_algo()
+    try:
+        algorithm.train()
+        stop_soon(algorithm._evaluation_group(), 0.0)
+        assert algorithm.evaluate()["sampled"]["n"] == 40
+        before = algorithm.train()
+        stop_soon(algorithm.env_runner_group, 0.5)
+        for _ in range(3):
+            after = algorithm.train()
+        assert after["tokens"]["sampled"] > before["tokens"]["sampled"]
+        assert after["tokens"]["dropped"] == 0
+        # The last one hangs while all are to end.
+        stop_soon(algorithm.env_runner_group, 0.0)
+    finally:
+        algorithm.stop()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_a_run_goes_on_where_an_engine_of_its_own_process_hangs(small_config: TPPOConfig) -> None:
+    small_config.env_runners(engine={"multiprocessing": True}).pipeline(heartbeat_timeout_s=8.0)
+    algorithm: Any = small_config.build_algo()
+    try:
+        algorithm.train()
+        (runner,) = algorithm.env_runner_group.foreach_env_runner(lambda _: os.getpid(), local_env_runner=False)
+        cores = [
+            one for one in psutil.Process(runner).children(recursive=True) if "EngineCore" in "".join(one.cmdline())
+        ]
+        assert cores
+        for core in cores:
+            core.suspend()
+        for _ in range(4):
+            result = algorithm.train()
+        assert result["tokens"]["dropped"] == 0
+        assert not any(core.is_running() for core in cores), "the old engine would keep its memory"
+    finally:
+        algorithm.stop()
+
+
+def stop_soon(group: Any, after_s: float) -> None:
+    pids = group.foreach_env_runner(lambda _: os.getpid(), local_env_runner=False)
+    assert pids
+    for pid in pids:
+        threading.Timer(after_s, os.kill, (pid, signal.SIGSTOP)).start()
 
 
 def test_a_base_model_without_a_template_is_refused_before_ray_starts_anything(

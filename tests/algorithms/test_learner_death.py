@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections import deque
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -34,6 +35,25 @@ def test_a_killed_learner_is_the_error_of_the_run(small_config: TPPOConfig, num_
             deque((look(algorithm.learner_group) for _ in range(600)), maxlen=0)
         with pytest.raises(LearnerDied, match=rf"^learner {killed} of {num_learners} died .*newest checkpoint"):
             deque((algorithm.train() for _ in range(3)), maxlen=0)
+    finally:
+        algorithm.stop()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_learner_that_hangs_is_killed_and_is_the_error_of_the_run(small_config: TPPOConfig) -> None:
+    small_config.learners(num_learners=1, learner_timeout_s=25.0).evaluation(evaluation_interval=None)
+    algorithm: Any = small_config.build_algo()
+    try:
+        algorithm.train()
+        pid = algorithm.learner_group.ask(lambda learner: os.getpid())[0]
+        os.kill(pid, signal.SIGSTOP)
+        with pytest.raises(LearnerDied, match=r"^learners gave no answer for 25 s \(learner_timeout_s\)"):
+            deque((algorithm.train() for _ in range(3)), maxlen=0)
+        deadline = time.monotonic() + 60
+        while Path(f"/proc/{pid}").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
     finally:
         algorithm.stop()
 

@@ -47,3 +47,14 @@ def test_a_gpu_of_the_main_process_beside_those_of_env_runners_is_refused(small_
     config = small_config.learners(num_gpus_per_learner=1).env_runners(num_gpus_per_env_runner=1)
     with pytest.raises(OptionError, match=r"num_gpus_per_learner=1: with num_learners=0 .* set num_learners to 1"):
         config.build_algo()
+
+
+@pytest.mark.parametrize(
+    ("number", "share"), [("num_env_runners", "num_cpus_per_env_runner"), ("num_learners", "num_cpus_per_learner")]
+)
+def test_more_threads_than_cpus_in_the_main_process_are_refused(
+    small_config: TPPOConfig, number: str, share: str
+) -> None:
+    small_config.update_from_dict({"mode": "sync", number: 0, share: 4096})
+    with pytest.raises(OptionError, match=rf"^{share}=4096: with {number}=0 .* CPUs; set it to \d+ or less"):
+        small_config.build_algo()

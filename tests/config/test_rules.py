@@ -158,6 +158,8 @@ UNREAD = {
     "old_responses": "drop",
     "gpus": "8 x h100",
     "weight_transport": "broadcast",
+    "heartbeat_timeout_s": 60.0,
+    "learner_timeout_s": 600.0,
 }
 
 

@@ -24,6 +24,7 @@ from simulated_driver import (
     make_controller,
     make_group,
     make_runner,
+    without_pauses,
 )
 
 from tppo_rl.config.options import Options
@@ -500,3 +501,24 @@ def test_open_groups_are_in_the_checkpoint() -> None:
     other, _ = make_controller(make_group(1, seed=4), group_size=3)
     other.restart(Ledger.from_state(state["ledger"]), left_out=state["left_out"])
     assert other.groups.left_out == {5: 2}
+
+
+@pytest.mark.parametrize("mode", ["async", "sync"])
+def test_an_env_runner_that_hangs_is_started_anew_and_its_prompts_go_out_again(mode: str) -> None:
+    group = make_group(2, seed=3)
+    controller, weights = make_controller(
+        group, mode=mode, max_staleness=0 if mode == "sync" else 1, heartbeat_timeout_s=0.4
+    )
+    with without_pauses():
+        for number in range(12):
+            if number == 4:
+                group.hung = {1}
+            batch = controller.one_window() if mode == "sync" else controller.next_batch()
+            counts = controller.record_trained(sum(len(fragment.tokens) for fragment in batch), 1)
+            group.revive_all()
+            weights.version += 1
+            if mode == "sync":
+                weights.wait_until_delivered()
+    assert group.hung == set()
+    assert group._restarts[1] >= 1
+    assert not counts.dropped

@@ -108,14 +108,18 @@ class Failing:
     def healthy_env_runner_ids(self) -> list[int]:
         return self.healthy
 
-    def foreach_env_runner(self, functions: Any, *, remote_worker_ids: list[int], **_: Any) -> list[Any]:
-        assert len(functions) == len(remote_worker_ids)
-        self.told.append(f"asked {remote_worker_ids}")
+    def call_env_runner(self, env_runner: int, function: Any) -> Any:
+        self.told.append(f"asked {env_runner}")
+        return function
+
+    def take_answers(self, calls: dict[Any, int]) -> dict[int, Any]:
+        asked = list(calls.items())
+        calls.clear()
         if "lost" not in self.told:
             self.told.append("lost")
             self.healthy = [1]
-            return [functions[0](self.runner)]
-        return [function(self.runner) for function in functions]
+            del asked[1]
+        return {env_runner: function(self.runner) for function, env_runner in asked}
 
     def mend(self, outdated: Sequence[int]) -> None:
         self.told.append(f"new weights for {list(outdated)}")
@@ -136,14 +140,15 @@ def test_what_a_lost_env_runner_did_not_answer_is_asked_again_of_the_newest_weig
     finally:
         runner.stop()
     assert group.told == [
-        "asked [1, 2]",
+        "asked 1",
+        "asked 2",
         "lost",
         "new weights for []",
         "new weights for []",
-        "asked [2]",
+        "asked 2",
         "new weights for [2]",
-        "asked [2]",
-        "asked [2]",
+        "asked 2",
+        "asked 2",
     ]
     assert [episode.prompt_index for episode in evaluation.episodes] == list(range(8))
     assert evaluation.greedy == alone.greedy

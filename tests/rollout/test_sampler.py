@@ -470,3 +470,40 @@ def test_episodes_that_go_on_come_before_those_that_wait() -> None:
     second.add_tickets(going_on)
     second.run(1)
     assert [one.episode_id for one in second.begun()] == [100, 101, 102]
+
+
+def test_no_two_things_are_done_without_a_sign_of_life() -> None:
+    """An engine step, an environment's reset and its step may each take long."""
+    done, longest = [0], [0]
+
+    class Working(CountingEnv):
+        def reset(self, **arguments: Any) -> tuple[str, dict[str, Any]]:
+            done[0] += 1
+            return super().reset(**arguments)
+
+        def step(self, text: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+            done[0] += 1
+            return super().step(text)
+
+    class WorkingEngine(SimulatedEngine):
+        def step(self) -> Any:
+            done[0] += 1
+            return super().step()
+
+    def alive() -> None:
+        longest.append(done[0])
+        done[0] = 0
+
+    sampler = Sampler(
+        WorkingEngine(draw_lognormal_length(6.0, 0.5), seed=0),
+        lambda: Working(2),
+        IntegerChat(),  # type: ignore[arg-type]
+        num_slots=4,
+        limits=EpisodeLimits(8, 64, 8),
+        sampling=Sampling(1.0),
+        alive=alive,
+    )
+    sampler.tickets.extend(tickets(12))
+    sampler.run_until_empty()
+    assert max(longest) == 1
+    assert sum(longest) > 12 * (2 + 2 * 2)

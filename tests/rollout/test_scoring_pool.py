@@ -26,7 +26,7 @@ from tppo_rl.core.prompts import Ticket
 from tppo_rl.rollout import pooled_sampler
 from tppo_rl.rollout.engine import Sampling
 from tppo_rl.rollout.ledger import Ledger
-from tppo_rl.rollout.pooled_sampler import PooledSampler
+from tppo_rl.rollout.pooled_sampler import IDLE_S, PooledSampler
 from tppo_rl.rollout.responses import Failure, Scores
 from tppo_rl.rollout.rewards import Rewards
 from tppo_rl.rollout.sampler import EpisodeLimits, evaluate_prompts
@@ -214,6 +214,22 @@ def test_what_workers_did_when_is_told_once(make_pool: MakePool) -> None:
     assert all(began <= span.start and span.start + span.seconds <= time.time() for span in spans)
     assert min(span.seconds for span in spans if span.name == "reset") >= 0.05
     assert pool.pop_spans("env-runner 1") == []
+
+
+def test_who_waits_for_workers_shows_signs_of_life(make_pool: MakePool) -> None:
+    """A deadline may be longer than the silence after which an env-runner counts as hung."""
+    pool, options = make_pool(1, env_config={"seconds": 1.5})
+    sampler = sampler_of(pool, options, SimulatedEngine(lambda rng: 4), slots=1)
+    alive: list[float] = []
+    sampler._alive = lambda: alive.append(time.monotonic())
+    sampler.tickets.extend(tickets(2))
+    sampler.run(9, patient=True)
+    assert len(alive) > 9 + 1.5 / (2 * IDLE_S)
+    while not sampler.num_pending:
+        sampler.run(5)
+    alive.clear()
+    sampler.cut_windows()
+    assert len(alive) > 1.5 / (4 * IDLE_S)
 
 
 class EchoingChat(IntegerChat):

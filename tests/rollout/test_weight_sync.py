@@ -34,8 +34,13 @@ class Answering:
     def num_remote_env_runners(self) -> int:
         return len(self.answers)
 
-    def foreach_env_runner(self, name: str, **arguments: Any) -> list[Any]:
-        return [answer for answer in self.answers if answer is not None]
+    def call_env_runner(self, env_runner: int, function: Any) -> int:
+        return env_runner
+
+    def take_answers(self, calls: dict[int, int]) -> dict[int, Any]:
+        answers = {call: self.answers[call - 1] for call in calls}
+        calls.clear()
+        return {env_runner: answer for env_runner, answer in answers.items() if answer is not None}
 
     def fetch_ready_async_reqs(self, **arguments: Any) -> list[Any]:
         return []
@@ -135,6 +140,8 @@ class Busy:
         self.open: dict[int, list[Offer]] = {env_runner: [] for env_runner in env_runners}
         self.taken: list[int] = []
         self.lost: set[int] = set()
+        self.full: set[int] = set()
+        """Those that RLlib takes no request for."""
         self.local_env_runner = SimpleNamespace(set_state=lambda state: None)
 
     def healthy_env_runner_ids(self) -> list[int]:
@@ -152,6 +159,8 @@ class Busy:
 
     def foreach_env_runner_async(self, name: str, *, kwargs: Any, remote_worker_ids: list[int], tag: str) -> int:
         (env_runner,) = remote_worker_ids
+        if env_runner in self.full:
+            return 0
         self.open[env_runner].append(kwargs["state"][COMPONENT_RL_MODULE])
         self.taken.append(kwargs["state"][WEIGHTS_SEQ_NO])
         return 1
@@ -189,6 +198,21 @@ def test_an_env_runner_that_comes_back_gets_the_weights_of_the_updates_that_it_m
     sync.deliver(1 if restarted else None)
     assert group.taken == [1, 3]
     assert sync._proof_is_due
+
+
+def test_one_that_hangs_and_takes_no_weights_is_started_anew() -> None:
+    group = Busy(1, 2)
+    sync = WeightSync(
+        Learner(), group, proof=WeightProof(exact=True), probe=PROBE, transport="broadcast", silence_s=0.1
+    )
+    group.full = {2}
+    sync.push()
+    group.replace = group.lost.add
+    sync.wait_until_delivered()
+    assert (group.taken, group.lost) == ([1], {2})
+    group.lost, group.full = set(), set()
+    sync.deliver(2)
+    assert group.taken == [1, 1]
 
 
 def test_one_that_gets_its_weights_with_the_push_after_its_return_has_to_prove_them() -> None:

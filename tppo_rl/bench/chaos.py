@@ -1,7 +1,7 @@
 """A run whose processes are killed at random moments: `tppo-rl bench chaos`.
 
 Everything is the product's own: the run is `tppo-rl train file` in a process of its own, one that has ended is followed by `--resume`, and
-kills are SIGKILL.
+kills are SIGKILL, or SIGSTOP for what is to hang.
 """
 
 from __future__ import annotations
@@ -27,12 +27,15 @@ from tppo_rl.experiment.checkpoints import CHECKPOINTS, PARTIAL, find_newest_che
 NAME = "chaos"
 VICTIMS = {
     "env-runner": "ray::VLLMEnvRunner",
+    "hang": "ray::VLLMEnvRunner",
     "engine": "VLLM::EngineCore",
     "learner": "ray::_WrappedExecutable",
     "driver": "",
     "save": "",
 }
-"""Beginning of a process's title by what may be killed; a `save` is the driver in the midst of one."""
+"""Beginning of a process's title by what may be killed; a `save` is the driver in the midst of one, a `hang` is stopped, not killed."""
+_HANG_S = 20.0
+"""Time without a sign of life after which a run in which env-runners hang starts them anew."""
 _OF_DRIVER = ("driver", "save")
 _POLL_S = 0.2
 _LONGEST_S = 600.0
@@ -66,6 +69,8 @@ def chaos_run(tokens: int, victims: Collection[str]) -> dict[str, Any]:
     }
     if "learner" in victims:
         config["num_learners"] = 1
+    if "hang" in victims:
+        config["heartbeat_timeout_s"] = _HANG_S
     if "engine" in victims:
         config["engine"] = {"multiprocessing": True}
     return {
@@ -209,7 +214,7 @@ def _kill(process: _Process, what: str, run: Path) -> Kill | None:
     found = [one for one in _family(process) if _title(one).startswith(VICTIMS[what])]
     if not found:
         return None
-    os.kill(found[0].pid, signal.SIGKILL)
+    os.kill(found[0].pid, signal.SIGSTOP if what == "hang" else signal.SIGKILL)
     return Kill(what, iteration)
 
 

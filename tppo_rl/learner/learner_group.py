@@ -5,6 +5,7 @@ RLlib gives the errors of learners back as if they were results, and says nothin
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -183,16 +184,47 @@ class TPPOLearnerGroup(LearnerGroup):
 
     @contextmanager
     def _telling_death(self) -> Iterator[None]:
-        try:
-            yield
-        except LearnerDied:
-            raise
-        except Exception as error:
-            dead = [] if self.is_local else self._dead()
-            if not dead:
-                self._keep_all_in_use()
+        with self._killing_hung() as hung:
+            try:
+                yield
+            except LearnerDied:
                 raise
-            raise self._died(dead, str(error).partition("\n")[0]) from error
+            except Exception as error:
+                self._tell_death(error, hung=hung.is_set())
+
+    def _tell_death(self, error: Exception, *, hung: bool) -> None:
+        if hung:
+            raise LearnerDied(
+                f"learners gave no answer for {self.config.learner_timeout_s:g} s (learner_timeout_s), and were killed; what they had "
+                "trained since the last checkpoint is gone. Go on from the newest checkpoint, as --resume does; where an update takes so "
+                "long, set a larger learner_timeout_s"
+            ) from error
+        dead = [] if self.is_local else self._dead()
+        if not dead:
+            self._keep_all_in_use()
+            raise error
+        raise self._died(dead, str(error).partition("\n")[0]) from error
+
+    @contextmanager
+    def _killing_hung(self) -> Iterator[threading.Event]:
+        """Kills the learners after `learner_timeout_s`: whoever waits for them then gets an error. The event says whether it did."""
+        hung = threading.Event()
+        if self.is_local:
+            yield hung
+            return
+
+        def kill() -> None:
+            hung.set()
+            for worker in self._workers:
+                ray.kill(worker)
+
+        timer = threading.Timer(self.config.learner_timeout_s, kill)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield hung
+        finally:
+            timer.cancel()
 
     def _died(self, dead: list[int], reason: str) -> LearnerDied:
         return LearnerDied(

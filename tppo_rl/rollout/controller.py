@@ -27,10 +27,12 @@ from tppo_rl.core.begun_episodes import begun_from_table
 from tppo_rl.core.fragments import Fragment, fragments_from_table
 from tppo_rl.core.prompts import Ticket
 from tppo_rl.core.waiting import Stage, stage, stop_here
+from tppo_rl.rollout.asking import ask_all, replace_hung
 from tppo_rl.rollout.backlog import Backlog
 from tppo_rl.rollout.event_log import BATCH, LOST, SENT, TAKEN, UPDATE, EventLog
 from tppo_rl.rollout.failure_watch import FailureWatch
 from tppo_rl.rollout.groups import GroupBuffer, GroupSample
+from tppo_rl.rollout.heartbeats import Heartbeats
 from tppo_rl.rollout.ledger import Ledger, TokenCounts
 from tppo_rl.rollout.open_requests import OpenRequests
 from tppo_rl.rollout.rllib_internals import fetch_ready, replace_env_runner, requests_in_flight
@@ -99,6 +101,8 @@ class RolloutController:
         self._weights = weights
         self._restore = restore
         self._patience_s = options.pipeline.env_runner_timeout_s
+        self._silence_s = options.pipeline.heartbeat_timeout_s
+        self._heartbeats = Heartbeats(group, self._silence_s)
         self._batch_tokens = options.batch_tokens
         self._asynchronous = options.pipeline.mode == "async"
         self._max_staleness = options.pipeline.max_staleness
@@ -134,6 +138,7 @@ class RolloutController:
             return
         for env_runner, result in fetch_ready(self._group, SAMPLE_TAG, timeout_s):
             self.ingest(env_runner, result)
+        self._replace_hung()
 
     def next_batch(self) -> list[Fragment]:
         """Waits until an update at the trainer's version may begin and returns its fragments (async).
@@ -183,6 +188,7 @@ class RolloutController:
         if self._asynchronous:
             self._events.note(TAKEN, env_runner)
         self._events.note_scoring(env_runner, result.scoring_order)
+        self._heartbeats.heard(env_runner)
         tickets = self._requests.answer(env_runner)
         if result.needs_new_process:
             logger.warning("env-runner %d begins anew: %s", env_runner, result.error)
@@ -230,7 +236,7 @@ class RolloutController:
     def abandon(self) -> None:
         """Makes every env-runner drop its open episodes, and discards open requests; for a restored ledger."""
         if self._group.num_remote_env_runners():
-            self._group.foreach_env_runner("abandon", local_env_runner=False, timeout_seconds=None)
+            ask_all(self._group, "abandon", self._group.healthy_env_runner_ids(), self._silence_s)
             self._group.fetch_ready_async_reqs(tags=SAMPLE_TAG, timeout_seconds=1.0)
         elif self._group.local_env_runner is not None:
             self._group.local_env_runner.abandon()
@@ -389,6 +395,16 @@ class RolloutController:
             if env_runner and (lost_requests or env_runner not in healthy):
                 self._lose(env_runner)
         self.ledger.free_reserved(healthy)
+
+    def _replace_hung(self, but: Collection[int] = ()) -> None:
+        """Starts env-runners anew that have open requests and do nothing; what they have told of goes on elsewhere.
+
+        Args:
+            but: Env-runners whose answers are here and not taken yet.
+        """
+        busy = self._requests.busy().difference(but)
+        for env_runner in replace_hung(self._group, self._heartbeats, busy):
+            self._lose(env_runner)
 
     def _lose(self, env_runner: int) -> None:
         """Takes back all tickets of an env-runner, and its episodes as far as it has told of them."""

@@ -43,8 +43,10 @@ from tppo_rl.rollout.chat import Chat
 from tppo_rl.rollout.core_process import EngineDied
 from tppo_rl.rollout.engine import Engine, build_engine
 from tppo_rl.rollout.env_runner_samplers import EnvRunnerSamplers
+from tppo_rl.rollout.heartbeats import Heartbeat
 from tppo_rl.rollout.packed_weights import PackedWeights
 from tppo_rl.rollout.responses import REWARD_FAILED, Scores
+from tppo_rl.rollout.rllib_internals import own_heartbeat_key
 from tppo_rl.rollout.sample_result import SampleResult
 from tppo_rl.rollout.sampler import Sampler, evaluate_prompts
 from tppo_rl.rollout.scoring_order import ScoringOrder
@@ -80,6 +82,7 @@ class VLLMEnvRunner(EnvRunner):
         self._counted = {"slot_steps": 0, "productive_slot_steps": 0, "refills": 0, "tokens": 0}
         self._last_call_ended = time.perf_counter()
         self._callbacks = EnvRunnerCallbacks(self)
+        self._heartbeat = Heartbeat(own_heartbeat_key() if self.worker_index else None)
         env = make_text_env(self._options.environment, "train")
         self._spaces = (env.observation_space, env.action_space)
         env.close()
@@ -124,7 +127,7 @@ class VLLMEnvRunner(EnvRunner):
         self,
         tickets: Sequence[Ticket],
         temperature: float,
-        answered: Callable[[int], None] | None = None,
+        told: Callable[[int], None] | None = None,
         version: int | None = None,
     ) -> pa.Table | Exception | None:
         """Generates a whole episode for each ticket on the held-out split, and leaves open training episodes untouched.
@@ -132,7 +135,7 @@ class VLLMEnvRunner(EnvRunner):
         Args:
             tickets: prompts to answer.
             temperature: sampling temperature; 0 is greedy.
-            answered: called with the number of answered prompts, whenever one is.
+            told: called with the number of answered prompts, whenever one is.
             version: policy version of the weights that are to answer; None: whatever there is.
 
         Returns:
@@ -143,7 +146,7 @@ class VLLMEnvRunner(EnvRunner):
             return None
         started = time.perf_counter()
         try:
-            return table_from_fragments(self._evaluate(tickets, temperature, answered))
+            return table_from_fragments(self._evaluate(tickets, temperature, told or self._heartbeat.answered))
         except Exception as error:
             return self._told(error)
         finally:
@@ -288,6 +291,7 @@ class VLLMEnvRunner(EnvRunner):
         if self._engine is not None:
             self._engine.stop()
             self._engine = None
+        self._heartbeat.stop()
 
     # Construction
 
@@ -325,7 +329,9 @@ class VLLMEnvRunner(EnvRunner):
         self._engine = self._build_engine()
         if self._pool is not None:
             self._pool.wait_until_ready()
-        self._samplers = EnvRunnerSamplers(options, self._engine, self._pool, self._chat, self._make_text_env)
+        self._samplers = EnvRunnerSamplers(
+            options, self._engine, self._pool, self._chat, self._make_text_env, self._heartbeat.beat
+        )
         # An env-runner for evaluations alone has no training episodes.
         if not self.config.in_evaluation:
             self._sampler = self._samplers.training(self.worker_index)
@@ -368,9 +374,7 @@ class VLLMEnvRunner(EnvRunner):
             if self._sampler is not None:
                 self._sampler.resume()
 
-    def _evaluate(
-        self, tickets: Sequence[Ticket], temperature: float, answered: Callable[[int], None] | None
-    ) -> list[Fragment]:
+    def _evaluate(self, tickets: Sequence[Ticket], temperature: float, told: Callable[[int], None]) -> list[Fragment]:
         if self._failure is not None:
             raise self._failure
         self._wake()
@@ -378,8 +382,9 @@ class VLLMEnvRunner(EnvRunner):
         if self._sampler is not None:
             self._sampler.suspend()
         self._reseed(_EVALUATION_NOISE, self._policy_version or 0)
+        self._heartbeat.answered(0)
         try:
-            episodes = evaluate_prompts(sampler, tickets, answered)
+            episodes = evaluate_prompts(sampler, tickets, told)
             self._warn_of_failures(sampler.pop_scores())
             return episodes
         finally:
@@ -451,6 +456,7 @@ class VLLMEnvRunner(EnvRunner):
         """Notes what has been done since `started` (`time.perf_counter`), and returns its seconds."""
         seconds = time.perf_counter() - started
         self._spans.append(Span(self._where(), name, time.time() - seconds, seconds))
+        self._heartbeat.beat()
         return seconds
 
     def _count_idle(self) -> None:

@@ -29,6 +29,7 @@ class EnvRunnerSamplers:
         pool: Scoring workers that all of them share; None: environments and rewards run here.
         chat: Of the run.
         make_env: Makes an environment of a split.
+        alive: Called by samplers whenever they have done something.
     """
 
     def __init__(
@@ -38,12 +39,14 @@ class EnvRunnerSamplers:
         pool: ScoringPool | None,
         chat: Chat,
         make_env: Callable[[str], gymnasium.Env],
+        alive: Callable[[], None],
     ) -> None:
         self._options = options
         self._engine = engine
         self._pool = pool
         self._chat = chat
         self._make_env = make_env
+        self._alive = alive
 
     def training(self, env_runner: int) -> Sampler:
         """Returns a sampler of training episodes.
@@ -81,6 +84,7 @@ class EnvRunnerSamplers:
         return EpisodeLimits(rollout.max_prompt_length, rollout.max_response_length, window_length)
 
     def _made(self, *, split: str, **arguments: Any) -> Sampler:
+        arguments["alive"] = self._alive
         if self._pool is None:
             return Sampler(self._engine, partial(self._make_env, split), self._chat, **arguments)
         answers_all = split == "heldout"

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -18,7 +17,8 @@ from tppo_rl.config.text_envs import num_problems
 from tppo_rl.core.fragments import Fragment, accuracy, concatenate_tables, fragments_from_table
 from tppo_rl.core.prompts import Ticket, heldout_tickets
 from tppo_rl.core.waiting import Stage, stage, stop_here
-from tppo_rl.rollout.answer_counts import shared_counts
+from tppo_rl.rollout.asking import ask_each
+from tppo_rl.rollout.heartbeats import Heartbeats, answered_in
 from tppo_rl.rollout.rllib_internals import healthy_remote
 from tppo_rl.rollout.weight_sync import LogProbDiff, WeightSync
 
@@ -76,6 +76,7 @@ class HeldoutEvaluator:
         self._group = group
         self._mend = mend
         self._patience_s = options.pipeline.env_runner_timeout_s
+        self._silence_s = options.pipeline.heartbeat_timeout_s
 
     @property
     def counts_tokens(self) -> bool:
@@ -132,6 +133,7 @@ class HeldoutEvaluator:
                 version=self._weights.version,
                 mend=self._mend,
                 patience_s=self._patience_s,
+                silence_s=self._silence_s,
                 answering=answering,
             )
 
@@ -152,6 +154,7 @@ def evaluate_heldout(
     version: int,
     mend: Callable[[Sequence[int]], None],
     patience_s: float,
+    silence_s: float,
     answering: Stage,
 ) -> list[Fragment]:
     """Lets the env-runners of a group answer the first `num_prompts` held-out prompts once.
@@ -165,6 +168,7 @@ def evaluate_heldout(
         version: policy version of the weights that are to answer.
         mend: see `HeldoutEvaluator`.
         patience_s: seconds without an answer after which no more is asked.
+        silence_s: seconds without a sign of life after which an env-runner is started anew.
         answering: is told how many are answered, about once a second.
 
     Returns:
@@ -178,7 +182,7 @@ def evaluate_heldout(
     episodes: list[Fragment] = []
     latest, warned = time.monotonic(), False
     while True:
-        found, outdated = _ask(group, missing, temperature, version, answering)
+        found, outdated = _ask(group, missing, temperature, version, silence_s, answering)
         episodes += found
         answered = {episode.prompt_index for episode in found}
         missing = [ticket for ticket in missing if ticket.prompt_index not in answered]
@@ -200,7 +204,7 @@ def evaluate_heldout(
 
 
 def _ask(
-    group: Any, tickets: Sequence[Ticket], temperature: float, version: int, answering: Stage
+    group: Any, tickets: Sequence[Ticket], temperature: float, version: int, silence_s: float, answering: Stage
 ) -> tuple[list[Fragment], list[int]]:
     """Asks every healthy env-runner for a share, and returns what was answered and whose weights are others.
 
@@ -208,36 +212,40 @@ def _ask(
         Exception: the error of an env-runner.
     """
     env_runners = healthy_remote(group)
-    watched = answering.watcher is not None
     if env_runners is None:
-        told = answering.advance if watched else None
-        answers = [(0, group.local_env_runner.evaluate(tickets, temperature, told, version))]
-    elif not env_runners:
-        return [], []
+        told = None if answering.watcher is None else answering.advance
+        answers = {0: group.local_env_runner.evaluate(tickets, temperature, told, version)}
     else:
-        with ExitStack() as counting:
-            counts: Sequence[Any] = [None] * len(env_runners)
-            if watched:
-                counts = counting.enter_context(shared_counts(answering, len(env_runners)))
-            asked = [
-                partial(_evaluate, index, tickets[start :: len(env_runners)], temperature, count, version)
-                for start, (index, count) in enumerate(zip(env_runners, counts, strict=True))
-            ]
-            answers = group.foreach_env_runner(
-                asked, remote_worker_ids=env_runners, local_env_runner=False, timeout_seconds=None
-            )
-    for _, answer in answers:
+        shares = {index: tickets[start :: len(env_runners)] for start, index in enumerate(env_runners)}
+        questions = {index: partial(_evaluate, share, temperature, version) for index, share in shares.items()}
+        answers = ask_each(group, questions, silence_s, _counting(answering, shares))
+    for answer in answers.values():
         if isinstance(answer, Exception):
             raise answer
-    tables = [table for _, table in answers if table is not None]
-    outdated = [index for index, table in answers if table is None]
+    tables = [table for table in answers.values() if table is not None]
+    outdated = [index for index, table in answers.items() if table is None]
     return (fragments_from_table(concatenate_tables(tables)) if tables else []), outdated
 
 
-def _evaluate(index: int, *arguments: Any) -> tuple[int, pa.Table | Exception | None]:
-    """Called with an env-runner as the last argument, as RLlib calls functions; its answer comes with its index."""
-    *given, env_runner = arguments
-    return index, env_runner.evaluate(*given)
+def _evaluate(
+    tickets: Sequence[Ticket], temperature: float, version: int, env_runner: Any
+) -> pa.Table | Exception | None:
+    return env_runner.evaluate(tickets, temperature, None, version)
+
+
+def _counting(answering: Stage, shares: Mapping[int, Sequence[Ticket]]) -> Callable[[Heartbeats], None] | None:
+    """Returns what tells a stage how many prompts the env-runners have answered; None where nobody watches."""
+    if answering.watcher is None:
+        return None
+    # What an env-runner said last belongs to another evaluation until it says something else.
+    first: dict[int, str | None] = {}
+
+    def tell(heartbeats: Heartbeats) -> None:
+        signs = {index: heartbeats.sign(index) for index in shares}
+        first.update({index: sign for index, sign in signs.items() if index not in first})
+        answering.advance(sum(answered_in(sign) for index, sign in signs.items() if sign != first[index]))
+
+    return tell
 
 
 def accuracy_statistics(episodes: Sequence[Fragment]) -> dict[str, float]:

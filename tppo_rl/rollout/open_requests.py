@@ -55,6 +55,10 @@ class OpenRequests:
         """Returns the env-runners that have a record."""
         return list(self._records)
 
+    def busy(self) -> set[int]:
+        """Returns the env-runners that have open requests."""
+        return {env_runner for env_runner, record in self._records.items() if record.requests}
+
     def answer(self, env_runner: int) -> Sequence[Ticket]:
         """Takes the answered request off the record and returns its tickets; none if the request was given up."""
         requests = self._records[env_runner].requests

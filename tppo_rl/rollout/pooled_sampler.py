@@ -71,11 +71,12 @@ class PooledSampler(Sampler):
         rewards: Rewards | None = None,
         env_runner: int = 0,
         name: str = "train",
+        alive: Callable[[], None] = lambda: None,
         answers_all: bool = False,
     ) -> None:
         super().__init__(
             engine, None, chat, num_slots=num_slots, limits=limits, sampling=sampling, rewards=rewards,
-            env_runner=env_runner, name=name,
+            env_runner=env_runner, name=name, alive=alive,
         )  # fmt: skip
         self._pool = pool
         self._split = split
@@ -127,7 +128,7 @@ class PooledSampler(Sampler):
                 self._pool.poll()
             elif (self._pending or self._resets) and self._pool.may_wait(patient or waited < IDLE_S):
                 started = time.monotonic()
-                self._pool.wait(IDLE_S if patient else IDLE_S - waited)
+                self._wait(IDLE_S if patient else IDLE_S - waited)
                 waited += time.monotonic() - started
             else:
                 break
@@ -136,7 +137,7 @@ class PooledSampler(Sampler):
         if not self._open:
             # Rewards alone are on the way; without a pause the caller would ask again and again.
             if self._batches and not self._pending:
-                self._pool.wait(max(0.0, IDLE_S - waited))
+                self._wait(max(0.0, IDLE_S - waited))
             self._take_arrived()
         self._fill_free_slots()
         self._hand_over_answered()
@@ -149,7 +150,7 @@ class PooledSampler(Sampler):
         It waits for pending answers and rewards: a window that holds the last token of a turn gets the reward of that turn.
         """
         while self._pending or self._batches:
-            self._pool.wait(IDLE_S)
+            self._wait(IDLE_S)
             self._take_arrived()
             self._score()
         self._hand_over_answered()
@@ -163,6 +164,11 @@ class PooledSampler(Sampler):
     def close(self) -> None:
         """Cancels all jobs; the pool stays open."""
         self._cancel()
+
+    def _wait(self, seconds: float) -> None:
+        """Waits for workers, whose own deadlines say when one hangs."""
+        self._pool.wait(seconds)
+        self._alive()
 
     def _cancel(self) -> None:
         for task in (*self._resets.values(), *(task for _, task in self._pending.values())):

@@ -6,9 +6,11 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import ray
+from ray.exceptions import RayActorError
 
 from tppo_rl.core.insides import RAY, Contract
 
@@ -34,6 +36,9 @@ CONTRACT: Contract = {
     "ray.experimental.internal_kv": ("_internal_kv_del", "_internal_kv_get", "_internal_kv_put"),
 }
 """We also use `_worker_manager` of a group. It exists on instances alone, so the tests of the pipeline check it."""
+
+
+_STOP_S = 60.0
 
 
 def fetch_ready(group: Any, tag: str, timeout_s: float) -> list[tuple[int, Any]]:
@@ -78,6 +83,72 @@ def healthy_remote(group: Any) -> list[int] | None:
     return list(group.healthy_env_runner_ids()) if group.num_remote_env_runners() else None
 
 
+def call_env_runner(group: Any, env_runner: int, function: Callable[[Any], Any]) -> Any:
+    """Begins to call a function with an env-runner, where it is; `take_answers` takes the answer.
+
+    RLlib's own `foreach_env_runner` waits for all, or for a time.
+    """
+    manager = getattr(group, "_worker_manager", None)
+    if manager is None:
+        return group.call_env_runner(env_runner, function)
+    return manager.actors()[env_runner].apply.remote(function)
+
+
+def take_answers(group: Any, calls: dict[Any, int], timeout_s: float) -> dict[int, Any]:
+    """Waits for at most `timeout_s` until a call is over, takes those that are out of `calls`, and returns the answers by env-runner.
+
+    An env-runner that is lost gives none, and is out of service from then on, as with RLlib's own calls.
+
+    Args:
+        group: RLlib's EnvRunnerGroup, or a stand-in.
+        calls: From `call_env_runner`, with their env-runners.
+        timeout_s: Longest wait, seconds.
+
+    Raises:
+        RayError: a call failed, and its env-runner is there.
+    """
+    manager = getattr(group, "_worker_manager", None)
+    if manager is None:
+        return dict(group.take_answers(calls))
+    ray.wait(list(calls), num_returns=1, timeout=timeout_s)
+    over, _ = ray.wait(list(calls), num_returns=len(calls), timeout=0)
+    answers = {}
+    for call in over:
+        env_runner = calls.pop(call)
+        try:
+            answers[env_runner] = ray.get(call)
+        except RayActorError:
+            with RAY.insides("FaultTolerantActorManager.set_actor_state"):
+                manager.set_actor_state(env_runner, healthy=False)
+    return answers
+
+
+def heartbeat_key(group: Any, env_runner: int) -> str | None:
+    """Returns the key of an env-runner's signs of life in Ray's store; None for a stand-in. A restart does not change it."""
+    manager = getattr(group, "_worker_manager", None)
+    return None if manager is None else _heartbeat_key(manager.actors()[env_runner]._ray_actor_id.hex())
+
+
+def own_heartbeat_key() -> str | None:
+    """Returns the key for the actor that asks; None: this process is none."""
+    actor = ray.get_runtime_context().get_actor_id() if ray.is_initialized() else None
+    return None if actor is None else _heartbeat_key(actor)
+
+
+def _heartbeat_key(actor: str) -> str:
+    return f"tppo_heartbeat_{actor}"
+
+
+def stop_env_runners(group: Any) -> None:
+    """Lets env-runners end in order, and kills those that have not after a minute; RLlib would wait for ever."""
+    with RAY.insides("EnvRunnerGroup._worker_manager"):
+        manager = group._worker_manager
+    calls = [actor.stop.remote() for actor in manager.actors().values()]
+    if calls:
+        ray.wait(calls, num_returns=len(calls), timeout=_STOP_S)
+    manager.clear()
+
+
 def kill_env_runners(group: Any) -> None:
     """Kills the env-runner actors of a group, whatever they are doing."""
     with RAY.insides("EnvRunnerGroup._worker_manager"):
@@ -86,6 +157,9 @@ def kill_env_runners(group: Any) -> None:
 
 def replace_env_runner(group: Any, env_runner: int) -> None:
     """Kills an env-runner, and lets Ray start it anew."""
+    if getattr(group, "_worker_manager", None) is None:
+        group.replace(env_runner)
+        return
     with RAY.insides("EnvRunnerGroup._worker_manager"):
         manager = group._worker_manager
     # It is to get no request before it is back.

@@ -87,6 +87,7 @@ class Sampler:
         rewards: rewards of responses; None: the environment's.
         env_runner: index of the env-runner, written into fragments.
         name: prefix of request ids; distinct for samplers that share an engine.
+        alive: called whenever something was done.
     """
 
     def __init__(
@@ -101,6 +102,7 @@ class Sampler:
         rewards: Rewards | None = None,
         env_runner: int = 0,
         name: str = "train",
+        alive: Callable[[], None] = lambda: None,
     ) -> None:
         self.tickets: deque[Ticket] = deque()
         self.num_tokens_sampled = 0
@@ -117,6 +119,7 @@ class Sampler:
         self._endings = Endings(self._rewards)
         self._env_runner = env_runner
         self._name = name
+        self._alive = alive
         self._make_env = make_env
         self._unused_envs = [] if make_env is None else [make_env() for _ in range(num_slots)]
         self._prompts: deque[Prompt] = deque()
@@ -244,10 +247,12 @@ class Sampler:
     def _step(self) -> None:
         """Takes one engine step."""
         outputs = self._engine.step()
+        self._alive()
         self.num_slot_steps += self.num_slots
         self.num_productive_slot_steps += len(outputs)
         for output in outputs:
             self._take(output)
+            self._alive()
 
     def _fill_free_slots(self) -> None:
         self._take_begun()
@@ -283,6 +288,7 @@ class Sampler:
             self._unused_envs.append(self._make_env())
         env = self._unused_envs[-1]
         text, info = env.reset(seed=ticket.seed)
+        self._alive()
         tokens = self._prompt_tokens(ticket, text, info)
         # Ticket and environment are taken last, so that an error loses neither.
         return Prompt(self.tickets.popleft(), self._unused_envs.pop(), text, tokens, info, wrong_reward_of(env))

@@ -107,6 +107,8 @@ class SimulatedGroup:
         }
         self._make_runner = make_runner
         self._ready = ready
+        self.hung: set[int] = set()
+        """Env-runners that do nothing of what they are asked for."""
         self._restarts = dict.fromkeys(self.runners, 0)
         self._calls: dict[int, deque[_Call]] = {index: deque() for index in self.runners}
         self._answers: dict[str, list[tuple[int, Any]]] = {}
@@ -129,8 +131,19 @@ class SimulatedGroup:
         answered = Counter(index for index, _ in self._answers.get(tag, []))
         return {index: sum(call.tag == tag for call in calls) + answered[index] for index, calls in self._calls.items()}
 
-    def foreach_env_runner(self, name: str, **_: Any) -> list[Any]:
-        return [getattr(runner, name)() for runner in self.runners.values() if runner is not None]
+    def call_env_runner(self, index: int, function: Callable[[Any], Any]) -> tuple[int, Any]:
+        """Calls a function with an env-runner at once; the answer is what `take_answers` gives."""
+        return index, function(self.runners[index])
+
+    def take_answers(self, calls: dict[Any, int]) -> list[tuple[int, Any]]:
+        answers = list(calls)
+        calls.clear()
+        return answers
+
+    def replace(self, index: int) -> None:
+        """Kills an env-runner that hangs; `revive_all` starts it anew."""
+        self.hung.discard(index)
+        self.lose(index)
 
     def foreach_env_runner_async(
         self, func: str, tag: str, *, remote_worker_ids: list[int], kwargs: dict[str, Any] | None = None
@@ -151,6 +164,8 @@ class SimulatedGroup:
     def execute(self) -> None:
         """Lets some env-runners execute their next calls, at most one `sample` each."""
         for index in self.healthy_env_runner_ids():
+            if index in self.hung:
+                continue
             calls = self._calls[index]
             while calls and self.random.random() < self._ready:
                 call = calls.popleft()

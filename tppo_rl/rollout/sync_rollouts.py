@@ -105,6 +105,7 @@ class SyncRollouts(RolloutController):
                 waiting[env_runner] = 0
                 answers[env_runner] = result
             self._weights.check_learners()
+            self._replace_hung(but=answers)
             self._forget_lost_env_runners(but=answers)
             for env_runner in set(waiting) - set(self._group.healthy_env_runner_ids()):
                 del waiting[env_runner]

@@ -32,6 +32,7 @@ import torch
 from tppo_rl.core.errors import OptionError
 from tppo_rl.rollout.core_process import SCHEDULER, EngineDied
 from tppo_rl.rollout.engine import KV_ON_UPDATE, Output, Request, Sampling
+from tppo_rl.rollout.engine_config import engine_config
 from tppo_rl.rollout.sleep_cycle import SleepCycle
 from tppo_rl.rollout.vllm_internals import COPY, IN_PLACE_WORKER, RELOAD, WORKER, VLLMCore, hide_llvmlite
 from tppo_rl.rollout.weight_broadcast import Offer
@@ -70,7 +71,7 @@ class VLLMEngine:
             come; offers are taken in any case.
 
     Raises:
-        OptionError: vLLM is installed for another kind of device.
+        OptionError: vLLM is installed for another kind of device, or does not take the arguments.
         NoRoomForWeights: weights go by shared memory, and it is too small; `stage_weights` and `load_weights` raise it too.
         WeightsNotReceived, WeightsWithdrawn: raised by those two for offers (`tppo_rl.rollout.weight_broadcast`); the weights are as before.
         EngineDied: a process of the engine is gone; `step`, what loads weights and `score` raise it too.
@@ -96,7 +97,8 @@ class VLLMEngine:
         self.version = 0
         self._kv_on_update = kv_on_update
         self._end_of_turn = frozenset(end_of_turn)
-        engine_args = dict(engine_args or {})
+        given = dict(engine_args or {})
+        engine_args = dict(given)
         multiprocessing = bool(engine_args.pop("multiprocessing", False))
         has_workers = multiprocessing or int(engine_args.get("tensor_parallel_size", 1)) > 1
         layout = _layout(model, engine_args.pop("linear", None), engine_args.get("quantization"))
@@ -104,7 +106,7 @@ class VLLMEngine:
         _set_process_environment(device, multiprocessing, num_threads, engine_args.pop("kv_cache_gib", 1))
         _allow_read_only_weights()
 
-        from vllm import EngineArgs, LLMEngine
+        from vllm import LLMEngine
         from vllm.config import WeightTransferConfig
         from vllm.platforms import current_platform
 
@@ -137,13 +139,13 @@ class VLLMEngine:
         self._transport = None if weight_transport == "broadcast" else self._make_transport()
         self._staged_by: WeightTransport | None = None
         try:
-            self._engine = LLMEngine.from_engine_args(
-                EngineArgs(
-                    **(defaults | engine_args),
-                    worker_cls=IN_PLACE_WORKER if in_place else WORKER,
-                    weight_transfer_config=WeightTransferConfig(backend=COPY if in_place else RELOAD),
-                )
-            )
+            arguments = defaults | engine_args
+            arguments |= {
+                "worker_cls": IN_PLACE_WORKER if in_place else WORKER,
+                "weight_transfer_config": WeightTransferConfig(backend=COPY if in_place else RELOAD),
+            }
+            config = engine_config(arguments, given)
+            self._engine = LLMEngine.from_vllm_config(config, disable_log_stats=bool(arguments["disable_log_stats"]))
         except BaseException as error:
             self._close_transport()
             if (died := EngineDied.at_start(error)) is not None:

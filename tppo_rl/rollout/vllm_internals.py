@@ -16,7 +16,7 @@ from tppo_rl.rollout.weight_broadcast import Offer
 
 CONTRACT: Contract = {
     "vllm.v1.engine.llm_engine:LLMEngine": (
-        "from_engine_args",
+        "from_vllm_config",
         "add_request",
         "abort_request",
         "step",
@@ -70,6 +70,7 @@ CONTRACT: Contract = {
         "skip_clone",
     ),
     "vllm.engine.arg_utils:EngineArgs": (
+        "create_engine_config",
         "model",
         "dtype",
         "max_model_len",

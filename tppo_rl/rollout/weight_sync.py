@@ -23,7 +23,9 @@ from ray.rllib.core import COMPONENT_RL_MODULE, DEFAULT_MODULE_ID
 from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
 
 from tppo_rl.core.fragments import Fragment
+from tppo_rl.rollout.asking import ask_all, replace_hung
 from tppo_rl.rollout.event_log import WEIGHTS, EventLog
+from tppo_rl.rollout.heartbeats import Heartbeats
 from tppo_rl.rollout.packed_weights import PackedWeights
 from tppo_rl.rollout.rllib_internals import healthy_remote, requests_in_flight
 from tppo_rl.rollout.weight_broadcast import Offer, sender_of
@@ -57,7 +59,8 @@ class WeightSync:
         proof: Says what difference on the probe is a fault.
         probe: Tokens on which trainer and engines are compared, see `probe_tokens`.
         dtype: Number format in which engines hold weights; None: the learners'.
-        timeout_s: Seconds that an env-runner has to take weights.
+        timeout_s: See `WeightSender`.
+        silence_s: Seconds without a sign of life after which an env-runner is started anew.
         first_change: First version whose weights differ from those of the start; the proof is due after its push.
         events: Is told to whom weights are sent; None: nobody is.
         transport: "object_store" or "broadcast", the way of weights to env-runners that are actors.
@@ -72,6 +75,7 @@ class WeightSync:
         probe: Sequence[int],
         dtype: torch.dtype | None = None,
         timeout_s: float = 300.0,
+        silence_s: float = 300.0,
         first_change: int = 1,
         events: EventLog | None = None,
         transport: str = "object_store",
@@ -83,6 +87,7 @@ class WeightSync:
         self._proof_is_due = True
         self._dtype = dtype
         self._timeout_s = timeout_s
+        self._silence_s = silence_s
         self._learner_group = learner_group
         self._group = group
         self._proof = proof
@@ -208,7 +213,7 @@ class WeightSync:
         Call it after a push and before the next update begins: an update changes the trainer's weights.
 
         Raises:
-            RuntimeError: an engine does not hold the trainer's weights, or did not take them in time.
+            RuntimeError: an engine does not hold the trainer's weights.
             Exception: the error of an engine that could not start or could not take the weights.
         """
         self.wait_until_delivered()
@@ -232,13 +237,7 @@ class WeightSync:
         """
         env_runners = healthy_remote(self._group)
         if env_runners is not None:
-            answers = self._group.foreach_env_runner(
-                "score",
-                kwargs={"tokens": self._probe},
-                remote_worker_ids=env_runners,
-                local_env_runner=False,
-                timeout_seconds=None,
-            )
+            answers = ask_all(self._group, "score", env_runners, self._silence_s, tokens=self._probe)
         else:
             answers = [self._group.local_env_runner.score(self._probe)]
         for answer in answers:
@@ -253,15 +252,11 @@ class WeightSync:
     def wait_until_delivered(self) -> None:
         """Waits until every healthy env-runner has been sent the newest weights; its next requests then use them.
 
-        Raises:
-            RuntimeError: an env-runner took none for `timeout_s`.
+        One that hangs is started anew, and gets them when it is back.
         """
-        deadline = time.monotonic() + self._timeout_s
+        heartbeats = Heartbeats(self._group, self._silence_s)
         while late := self._undelivered.intersection(self._group.healthy_env_runner_ids()):
-            if time.monotonic() > deadline:
-                raise RuntimeError(
-                    f"env-runners {sorted(late)} took no weights for {self._timeout_s:g} s (env_runner_timeout_s)"
-                )
+            replace_hung(self._group, heartbeats, late)
             self.deliver()
             time.sleep(0.01)
 

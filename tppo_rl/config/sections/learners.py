@@ -6,10 +6,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from tppo_rl.config.section import Section, option, refuse
+from tppo_rl.config.section import Condition, Section, option, refuse
 
 if TYPE_CHECKING:
     from tppo_rl.config.options import Options
+
+
+_ACTORS = Condition("num_learners of 1 or more", lambda options: options.learners.num_learners > 0)
 
 
 class LearnerOptions(Section):
@@ -27,6 +30,14 @@ class LearnerOptions(Section):
     )
     gradient_checkpointing: bool = option(
         False, "Compute activations again in the backward pass: less memory, about a third more work."
+    )
+
+    learner_timeout_s: float = option(
+        3600.0,
+        "Seconds that learner actors have for an update, or for anything else that they are asked for; then they count as hung and are "
+        "killed, and the run ends with one message, or goes on from its newest checkpoint (`max_failures`).",
+        gt=0,
+        read_with=_ACTORS,
     )
 
     @property

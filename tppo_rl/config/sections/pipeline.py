@@ -13,6 +13,10 @@ _LOG_PROB_DIFF_ALARM = {"float32": 1e-3, "bfloat16": 0.05, "float16": 0.01}
 
 
 _ASYNC = Condition("mode='async'", lambda options: options.pipeline.mode == "async")
+_ACTORS = Condition(
+    "num_env_runners or evaluation_num_env_runners of 1 or more",
+    lambda options: options.rollout.num_env_runners > 0 or options.evaluation.evaluation_num_env_runners > 0,
+)
 _VLLM_ACTORS = Condition(
     "num_env_runners of 1 or more and the engine 'vllm'",
     lambda options: options.rollout.num_env_runners > 0 and options.rollout.engine.type == "vllm",
@@ -72,9 +76,16 @@ class PipelineOptions(Section):
 
     env_runner_timeout_s: float = option(
         300.0,
-        "Seconds after which a run gives up while no env-runner is there, or one takes no weights; large models on slow disks "
-        "start for longer.",
+        "Seconds after which a run gives up while no env-runner is there; large models on slow disks start for longer.",
         gt=0,
+    )
+    heartbeat_timeout_s: float = option(
+        300.0,
+        "Seconds after which an env-runner that has something to do, and neither answers nor samples a token, counts as hung: it is "
+        "killed and started anew, and its episodes go on elsewhere. One engine step, or one `step` of an environment without scoring "
+        "workers, may not take longer.",
+        gt=0,
+        read_with=_ACTORS,
     )
 
     def largest_log_prob_diff(self, dtype: str) -> float:
