@@ -8,9 +8,15 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from tppo_rl.bench.chaos import chaos, chaos_run
+from tppo_rl.bench.chaos import VICTIMS, chaos, chaos_run
 from tppo_rl.bench.chaos_outcome import Kill, Outcome, faults, rows_of
+from tppo_rl.bench.commands import chaos as chaos_command
 from tppo_rl.cli import main
+
+
+def test_the_command_offers_every_victim() -> None:
+    (what,) = [option for option in chaos_command.params if option.name == "what"]
+    assert set(what.type.choices) == set(VICTIMS)  # type: ignore[attr-defined]
 
 
 def outcome(accuracy: float, **values: Any) -> Outcome:

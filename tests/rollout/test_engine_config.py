@@ -21,6 +21,7 @@ pytestmark = pytest.mark.integration
             r"ec_transfer_config\.no_such_key='soon': Unexpected keyword",
         ),
         ({"compilation_config": {"mode": "soon"}}, r"mode.*soon"),
+        ({"all2all_backend": []}, r"all2all_backend=\[\]: Input should be"),
         ({"block_size": -1}, r"block_size=-1"),
         ({"max_model_len": 10**7}, r"max_model_len \(10000000\)"),
     ],

@@ -277,8 +277,9 @@ def peers(*, config: Path | None, **options: Any) -> Sequence[Figure]:
     "--every", "every_s", type=click.FloatRange(1), default=20.0, show_default=True, help="Mean seconds between two."
 )
 @click.option(
-    "--what", multiple=True, type=click.Choice(["env-runner", "engine", "learner", "driver", "save"]),
-    default=("env-runner", "driver"), show_default=True, help="save: the driver in the midst of a checkpoint.",
+    "--what", multiple=True, type=click.Choice(["env-runner", "hang", "engine", "learner", "driver", "save"]),
+    default=("env-runner", "driver"), show_default=True,
+    help="One is drawn at each kill. hang: an env-runner, stopped and not killed; save: the driver in the midst of a checkpoint.",
 )  # fmt: skip
 @click.option("--tokens", default=40_000, show_default=True, help="Of a run, without a CONFIG.")
 @click.option("--seed", default=0, show_default=True, help="Of the first run, its moments and victims.")

@@ -9,6 +9,8 @@ from pydantic import ValidationError
 
 from tppo_rl.core.errors import OptionError
 
+_LONGEST_VALUE = 200
+
 
 def engine_config(arguments: Mapping[str, Any], given: Mapping[str, Any]) -> Any:
     """Returns vLLM's `VllmConfig` for arguments of its `EngineArgs`.
@@ -40,5 +42,6 @@ def _said(error: Exception) -> str:
 
 def _said_of_place(*, loc: tuple[Any, ...], msg: str, input: Any, **_: Any) -> str:
     where = ".".join(map(str, loc))
-    # What pydantic was given as a whole is the configuration itself.
-    return f"{where}={input!r}: {msg}" if where and isinstance(input, str | int | float | bool | None) else f"{msg}"
+    # What pydantic was given as a whole is the configuration itself, and long.
+    value = f"={input!r}" if len(repr(input)) < _LONGEST_VALUE else ""
+    return f"{where}{value}: {msg}" if where else msg
