@@ -20,6 +20,7 @@ from tppo_rl.core.errors import OptionError
 pytestmark = pytest.mark.integration
 
 
+@pytest.mark.slow
 def test_what_vllm_does_not_take_is_one_error_that_names_it(small_config: TPPOConfig) -> None:
     small_config.env_runners(engine={"max_model_len": 10**7})
     says = r"^engine=\{'max_model_len': 10000000\}: vLLM cannot make an engine of it.*max_model_len"

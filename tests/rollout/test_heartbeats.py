@@ -137,18 +137,18 @@ def test_of_those_that_are_asked_one_that_hangs_is_started_anew_and_one_that_tak
             group,
             {
                 3: partial(work, seconds=0.1, hangs=False),
-                1: partial(work, seconds=20, hangs=False),
-                2: partial(work, seconds=20, hangs=True),
+                1: partial(work, seconds=12, hangs=False),
+                2: partial(work, seconds=12, hangs=True),
             },
-            silence_s=8.0,
+            silence_s=4.0,
             meanwhile=lambda watch: told.append(answered_in(watch.sign(1))),
         )
         assert answers == {3: before[3], 1: before[1]}
         assert list(answers) == [3, 1]
         assert told == sorted(told)
-        assert told[-1] > 100
+        assert told[-1] > 60
         assert manager.healthy_actor_ids() == [1, 3]
-        assert 2 in manager.probe_unhealthy_actors(timeout_seconds=60, mark_healthy=True)
+        assert 2 in manager.probe_unhealthy_actors(timeout_seconds=200, mark_healthy=True)
         assert ask_each(group, {2: own_pid}, silence_s=60)[2] != before[2]
         key = heartbeat_key(group, 1)
         assert key is not None
