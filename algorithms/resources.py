@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 
 import ray
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
@@ -11,9 +12,12 @@ from ray.util import get_current_placement_group
 
 from tppo_rl.algorithms.ray_start import start_ray
 from tppo_rl.algorithms.rllib_internals import ray_started_here
-from tppo_rl.core.errors import OptionError
+from tppo_rl.core.errors import OptionError, RunError
+from tppo_rl.core.waiting import stop_here
 
 _logger = logging.getLogger(__name__)
+
+_LOOK_S = 0.2
 
 
 def check_resources(config: AlgorithmConfig) -> None:
@@ -25,6 +29,7 @@ def check_resources(config: AlgorithmConfig) -> None:
         config: Of the run; Ray is started if it was not.
 
     Raises:
+        RunError: this process started Ray, and other actors hold what the run needs, also after `env_runner_timeout_s`.
         OptionError: this process started Ray on this machine alone, and it has too few. Where Ray was there before, nodes may
             still join, so it is a warning. Or a learner in this process wants a GPU beside those of env-runners. Or an env-runner or a
             learner in this process wants more CPUs than the machine has.
@@ -43,6 +48,8 @@ def check_resources(config: AlgorithmConfig) -> None:
         }
         needed = sum(getattr(config, number) * share for (number, _), share in shares.items())
         if needed <= available.get(kind, 0.0):
+            if ray_started_here():
+                _wait_until_free(kind, needed, config.env_runner_timeout_s)
             continue
         terms = " + ".join(
             f"{number}={getattr(config, number)} x {each}={share:g}" for (number, each), share in shares.items()
@@ -54,6 +61,20 @@ def check_resources(config: AlgorithmConfig) -> None:
         if ray_started_here():
             raise OptionError(message)
         _logger.warning("%s. The run waits until nodes with them have joined.", message)
+
+
+def _wait_until_free(kind: str, needed: float, timeout_s: float) -> None:
+    """Waits for what other actors hold: one that has just been stopped gives it back a moment later."""
+    deadline = time.monotonic() + timeout_s
+    while (free := ray.available_resources().get(kind, 0.0)) < needed:
+        if time.monotonic() > deadline:
+            raise RunError(
+                f"the run needs {needed:g} {kind}, and Ray has {free:g} of {ray.cluster_resources().get(kind, 0.0):g} free after "
+                f"{timeout_s:g} s (env_runner_timeout_s); other actors of this process's Ray hold the rest, such as those of an algorithm "
+                "that was not stopped: stop() it, or ray.shutdown() before the next one"
+            )
+        stop_here()
+        time.sleep(_LOOK_S)
 
 
 def _refuse_more_threads_than_cpus(config: AlgorithmConfig) -> None:

@@ -123,7 +123,7 @@ class LanguageModelAlgorithm(Algorithm):
                 self.env_runner_group,
                 partial(self.learner_group.ask, release_cached_memory),
                 sleeps=sleeps(options),
-                silence_s=options.pipeline.heartbeat_timeout_s,
+                timeout_s=options.pipeline.heartbeat_timeout_s,
             ),
             recorder=recorder,
             batch_log=BatchLog(self._results_folder(), self._run_facts()) if options.run.record_batches else None,
@@ -307,7 +307,8 @@ class LanguageModelAlgorithm(Algorithm):
         if loop is not None:
             loop.learners.stop()
             loop.recorder.close()
-            for group in filter(None, (self.env_runner_group, self.eval_env_runner_group)):
+        for group in (getattr(self, name, None) for name in ("env_runner_group", "eval_env_runner_group")):
+            if group is not None:
                 stop_env_runners(group)
         super().cleanup()
 

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import logging
+import threading
 
 import pytest
+import ray
 
 from tppo_rl.algorithms import TPPOConfig, resources
 from tppo_rl.algorithms.resources import check_resources
-from tppo_rl.core.errors import OptionError
+from tppo_rl.core.errors import OptionError, RunError
 
 pytestmark = pytest.mark.integration
 
@@ -20,6 +22,24 @@ def test_more_cpus_than_there_are_is_an_error_before_an_engine_starts(small_conf
         "num_env_runners=7 x num_cpus_per_env_runner=1 + num_learners=2 x num_cpus_per_learner=1 is 9 CPU in all, and Ray has "
         "8; lower one of these options, or start Ray with more"
     )
+
+
+def test_what_other_actors_hold_is_waited_for_and_then_is_one_message(small_config: TPPOConfig) -> None:
+    check_resources(small_config)
+
+    @ray.remote(num_cpus=8)
+    class Holder:
+        def there(self) -> None: ...
+
+    holder = Holder.remote()
+    ray.get(holder.there.remote())
+    config = small_config.pipeline(env_runner_timeout_s=1.0)
+    with pytest.raises(
+        RunError, match=r"needs 1 CPU, and Ray has 0 of 8 free after 1 s \(env_runner_timeout_s\); other actors"
+    ):
+        check_resources(config)
+    threading.Timer(1.0, ray.kill, (holder,)).start()
+    check_resources(config.copy().pipeline(env_runner_timeout_s=100.0))
 
 
 def test_gpus_that_there_are_not(small_config: TPPOConfig) -> None:

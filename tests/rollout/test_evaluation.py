@@ -77,8 +77,10 @@ def test_greedily_every_question_is_answered_once_and_every_answer_counted(tmp_p
     evaluates, runner = evaluator(tmp_path, heldout=3, duration=8)
     seen = Counts()
     try:
+        beats = runner._heartbeat._beats
         with watched_by(seen):
             watched = evaluates.run()
+            assert runner._heartbeat._beats > beats + 8 + 3
             latest, seen.stop_asked = evaluates.latest, True
             with pytest.raises(StageCut):
                 evaluates.run()
@@ -91,6 +93,18 @@ def test_greedily_every_question_is_answered_once_and_every_answer_counted(tmp_p
     sampled, greedy = "held-out evaluation (sampled answers)", "held-out evaluation (greedy answers)"
     assert seen.totals == {sampled: 8, greedy: 3}
     assert seen.counted == {sampled: list(range(1, 9)), greedy: [1, 2, 3]}
+
+
+def test_reward_functions_give_signs_of_life(tmp_path: Path) -> None:
+    _, runner = evaluator(tmp_path, heldout=3, duration=8)
+    try:
+        assert runner._samplers is not None
+        rewards = runner._samplers.training(1)._rewards
+        beats = runner._heartbeat._beats
+        rewards._on_call("my_function")
+        assert runner._heartbeat._beats == beats + 1
+    finally:
+        runner.stop()
 
 
 class Failing:

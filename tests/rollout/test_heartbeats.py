@@ -18,7 +18,7 @@ from ray.rllib.utils.actor_manager import FaultTolerantActorManager
 
 from tppo_rl.rollout import heartbeats
 from tppo_rl.rollout.asking import ask_each
-from tppo_rl.rollout.heartbeats import Heartbeat, Heartbeats, answered_in
+from tppo_rl.rollout.heartbeats import Heartbeat, Heartbeats, answered_since
 from tppo_rl.rollout.rllib_internals import heartbeat_key, own_heartbeat_key, read_value
 
 PATIENCE_S = 40.0
@@ -47,22 +47,22 @@ def test_one_that_hangs_is_found_in_time_and_no_other(works: list[bool], stops_a
         for second, worked in enumerate(works):
             clock.now += 1.0
             if worked or second % 5 == 0:
-                signs[1] = f"p {second} 0"
+                signs[1] = f"p {second} 0 0"
             if second < stops_at:
-                signs[2] = f"p {second} 0"
+                signs[2] = f"p {second} 0 0"
             if second in answers:
                 watch.heard(1)
                 if second < stops_at:
                     watch.heard(2)
             found += [(second, env_runner) for env_runner in watch.hung([1, 2])]
     assert {env_runner for _, env_runner in found} == {2}
-    # It may be in the midst of a quarter, and its last sign is only seen with the next look.
-    assert stops_at + 0.7 * PATIENCE_S <= found[0][0] <= stops_at + 1.6 * PATIENCE_S
+    # Its last sign is seen with the next look, up to a quarter later.
+    assert stops_at + PATIENCE_S - 1 <= found[0][0] <= stops_at + 1.3 * PATIENCE_S
 
 
 def test_a_driver_that_was_stopped_itself_suspects_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch)
-    watch = Heartbeats(None, PATIENCE_S, read=lambda _: "p 1 0")
+    watch = Heartbeats(None, PATIENCE_S, read=lambda _: "p 1 0 0")
     for _ in range(3):
         clock.now += 10 * PATIENCE_S
         assert watch.hung([1]) == []
@@ -76,10 +76,28 @@ def test_a_sign_is_written_once_a_second_and_says_what_is_answered(monkeypatch: 
         heartbeat.answered(number)
     clock.now += 1.0
     heartbeat.beat()
-    assert list(map(answered_in, written)) == [1, 2]
+    assert [answered_since("p 1 9 7", sign) for sign in written] == [1, 2]
     assert len(set(written)) == 2
     Heartbeat(None).beat()
     assert len(written) == 2
+
+
+def test_answers_of_an_earlier_evaluation_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, written = Clock(monkeypatch), [None]
+    monkeypatch.setattr(heartbeats, "write_value", lambda key, value: written.append(value))
+    heartbeat = Heartbeat("key")
+    seen = []
+    for evaluation in (1, 2):
+        before = written[-1]
+        clock.now += 1.0
+        # Requests that were sent before it.
+        heartbeat.beat()
+        seen.append(answered_since(before, written[-1]))
+        heartbeat.begin_evaluation()
+        clock.now += 1.0
+        heartbeat.answered(20 + evaluation)
+        seen.append(answered_since(before, written[-1]))
+    assert seen == [0, 21, 0, 22]
 
 
 def test_a_store_that_fails_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,14 +159,15 @@ def test_of_those_that_are_asked_one_that_hangs_is_started_anew_and_one_that_tak
                 2: partial(work, seconds=12, hangs=True),
             },
             silence_s=4.0,
-            meanwhile=lambda watch: told.append(answered_in(watch.sign(1))),
+            meanwhile=lambda watch: told.append(answered_since("p 1 9 0", watch.sign(1))),
         )
         assert answers == {3: before[3], 1: before[1]}
         assert list(answers) == [3, 1]
         assert told == sorted(told)
         assert told[-1] > 60
         assert manager.healthy_actor_ids() == [1, 3]
-        assert 2 in manager.probe_unhealthy_actors(timeout_seconds=200, mark_healthy=True)
+        while not manager.probe_unhealthy_actors(timeout_seconds=60, mark_healthy=True):
+            time.sleep(0.5)
         assert ask_each(group, {2: own_pid}, silence_s=60)[2] != before[2]
         key = heartbeat_key(group, 1)
         assert key is not None

@@ -1,4 +1,4 @@
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -473,37 +473,57 @@ def test_episodes_that_go_on_come_before_those_that_wait() -> None:
 
 
 def test_no_two_things_are_done_without_a_sign_of_life() -> None:
-    """An engine step, an environment's reset and its step may each take long."""
-    done, longest = [0], [0]
+    """Each may take long: an engine step, a construction, reset and step of an environment."""
+    done, most, total = [0], [0], Counter[str]()
+
+    def do(what: str) -> None:
+        done[0] += 1
+        total[what] += 1
+
+    def alive() -> None:
+        most[0] = max(most[0], done[0])
+        done[0] = 0
 
     class Working(CountingEnv):
+        def __init__(self, turns: int) -> None:
+            do("env")
+            super().__init__(turns)
+
         def reset(self, **arguments: Any) -> tuple[str, dict[str, Any]]:
-            done[0] += 1
+            do("reset")
             return super().reset(**arguments)
 
         def step(self, text: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
-            done[0] += 1
+            do("step")
             return super().step(text)
 
     class WorkingEngine(SimulatedEngine):
         def step(self) -> Any:
-            done[0] += 1
+            do("engine")
             return super().step()
 
-    def alive() -> None:
-        longest.append(done[0])
-        done[0] = 0
+    def make() -> Sampler:
+        return Sampler(
+            WorkingEngine(draw_lognormal_length(6.0, 0.5), seed=0),
+            lambda: Working(3),
+            IntegerChat(),  # type: ignore[arg-type]
+            num_slots=4,
+            limits=EpisodeLimits(8, 64, 8),
+            sampling=Sampling(1.0),
+            alive=alive,
+        )
 
-    sampler = Sampler(
-        WorkingEngine(draw_lognormal_length(6.0, 0.5), seed=0),
-        lambda: Working(2),
-        IntegerChat(),  # type: ignore[arg-type]
-        num_slots=4,
-        limits=EpisodeLimits(8, 64, 8),
-        sampling=Sampling(1.0),
-        alive=alive,
-    )
+    sampler = make()
     sampler.tickets.extend(tickets(12))
+    sampler.run(16)
+    begun = [one for one in sampler.begun() if one.turns]
+    assert begun
+    steps = total["step"]
+    sampler = make()
+    sampler.add_tickets(Ticket(one.episode_id, one.episode_id, one.episode_id, one) for one in begun)
+    sampler.run(1)
+    assert total["step"] >= steps + sum(len(one.turns) for one in begun)
     sampler.run_until_empty()
-    assert max(longest) == 1
-    assert sum(longest) > 12 * (2 + 2 * 2)
+    alive()
+    assert set(total) == {"env", "reset", "step", "engine"}
+    assert most[0] == 1

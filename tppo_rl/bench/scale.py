@@ -355,7 +355,7 @@ class Driver:
             learners=self.learners,  # type: ignore[arg-type]
             boundaries=BoundaryTracker(options),
             weights=weights,
-            engines=RestingEngines(group, lambda: None, sleeps=False, silence_s=1.0),
+            engines=RestingEngines(group, lambda: None, sleeps=False, timeout_s=1.0),
             recorder=self.recorder,
             batch_log=None,
             meanwhile=self.rollouts.poll,

@@ -57,7 +57,6 @@ RLLIB_KEYS_READ = frozenset(
         "placement_strategy",
         "restart_failed_env_runners",
         "stats_cls_lookup",
-        "validate_env_runners_after_construction",
     }
 )
 RLLIB_MAPPINGS = frozenset(

@@ -6,6 +6,7 @@ RLlib gives the errors of learners back as if they were results, and says nothin
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -24,6 +25,8 @@ from tppo_rl.learner.sharded_checkpoints import begin_slices, check_seen, end_sl
 _ANSWER_S = 20.0
 """Time that a learner has to say that it is there, after another one has failed."""
 
+_STEP_S = 5.0
+
 
 class LearnerDied(ProcessDied):
     """The process of a learner is gone."""
@@ -41,6 +44,8 @@ class TPPOLearnerGroup(LearnerGroup):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._calls: list[Any] = []
+        self._hung = threading.Event()
+        """Set when the learners are killed because they gave no answer."""
 
     def update(self, **kwargs: Any) -> list[dict[str, Any]]:
         """Updates the learners as RLlib does."""
@@ -184,16 +189,16 @@ class TPPOLearnerGroup(LearnerGroup):
 
     @contextmanager
     def _telling_death(self) -> Iterator[None]:
-        with self._killing_hung() as hung:
+        with self._killing_hung():
             try:
                 yield
             except LearnerDied:
                 raise
             except Exception as error:
-                self._tell_death(error, hung=hung.is_set())
+                self._tell_death(error)
 
-    def _tell_death(self, error: Exception, *, hung: bool) -> None:
-        if hung:
+    def _tell_death(self, error: Exception) -> None:
+        if self._hung.is_set():
             raise LearnerDied(
                 f"learners gave no answer for {self.config.learner_timeout_s:g} s (learner_timeout_s), and were killed; what they had "
                 "trained since the last checkpoint is gone. Go on from the newest checkpoint, as --resume does; where an update takes so "
@@ -206,25 +211,29 @@ class TPPOLearnerGroup(LearnerGroup):
         raise self._died(dead, str(error).partition("\n")[0]) from error
 
     @contextmanager
-    def _killing_hung(self) -> Iterator[threading.Event]:
-        """Kills the learners after `learner_timeout_s`: whoever waits for them then gets an error. The event says whether it did."""
-        hung = threading.Event()
+    def _killing_hung(self) -> Iterator[None]:
+        """Kills the learners after `learner_timeout_s`: whoever waits for them then gets an error."""
         if self.is_local:
-            yield hung
+            yield
             return
-
-        def kill() -> None:
-            hung.set()
-            for worker in self._workers:
-                ray.kill(worker)
-
-        timer = threading.Timer(self.config.learner_timeout_s, kill)
-        timer.daemon = True
-        timer.start()
+        answered = threading.Event()
+        threading.Thread(target=self._kill_late, args=(answered,), name="learner-timeout", daemon=True).start()
         try:
-            yield hung
+            yield
         finally:
-            timer.cancel()
+            answered.set()
+
+    def _kill_late(self, answered: threading.Event) -> None:
+        waited, last = 0.0, time.monotonic()
+        step = min(_STEP_S, self.config.learner_timeout_s)
+        while not answered.wait(step):
+            # Time in which this process itself was stopped does not count.
+            waited, last = waited + min(time.monotonic() - last, 2 * step), time.monotonic()
+            if waited >= self.config.learner_timeout_s:
+                self._hung.set()
+                for worker in self._workers:
+                    ray.kill(worker)
+                return
 
     def _died(self, dead: list[int], reason: str) -> LearnerDied:
         return LearnerDied(

@@ -32,7 +32,7 @@ def ask_each(
         group: RLlib's EnvRunnerGroup.
         questions: The functions, by env-runner.
         silence_s: Seconds after which a silent env-runner is started anew.
-        meanwhile: Called about once a second.
+        meanwhile: Called whenever an answer has come, and about once a second.
 
     Returns:
         The answers by env-runner, in the order of the questions. Env-runners that were lost, or were started anew, have none.
@@ -47,7 +47,9 @@ def ask_each(
         answers |= take_answers(group, calls, _LOOK_S)
         if meanwhile is not None:
             meanwhile(heartbeats)
-        replace_hung(group, heartbeats, calls.values())
+        given_up = replace_hung(group, heartbeats, calls.values())
+        # One that cannot even be killed is not waited for.
+        calls = {call: env_runner for call, env_runner in calls.items() if env_runner not in given_up}
     return {env_runner: answers[env_runner] for env_runner in questions if env_runner in answers}
 
 
@@ -62,7 +64,7 @@ def replace_hung(group: Any, heartbeats: Heartbeats, busy: Iterable[int]) -> lis
     hung = heartbeats.hung(set(busy).intersection(group.healthy_env_runner_ids()))
     for env_runner in hung:
         logger.warning(
-            "env-runner %d has done nothing for %g s (heartbeat_timeout_s), and is started anew",
+            "env-runner %d has done nothing for %g s (heartbeat_timeout_s), and is killed; Ray starts it anew",
             env_runner,
             heartbeats.silence_s,
         )

@@ -236,12 +236,14 @@ class VLLMEnvRunner(EnvRunner):
         if module_state is None or self._engine is None:
             return
         self._count_idle()
+        self._heartbeat.beat()
         started = time.perf_counter()
         version = int(state[WEIGHTS_SEQ_NO])
         with self._keeping_failures():
             try:
                 if isinstance(module_state, ray.ObjectRef):
                     module_state = ray.get(module_state)
+                self._heartbeat.beat()
                 with self._beginning_anew():
                     self._engine.load_weights(_weights_in(module_state), version)
                 self._policy_version = version
@@ -382,7 +384,7 @@ class VLLMEnvRunner(EnvRunner):
         if self._sampler is not None:
             self._sampler.suspend()
         self._reseed(_EVALUATION_NOISE, self._policy_version or 0)
-        self._heartbeat.answered(0)
+        self._heartbeat.begin_evaluation()
         try:
             episodes = evaluate_prompts(sampler, tickets, told)
             self._warn_of_failures(sampler.pop_scores())

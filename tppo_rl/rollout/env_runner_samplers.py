@@ -61,7 +61,7 @@ class EnvRunnerSamplers:
             num_slots=options.rollout.num_envs_per_env_runner,
             limits=self._limits(options.rollout.window),
             sampling=Sampling(options.rollout.sampling.temperature),
-            rewards=Rewards.of(options, calls=self._pool is None),
+            rewards=Rewards.of(options, calls=self._pool is None, on_call=lambda _: self._alive()),
             env_runner=env_runner,
         )
 

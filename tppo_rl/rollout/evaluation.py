@@ -18,7 +18,7 @@ from tppo_rl.core.fragments import Fragment, accuracy, concatenate_tables, fragm
 from tppo_rl.core.prompts import Ticket, heldout_tickets
 from tppo_rl.core.waiting import Stage, stage, stop_here
 from tppo_rl.rollout.asking import ask_each
-from tppo_rl.rollout.heartbeats import Heartbeats, answered_in
+from tppo_rl.rollout.heartbeats import Heartbeats, answered_since
 from tppo_rl.rollout.rllib_internals import healthy_remote
 from tppo_rl.rollout.weight_sync import LogProbDiff, WeightSync
 
@@ -218,7 +218,7 @@ def _ask(
     else:
         shares = {index: tickets[start :: len(env_runners)] for start, index in enumerate(env_runners)}
         questions = {index: partial(_evaluate, share, temperature, version) for index, share in shares.items()}
-        answers = ask_each(group, questions, silence_s, _counting(answering, shares))
+        answers = ask_each(group, questions, silence_s, _counting(group, answering, shares))
     for answer in answers.values():
         if isinstance(answer, Exception):
             raise answer
@@ -233,17 +233,16 @@ def _evaluate(
     return env_runner.evaluate(tickets, temperature, None, version)
 
 
-def _counting(answering: Stage, shares: Mapping[int, Sequence[Ticket]]) -> Callable[[Heartbeats], None] | None:
+def _counting(
+    group: Any, answering: Stage, shares: Mapping[int, Sequence[Ticket]]
+) -> Callable[[Heartbeats], None] | None:
     """Returns what tells a stage how many prompts the env-runners have answered; None where nobody watches."""
     if answering.watcher is None:
         return None
-    # What an env-runner said last belongs to another evaluation until it says something else.
-    first: dict[int, str | None] = {}
+    before = {index: Heartbeats(group, 1.0).sign(index) for index in shares}
 
     def tell(heartbeats: Heartbeats) -> None:
-        signs = {index: heartbeats.sign(index) for index in shares}
-        first.update({index: sign for index, sign in signs.items() if index not in first})
-        answering.advance(sum(answered_in(sign) for index, sign in signs.items() if sign != first[index]))
+        answering.advance(sum(answered_since(before[index], heartbeats.sign(index)) for index in shares))
 
     return tell
 

@@ -36,6 +36,7 @@ class Heartbeat:
         self._key = key
         self._process = uuid.uuid4().hex[:8]
         self._beats = 0
+        self._evaluation = 0
         self._answered = 0
         self._written_at = -_EVERY_S
 
@@ -47,7 +48,12 @@ class Heartbeat:
         self._written_at = time.monotonic()
         # No answer may be lost for a sign that is not seen.
         with suppress(Exception):
-            write_value(self._key, f"{self._process} {self._beats} {self._answered}")
+            write_value(self._key, f"{self._process} {self._beats} {self._evaluation} {self._answered}")
+
+    def begin_evaluation(self) -> None:
+        """Says that an evaluation begins."""
+        self._evaluation += 1
+        self.answered(0)
 
     def answered(self, number: int) -> None:
         """Says how many held-out prompts of this evaluation are answered."""
@@ -65,7 +71,8 @@ class Heartbeat:
 class _Silence:
     seconds: float = 0.0
     looks: int = 0
-    sign: str | None = None
+    sign: str | None = ""
+    """The last one that was seen; empty: none was looked for."""
 
 
 class Heartbeats:
@@ -110,10 +117,10 @@ class Heartbeats:
         if silence.seconds < (silence.looks + 1) * self.silence_s / _LOOKS:
             return False
         sign = self._read(env_runner)
-        if silence.looks and sign != silence.sign:
-            self._silences[env_runner] = _Silence(looks=1, sign=sign)
+        if sign != silence.sign:
+            self._silences[env_runner] = _Silence(sign=sign)
             return False
-        silence.looks, silence.sign = silence.looks + 1, sign
+        silence.looks += 1
         return silence.looks >= _LOOKS
 
     def sign(self, env_runner: int) -> str | None:
@@ -127,6 +134,9 @@ class Heartbeats:
         return None
 
 
-def answered_in(sign: str | None) -> int:
-    """Returns the number of answered held-out prompts in a sign."""
-    return int(sign.split()[-1]) if sign else 0
+def answered_since(before: str | None, sign: str | None) -> int:
+    """Returns the number of answered held-out prompts in a sign, if it is of another evaluation than the one before; else 0."""
+    if sign is None:
+        return 0
+    *_, evaluation, answered = sign.split()
+    return int(answered) if before is None or before.split()[-2] != evaluation else 0

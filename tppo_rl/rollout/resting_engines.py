@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from tppo_rl.rollout.asking import ask_all
 from tppo_rl.rollout.rllib_internals import healthy_remote
 
 logger = logging.getLogger(__name__)
@@ -26,14 +25,14 @@ class RestingEngines:
         group: RLlib's EnvRunnerGroup.
         release: Lets learners give back memory of the GPU that they keep without using it.
         sleeps: Whether engines sleep at all; else nothing is done.
-        silence_s: Seconds without a sign of life after which an env-runner is started anew.
+        timeout_s: Seconds that an env-runner has to fall asleep or to wake.
     """
 
-    def __init__(self, group: Any, release: Callable[[], object], *, sleeps: bool, silence_s: float) -> None:
+    def __init__(self, group: Any, release: Callable[[], object], *, sleeps: bool, timeout_s: float) -> None:
         self._group = group
         self._release = release
         self._sleeps = sleeps
-        self._silence_s = silence_s
+        self._timeout_s = timeout_s
 
     @contextmanager
     def asleep(self) -> Iterator[None]:
@@ -67,11 +66,18 @@ class RestingEngines:
     def _tell(self, method: str) -> None:
         env_runners = healthy_remote(self._group)
         if env_runners is not None:
-            # One that is lost meanwhile has no memory either.
-            answers = ask_all(self._group, method, env_runners, self._silence_s)
+            answers = self._group.foreach_env_runner(
+                method, remote_worker_ids=env_runners, local_env_runner=False, timeout_seconds=self._timeout_s
+            )
         else:
             local = self._group.local_env_runner
             answers = [] if local is None else [getattr(local, method)()]
         for answer in answers:
             if isinstance(answer, Exception):
                 raise answer
+        # One that was lost meanwhile has no memory either; one that is only slow has.
+        silent = len(set(env_runners or ()).intersection(self._group.healthy_env_runner_ids())) - len(answers)
+        if env_runners and silent > 0:
+            raise RuntimeError(
+                f"{silent} of {len(env_runners)} env-runners did not answer to {method} for {self._timeout_s:g} s (heartbeat_timeout_s)"
+            )

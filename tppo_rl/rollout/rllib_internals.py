@@ -5,14 +5,18 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import RayError, RayTaskError
 
 from tppo_rl.core.insides import RAY, Contract
+
+logger = logging.getLogger(__name__)
 
 CONTRACT: Contract = {
     "ray.rllib.env.env_runner_group:EnvRunnerGroup": (
@@ -105,7 +109,7 @@ def take_answers(group: Any, calls: dict[Any, int], timeout_s: float) -> dict[in
         timeout_s: Longest wait, seconds.
 
     Raises:
-        RayError: a call failed, and its env-runner is there.
+        RayTaskError: a call raised.
     """
     manager = getattr(group, "_worker_manager", None)
     if manager is None:
@@ -117,7 +121,9 @@ def take_answers(group: Any, calls: dict[Any, int], timeout_s: float) -> dict[in
         env_runner = calls.pop(call)
         try:
             answers[env_runner] = ray.get(call)
-        except RayActorError:
+        except RayTaskError:
+            raise
+        except RayError:
             with RAY.insides("FaultTolerantActorManager.set_actor_state"):
                 manager.set_actor_state(env_runner, healthy=False)
     return answers
@@ -143,9 +149,14 @@ def stop_env_runners(group: Any) -> None:
     """Lets env-runners end in order, and kills those that have not after a minute; RLlib would wait for ever."""
     with RAY.insides("EnvRunnerGroup._worker_manager"):
         manager = group._worker_manager
-    calls = [actor.stop.remote() for actor in manager.actors().values()]
-    if calls:
-        ray.wait(calls, num_returns=len(calls), timeout=_STOP_S)
+    actors = manager.actors()
+    calls = [actor.stop.remote() for actor in actors.values()]
+    _, late = ray.wait(calls, num_returns=len(calls), timeout=_STOP_S) if calls else ([], [])
+    if late:
+        logger.warning("%d of %d env-runners did not end within %g s, and are killed", len(late), len(calls), _STOP_S)
+    for env_runner in actors:
+        with suppress(Exception):
+            delete_value(str(heartbeat_key(group, env_runner)))
     manager.clear()
 
 

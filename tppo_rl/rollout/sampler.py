@@ -121,7 +121,7 @@ class Sampler:
         self._name = name
         self._alive = alive
         self._make_env = make_env
-        self._unused_envs = [] if make_env is None else [make_env() for _ in range(num_slots)]
+        self._unused_envs = [] if make_env is None else [self._new_env() for _ in range(num_slots)]
         self._prompts: deque[Prompt] = deque()
         self._open: dict[str, OpenEpisode] = {}
         self._dialogs: dict[str, Dialog] = {}
@@ -270,7 +270,7 @@ class Sampler:
         going_on = []
         while self.tickets and (begun := self.tickets[0].begun) is not None:
             prompt = self._make_prompt()
-            wrong = why_not_rebuilt(begun, prompt.tokens, partial(take_step, prompt.env))
+            wrong = why_not_rebuilt(begun, prompt.tokens, partial(self._take_step_again, prompt.env))
             if wrong is not None:
                 self._give_up(prompt.ticket, wrong)
                 # What it is worth, nobody knows.
@@ -281,11 +281,21 @@ class Sampler:
                 going_on.append(prompt)
         self._prompts.extendleft(reversed(going_on))
 
+    def _take_step_again(self, env: Any, said: str) -> Step | Failure:
+        answer = take_step(env, said)
+        self._alive()
+        return answer
+
+    def _new_env(self) -> Any:
+        assert self._make_env is not None
+        env = self._make_env()
+        self._alive()
+        return env
+
     def _make_prompt(self) -> Prompt:
         ticket = self.tickets[0]
         if not self._unused_envs:
-            assert self._make_env is not None
-            self._unused_envs.append(self._make_env())
+            self._unused_envs.append(self._new_env())
         env = self._unused_envs[-1]
         text, info = env.reset(seed=ticket.seed)
         self._alive()

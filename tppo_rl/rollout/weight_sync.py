@@ -256,7 +256,7 @@ class WeightSync:
         """
         heartbeats = Heartbeats(self._group, self._silence_s)
         while late := self._undelivered.intersection(self._group.healthy_env_runner_ids()):
-            replace_hung(self._group, heartbeats, late)
+            self._missed.update(replace_hung(self._group, heartbeats, late))
             self.deliver()
             time.sleep(0.01)
 

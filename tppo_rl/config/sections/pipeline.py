@@ -76,14 +76,15 @@ class PipelineOptions(Section):
 
     env_runner_timeout_s: float = option(
         300.0,
-        "Seconds after which a run gives up while no env-runner is there; large models on slow disks start for longer.",
+        "Seconds after which a run gives up while no env-runner is there, or an evaluation gets no answer; large models on slow disks "
+        "start for longer.",
         gt=0,
     )
     heartbeat_timeout_s: float = option(
         300.0,
-        "Seconds after which an env-runner that has something to do, and neither answers nor samples a token, counts as hung: it is "
-        "killed and started anew, and its episodes go on elsewhere. One engine step, or one `step` of an environment without scoring "
-        "workers, may not take longer.",
+        "Seconds without a sign of life after which an env-runner that has something to do counts as hung: it is killed and started anew, "
+        "and its episodes go on elsewhere. One engine step, one load of new weights, and in the env-runner's own process one call of a "
+        "reward function and one `reset` or `step` of an environment may not take longer.",
         gt=0,
         read_with=_ACTORS,
     )
