@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from tppo_rl.core.registry import ALGORITHMS
 
 if TYPE_CHECKING:
-    from tppo_rl.algorithms.rllib_classes import LanguageModelAlgorithm
+    from tppo_rl.algorithms.language_model_algorithm import LanguageModelAlgorithm
     from tppo_rl.algorithms.rllib_config import LanguageModelConfig
 
     class TPPO(LanguageModelAlgorithm): ...

@@ -12,6 +12,7 @@ from typing import Any
 from tppo_rl.config.model_files import load_model_config
 from tppo_rl.config.options import OPTIONS, Options
 from tppo_rl.config.rllib_options import unread_rllib_keys
+from tppo_rl.config.text_envs import num_problems
 from tppo_rl.core.checkpoint_files import check_whole
 from tppo_rl.core.errors import OptionError, OptionWarning
 
@@ -130,3 +131,34 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def check_restorable(options: Options, ledger: dict[str, Any], whole_responses_wait: bool) -> None:
+    """Checks that a run with these options can go on from a checkpoint.
+
+    Args:
+        options: Of the run that goes on.
+        ledger: Its state in the checkpoint.
+        whole_responses_wait: Whether all that waits for an update are whole responses.
+
+    Raises:
+        OptionError: groups of another size are open, windows wait where whole responses are trained, or the environment has
+            another number of problems.
+    """
+    if ledger["group_size"] != options.groups.group_size:
+        raise OptionError(
+            f"group_size={options.groups.group_size}: the checkpoint has open groups of group_size={ledger['group_size']}; go "
+            "on with that, or begin anew"
+        )
+    problems = num_problems(options.environment, "train")
+    if ledger.get("num_problems") != problems:
+        raise OptionError(
+            f"env_config={options.environment.env_config!r}: the data have num_problems={problems} for training, and the checkpoint "
+            f"was made with num_problems={ledger.get('num_problems')}, so its place in them means nothing; give the same data, "
+            "or begin anew"
+        )
+    if not options.rollout.has_windows and not whole_responses_wait:
+        raise OptionError(
+            f"window_length={options.rollout.window_length}: windows of unfinished responses wait in the checkpoint, and whole "
+            "responses are to be trained; go on with the window_length that it was saved with"
+        )

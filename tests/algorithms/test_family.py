@@ -17,7 +17,8 @@ import tppo_rl
 import tppo_rl.algorithms
 from tppo_rl.algorithms import DAPO, DAPOConfig, GRPOConfig, PPOConfig, TPPOConfig, VAPOConfig
 from tppo_rl.algorithms.builder import METHODS, option_keys
-from tppo_rl.algorithms.rllib_classes import LanguageModelAlgorithm, rllib_classes
+from tppo_rl.algorithms.language_model_algorithm import LanguageModelAlgorithm
+from tppo_rl.algorithms.rllib_classes import rllib_classes
 from tppo_rl.algorithms.rllib_config import LanguageModelConfig
 from tppo_rl.config.options import OPTIONS, algorithm_spec
 from tppo_rl.core.errors import OptionError

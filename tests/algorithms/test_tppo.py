@@ -15,7 +15,7 @@ from ray.tune.registry import get_trainable_cls
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tppo_rl.algorithms import TPPO, TPPOConfig
-from tppo_rl.algorithms.rllib_classes import check_restorable
+from tppo_rl.algorithms.checkpoint_contents import check_restorable
 from tppo_rl.config.options import Options
 from tppo_rl.config.text_envs import num_problems
 from tppo_rl.core.begun_episodes import begun_from_table
