@@ -156,6 +156,9 @@ class Driver:
     def num_healthy_remote_workers(self) -> int:
         return 1
 
+    def num_remote_env_runners(self) -> int:
+        return 1
+
     def num_in_flight_async_reqs(self, tag: str) -> int:
         return sum(name == "sample" for name, _ in self.inbox) + (self.running is not None)
 

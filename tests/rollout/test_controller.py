@@ -522,3 +522,19 @@ def test_an_env_runner_that_hangs_is_started_anew_and_its_prompts_go_out_again(m
     assert group.hung == set()
     assert group._restarts[1] >= 1
     assert not counts.dropped
+
+
+def test_an_env_runner_that_hangs_in_its_start_is_killed_once_more() -> None:
+    group = make_group(2, seed=3)
+    controller, _ = make_controller(group, env_runner_timeout_s=0.2)
+    controller.next_batch()
+    replaced: list[int] = []
+    group.replace = replaced.append  # type: ignore[method-assign]
+    group.lose(1)
+    began = time.monotonic()
+    while not replaced:
+        controller.poll(TICK)
+    assert replaced == [1]
+    assert time.monotonic() - began > 0.2
+    controller.poll(TICK)
+    assert replaced == [1]

@@ -103,6 +103,7 @@ class RolloutController:
         self._patience_s = options.pipeline.env_runner_timeout_s
         self._silence_s = options.pipeline.heartbeat_timeout_s
         self._heartbeats = Heartbeats(group, self._silence_s)
+        self._absent_since: dict[int, float] = {}
         self._batch_tokens = options.batch_tokens
         self._asynchronous = options.pipeline.mode == "async"
         self._max_staleness = options.pipeline.max_staleness
@@ -405,6 +406,24 @@ class RolloutController:
         busy = self._requests.busy().difference(but)
         for env_runner in replace_hung(self._group, self._heartbeats, busy):
             self._lose(env_runner)
+        self._replace_absent()
+
+    def _replace_absent(self) -> None:
+        """Starts env-runners anew, once more, that do not come back: they may hang in their start."""
+        now = time.monotonic()
+        absent = set(range(1, 1 + self._group.num_remote_env_runners())).difference(
+            self._group.healthy_env_runner_ids()
+        )
+        self._absent_since = {env_runner: self._absent_since.get(env_runner, now) for env_runner in absent}
+        for env_runner, since in self._absent_since.items():
+            if now - since > self._patience_s:
+                logger.warning(
+                    "env-runner %d is not back after %g s (env_runner_timeout_s), and is killed; Ray starts it anew",
+                    env_runner,
+                    self._patience_s,
+                )
+                replace_env_runner(self._group, env_runner)
+                self._absent_since[env_runner] = now
 
     def _lose(self, env_runner: int) -> None:
         """Takes back all tickets of an env-runner, and its episodes as far as it has told of them."""
