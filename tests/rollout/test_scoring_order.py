@@ -39,18 +39,18 @@ def sample(tmp_path: Path) -> Iterator[Sample]:
 
     def run(
         order: Told | None = None, *, seconds: float = 0.0, faulty: str = "", turns: int = 2, episodes: int = 16,
-        sync: bool = False,
+        sync: bool = False, alive: Callable[[], None] = lambda: None,
     ) -> Sampled:  # fmt: skip
         env_config = {"seconds": seconds, "reset_seconds": seconds, "faulty": faulty, "turns": turns}
         options = Options.of(
-            {"env": f"{example}:Faulty-v0", "env_config": env_config, "scoring_workers": 2, "scoring_deadline_s": 1.0,
+            {"env": f"{example}:Faulty-v0", "env_config": env_config, "scoring_workers": 2, "scoring_deadline_s": 2.0,
              "scoring_memory_gib": 0.2, "max_response_length": 64}
         )  # fmt: skip
         pool = ScoringPool(options, 2, records=order is None)
         pools.append(pool)
         pool.wait_until_ready()
         if order is not None:
-            pool.follow(order)
+            pool.follow(order, alive)
         engine = SimulatedEngine(draw_lognormal_length(8.0, 0.5), cost=StepCost(base=0.002), sleep=True)
         sampler = PooledSampler(
             engine, pool, IntegerChat(), split="train", num_slots=4, limits=EpisodeLimits(8, 64, 8), sampling=Sampling(1.0),
@@ -76,6 +76,14 @@ def test_another_run_with_other_delays_is_the_same_when_it_follows_the_order(sam
     assert sample(order, sync=sync)[:2] == (found, scores)
     # Lengths are drawn in the order in which turns begin.
     assert sample(sync=sync)[0] != found
+
+
+def test_who_waits_for_a_recorded_result_shows_signs_of_life(sample: Sample) -> None:
+    found, _, order = sample(episodes=2, turns=1)
+    signs: list[None] = []
+    assert sample(order, episodes=2, turns=1, seconds=0.9, alive=lambda: signs.append(None))[0] == found
+    # A reset and a step, each of several looks.
+    assert len(signs) >= 6
 
 
 def test_deadlines_that_were_broken_are_broken_again(sample: Sample) -> None:

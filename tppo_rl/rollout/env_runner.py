@@ -221,7 +221,7 @@ class VLLMEnvRunner(EnvRunner):
             parts: All parts of this env-runner's order (`scoring_order.read_order`).
         """
         if self._pool is not None:
-            self._pool.follow(parts)
+            self._pool.follow(parts, self._heartbeat.beat)
 
     def get_spaces(self) -> dict[str, tuple[gymnasium.Space, gymnasium.Space]]:
         return {INPUT_ENV_SPACES: self._spaces, DEFAULT_MODULE_ID: self._spaces}

@@ -52,6 +52,7 @@ _MEMORY_TO_KEEP = 0.5
 blamed for what earlier ones did not give back."""
 GIB = 1 << 30
 _MOST_SPANS = 256
+_ALIVE_S = 0.2
 _SPAN_NAMES = {ResetJob: "reset", StepJob: "step", ScoreJob: "rewards"}
 
 
@@ -107,6 +108,7 @@ class ScoringPool:
         self._job_numbers = itertools.count(1)
         self._order = OrderWriter(records)
         self._followed: FollowedOrder | None = None
+        self._alive: Callable[[], None] = lambda: None
         self._early: dict[int, tuple[Task, Any]] = {}
         """Results that have come before the moment at which they were taken in the run that is followed."""
         self._awaited: dict[int, Task] = {}
@@ -215,13 +217,15 @@ class ScoringPool:
         """Returns in which order results were taken since the last call."""
         return self._order.pop()
 
-    def follow(self, parts: Sequence[Mapping[str, Any]]) -> None:
+    def follow(self, parts: Sequence[Mapping[str, Any]], alive: Callable[[], None] = lambda: None) -> None:
         """Takes results in a recorded order from now on, as far as it goes; no job was handed in yet.
 
         Args:
             parts: Of the order (`read_order`).
+            alive: Called often while a result is waited for.
         """
         self._followed = FollowedOrder(parts)
+        self._alive = alive
 
     def close(self) -> None:
         """Kills all workers; their jobs get no results."""
@@ -270,7 +274,8 @@ class ScoringPool:
             return task, failure
         while number not in self._early:
             with self._changed:
-                self._changed.wait_for(lambda: self._error is not None or bool(self._finished))
+                self._changed.wait_for(lambda: self._error is not None or bool(self._finished), timeout=_ALIVE_S)
+            self._alive()
             self._raise_error()
             while self._finished:
                 found = self._finished.popleft()
