@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from collections import deque
 from pathlib import Path
 from typing import Any
@@ -140,3 +142,33 @@ def test_a_worker_that_is_killed_between_or_during_updates_is_one_error(engine_a
         assert files_in_shared_memory() == []
     finally:
         engine.stop()
+
+
+ENGINE = """
+import sys, time
+from tppo_rl.rollout.vllm_engine import VLLMEngine
+
+if __name__ == "__main__":
+    engine = VLLMEngine(
+        sys.argv[1], dtype="float32", max_model_len=512, max_num_seqs=8, end_of_turn=[2], engine_args={"multiprocessing": True}
+    )
+    print("there", flush=True)
+    time.sleep(1000)
+"""
+
+
+def test_the_core_and_its_workers_end_with_an_env_runner_that_is_killed(tmp_path: Path) -> None:
+    program = tmp_path / "engine.py"
+    program.write_text(ENGINE)
+    starter = subprocess.Popen([sys.executable, str(program), MODEL], stdout=subprocess.PIPE, text=True)
+    assert starter.stdout is not None
+    while "there" not in (line := starter.stdout.readline()):
+        assert line, "it has ended"
+    family = psutil.Process(starter.pid).children(recursive=True)
+    assert any("EngineCore" in "".join(one.cmdline()) for one in family)
+    starter.kill()
+    starter.wait()
+    _, alive = psutil.wait_procs(family, timeout=60)
+    for one in alive:
+        one.kill()
+    assert not alive

@@ -18,11 +18,15 @@ from typing import Any
 from vllm.v1.core.sched.interface import PauseState
 from vllm.v1.core.sched.scheduler import Scheduler
 
+from tppo_rl.rollout.lifeline import die_with_starter
+
 
 class LockstepScheduler(Scheduler):  # type: ignore[misc]
     """Scheduler that pauses itself after every step that has put something out."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        # A core would wait for its client for ever, and keep its memory; its workers end with it.
+        die_with_starter()
         super().__init__(*args, **kwargs)
         self.set_pause_state(PauseState.PAUSED_ALL)
 

@@ -6,7 +6,6 @@ and what is not complete yet stays in a buffer.
 
 from __future__ import annotations
 
-import os
 import pickle
 import socket
 import struct
@@ -126,21 +125,3 @@ class PollingSocket:
                 self._out.clear()
                 return
             del self._out[:sent]
-
-
-def die_with_parent(lifeline: int) -> None:
-    """Lets the kernel kill this process when the other end of a pipe is closed, whatever this process is busy with.
-
-    The other end is the parent's alone, so this is the parent's end. A process that waits for its next message sees that anyhow.
-
-    Args:
-        lifeline: Descriptor of the end that is read.
-    """
-    import fcntl
-    import signal
-
-    if not hasattr(fcntl, "F_SETSIG"):
-        return
-    fcntl.fcntl(lifeline, fcntl.F_SETOWN, os.getpid())
-    fcntl.fcntl(lifeline, fcntl.F_SETSIG, signal.SIGKILL)
-    fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC)

@@ -19,9 +19,10 @@ from tppo_rl.config.text_envs import make_text_env
 from tppo_rl.core.errors import OptionError, portable
 from tppo_rl.core.reward_parts import ENVIRONMENT
 from tppo_rl.rollout.dialogs import SCORER_ERROR, Step, take_step, wrong_reward_of
+from tppo_rl.rollout.lifeline import die_with_parent
 from tppo_rl.rollout.responses import Failure, Scores
 from tppo_rl.rollout.rewards import Rewards
-from tppo_rl.rollout.scoring_frames import WaitingSocket, die_with_parent, frame_of
+from tppo_rl.rollout.scoring_frames import WaitingSocket, frame_of
 from tppo_rl.rollout.scoring_jobs import (
     Doing,
     Job,
