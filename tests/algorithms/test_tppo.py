@@ -19,7 +19,7 @@ from tppo_rl.algorithms.checkpoint_contents import check_restorable
 from tppo_rl.config.options import Options
 from tppo_rl.config.text_envs import num_problems
 from tppo_rl.core.begun_episodes import begun_from_table
-from tppo_rl.core.errors import OptionError
+from tppo_rl.core.errors import OptionError, RunError
 from tppo_rl.core.fragments import FRAGMENT_SCHEMA, Fragment
 from tppo_rl.core.metric_table import METRICS
 from tppo_rl.core.prompts import Ticket
@@ -226,7 +226,7 @@ def test_sync_trains_fragments_of_one_version_with_ratios_of_one(small_config: T
     state = algorithm.learner_group.get_state(components="learner/rl_module", inference_only=True)
     weights = state["learner"]["rl_module"]["default_policy"]
     engine.load_weights({name: weight * 1.01 for name, weight in weights.items()}, engine.version)
-    with pytest.raises(RuntimeError, match="weight sync failed"):
+    with pytest.raises(RunError, match="weight sync failed"):
         algorithm.loop.weights.verify()
     algorithm.stop()
 

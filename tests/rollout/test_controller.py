@@ -28,6 +28,7 @@ from simulated_driver import (
 )
 
 from tppo_rl.config.options import Options
+from tppo_rl.core.errors import ProcessDied
 from tppo_rl.core.fragments import Fragment, fragments_from_table, table_from_fragments
 from tppo_rl.core.prompts import prompt_seed
 from tppo_rl.core.waiting import Stage, StageCut, watched_by
@@ -267,7 +268,7 @@ def test_without_any_env_runner_the_run_gives_up() -> None:
     group = make_group(1, seed=3)
     controller, _ = make_controller(group, batch=50, env_runner_timeout_s=1e-9)
     group.lose(1)
-    with pytest.raises(RuntimeError, match="no env-runner was healthy"):
+    with pytest.raises(ProcessDied, match="no env-runner was healthy"):
         controller.next_batch()
 
 

@@ -14,6 +14,7 @@ from ray.rllib.core import COMPONENT_RL_MODULE, DEFAULT_MODULE_ID
 from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
 
 from tppo_rl.algorithms import TPPOConfig
+from tppo_rl.core.errors import ProcessDied
 from tppo_rl.core.waiting import Stage, StageCut, watched_by
 from tppo_rl.rollout.env_runner import VLLMEnvRunner
 from tppo_rl.rollout.evaluation import HeldoutEvaluator
@@ -173,7 +174,7 @@ def test_where_nobody_comes_back_an_evaluation_ends(tmp_path: Path) -> None:
     try:
         Failing(runner, evaluates).healthy = []
         evaluates._mend, evaluates._patience_s = lambda outdated: None, 0.6
-        with pytest.raises(RuntimeError, match="lost prompts: 0 of 8 were answered"):
+        with pytest.raises(ProcessDied, match="lost prompts: 0 of 8 were answered"):
             evaluates.run()
     finally:
         runner.stop()

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tppo_rl.core.errors import ProcessDied
 from tppo_rl.rollout.resting_engines import RestingEngines
 from tppo_rl.rollout.sleep_cycle import SleepCycle
 
@@ -175,7 +176,7 @@ def test_an_env_runner_that_is_silent_holds_memory() -> None:
     group = Group()
     group.answers["sleep"] = [None]
     with (
-        pytest.raises(RuntimeError, match="1 of 2 env-runners did not answer to sleep for 3 s"),
+        pytest.raises(ProcessDied, match="1 of 2 env-runners did not answer to sleep for 3 s"),
         resting(group).asleep(),
     ):
         group.told.append("update")

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from tppo_rl.base_models import resolve_model
+from tppo_rl.core.errors import RunError
 from tppo_rl.learner.models import Policy, load_causal_lm
 from tppo_rl.rollout.chat import Chat
 from tppo_rl.rollout.weight_proof import WeightProof, probe_tokens
@@ -111,7 +112,7 @@ def test_an_engine_that_stays_behind_is_found_after_some_small_updates(engine_fo
         pair.update(3e-6, seed)
         proof.check(log_probs(pair.trainer), [pair.engine])
 
-    with pytest.raises(RuntimeError, match=r"weight sync failed: on a probe the trainer's log-probs have moved"):
+    with pytest.raises(RunError, match=r"weight sync failed: on a probe the trainer's log-probs have moved"):
         deque(map(update_and_check, range(200)), maxlen=0)
 
 
@@ -143,5 +144,5 @@ def test_one_layer_that_stays_behind_is_found_before_the_proof_is_decided(engine
         proof.check(log_probs(pair.trainer), [pair.engine])
         assert not proof.is_decided
 
-    with pytest.raises(RuntimeError, match="weight sync failed"):
+    with pytest.raises(RunError, match="weight sync failed"):
         deque(map(update_and_check, range(200)), maxlen=0)

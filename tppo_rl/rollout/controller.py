@@ -24,6 +24,7 @@ from typing import Any, Protocol
 from tppo_rl.config.options import Options
 from tppo_rl.config.text_envs import num_problems
 from tppo_rl.core.begun_episodes import begun_from_table
+from tppo_rl.core.errors import ProcessDied
 from tppo_rl.core.fragments import Fragment, fragments_from_table
 from tppo_rl.core.prompts import Ticket
 from tppo_rl.core.waiting import Stage, stage, stop_here
@@ -145,7 +146,7 @@ class RolloutController:
         """Waits until an update at the trainer's version may begin and returns its fragments (async).
 
         Raises:
-            RuntimeError: no env-runner was healthy for `env_runner_timeout_s` seconds.
+            ProcessDied: no env-runner was healthy for `env_runner_timeout_s` seconds.
             LearnerDied: a learner is gone.
             StageCut: the user stops the run; what was sampled stays in the queue.
         """
@@ -458,9 +459,9 @@ class RolloutController:
     def _wait_for_health(self, last_healthy: float) -> None:
         waited = time.monotonic() - last_healthy
         if waited > self._patience_s:
-            raise RuntimeError(
+            raise ProcessDied(
                 f"no env-runner was healthy for {waited:.0f} s; see the actors' logs for the reason (one that only starts slowly needs a "
-                "larger env_runner_timeout_s)"
+                "larger env_runner_timeout_s); go on from the newest checkpoint, as --resume does"
             )
         self._restore()
         time.sleep(0.5)

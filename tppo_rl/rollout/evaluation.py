@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from tppo_rl.config.options import Options
 from tppo_rl.config.text_envs import num_problems
+from tppo_rl.core.errors import ProcessDied
 from tppo_rl.core.fragments import Fragment, accuracy, concatenate_tables, fragments_from_table
 from tppo_rl.core.prompts import Ticket, heldout_tickets
 from tppo_rl.core.waiting import Stage, stage, stop_here
@@ -101,7 +102,7 @@ class HeldoutEvaluator:
         """Answers all held-out prompts twice: sampled and greedy, where greedily no question is answered more than once.
 
         Raises:
-            RuntimeError: env-runners were lost, and none was back in time.
+            ProcessDied: env-runners were lost, and none was back in time.
             StageCut: the user stops the run, or has done so before.
         """
         self._weights.wait_until_delivered()
@@ -175,7 +176,7 @@ def evaluate_heldout(
         The episodes as finished fragments, by prompt index.
 
     Raises:
-        RuntimeError: prompts have no answers, and nothing came for `patience_s`.
+        ProcessDied: prompts have no answers, and nothing came for `patience_s`.
         Exception: the error of an env-runner.
     """
     missing = list(heldout_tickets(num_prompts))
@@ -194,9 +195,9 @@ def evaluate_heldout(
                 "%d of %d held-out prompts have no answer yet, and are asked again", len(missing), num_prompts
             )
         elif time.monotonic() - latest > patience_s:
-            raise RuntimeError(
+            raise ProcessDied(
                 f"evaluation lost prompts: {len(episodes)} of {num_prompts} were answered, and env-runners failed with the others; "
-                f"nothing came for {patience_s:g} s (env_runner_timeout_s)"
+                f"nothing came for {patience_s:g} s (env_runner_timeout_s); go on from the newest checkpoint, as --resume does"
             )
         mend(outdated)
         stop_here()

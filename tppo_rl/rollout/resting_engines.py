@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from tppo_rl.core.errors import ProcessDied
 from tppo_rl.rollout.rllib_internals import healthy_remote
 
 logger = logging.getLogger(__name__)
@@ -78,6 +79,6 @@ class RestingEngines:
         # One that was lost meanwhile has no memory either; one that is only slow has.
         silent = len(set(env_runners or ()).intersection(self._group.healthy_env_runner_ids())) - len(answers)
         if env_runners and silent > 0:
-            raise RuntimeError(
+            raise ProcessDied(
                 f"{silent} of {len(env_runners)} env-runners did not answer to {method} for {self._timeout_s:g} s (heartbeat_timeout_s)"
             )

@@ -21,6 +21,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from tppo_rl.core.errors import RunError
 from tppo_rl.rollout.chat import Chat
 
 LONGEST_PROBE = 96
@@ -80,11 +81,11 @@ class WeightProof:
             engines: Those of each engine, which has read the same weights.
 
         Raises:
-            RuntimeError: the difference is too large for rounding.
+            RunError: the difference is too large for rounding.
         """
         self._control = max(_distance(engine, trainer) for engine in engines)
         if not self._control <= LARGEST_CONTROL:
-            raise RuntimeError(
+            raise RunError(
                 f"engine and trainer differ by {self._control:.2e} nats on average over {len(trainer)} tokens of a probe, before "
                 f"any update (largest allowed: {LARGEST_CONTROL:g}); they do not compute the same model: its family, the engine's "
                 "arguments or its number format are not supported"
@@ -99,12 +100,12 @@ class WeightProof:
             engines: Those of each engine after a push.
 
         Raises:
-            RuntimeError: an engine does not hold the trainer's weights.
+            RunError: an engine does not hold the trainer's weights.
         """
         difference = max(_distance(engine, trainer) for engine in engines)
         largest = LARGEST_DIFF + _TIMES_CONTROL * (self._control or 0.0)
         if not difference <= largest:
-            raise RuntimeError(
+            raise RunError(
                 f"weight sync failed: engine and trainer differ by {difference:.2e} nats on average over {len(trainer)} tokens of "
                 f"a probe (largest allowed: {largest:.0e}); the engine samples from other weights than are trained"
             )
@@ -117,7 +118,7 @@ class WeightProof:
             moved = _distance(trainer, trainer_before)
             engine_moved = min(_distance(engine, engine_before) for engine in engines)
             if moved >= _LEAST_MOVE and engine_moved < moved / 2:
-                raise RuntimeError(
+                raise RunError(
                     f"weight sync failed: on a probe the trainer's log-probs have moved by {moved:.2e} nats on average, and an "
                     f"engine's by {engine_moved:.2e}; the engine holds old weights"
                 )

@@ -22,6 +22,7 @@ import torch
 from ray.rllib.core import COMPONENT_RL_MODULE, DEFAULT_MODULE_ID
 from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
 
+from tppo_rl.core.errors import ProcessDied
 from tppo_rl.core.fragments import Fragment
 from tppo_rl.rollout.asking import ask_all, replace_hung
 from tppo_rl.rollout.event_log import WEIGHTS, EventLog
@@ -44,7 +45,7 @@ class LogProbDiff(NamedTuple):
     largest: float
 
 
-class _NobodyAnswered(RuntimeError):
+class _NobodyAnswered(ProcessDied):
     """All env-runners were lost while they were asked."""
 
 
@@ -106,7 +107,7 @@ class WeightSync:
         Call it before the first push.
 
         Raises:
-            RuntimeError: it is so large that the two do not compute the same model.
+            RunError: it is so large that the two do not compute the same model.
             Exception: the error of an engine that could not start.
         """
         if self._proof.needs_control:
@@ -124,7 +125,7 @@ class WeightSync:
             were lost meanwhile: it is then due after the next push.
 
         Raises:
-            RuntimeError: as `verify`.
+            RunError: as `verify`.
         """
         self.push()
         # Where an update moves log-probs by next to nothing, the proof waits until many have.
@@ -213,7 +214,7 @@ class WeightSync:
         Call it after a push and before the next update begins: an update changes the trainer's weights.
 
         Raises:
-            RuntimeError: an engine does not hold the trainer's weights.
+            RunError: an engine does not hold the trainer's weights.
             Exception: the error of an engine that could not start or could not take the weights.
         """
         self.wait_until_delivered()
@@ -232,7 +233,7 @@ class WeightSync:
         """Returns the log-probs that the engines give to the probe.
 
         Raises:
-            RuntimeError: none answered.
+            RunError: none answered.
             Exception: the error of an engine.
         """
         env_runners = healthy_remote(self._group)
