@@ -18,6 +18,8 @@ from tppo_rl.core.waiting import stop_here
 _logger = logging.getLogger(__name__)
 
 _LOOK_S = 0.2
+_ROUNDING = 1e-3
+"""Ray counts in ten-thousandths."""
 
 
 def check_resources(config: AlgorithmConfig) -> None:
@@ -66,7 +68,7 @@ def check_resources(config: AlgorithmConfig) -> None:
 def _wait_until_free(kind: str, needed: float, timeout_s: float) -> None:
     """Waits for what other actors hold: one that has just been stopped gives it back a moment later."""
     deadline = time.monotonic() + timeout_s
-    while (free := ray.available_resources().get(kind, 0.0)) < needed:
+    while (free := ray.available_resources().get(kind, 0.0)) < needed - _ROUNDING:
         if time.monotonic() > deadline:
             raise RunError(
                 f"the run needs {needed:g} {kind}, and Ray has {free:g} of {ray.cluster_resources().get(kind, 0.0):g} free after "
