@@ -222,11 +222,13 @@ def test_who_waits_for_workers_shows_signs_of_life(make_pool: MakePool) -> None:
     sampler = sampler_of(pool, options, SimulatedEngine(lambda rng: 4), slots=1)
     alive: list[float] = []
     sampler._alive = lambda: alive.append(time.monotonic())
-    sampler.tickets.extend(tickets(2))
-    sampler.run(9, patient=True)
-    assert len(alive) > 9 + 1.5 / (2 * IDLE_S)
+    sampler.tickets.extend(tickets(1))
+    sampler.run(5, patient=True)
+    assert len(alive) > 4 + 1.5 / (2 * IDLE_S)
+    assert not sampler.num_pending
+    sampler.tickets.extend(tickets(1, first=1))
     while not sampler.num_pending:
-        sampler.run(5)
+        sampler.run(4)
     alive.clear()
     sampler.cut_windows()
     assert len(alive) > 1.5 / (4 * IDLE_S)
