@@ -247,7 +247,9 @@ def test_a_poll_without_requests_pauses(monkeypatch: pytest.MonkeyPatch) -> None
         controller.poll(TICK)
     assert controller.num_requests == 0, "the queue must be full"
     pauses: list[float] = []
-    monkeypatch.setattr("tppo_rl.rollout.controller.time", SimpleNamespace(sleep=pauses.append))
+    monkeypatch.setattr(
+        "tppo_rl.rollout.controller.time", SimpleNamespace(sleep=pauses.append, monotonic=time.monotonic)
+    )
     controller.poll(0.05)
     assert pauses == [0.05]
 

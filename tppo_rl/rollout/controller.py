@@ -132,6 +132,7 @@ class RolloutController:
     def poll(self, timeout_s: float = POLL_S) -> None:
         """Sends the requests that are due and ingests the results that are ready, waiting for at most `timeout_s`."""
         self._forget_lost_env_runners()
+        self._replace_absent()
         self._weights.deliver()
         self._send_requests()
         if self.num_requests == 0:
@@ -407,7 +408,6 @@ class RolloutController:
         busy = self._requests.busy().difference(but)
         for env_runner in replace_hung(self._group, self._heartbeats, busy):
             self._lose(env_runner)
-        self._replace_absent()
 
     def _replace_absent(self) -> None:
         """Starts env-runners anew, once more, that do not come back: they may hang in their start."""

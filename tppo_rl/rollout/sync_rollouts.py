@@ -106,6 +106,7 @@ class SyncRollouts(RolloutController):
                 answers[env_runner] = result
             self._weights.check_learners()
             self._replace_hung(but=answers)
+            self._replace_absent()
             self._forget_lost_env_runners(but=answers)
             for env_runner in set(waiting) - set(self._group.healthy_env_runner_ids()):
                 del waiting[env_runner]
