@@ -18,7 +18,7 @@ from ray.rllib.utils.actor_manager import FaultTolerantActorManager
 
 from tppo_rl.rollout import heartbeats
 from tppo_rl.rollout.asking import ask_each
-from tppo_rl.rollout.heartbeats import Heartbeat, Heartbeats, answered_since
+from tppo_rl.rollout.heartbeats import Heartbeat, Heartbeats, answered_since, sign_of
 from tppo_rl.rollout.rllib_internals import heartbeat_key, own_heartbeat_key, read_value
 
 PATIENCE_S = 40.0
@@ -110,7 +110,19 @@ def test_a_store_that_fails_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> No
     heartbeat = Heartbeat("key")
     heartbeat.beat()
     heartbeat.stop()
-    assert Heartbeats(None, PATIENCE_S).sign(1) is None
+    assert sign_of(None, 1) is None
+
+
+def test_one_that_cannot_even_be_killed_is_not_waited_for() -> None:
+    replaced: list[int] = []
+    group: Any = SimpleNamespace(
+        healthy_env_runner_ids=lambda: [number for number in (1, 2) if number not in replaced],
+        call_env_runner=lambda env_runner, _: env_runner,
+        take_answers=lambda calls: [(1, calls.pop(1))] if 1 in calls else [],
+        replace=replaced.append,
+    )
+    assert ask_each(group, dict.fromkeys((1, 2), own_pid), silence_s=0.05) == {1: 1}
+    assert replaced == [2]
 
 
 @ray.remote(max_restarts=-1)
@@ -159,7 +171,7 @@ def test_of_those_that_are_asked_one_that_hangs_is_started_anew_and_one_that_tak
                 2: partial(work, seconds=12, hangs=True),
             },
             silence_s=4.0,
-            meanwhile=lambda watch: told.append(answered_since("p 1 9 0", watch.sign(1))),
+            meanwhile=lambda: told.append(answered_since("p 1 9 0", sign_of(group, 1))),
         )
         assert answers == {3: before[3], 1: before[1]}
         assert list(answers) == [3, 1]

@@ -24,7 +24,7 @@ def ask_each(
     group: Any,
     questions: Mapping[int, Callable[[Any], Any]],
     silence_s: float,
-    meanwhile: Callable[[Heartbeats], None] | None = None,
+    meanwhile: Callable[[], None] | None = None,
 ) -> dict[int, Any]:
     """Calls a function with each of several env-runners, where it is.
 
@@ -46,7 +46,7 @@ def ask_each(
     while calls:
         answers |= take_answers(group, calls, _LOOK_S)
         if meanwhile is not None:
-            meanwhile(heartbeats)
+            meanwhile()
         given_up = replace_hung(group, heartbeats, calls.values())
         # One that cannot even be killed is not waited for.
         calls = {call: env_runner for call, env_runner in calls.items() if env_runner not in given_up}

@@ -19,7 +19,7 @@ from tppo_rl.core.fragments import Fragment, accuracy, concatenate_tables, fragm
 from tppo_rl.core.prompts import Ticket, heldout_tickets
 from tppo_rl.core.waiting import Stage, stage, stop_here
 from tppo_rl.rollout.asking import ask_each
-from tppo_rl.rollout.heartbeats import Heartbeats, answered_since
+from tppo_rl.rollout.heartbeats import answered_since, sign_of
 from tppo_rl.rollout.rllib_internals import healthy_remote
 from tppo_rl.rollout.weight_sync import LogProbDiff, WeightSync
 
@@ -234,16 +234,14 @@ def _evaluate(
     return env_runner.evaluate(tickets, temperature, None, version)
 
 
-def _counting(
-    group: Any, answering: Stage, shares: Mapping[int, Sequence[Ticket]]
-) -> Callable[[Heartbeats], None] | None:
+def _counting(group: Any, answering: Stage, shares: Mapping[int, Sequence[Ticket]]) -> Callable[[], None] | None:
     """Returns what tells a stage how many prompts the env-runners have answered; None where nobody watches."""
     if answering.watcher is None:
         return None
-    before = {index: Heartbeats(group, 1.0).sign(index) for index in shares}
+    before = {index: sign_of(group, index) for index in shares}
 
-    def tell(heartbeats: Heartbeats) -> None:
-        answering.advance(sum(answered_since(before[index], heartbeats.sign(index)) for index in shares))
+    def tell() -> None:
+        answering.advance(sum(answered_since(before[index], sign_of(group, index)) for index in shares))
 
     return tell
 

@@ -16,6 +16,7 @@ import uuid
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from tppo_rl.rollout.rllib_internals import delete_value, heartbeat_key, read_value, write_value
@@ -88,8 +89,7 @@ class Heartbeats:
 
     def __init__(self, group: Any, silence_s: float, read: Callable[[int], str | None] | None = None) -> None:
         self.silence_s = silence_s
-        self._group = group
-        self._read = read or self._read_store
+        self._read = read or partial(sign_of, group)
         self._silences: dict[int, _Silence] = {}
         self._looked_at = time.monotonic()
 
@@ -123,15 +123,13 @@ class Heartbeats:
         silence.looks += 1
         return silence.looks >= _LOOKS
 
-    def sign(self, env_runner: int) -> str | None:
-        """Returns the last sign of an env-runner; None: it has given none."""
-        return self._read(env_runner)
 
-    def _read_store(self, env_runner: int) -> str | None:
-        key = heartbeat_key(self._group, env_runner)
-        with suppress(Exception):
-            return None if key is None else read_value(key)
-        return None
+def sign_of(group: Any, env_runner: int) -> str | None:
+    """Returns the last sign of an env-runner in Ray's store; None: it has given none, or the store does not answer."""
+    key = heartbeat_key(group, env_runner)
+    with suppress(Exception):
+        return None if key is None else read_value(key)
+    return None
 
 
 def answered_since(before: str | None, sign: str | None) -> int:
