@@ -15,6 +15,7 @@ class OptionBuilder(AlgorithmConfig):
         policy_model: str | None = ...,
         *,
         critic: str | None = ...,
+        critic_lora: Mapping[str, Any] | None = ...,
         critic_layers: int | None = ...,
         reference_model: str = ...,
         dtype: Literal["float32", "bfloat16", "float16"] = ...,

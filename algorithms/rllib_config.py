@@ -22,6 +22,7 @@ from tppo_rl.config.installation import check_installation
 from tppo_rl.config.options import OPTIONS, RENAMED_KEYS, Options, with_new_names
 from tppo_rl.config.places import absolute_place
 from tppo_rl.config.rllib_options import check_callback_classes, check_rllib_keys, unread_rllib_keys, with_callbacks
+from tppo_rl.config.sections.models import SEPARATE, SHARED
 from tppo_rl.config.value_forms import check_value_form, value_form_settings
 from tppo_rl.core.algorithm_spec import AlgorithmSpec
 from tppo_rl.core.errors import OptionError, unknown_key
@@ -164,11 +165,12 @@ class LanguageModelConfig(OptionBuilder):
     def get_default_rl_module_spec(self) -> RLModuleSpec:
         options = self.options
         models = options.models
-        own_critic = models.critic not in ("separate", None)
+        own_critic = models.critic not in (SEPARATE, SHARED, None)
         model_config = {
             "policy_model": resolve_model(str(models.policy_model)),
             "critic": resolve_model(str(models.critic)) if own_critic else models.critic,
             "critic_layers": models.critic_layers,
+            "on_policy_weights": list(models.on_policy_weights(options)),
             "value_form": value_form_settings(options),
             "dtype": models.dtype,
             "head_dtype": models.head_dtype,
@@ -177,9 +179,10 @@ class LanguageModelConfig(OptionBuilder):
             "weights_dtype": models.weights_dtype,
             "gradient_checkpointing": options.learners.gradient_checkpointing,
         }
+        if models.critic == SHARED and models.critic_adapters is not None:
+            model_config["critic_lora"] = models.critic_adapters.model_dump(exclude_none=True)
         if options.policy_loss.kl_coef:
-            reference = models.policy_model if models.reference_model == "initial" else models.reference_model
-            model_config["reference_model"] = resolve_model(str(reference))
+            model_config["reference_model"] = resolve_model(str(models.reference))
         return RLModuleSpec(module_class=LanguageModelModule, model_config=model_config)
 
     def get_default_learner_class(self) -> type:

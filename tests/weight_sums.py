@@ -64,6 +64,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "sequence_mask": [0.5, 2.0],
         },
     ),
+    "TPPO_lora": ("TPPO", _WINDOWS | {"lora": {"rank": 4}, "kl_coef": 0.02, "lr": 1e-2, "critic_layers": 2}),
     "PPO": ("PPO", _CRITIC),
     "VAPO": ("VAPO", _CRITIC | {"group_size": 4, "critic_warmup_updates": 2}),
     "GRPO": ("GRPO", {"group_size": 4}),

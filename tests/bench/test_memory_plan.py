@@ -14,7 +14,7 @@ from tppo_rl.bench.memory_settings import FITTED, PRETRAINED, UNSEEN
 def test_settings_differ_in_all_that_the_plan_depends_on() -> None:
     settings = (*FITTED, *UNSEEN)
     assert len(FITTED) == 12
-    assert len({setting.name for setting in settings}) == 15
+    assert len({setting.name for setting in settings}) == len(settings)
     assert all(setting.tokens % setting.length == 0 for setting in settings)
     for key in ("dtype", "lora", "gradient_checkpointing"):
         assert 0 < sum(key in setting.options for setting in FITTED) < 12, key

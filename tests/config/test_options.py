@@ -19,7 +19,7 @@ from tppo_rl.config.options import OPTIONS, SECTIONS, Options
 from tppo_rl.core.errors import OptionError, OptionWarning
 
 OPTION_NAMES = {
-    "env", "env_config", "policy_model", "critic", "dtype", "head_dtype", "weights_dtype", "num_env_runners", "num_envs_per_env_runner",
+    "env", "env_config", "policy_model", "critic", "critic_lora", "dtype", "head_dtype", "weights_dtype", "num_env_runners", "num_envs_per_env_runner",
     "window_length", "max_response_length", "max_prompt_length", "sampling", "engine", "engine_steps_per_sample",
     "num_learners", "distributed", "gradient_checkpointing", "lr", "critic_lr", "lr_warmup_updates", "adam_betas", "weight_decay", "gamma", "lambda_",
     "boundary_value", "clip_low", "clip_high", "off_policy_correction", "train_batch_size_per_learner",
@@ -164,6 +164,7 @@ def test_the_bound_on_staleness_is_a_property() -> None:
         *[({key: value}, [f"{key}={value}", "finite number"]) for key in FLOATS for value in (NAN, INF)],
         ({"lr": [[0, 1e-4], [10, NAN]]}, ["lr=[[0", "finite number"]),
         ({"adam_betas": [0.9, NAN]}, ["adam_betas", "nan", "finite number"]),
+        ({"critic": "shared", "critic_lora": {"rank": 0}}, ["critic_lora.rank=0", "greater than 0"]),
         ({"lora": {"rank": 8, "alpha": INF}}, ["lora.alpha=inf", "finite number"]),
         ({"num_cpus_per_learner": -1}, ["num_cpus_per_learner=-1", "greater than or equal to 0"]),
         ({"num_cpus_per_learner": NAN}, ["num_cpus_per_learner=nan", "finite number"]),

@@ -31,6 +31,10 @@ GROUPS = WHOLE | {"critic": None, "advantage_estimator": "group_relative", "grou
         (GROUPS | {"critic": "separate"}, ["critic='separate'", "set critic to null"]),
         (GROUPS | {"group_size": 5}, ["group_size=5", "32 slots", "multiple"]),
         ({"critic": None}, ["critic=None", "needs values"]),
+        ({"critic": "shared", "lora": {"rank": 4}}, ["critic='shared'", "in common already", "'separate'"]),
+        ({"critic": "shared", "num_learners": 2, "distributed": "fsdp"}, ["critic='shared'", "distributed to 'ddp'"]),
+        ({"critic": "shared", "parallel_critic": True}, ["parallel_critic=True", "set it to false"]),
+        (GROUPS | {"critic": "shared"}, ["critic='shared'", "set critic to null"]),
         ({"hindsight": True, "window_length": None}, ["hindsight=True", "without windows"]),
         (
             {"hindsight": True, "advantage_estimator": "tppo_rl.learner.advantages:extended_advantages"},
@@ -142,6 +146,7 @@ UNREAD = {
     "critic_initial_value": 0.5,
     "critic_lr": 1e-3,
     "critic_layers": 2,
+    "critic_lora": {"rank": 4},
     "critic_num_epochs": 2,
     "critic_minibatch_size": 64,
     "critic_warmup_updates": 4,

@@ -32,8 +32,7 @@ def save_checkpoint(
     """A checkpoint as a run writes it, of models whose weights have moved."""
     config = TPPOConfig().environment("tppo_rl/ArithmeticChain-v0", env_config={"max_operands": 3})
     config = config.language_model("tppo_rl/arithmetic-chain").update_from_dict(options)
-    model_config = {"policy_model": resolve_model("tppo_rl/arithmetic-chain"), "lora": options.get("lora")}
-    model_config["value_form"] = form
+    model_config = config.get_default_rl_module_spec().model_config | {"value_form": form}
     checkpoint = folder / "run" / "checkpoints" / "iteration_000007"
     module = write_moved_model(checkpoint, config, model_config, num_slices=num_slices)
     return checkpoint, module
@@ -99,10 +98,13 @@ def test_an_adapter_goes_onto_the_base_model(tmp_path: Path) -> None:
     torch.testing.assert_close(logits(loaded), trainer_logits(module), atol=1e-5, rtol=0)
 
 
-def test_the_critic_gives_the_same_values(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "options", [{}, {"lora": {"rank": 4}, "critic_layers": 2}, {"critic": "shared", "critic_layers": 2}], ids=str
+)
+def test_the_critic_gives_the_same_values(tmp_path: Path, options: dict[str, Any]) -> None:
     from safetensors.torch import load_file
 
-    checkpoint, module = save_checkpoint(tmp_path)
+    checkpoint, module = save_checkpoint(tmp_path, **options)
     export(checkpoint, tmp_path / "model", "--critic", tmp_path / "critic", "--dtype", "bfloat16")
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype="auto").dtype == torch.bfloat16
     backbone = AutoModel.from_pretrained(tmp_path / "critic")

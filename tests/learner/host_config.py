@@ -30,9 +30,18 @@ class LearnerConfig(AlgorithmConfig):
 
 
 def learner_config(
-    folder: str, *, num_learners: int = 0, critic: str | None = "separate", lora: Any = None, **options: Any
+    folder: str,
+    *,
+    num_learners: int = 0,
+    critic: str | None = "separate",
+    lora: Any = None,
+    of_module: dict[str, Any] | None = None,
+    **options: Any,
 ) -> Any:
-    """Returns a config whose `build_learner_group()` hosts a `TPPOLearner` on the model in `folder`."""
+    """Returns a config whose `build_learner_group()` hosts a `TPPOLearner` on the model in `folder`.
+
+    `of_module`: more of the module's `model_config`.
+    """
     text = gym.spaces.Text(max_length=64)
     config = (
         LearnerConfig()
@@ -41,7 +50,8 @@ def learner_config(
         .rl_module(
             rl_module_spec=RLModuleSpec(
                 module_class=LanguageModelModule,
-                model_config={"policy_model": folder, "critic": critic, "dtype": "float32", "lora": lora},
+                model_config={"policy_model": folder, "critic": critic, "dtype": "float32", "lora": lora}
+                | (of_module or {}),
             )
         )
     )

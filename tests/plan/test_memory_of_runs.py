@@ -12,7 +12,7 @@ from families import FAMILIES, make_family
 from tppo_rl.config.options import Options
 from tppo_rl.core.errors import OptionError
 from tppo_rl.learner.models import Critic, load_causal_lm, recompute_activations
-from tppo_rl.plan.memory import GIB, check_memory, machine_memory, memory_of
+from tppo_rl.plan.memory import GIB, check_memory, machine_memory, memory_of, with_checkpoint
 from tppo_rl.plan.model_shape import Shape
 
 TOKENS = 512
@@ -87,6 +87,39 @@ def test_processes_and_parts(tmp_path: Path) -> None:
     assert {part.process for part in alone.parts} == {"driver"}
     sharded = memory_of(Options.of(policy_model=folder, num_learners=2, distributed="fsdp"))
     assert {part.size for part in sharded.parts if part.name == "policy"} == {8 * parameters}
+
+
+def test_weights_that_models_have_in_common_are_counted_once(tmp_path: Path) -> None:
+    folder = str(make_family("qwen2", tmp_path / "model"))
+    shape = Shape.of(folder)
+    parameters, adapters = shape.parameters, shape.adapters(16, "all-linear")
+    backbone = shape.first_layers(None).parameters
+
+    def sizes(**changes: object) -> dict[str, int]:
+        memory = memory_of(Options.of(policy_model=folder, kl_coef=0.1, **changes))
+        return {part.name: part.size for part in memory.parts if part.process == "driver"}
+
+    shared = sizes(critic="shared")
+    assert (shared["policy"], shared["critic"], shared["reference"]) == (16 * parameters, 16 * adapters, 4 * parameters)
+    adapted = sizes(lora={"rank": 16})
+    assert (adapted["policy"], adapted["critic"], adapted["reference"]) == (
+        4 * parameters + 16 * adapters,
+        16 * adapters,
+        0,
+    )
+    other = str(make_family("qwen2", tmp_path / "other"))
+    elsewhere = sizes(lora={"rank": 16}, critic=other, reference_model=other)
+    assert (elsewhere["critic"], elsewhere["reference"]) == (4 * backbone + 16 * adapters, 4 * parameters)
+    sharded = memory_of(
+        Options.of(policy_model=folder, num_learners=2, distributed="fsdp", lora={"rank": 16}, kl_coef=0.1)
+    )
+    of_learner = {part.name: part.size for part in sharded.parts if part.process == "learner"}
+    assert of_learner["reference"] == 2 * parameters
+    kept = [
+        with_checkpoint(memory_of(options), options).parts[-1].size
+        for options in (Options.of(policy_model=folder, critic="shared"), Options.of(policy_model=folder))
+    ]
+    assert kept == [12 * (parameters + adapters), 12 * (parameters + backbone)]
 
 
 def test_what_this_machine_cannot_hold_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

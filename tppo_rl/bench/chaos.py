@@ -36,6 +36,8 @@ VICTIMS = {
 """Beginning of a process's title by what may be killed; a `save` is the driver in the midst of one, a `hang` is stopped, not killed."""
 _HANG_S = 20.0
 """Time without a sign of life after which a run in which env-runners hang starts them anew."""
+_START_S = 90.0
+"""Time that an env-runner of such a run may take to start; the next hang may meet it there."""
 _OF_DRIVER = ("driver", "save")
 _POLL_S = 0.2
 _LONGEST_S = 600.0
@@ -70,7 +72,7 @@ def chaos_run(tokens: int, victims: Collection[str]) -> dict[str, Any]:
     if "learner" in victims:
         config["num_learners"] = 1
     if "hang" in victims:
-        config["heartbeat_timeout_s"] = _HANG_S
+        config |= {"heartbeat_timeout_s": _HANG_S, "env_runner_timeout_s": _START_S}
     if "engine" in victims:
         config["engine"] = {"multiprocessing": True}
     return {

@@ -1,6 +1,6 @@
 """Settings on which the memory plan is held against measured peaks: `tppo-rl bench memory --plan`.
 
-The first twelve were chosen before the plan's formula was fitted, and the last three were not looked at while it was. One
+The first twelve were chosen before the plan's formula was fitted, and the others (`UNSEEN`) were not looked at while it was. One
 micro-batch is one update, so that its tokens are those that the plan asks for.
 """
 
@@ -29,7 +29,7 @@ class Setting:
     @property
     def name(self) -> str:
         """One line that tells it from all others."""
-        words = (_WORDS.get(key, f"{key} {value}") for key, value in self.options.items())
+        words = (_WORDS.get(key, f"{key} {value or 'none'}") for key, value in self.options.items())
         return ", ".join([f"{self.model} {self.tokens // self.length} x {self.length}", *words])
 
 
@@ -37,7 +37,7 @@ _WORDS = {
     "dtype": "bfloat16",
     "lora": "LoRA",
     "gradient_checkpointing": "recomputed",
-    "critic": "no critic",
+    "kl_coef": "reference",
     "weights_dtype": "bfloat16 weights",
 }
 """What the settings change, in short: a table has room for a line."""
@@ -66,5 +66,7 @@ UNSEEN = (
     Setting(PRETRAINED, 384, 1536, _HALF | _LORA),
     Setting("50m", 768, 6144, {"critic": None}),
     Setting("50m", 320, 2560, _HALF | {"weights_dtype": "bfloat16", "critic_layers": 4}),
+    Setting(PRETRAINED, 256, 1024, {"critic": "shared"}),
+    Setting("50m", 512, 4096, _LORA | {"kl_coef": 0.1}),
 )
 """Settings that it may not be fitted to."""

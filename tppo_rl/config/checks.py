@@ -152,17 +152,17 @@ def check_model(options: Options) -> None:
             "policy_model=None: which model to train is not given; set policy_model to a folder or hub id, for example "
             "tppo_rl/arithmetic-chain"
         )
-    for key, own in (("policy_model", None), ("critic", "separate"), ("reference_model", "initial")):
-        value = options.value(key)
-        if value not in (None, own):
-            load_model_config(key, value)
+    models = options.models
+    named = {"policy_model": models.policy_model, "critic": models.critic_model, "reference_model": models.reference}
+    for key, name in named.items():
+        if name is not None:
+            load_model_config(key, name)
     _check_float16(options)
-    if options.models.critic_layers is not None:
-        key = "policy_model" if options.models.critic == "separate" else "critic"
-        layers = load_model_config(key, options.value(key)).get("num_hidden_layers", 0)
-        if options.models.critic_layers > layers:
+    if models.critic_layers is not None and models.critic_model is not None:
+        layers = load_model_config("critic", models.critic_model).get("num_hidden_layers", 0)
+        if models.critic_layers > layers:
             raise OptionError(
-                f"critic_layers={options.models.critic_layers}: its backbone {options.value(key)!r} has {layers}; give fewer, or "
+                f"critic_layers={models.critic_layers}: its backbone {models.critic_model!r} has {layers}; give fewer, or "
                 "null for all"
             )
     context = load_model_config("policy_model", options.models.policy_model).get("max_position_embeddings")

@@ -8,6 +8,7 @@ from typing import Any, cast
 
 from tppo_rl.base_models import resolve_model
 from tppo_rl.config.options import Options
+from tppo_rl.config.sections.models import SEPARATE, SHARED
 from tppo_rl.config.text_envs import make_text_env
 from tppo_rl.core.errors import OptionError
 from tppo_rl.core.reward_parts import RewardPart
@@ -64,7 +65,7 @@ def check_value_form(options: Options) -> None:
             f"critic_initial_value={value!r}: lies outside of the range of returns, {form['low']:g} to {form['high']:g}; give a number "
             "inside, or value_range"
         )
-    if critic == "separate":
+    if critic in (SEPARATE, SHARED):
         return
     found = form_on_file(Path(resolve_model(str(critic))))
     if found is not None and found != form:

@@ -14,6 +14,7 @@ from tppo_rl.config.checks import check_options
 from tppo_rl.config.options import OPTIONS, Options
 from tppo_rl.config.run_files import Experiment
 from tppo_rl.config.search_space import axes
+from tppo_rl.config.sections.models import SHARED
 from tppo_rl.config.text_envs import num_problems
 from tppo_rl.core.algorithm_spec import AlgorithmSpec
 from tppo_rl.core.storage import Storage
@@ -131,11 +132,11 @@ def _trials(experiment: Experiment) -> str:
 
 
 def _critic(options: Options) -> str:
-    critic, layers = options.models.critic, options.models.critic_layers
-    if critic is None:
+    models = options.models
+    if models.critic is None:
         return "none"
-    backbone = options.models.policy_model if critic == "separate" else critic
-    return f"{backbone}, {'all' if layers is None else f'the first {layers}'} layers"
+    layers = "all" if models.critic_layers is None else f"the first {models.critic_layers}"
+    return f"{models.critic_model}, {layers} layers{', on the policy weights' * (models.critic == SHARED)}"
 
 
 def _evaluation(options: Options) -> str:

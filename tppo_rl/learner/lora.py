@@ -30,7 +30,7 @@ _ADAPTER = "default"
 _SEED = 0
 
 
-def add_adapters(model: Any, lora: Mapping[str, Any]) -> None:
+def add_adapters(model: Any, lora: Mapping[str, Any], key: str = "lora") -> None:
     """Freezes a transformers causal language model and puts trainable adapters beside its linear layers.
 
     The log-probs do not change, bit for bit, because B is zero. A is the same in every process. Both are float32 beside
@@ -39,6 +39,7 @@ def add_adapters(model: Any, lora: Mapping[str, Any]) -> None:
     Args:
         model: The model; it is changed in place.
         lora: `rank`, `alpha` (2 * rank if missing or None) and `target_modules` (names, or "all-linear", the default).
+        key: Option that says so.
 
     Raises:
         ValueError: a name in `target_modules` belongs to no linear layer, or to the output layer.
@@ -47,7 +48,7 @@ def add_adapters(model: Any, lora: Mapping[str, Any]) -> None:
 
     targets = lora.get("target_modules") or ALL_LINEAR
     if targets != ALL_LINEAR:
-        _check_targets(model, list(targets))
+        _check_targets(model, list(targets), key)
     alpha = lora.get("alpha")
     config = LoraConfig(
         r=lora["rank"],
@@ -138,7 +139,7 @@ def check_trained(model: nn.Module, weights: Mapping[str, Any]) -> None:
             )
 
 
-def _check_targets(model: Any, targets: list[str]) -> None:
+def _check_targets(model: Any, targets: list[str], key: str) -> None:
     linear = [name for name, module in model.named_modules() if _is_linear(module)]
     output = next(name for name, module in model.named_modules() if module is model.get_output_embeddings())
     for target in targets:
@@ -146,11 +147,11 @@ def _check_targets(model: Any, targets: list[str]) -> None:
         if not matches:
             names = sorted({name.rpartition(".")[2] for name in linear if name != output})
             raise ValueError(
-                f"lora.target_modules: {type(model).__name__} has no linear layer {target!r}; it has {', '.join(names)}"
+                f"{key}.target_modules: {type(model).__name__} has no linear layer {target!r}; it has {', '.join(names)}"
             )
         if output in matches:
             # Its weight may also be the input embedding, and an engine could not get one without the other.
-            raise ValueError(f"lora.target_modules: {target!r} is the output layer, which stays as it is; remove it")
+            raise ValueError(f"{key}.target_modules: {target!r} is the output layer, which stays as it is; remove it")
 
 
 def _is_linear(module: nn.Module) -> bool:

@@ -29,6 +29,7 @@ from tppo_rl.learner.models import (
 )
 from tppo_rl.learner.sharded_build import files_in_parts, place
 from tppo_rl.learner.sharding import WeightViews, gather_weights, is_sharded, load_weights
+from tppo_rl.learner.shared_weights import share_weights
 from tppo_rl.learner.transformers_internals import kept_in_float32
 from tppo_rl.learner.values import CriticValues, critic_values
 from tppo_rl.maths.value_forms import value_form
@@ -42,6 +43,8 @@ _MODEL_CONFIG_KEYS = {
     "policy_model",
     "critic",
     "critic_layers",
+    "critic_lora",
+    "on_policy_weights",
     "value_form",
     "reference_model",
     "dtype",
@@ -58,9 +61,12 @@ class LanguageModelModule(TorchRLModule, ValueFunctionAPI, InferenceOnlyAPI):
 
     `model_config`:
         policy_model: Local folder or hub id of a causal language model.
-        critic: "separate" starts the critic's own backbone from `policy_model`; a folder or hub id starts it from that
-            model and, where there is one, its value head; None: no critic (group-relative algorithms).
+        critic: Folder or hub id that the critic's backbone starts from and, where there is one, its value head; "separate" and
+            "shared", the options' words, stand for `policy_model`; None: no critic (group-relative algorithms).
         critic_layers: Number of its backbone's first layers that the critic keeps; None, the default: all.
+        critic_lora: Adapters of the critic, as `lora`; missing: those of `lora`.
+        on_policy_weights: Which of "critic" and "reference" have the policy's weights, in the same memory, beside adapters of
+            their own; none by default.
         value_form: Form of the critic's value head (see `value_forms.value_form`); None, the default: squared error.
         reference_model: Folder or hub id of the model that the policy is kept close to; None, the default, loads none.
         dtype: Compute dtype of the training, "float32" by default.
@@ -68,8 +74,7 @@ class LanguageModelModule(TorchRLModule, ValueFunctionAPI, InferenceOnlyAPI):
         weights_dtype: Dtype of weights, gradients and moments, "float32" by default (see `models`).
         gradient_checkpointing: Whether activations are computed again in the backward pass, False by default.
         attention: Attention kernels of all models: "sdpa", the default, "flash_attention_2" or "flex_attention".
-        lora: `rank`, `alpha` and `target_modules` of adapters of policy and critic (see `lora`); None, the default,
-            trains all weights.
+        lora: `rank`, `alpha` and `target_modules` of the policy's adapters (see `lora`); None, the default, trains all weights.
 
     Where weights are left out (`empty_models.without_weights`), `place` has to be called before anything else.
 
@@ -99,20 +104,23 @@ class LanguageModelModule(TorchRLModule, ValueFunctionAPI, InferenceOnlyAPI):
         critic_source = config.get("critic", "separate")
         self.policy = _load_policy(source, dtype, config)
         self._sources["policy"] = source
+        owners = dict.fromkeys(config.get("on_policy_weights", ()), self.policy.model)
         self.critic = None
         if critic_source is not None and not self.inference_only:
-            own_critic = critic_source != "separate"
+            own_critic = critic_source not in ("separate", "shared")
             backbone = critic_source if own_critic else source
-            model = _load(backbone, dtype, config, num_layers=config.get("critic_layers"))
+            lora_key = "critic_lora" if "critic_lora" in config else "lora"
+            model = _load(backbone, dtype, config, config.get("critic_layers"), owners.get("critic"), lora_key=lora_key)
             self.critic = Critic(model, dtype, value_form(config.get("value_form")))
             self._sources["critic"] = backbone
             if own_critic:
                 _load_value_head(self.critic, Path(backbone))
         self.reference = None
         if config.get("reference_model") is not None and not self.inference_only:
-            self.reference = _load_policy(config["reference_model"], dtype, config | {"lora": None})
+            reference = config["reference_model"]
+            self.reference = _load_policy(reference, dtype, config | {"lora": None}, owners.get("reference"))
             self.reference.requires_grad_(False)
-            self._sources["reference"] = config["reference_model"]
+            self._sources["reference"] = reference
         self._gathered: dict[str, dict[str, np.ndarray] | None] = {}
         self._policy_views = WeightViews(self.policy.model)
         self._hub_layout = HubLayout(self.policy.model)
@@ -132,6 +140,16 @@ class LanguageModelModule(TorchRLModule, ValueFunctionAPI, InferenceOnlyAPI):
                 place(model, source, device)
                 use_fastest_linear(model)
         self.to(device)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> LanguageModelModule:
+        """Moves the module, and leaves one copy of the weights that its models have in common."""
+        super()._apply(fn, recurse)
+        for name in (self.model_config or {}).get("on_policy_weights", ()):
+            if name == "critic" and self.critic is not None:
+                share_weights(self.critic.backbone, self.policy.model.base_model)
+            elif name == "reference" and self.reference is not None:
+                share_weights(self.reference.model, self.policy.model)
+        return self
 
     def compute_values(
         self,
@@ -157,6 +175,10 @@ class LanguageModelModule(TorchRLModule, ValueFunctionAPI, InferenceOnlyAPI):
         if self.critic is None:
             raise ValueError("this module has no critic: set critic='separate', or use advantages that need none")
         return critic_values(self.critic, batch[TRAIN_BATCH], micro_batch_tokens, packing=packing, cache=cache)
+
+    def source(self, name: str) -> str:
+        """Returns the folder or hub id that a model was loaded from: "policy", "critic" or "reference"."""
+        return self._sources[name]
 
     @property
     def kept_in_float32(self) -> list[str]:
@@ -260,23 +282,39 @@ def _load_value_head(critic: Critic, folder: Path) -> None:
         critic.value_head.load_state_dict(head)
 
 
-def _load_policy(source: str, dtype: torch.dtype, config: dict[str, Any]) -> Policy:
-    model = _load(source, dtype, config)
+def _load_policy(source: str, dtype: torch.dtype, config: dict[str, Any], owner: Any = None) -> Policy:
+    model = _load(source, dtype, config, owner=owner)
     if config.get("head_dtype") is not None:
         compute_logits_in_float32(model, dtype)
     return Policy(model, dtype)
 
 
-def _load(source: str, dtype: torch.dtype, config: dict[str, Any], *, num_layers: int | None = None) -> Any:
+def _load(
+    source: str,
+    dtype: torch.dtype,
+    config: dict[str, Any],
+    num_layers: int | None = None,
+    owner: Any = None,
+    *,
+    lora_key: str = "lora",
+) -> Any:
+    """Loads a model, or builds it around the weights of its `owner`."""
     weights_dtype, attention = parse_dtype(config.get("weights_dtype", "float32")), config.get("attention", "sdpa")
     empty = weights_are_left_out() and files_in_parts(source) is not None
     if weights_are_left_out() and not empty:
         _logger.warning("%s has no safetensors files: every learner loads the whole model before it is sharded", source)
     model = load_causal_lm(
-        source, dtype, weights_dtype=weights_dtype, attention=attention, num_layers=num_layers, empty=empty
+        source,
+        dtype,
+        weights_dtype=weights_dtype,
+        attention=attention,
+        num_layers=num_layers,
+        empty=empty or owner is not None,
     )
-    if config.get("lora") is not None:
-        add_adapters(model, config["lora"])
+    if owner is not None:
+        share_weights(model, owner)
+    if config.get(lora_key) is not None:
+        add_adapters(model, config[lora_key], lora_key)
     use_fastest_linear(model)
     if config.get("gradient_checkpointing", False):
         recompute_activations(model)

@@ -6,6 +6,7 @@ Neither a learner nor Ray's actors are started; the critic is loaded only where 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -73,7 +74,7 @@ def save_policy(module: LanguageModelModule, folder: Path, *, dtype: torch.dtype
 
 
 def save_critic(module: LanguageModelModule, folder: Path) -> None:
-    """Writes the critic's backbone as transformers does, and its value head beside it (`core.value_head_file`).
+    """Writes the critic's backbone as transformers does, with its adapters merged, and its value head beside it (`core.value_head_file`).
 
     Raises:
         OptionError: there is no critic.
@@ -83,11 +84,23 @@ def save_critic(module: LanguageModelModule, folder: Path) -> None:
     if module.critic is None:
         raise OptionError("--critic: the run had no critic; leave it out")
     critic = module.critic
-    if has_adapters(critic):
-        raise OptionError("--critic: a critic with lora cannot be written as a model of its own; leave it out")
-    critic.backbone.save_pretrained(folder)
+    _merged_backbone(module).save_pretrained(folder)
     head = {name: tensor.detach().contiguous() for name, tensor in critic.value_head.state_dict().items()}
     save_file(head, folder / VALUE_HEAD_FILE, form_metadata((module.model_config or {}).get("value_form")))
+
+
+def _merged_backbone(module: LanguageModelModule) -> Any:
+    """The critic's backbone, without adapters."""
+    assert module.critic is not None
+    backbone = module.critic.backbone
+    if not has_adapters(backbone):
+        return backbone
+    config = module.model_config or {}
+    dtype = parse_dtype(config.get("weights_dtype", "float32"))
+    layers = config.get("critic_layers")
+    plain = load_causal_lm(module.source("critic"), torch.float32, weights_dtype=dtype, num_layers=layers).base_model
+    load_weights(plain, merged_weights(backbone, gather_weights(backbone)), strict=True)
+    return plain
 
 
 def _in_names_of(model: torch.nn.Module, weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

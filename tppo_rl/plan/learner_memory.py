@@ -30,6 +30,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tppo_rl.config.options import Options
+from tppo_rl.config.sections.models import LoraOptions
 from tppo_rl.plan.model_shape import Shape
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -60,9 +61,10 @@ def learner_pass(shape: Shape, options: Options, *, has_logits: bool) -> Pass:
     tokens, half = options.compute.micro_batch_tokens, options.models.dtype != "float32"
     number = BYTES[options.models.dtype]
     weight = BYTES[options.models.weights_dtype]
-    trained = options.models.lora is None
+    lora = options.models.lora if has_logits else options.models.critic_adapters
+    trained = lora is None
     recomputed = options.learners.gradient_checkpointing
-    of_layer = tokens * kept_of_layer(shape, options)
+    of_layer = tokens * kept_of_layer(shape, options, lora)
     casts = number * sum(inputs * outputs for _, inputs, outputs in shape.linear) if half and weight == 4 else 0
     of_block = casts // shape.layers
     if options.learners.distributed == "fsdp":
@@ -94,10 +96,9 @@ def learner_pass(shape: Shape, options: Options, *, has_logits: bool) -> Pass:
     return Pass(kept, max(moments))
 
 
-def kept_of_layer(shape: Shape, options: Options) -> int:
-    """Returns the bytes that torch keeps of one layer for each token."""
+def kept_of_layer(shape: Shape, options: Options, lora: LoraOptions | None) -> int:
+    """Returns the bytes that torch keeps of one layer for each token, with these adapters beside it."""
     h, q, k, i = shape.hidden, shape.queries, shape.keys, shape.mlp
-    lora = options.models.lora
     half, half_weights = options.models.dtype != "float32", options.models.weights_dtype != "float32"
     single = 4 * (shape.heads + 2)
     wide = 2 * q + 2 * k + 4 * i

@@ -25,6 +25,7 @@ CHECKPOINT = "checkpoint"
 """Name of the part of `with_checkpoint`."""
 
 Process = Literal["driver", "learner", "env-runner"]
+_OF_POLICY = "the policy's weights"
 
 
 @dataclass(frozen=True)
@@ -88,14 +89,13 @@ def with_checkpoint(memory: Memory, options: Options, shape_of: Callable[[str], 
     Sharded learners have the copy of their slices. Else the driver has the whole, in float32, from learners of other processes in
     Ray's object store.
     """
-    models, learners = options.models, options.learners
+    learners = options.learners
     sharded = learners.distributed == "fsdp"
-    number = BYTES[models.weights_dtype] if sharded else 4
-    if models.lora is None:
-        size = sum(3 * number * shape.parameters for shape in _trained(options, shape_of).values())
-    else:
-        rank, modules = models.lora.rank, models.lora.target_modules
-        size = sum(3 * 4 * shape.adapters(rank, modules) for shape in _trained(options, shape_of).values())
+    number = BYTES[options.models.weights_dtype] if sharded else 4
+    size = 0
+    for name, shape in _trained(options, shape_of).items():
+        adapters = _adapters(options, name, shape)
+        size += 3 * number * shape.parameters if adapters is None else 3 * 4 * adapters
     process: Process = "learner" if sharded else "driver"
     meaning = "a copy of weights and moments while its files are written (checkpoint_config.in_background)"
     part = Part(process, CHECKPOINT, size // (learners.num_learners if sharded else 1), meaning)
@@ -115,10 +115,16 @@ def host_memory(memory: Memory, options: Options) -> int:
 def _trained(options: Options, shape_of: Callable[[str], Shape]) -> dict[str, Shape]:
     models = options.models
     policy = shape_of(str(models.policy_model))
-    if models.critic is None:
+    if models.critic_model is None:
         return {"policy": policy}
-    own = policy if models.critic == "separate" else shape_of(models.critic)
+    own = policy if models.critic_model == models.policy_model else shape_of(models.critic_model)
     return {"policy": policy, "critic": own.first_layers(models.critic_layers)}
+
+
+def _adapters(options: Options, name: str, shape: Shape) -> int | None:
+    """Number of weights of a model's adapters; None: it has none."""
+    lora = options.models.lora if name == "policy" else options.models.critic_adapters
+    return None if lora is None else shape.adapters(lora.rank, lora.target_modules)
 
 
 def _of_learner(options: Options, policy: Shape, shape_of: Callable[[str], Shape], process: Process) -> list[Part]:
@@ -127,20 +133,22 @@ def _of_learner(options: Options, policy: Shape, shape_of: Callable[[str], Shape
     weight = BYTES[models.weights_dtype]
     parts = []
     trained = _trained(options, shape_of)
+    shared = models.on_policy_weights(options)
     for name, shape in trained.items():
-        if models.lora is None:
+        adapters = _adapters(options, name, shape)
+        own = 0 if name in shared else weight
+        if adapters is None:
             size, meaning = 4 * weight * shape.parameters, f"weights, gradients, two moments: 4 x {weight} bytes"
         else:
-            adapters = shape.adapters(models.lora.rank, models.lora.target_modules)
-            size = weight * shape.parameters + 16 * adapters
-            meaning = f"weights: {weight} bytes; {adapters:,} of adapters: 4 x 4 bytes"
+            size = own * shape.parameters + 16 * adapters
+            weights = f"weights: {weight} bytes" if own else _OF_POLICY
+            meaning = f"{weights}; {adapters:,} of adapters: 4 x 4 bytes"
         parts.append(Part(process, name, size // shards, f"{shape.parameters:,} parameters; {meaning}"))
     if options.policy_loss.kl_coef:
-        name = str(models.policy_model if models.reference_model == "initial" else models.reference_model)
-        shape = policy if name == models.policy_model else shape_of(name)
-        parts.append(
-            Part(process, "reference", weight * shape.parameters // shards, f"{shape.parameters:,} parameters")
-        )
+        shape = policy if models.reference == models.policy_model else shape_of(str(models.reference))
+        size = 0 if "reference" in shared else weight * shape.parameters // shards
+        meaning = f"{shape.parameters:,} parameters{f'; {_OF_POLICY}' * (size == 0)}"
+        parts.append(Part(process, "reference", size, meaning))
     if options.compute.context_cache_tokens:
         of_token = sum(2 * shape.layers * shape.keys * weight for shape in trained.values())
         size = options.compute.context_cache_tokens * of_token

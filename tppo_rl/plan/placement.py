@@ -21,6 +21,7 @@ from functools import cache
 from typing import Any, NoReturn
 
 from tppo_rl.config.options import Options
+from tppo_rl.config.sections.models import SEPARATE, SHARED
 from tppo_rl.config.sections.placement import PLACEMENT_DEFAULTS
 from tppo_rl.core.errors import OptionError, OptionWarning
 from tppo_rl.core.gpus import Gpus
@@ -343,7 +344,7 @@ class _Placing:
                         f"{key}: {_plain(value)}"
                         for change in needed
                         for key, value in change.items()
-                        if key != "engine"
+                        if key != "engine" and value != self.options.value(key)
                     )
         return "take a smaller model, a larger GPU, or more of them"
 
@@ -375,8 +376,12 @@ class _Placing:
             and options.models.lora is None
         ):
             yield {"weights_dtype": "bfloat16"}
-        if options.models.lora is None:
-            yield {"lora": {"rank": 16}}
+        if options.models.lora is not None:
+            return
+        if options.models.critic == SEPARATE and options.learners.distributed != "fsdp":
+            yield {"critic": SHARED}
+        # Adapters of both have one copy of the frozen weights without it.
+        yield {"lora": {"rank": 16}} | ({} if options.models.critic is None else {"critic": SEPARATE})
 
     # Words
 

@@ -11,9 +11,13 @@ from tppo_rl.config.section import Condition, Section, option, refuse
 if TYPE_CHECKING:
     from tppo_rl.config.options import Options
 
+SEPARATE, SHARED = "separate", "shared"
+"""Values of `critic` that are no model: a backbone that starts as the policy's, and one that is the policy's."""
 HAS_CRITIC = Condition("a critic", lambda options: options.models.critic is not None)
+_SHARES = Condition(f"critic='{SHARED}'", lambda options: options.models.critic == SHARED)
 HAS_REFERENCE = Condition("kl_coef above 0", lambda options: options.policy_loss.kl_coef > 0)
 ALL_LINEAR = "all-linear"
+_SHARED_RANK = 16
 
 
 def _targets(value: Any) -> Any:
@@ -43,9 +47,15 @@ class ModelOptions(Section):
         None, "Folder or hub id of the policy: any transformers causal language model with a chat template."
     )
     critic: str | None = option(
-        "separate",
-        "`separate`: a backbone of its own that starts from `policy_model`; a folder or hub id: that model's backbone, "
+        SEPARATE,
+        "`separate`: a backbone of its own that starts from `policy_model`; `shared`: the policy's backbone as it is at the moment, with "
+        "the critic's own adapters (`critic_lora`) and value head, for a tenth of the memory; a folder or hub id: that model's backbone, "
         "with the value head that `tppo-rl export --critic` has written beside it; None: no critic (group-relative advantages).",
+    )
+    critic_lora: LoraOptions | None = option(
+        None,
+        "Adapters of a critic on the policy's backbone, as in `lora`; None: of rank 16 on all linear layers.",
+        read_with=_SHARES,
     )
     critic_layers: PositiveInt | None = option(
         None,
@@ -83,8 +93,33 @@ class ModelOptions(Section):
         "and `dtype` is half precision, else `flex_attention`; `sdpa` for padded rows and on CPUs, where the others have no backward pass.",
     )
 
+    @property
+    def critic_model(self) -> str | None:
+        """Folder or hub id that the critic's backbone starts from; None: no critic."""
+        return self.policy_model if self.critic in (SEPARATE, SHARED) else self.critic
+
+    @property
+    def critic_adapters(self) -> LoraOptions | None:
+        """Adapters of the critic; None: all its weights are trained."""
+        return self.critic_lora or LoraOptions(rank=_SHARED_RANK) if self.critic == SHARED else self.lora
+
+    @property
+    def reference(self) -> str | None:
+        """Folder or hub id of the model that the policy is kept close to."""
+        return self.policy_model if self.reference_model == "initial" else self.reference_model
+
+    def on_policy_weights(self, options: Options) -> tuple[str, ...]:
+        """Returns which of "critic" and "reference" have the policy's weights, in the same memory, beside adapters of their own."""
+        if options.learners.distributed == "fsdp":
+            return ()
+        frozen = self.lora is not None
+        critic = self.critic == SHARED or (frozen and self.critic_model == self.policy_model)
+        reference = frozen and options.policy_loss.kl_coef > 0 and self.reference == self.policy_model
+        return ("critic",) * critic + ("reference",) * reference
+
     def check(self, options: Options) -> None:
-        """Checks number formats."""
+        """Checks number formats, and what a critic on the policy's backbone goes with."""
+        self._check_shared(options)
         if self.weights_dtype == "bfloat16" and self.dtype == "float16":
             refuse(
                 "weights_dtype",
@@ -98,4 +133,26 @@ class ModelOptions(Section):
                 self.weights_dtype,
                 "with dtype='float32' the computation would be finer than the weights that it trains; set dtype to "
                 "'bfloat16', or weights_dtype to 'float32'",
+            )
+
+    def _check_shared(self, options: Options) -> None:
+        if self.critic != SHARED:
+            return
+        if self.lora is not None:
+            refuse(
+                "critic",
+                SHARED,
+                "with lora policy and critic have their frozen weights in common already; set critic to 'separate'",
+            )
+        if options.learners.distributed == "fsdp":
+            refuse(
+                "critic",
+                SHARED,
+                "distributed='fsdp' shards the weights of each model by itself; set critic to 'separate', or distributed to 'ddp'",
+            )
+        if options.critic.parallel_critic:
+            refuse(
+                "parallel_critic",
+                True,
+                f"with critic='{SHARED}' the policy's steps change the weights that the critic computes with; set it to false",
             )
