@@ -135,6 +135,8 @@ class OptionBuilder(AlgorithmConfig):
         critic_num_epochs: int = ...,
         critic_minibatch_size: int | None = ...,
         critic_warmup_updates: int = ...,
+        critic_warmup_responses: int = ...,
+        critic_warmup_slope: float | None = ...,
         critic_grad_clip: float | None = ...,
         parallel_critic: bool = ...,
         **kwargs: Any,

@@ -202,7 +202,7 @@ class LanguageModelAlgorithm(Algorithm):
         state[LOOP] = {
             **self.loop.rollouts.state(),
             "hindsight": table_from_fragments(self.loop.boundaries.waiting),
-            "slope": self.loop.boundaries.slope(),
+            "critic": self.loop.boundaries.known(),
             "held": self.loop.learners.held_episodes(),
             "recorder": self.loop.recorder.state(),
             "evaluations": self.evaluator.state(),
@@ -372,7 +372,7 @@ class LanguageModelAlgorithm(Algorithm):
         self.evaluator.restore(saved["evaluations"])
         self.loop.rollouts.restart(ledger, queued, grouped, saved.get("left_out"))
         self.loop.boundaries = BoundaryTracker(
-            self.options, fragments_from_table(saved["hindsight"]), saved.get("slope")
+            self.options, fragments_from_table(saved["hindsight"]), saved.get("critic", saved.get("slope"))
         )
         self.loop.learners.hold_episodes(saved["held"])
 

@@ -75,9 +75,8 @@ class TrainingLoop:
         with self.recorder.clock("waiting_for_fragments"):
             batch = self.batches.next()
         with self.recorder.clock("update"), self.engines.asleep():
-            update = self.learners.update(
-                batch + self.boundaries.due(), self.meanwhile, self.boundaries.unfinished_scale
-            )
+            settings = self.boundaries.settings(self.weights.version)
+            update = self.learners.update(batch + self.boundaries.due(), self.meanwhile, settings)
             self.rollouts.update_ended()
         self.recorder.record_episodes(batch, update.fragments)
         counts = self.rollouts.record_trained(update.trained_tokens, update.largest_staleness)

@@ -24,7 +24,7 @@ OPTION_NAMES = {
     "num_learners", "distributed", "gradient_checkpointing", "lr", "critic_lr", "lr_warmup_updates", "adam_betas", "weight_decay", "gamma", "lambda_",
     "boundary_value", "clip_low", "clip_high", "off_policy_correction", "train_batch_size_per_learner",
     "minibatch_size", "micro_batch_tokens", "num_epochs", "critic_num_epochs", "critic_minibatch_size",
-    "critic_warmup_updates", "critic_loss", "value_range", "value_bins", "critic_initial_value", "grad_clip", "critic_grad_clip", "max_skipped_updates", "mode", "partial_rollouts", "max_staleness", "max_queued_batches", "old_responses", "kv_on_update", "weight_transport",
+    "critic_warmup_updates", "critic_warmup_responses", "critic_warmup_slope", "critic_loss", "value_range", "value_bins", "critic_initial_value", "grad_clip", "critic_grad_clip", "max_skipped_updates", "mode", "partial_rollouts", "max_staleness", "max_queued_batches", "old_responses", "kv_on_update", "weight_transport",
     "log_prob_diff_alarm", "env_runner_timeout_s", "heartbeat_timeout_s", "learner_timeout_s", "evaluation_interval", "evaluation_interval_unit", "evaluation_duration", "evaluation_num_env_runners", "seed",
     "rollout_log_fragments", "record_episodes", "record_batches", "record_events", "replay_of", "results_folder", "runtime_env", "trackers",
     "reference_model", "group_size", "dynamic_sampling", "dynamic_sampling_max_rounds", "rewards", "overlong_fraction",

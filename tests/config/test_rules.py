@@ -31,6 +31,14 @@ GROUPS = WHOLE | {"critic": None, "advantage_estimator": "group_relative", "grou
         (GROUPS | {"critic": "separate"}, ["critic='separate'", "set critic to null"]),
         (GROUPS | {"group_size": 5}, ["group_size=5", "32 slots", "multiple"]),
         ({"critic": None}, ["critic=None", "needs values"]),
+        (
+            WHOLE | {"advantage_estimator": "gae", "critic_warmup_responses": 9, "critic_warmup_slope": 0.5},
+            ["critic_warmup_slope=0.5", "without windows"],
+        ),
+        (
+            {"critic_warmup_responses": 9, "critic_warmup_slope": 0.5, "kl_coef": 0.1, "kl_in": "reward"},
+            ["critic_warmup_slope=0.5", "kl_in to 'loss'"],
+        ),
         ({"critic": "shared", "lora": {"rank": 4}}, ["critic='shared'", "in common already", "'separate'"]),
         ({"critic": "shared", "num_learners": 2, "distributed": "fsdp"}, ["critic='shared'", "distributed to 'ddp'"]),
         ({"critic": "shared", "parallel_critic": True}, ["parallel_critic=True", "set it to false"]),
@@ -150,6 +158,8 @@ UNREAD = {
     "critic_num_epochs": 2,
     "critic_minibatch_size": 64,
     "critic_warmup_updates": 4,
+    "critic_warmup_responses": 100,
+    "critic_warmup_slope": 0.5,
     "critic_grad_clip": 2.0,
     "parallel_critic": True,
     "reference_model": "tppo_rl/arithmetic-chain",

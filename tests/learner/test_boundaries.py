@@ -138,38 +138,79 @@ def test_hindsight_is_what_the_value_that_was_used_missed(boundary_value: str, r
     assert [fragment.hindsight_residual for fragment in tracker.due()] == [residual]
 
 
+def ten_episodes(tracker: BoundaryTracker, number: int, rng: np.random.Generator, *, knows: bool) -> None:
+    """An update with ten responses of three windows, whose last difference foretells the return or does not."""
+    fragments, rows = [], []
+    for episode in range(10 * number, 10 * number + 10):
+        reward = float(rng.random() < 0.5)
+        after = 0.2 + 0.6 * reward if knows else rng.random()
+        windows = [
+            replace(FIRST, episode_id=episode),
+            replace(SECOND, episode_id=episode),
+            end(episode_id=episode, rewards=[0.0, reward], context_rewards=np.zeros(5, np.float32)),
+        ]
+        fragments += windows
+        rows += [
+            (windows[0], 0.5, rng.normal(0.5, 0.1), 0.5),
+            (windows[1], 0.5, after, 0.5),
+            (windows[2], 0.0, 0.0, 0.0),
+        ]
+    tracker.after_update(fragments, report(*rows), number)
+
+
+def test_the_policy_waits_until_the_critic_has_seen_enough_responses() -> None:
+    rng = np.random.default_rng(0)
+    options = Options.of(critic_warmup_responses=25)
+    tracker, frozen = BoundaryTracker(options), []
+    for number in range(5):
+        frozen.append(tracker.settings(number).policy_is_frozen)
+        ten_episodes(tracker, number, rng, knows=True)
+        # It goes on from a checkpoint.
+        tracker = BoundaryTracker(options, known=tracker.known())
+    assert frozen == [True, True, True, False, False]
+    both = BoundaryTracker(options.replace(critic_warmup_updates=7), known=tracker.known())
+    assert [both.settings(number).policy_is_frozen for number in (6, 7)] == [True, False]
+
+
+def test_windows_of_a_frozen_policy_have_no_hindsight_however_long_it_lasts() -> None:
+    rng = np.random.default_rng(0)
+    tracker = BoundaryTracker(Options.of(hindsight=True, critic_warmup_responses=15))
+    due = []
+    for number in range(3):
+        ten_episodes(tracker, number, rng, knows=True)
+        due.append(len(tracker.due()))
+    assert due == [0, 0, 20]
+
+
+@pytest.mark.parametrize("knows", [True, False])
+def test_a_critic_whose_differences_are_borne_out_ends_its_warmup(knows: bool) -> None:
+    rng = np.random.default_rng(0)
+    options = Options.of(critic_warmup_responses=1000, critic_warmup_slope=0.5)
+    tracker = BoundaryTracker(options)
+    for number in range(8):
+        ten_episodes(tracker, number, rng, knows=knows)
+    assert tracker.settings(8).policy_is_frozen is not knows
+    # It has ended for good, also where the critic is worse for a while.
+    tracker = BoundaryTracker(options, known=tracker.known())
+    for number in range(8, 40):
+        ten_episodes(tracker, number, rng, knows=False)
+    assert tracker.settings(40).policy_is_frozen is not knows
+
+
 def test_the_factor_on_unfinished_windows_follows_what_returns_bear_out() -> None:
     rng = np.random.default_rng(0)
-
-    def update(tracker: BoundaryTracker, number: int, *, knows: bool) -> None:
-        fragments, rows = [], []
-        for episode in range(10 * number, 10 * number + 10):
-            reward = float(rng.random() < 0.5)
-            after = 0.2 + 0.6 * reward if knows else rng.random()
-            windows = [
-                replace(FIRST, episode_id=episode),
-                replace(SECOND, episode_id=episode),
-                end(episode_id=episode, rewards=[0.0, reward], context_rewards=np.zeros(5, np.float32)),
-            ]
-            fragments += windows
-            rows += [
-                (windows[0], 0.5, rng.normal(0.5, 0.1), 0.5),
-                (windows[1], 0.5, after, 0.5),
-                (windows[2], 0.0, 0.0, 0.0),
-            ]
-        tracker.after_update(fragments, report(*rows), number)
-
     fixed = BoundaryTracker(Options.of(unfinished_advantage_scale=0.5))
     knowing, guessing = (BoundaryTracker(Options.of(unfinished_advantage_scale="auto")) for _ in range(2))
-    assert (fixed.unfinished_scale, knowing.unfinished_scale) == (None, 0.0)
+    assert (fixed.settings(0).unfinished_scale, knowing.settings(0).unfinished_scale) == (None, 0.0)
     for number in range(8):
-        update(knowing, number, knows=True)
-        update(guessing, number, knows=False)
-    assert knowing.unfinished_scale == 1.0
-    assert guessing.unfinished_scale is not None
-    assert guessing.unfinished_scale < 0.3
-    resumed = BoundaryTracker(Options.of(unfinished_advantage_scale="auto"), slope=guessing.slope())
-    assert resumed.unfinished_scale == guessing.unfinished_scale
+        ten_episodes(knowing, number, rng, knows=True)
+        ten_episodes(guessing, number, rng, knows=False)
+    assert knowing.settings(8).unfinished_scale == 1.0
+    guessed = guessing.settings(8)
+    assert guessed.unfinished_scale is not None
+    assert guessed.unfinished_scale < 0.3
+    resumed = BoundaryTracker(Options.of(unfinished_advantage_scale="auto"), known=guessing.known())
+    assert resumed.settings(8) == guessed
 
 
 @pytest.mark.parametrize(("kl_in", "known"), [("reward", False), ("loss", True)])

@@ -23,6 +23,7 @@ from ray.rllib.utils.metrics.metrics_logger import MetricsLogger
 
 from tppo_rl.config.options import Options
 from tppo_rl.core.fragments import Fragment, table_from_fragments
+from tppo_rl.core.update_report import UpdateSettings
 from tppo_rl.learner.batch import TrainBatch, batch_from_fragments
 from tppo_rl.learner.connectors import ESTIMATES, FragmentsToBatch, connectors
 from tppo_rl.learner.learner import FRAGMENT_REPORT, MODULE_STATE, STALENESS_HISTOGRAM
@@ -84,7 +85,7 @@ def test_a_factor_that_the_driver_gives_is_that_of_the_option(model_folder: str)
         fixed = local_group(model_folder, unfinished_advantage_scale=scale)
         told = local_group(model_folder, unfinished_advantage_scale="auto")
         if scale:
-            told._learner.take_unfinished_scale(scale)
+            told._learner.take_settings(UpdateSettings(unfinished_scale=scale))
         for fragments in batches:
             train(fixed, fragments)
             metrics = aggregate([train(told, fragments)])[DEFAULT_MODULE_ID]

@@ -38,7 +38,7 @@ from tppo_rl.bench.records import Figure, figure_of
 from tppo_rl.bench.simulated_group import MODEL, MeasuredGroup, RunnerLoad
 from tppo_rl.config.options import Options
 from tppo_rl.core.fragments import Fragment
-from tppo_rl.core.update_report import UpdateReport
+from tppo_rl.core.update_report import UpdateReport, UpdateSettings
 from tppo_rl.learner.boundaries import BoundaryTracker
 from tppo_rl.learner.update import FRAGMENT_REPORT_SCHEMA
 from tppo_rl.observability.recorder import RunRecorder
@@ -289,7 +289,7 @@ class _Pause:
         self._polls = polls
 
     def update(
-        self, fragments: Sequence[Fragment], meanwhile: Callable[[], object], unfinished_scale: float | None = None
+        self, fragments: Sequence[Fragment], meanwhile: Callable[[], object], settings: UpdateSettings
     ) -> UpdateReport:
         """Waits, and counts."""
         for _ in self._polls():

@@ -1,4 +1,4 @@
-"""The learners' report of an update."""
+"""What learners are told before an update, and what they report of it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,19 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+
+
+@dataclass(frozen=True)
+class UpdateSettings:
+    """Settings of one update that follow from earlier ones."""
+
+    unfinished_scale: float | None = None
+    """Factor on the advantages of unfinished windows, 0 to 1; None: the options say it."""
+    policy_is_frozen: bool = False
+    """Whether the critic trains alone."""
+
+
+DEFAULT_SETTINGS = UpdateSettings()
 
 
 @dataclass(frozen=True, eq=False)

@@ -62,12 +62,12 @@ def _updates(config: Any, files: Sequence[Path]) -> Iterator[Retrained]:
         for number, file in enumerate(files, 1):
             batch = read_batch(file)
             if batch.resumed:
-                boundaries = BoundaryTracker(config.options, boundaries.waiting, boundaries.slope())
+                boundaries = BoundaryTracker(config.options, boundaries.waiting, boundaries.known())
             if batch.critic_starts_at is not None:
                 learners.ask(partial(TPPOLearner.start_critic, value=batch.critic_starts_at))
             version = learners.ask(lambda learner: learner.policy_version)[0]
             with stage(f"update {number} of {len(files)}"):
-                update = learners.update(batch.fragments + boundaries.due(), None, boundaries.unfinished_scale)
+                update = learners.update(batch.fragments + boundaries.due(), None, boundaries.settings(version))
             closed = boundaries.after_update(batch.fragments, update.fragments, version)
             boundaries.forget(batch.left_out)
             metrics = learner_metrics(update.metrics) | boundary_metrics(closed)

@@ -17,6 +17,8 @@ from tppo_rl.config.options import Options
 from tppo_rl.config.sections.advantages import AUTO
 from tppo_rl.core.boundaries import Boundary, ClosedBoundary, window_differences
 from tppo_rl.core.fragments import Fragment, return_after
+from tppo_rl.core.update_report import UpdateSettings
+from tppo_rl.learner.critic_warmup import CriticWarmup
 from tppo_rl.learner.hindsight import HindsightBuffer, checksum
 from tppo_rl.maths.running_slope import RunningSlope
 
@@ -35,30 +37,30 @@ class BoundaryTracker:
     Args:
         options: Options of the run.
         due: Windows that were due for their second training when a checkpoint was saved.
-        slope: What was known of the critic's differences then (`RunningSlope.state`); None: nothing.
+        known: What was known of the critic then (`known`); None: nothing.
     """
 
-    def __init__(self, options: Options, due: Iterable[Fragment] = (), slope: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, options: Options, due: Iterable[Fragment] = (), known: Mapping[str, Any] | None = None) -> None:
         self._gamma = options.advantages.gamma
         self._held = options.advantages.boundary_value == "hold"
         self._has_hindsight = options.advantages.hindsight
-        self._frozen_updates = options.critic.critic_warmup_updates
+        self._warmup = CriticWarmup(options, known)
         # With KL in the rewards, values include it and cannot be compared with returns that do not.
         self._measures = not options.policy_loss.has_kl_in_rewards
         self._hindsight = HindsightBuffer(self._gamma, due)
         self._open: defaultdict[int, dict[int, _OpenBoundary]] = defaultdict(dict)
         self._forgotten: set[int] = set()
         self._chooses_scale = options.advantages.unfinished_advantage_scale == AUTO
-        self._slope = RunningSlope() if slope is None else RunningSlope.from_state(slope)
+        self._slope = RunningSlope() if known is None else RunningSlope.from_state(known)
 
-    @property
-    def unfinished_scale(self) -> float | None:
-        """Factor on the advantages of unfinished windows by what the critic knows (0 to 1); None: the options say it."""
-        return self._slope.scale() if self._chooses_scale else None
+    def settings(self, version: int) -> UpdateSettings:
+        """Returns what the critic's state says of the update that begins with this policy version."""
+        scale = self._slope.scale() if self._chooses_scale else None
+        return UpdateSettings(scale, policy_is_frozen=self._warmup.is_frozen(version))
 
-    def slope(self) -> dict[str, Any]:
-        """Returns what is known of the critic's differences, as JSON."""
-        return self._slope.state()
+    def known(self) -> dict[str, Any]:
+        """Returns what is known of the critic, as JSON."""
+        return self._slope.state() | self._warmup.state()
 
     @property
     def waiting(self) -> Sequence[Fragment]:
@@ -83,6 +85,7 @@ class BoundaryTracker:
         rows = {(row["episode_id"], row["window_index"]): row for row in numbers.to_pylist()}
         times = Counter((fragment.episode_id, fragment.window_index) for fragment in fragments)
         closed: list[ClosedBoundary] = []
+        is_frozen = self._warmup.is_frozen(version)
         for fragment in sorted(fragments, key=lambda fragment: fragment.window_index):
             if times[fragment.episode_id, fragment.window_index] > 1:
                 # It was sampled again after the loss of an env-runner, so rows of the report cannot be told apart.
@@ -93,9 +96,13 @@ class BoundaryTracker:
                 closed += self._close(fragment)
                 self._hindsight.close(fragment)
             else:
-                self._note(fragment, rows[fragment.episode_id, fragment.window_index], version)
-        if self._chooses_scale:
+                self._note(fragment, rows[fragment.episode_id, fragment.window_index], is_frozen)
+        if self._chooses_scale or self._warmup.ends_by_slope:
             self._slope.add(*window_differences(closed))
+        self._warmup.add(
+            sum(fragment.finished for fragment in fragments),
+            self._slope.least() if self._warmup.ends_by_slope else None,
+        )
         return closed if self._measures else []
 
     def forget(self, episode_ids: Iterable[int]) -> None:
@@ -106,13 +113,13 @@ class BoundaryTracker:
             # Earlier windows may still wait for an update. One number for each such episode is kept.
             self._forgotten.add(episode_id)
 
-    def _note(self, fragment: Fragment, row: Mapping[str, Any], version: int) -> None:
+    def _note(self, fragment: Fragment, row: Mapping[str, Any], is_frozen: bool) -> None:
         values = Boundary(row["held_value"], row["boundary_value"], row["mean_value"])
         end = fragment.num_positions
         # By window index, so that an episode that is generated anew after the loss of an env-runner replaces its windows.
         self._open[fragment.episode_id][fragment.window_index] = _OpenBoundary(end, checksum(fragment, end), values)
         # While the policy is frozen no window is trained, so hindsight has nothing to correct.
-        if self._has_hindsight and version >= self._frozen_updates:
+        if self._has_hindsight and not is_frozen:
             left_out = row["left_out_advantages"]
             self._hindsight.add(
                 fragment,

@@ -14,7 +14,7 @@ from ray.rllib.core.learner.training_data import TrainingData
 
 from tppo_rl.config.options import Options
 from tppo_rl.core.fragments import Fragment, concatenate_tables, table_from_fragments
-from tppo_rl.core.update_report import UpdateReport
+from tppo_rl.core.update_report import DEFAULT_SETTINGS, UpdateReport, UpdateSettings
 from tppo_rl.core.waiting import stage
 from tppo_rl.learner.learner import FRAGMENT_REPORT, STALENESS_HISTOGRAM, TPPOLearner
 from tppo_rl.learner.partition import partition
@@ -35,23 +35,25 @@ class LearnerClient:
         self._learner_group = learner_group
         self._options = options
         self._read_metrics = read_metrics
+        self._told = DEFAULT_SETTINGS
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="update")
 
     def update(
         self,
         fragments: Sequence[Fragment],
         meanwhile: Callable[[], object] | None = None,
-        unfinished_scale: float | None = None,
+        settings: UpdateSettings = DEFAULT_SETTINGS,
     ) -> UpdateReport:
         """Trains fragments and returns the learners' report.
 
         Args:
             fragments: Fragments to train, windows in hindsight included.
             meanwhile: Called again and again until the update has ended; None waits.
-            unfinished_scale: Factor on the advantages of unfinished windows; None: the options say it.
+            settings: What follows from earlier updates.
         """
-        if unfinished_scale is not None:
-            self.ask(partial(TPPOLearner.take_unfinished_scale, value=unfinished_scale))
+        if settings != self._told:
+            self.ask(partial(TPPOLearner.take_settings, settings=settings))
+            self._told = settings
         with stage("training", cut="after", part="update"):
             return self._report(self._update(self._training_data(fragments), meanwhile))
 

@@ -27,6 +27,7 @@ from ray.rllib.utils.metrics import (
 from tppo_rl.config.sections.advantages import AUTO
 from tppo_rl.core.background import begun
 from tppo_rl.core.fragments import Fragment, concatenate_tables, fragments_from_table, table_from_fragments
+from tppo_rl.core.update_report import DEFAULT_SETTINGS, UpdateSettings
 from tppo_rl.kernels.denormals import flushed_subnormals
 from tppo_rl.kernels.half_precision import warn_of_slow_dtype
 from tppo_rl.learner.batch import TrainBatch
@@ -83,7 +84,7 @@ class TPPOLearner(InsideTorchLearner):
         self._options = self.config.options
         torch.set_num_threads(self._options.learners.num_threads)
         self._update_step: UpdateStep | None = None
-        self.unfinished_scale = 0.0
+        self._settings = DEFAULT_SETTINGS
         """Factor on the advantages of unfinished windows, where the options leave it to the critic's differences."""
         tokens = self._options.compute.context_cache_tokens
         self._caches = {name: ContextCache(tokens) for name in ("policy", "critic")} if tokens else {}
@@ -167,7 +168,8 @@ class TPPOLearner(InsideTorchLearner):
         version = self.policy_version
         self._forget_gathered()
         train_batch, targets = self._estimate(fragments)
-        result = self._update_step.run(train_batch, targets, version)
+        frozen = self._settings.policy_is_frozen
+        result = self._update_step.run(train_batch, targets, version, policy_is_frozen=frozen)
         self.policy_version += 1
         # The engines are sent the policy's weights after every update.
         self.gather_state(inference_only=True)
@@ -199,9 +201,9 @@ class TPPOLearner(InsideTorchLearner):
         if is_cold(critic, collective):
             start_critic(critic, torch.zeros(0), value, collective)
 
-    def take_unfinished_scale(self, value: float) -> None:
-        """Sets `unfinished_scale` for the updates to come."""
-        self.unfinished_scale = value
+    def take_settings(self, settings: UpdateSettings) -> None:
+        """Sets what follows from earlier updates, for those to come."""
+        self._settings = settings
 
     def weights_checksum(self) -> int:
         """Returns that of all trained weights (`weight_checksum`); all learners must call it."""
@@ -354,7 +356,7 @@ class TPPOLearner(InsideTorchLearner):
                 collective=current_collective(self.device),
                 value_buffer=self._value_buffer,
                 cache=self._caches.get("critic"),
-                unfinished_scale=lambda: self.unfinished_scale,
+                unfinished_scale=lambda: self._settings.unfinished_scale or 0.0,
             )
             pieces += connectors(stages)
         if not pieces:
@@ -381,7 +383,8 @@ class TPPOLearner(InsideTorchLearner):
         for name, value in result.metrics.items():
             self.metrics.log_value((DEFAULT_MODULE_ID, name), value, window=1)
         if self._options.advantages.unfinished_advantage_scale == AUTO:
-            self.metrics.log_value((DEFAULT_MODULE_ID, "unfinished_scale"), self.unfinished_scale, window=1)
+            scale = self._settings.unfinished_scale or 0.0
+            self.metrics.log_value((DEFAULT_MODULE_ID, "unfinished_scale"), scale, window=1)
         self.metrics.log_value((DEFAULT_MODULE_ID, WEIGHTS_SEQ_NO), self._weights_seq_no, window=1)
         self.metrics.log_value((DEFAULT_MODULE_ID, NUM_MODULE_STEPS_TRAINED), num_tokens, reduce="sum")
         for key in (

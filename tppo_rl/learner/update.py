@@ -149,19 +149,22 @@ class UpdateStep:
         )
 
     @flushed_subnormals()
-    def run(self, batch: TrainBatch, targets: Targets, policy_version: int) -> UpdateResult:
+    def run(
+        self, batch: TrainBatch, targets: Targets, policy_version: int, *, policy_is_frozen: bool = False
+    ) -> UpdateResult:
         """Trains both models on one batch.
 
         Args:
             batch: This learner's share of the fragments; may be empty.
             targets: Advantages and value targets of the same batch.
             policy_version: Version of the weights before the update; no token may be newer.
+            policy_is_frozen: Whether the critic trains alone, as in the first `critic_warmup_updates`.
 
         Raises:
             RunError: the update has left weights that are no good (`weight_guard`).
         """
         options = self.options
-        frozen = policy_version < options.critic.critic_warmup_updates
+        frozen = policy_is_frozen or policy_version < options.critic.critic_warmup_updates
         metric_sums = MetricSums(
             (*POLICY_SUMS, *CRITIC_SUMS, *STATISTIC_SUMS), (*POLICY_MAXIMA, *STATISTIC_MAXIMA, *_SECONDS.values())
         )

@@ -50,13 +50,17 @@ class RunningSlope:
         variance *= max(1.0, self._pairs / self._episodes)
         return float(coefficients[2]), math.sqrt(variance * float(inverse[2, 2]))
 
+    def least(self) -> float | None:
+        """Returns b less one standard error; None while nothing is known."""
+        found = self.estimate()
+        return None if found is None else found[0] - found[1]
+
     def scale(self) -> float:
-        """Returns the factor, 0 to 1, by which differences are worth multiplying: b less one standard error; 0 while nothing is known.
+        """Returns the factor, 0 to 1, by which differences are worth multiplying: `least`; 0 while nothing is known.
 
         b is the factor with which a difference predicts the return best.
         """
-        found = self.estimate()
-        return 0.0 if found is None else float(np.clip(found[0] - found[1], 0.0, 1.0))
+        return float(np.clip(self.least() or 0.0, 0.0, 1.0))
 
     def state(self) -> dict[str, Any]:
         """Returns what was seen, as JSON."""

@@ -18,6 +18,7 @@ _REGRESSES_LAMBDA_RETURNS = Condition(
     "critic_targets='lambda_returns' or 'include_unfinished'",
     lambda options: options.critic.critic_targets != "monte_carlo",
 )
+_WARMS_UP = Condition("critic_warmup_responses above 0", lambda options: options.critic.critic_warmup_responses > 0)
 _MAY_BE_BOUNDED = Condition(
     "a critic whose critic_loss is not 'squared_error'",
     lambda options: options.models.critic is not None and options.critic.critic_loss != "squared_error",
@@ -98,6 +99,21 @@ class CriticOptions(Section):
     critic_warmup_updates: int = option(
         0, "Number of first updates in which the policy is frozen (VC-PPO).", ge=0, read_with=HAS_CRITIC
     )
+    critic_warmup_responses: int = option(
+        0,
+        "Number of finished responses that the critic learns from before the policy begins to train. Where they are long, no number of "
+        "updates tells how many have finished. With `critic_warmup_updates` both must be through.",
+        ge=0,
+        read_with=HAS_CRITIC,
+    )
+    critic_warmup_slope: float | None = option(
+        None,
+        "Ends `critic_warmup_responses` early, once the critic's differences over windows predict later returns with this slope (1: as "
+        "they are), less a standard error; None: it is not ended early.",
+        gt=0,
+        le=1,
+        read_with=_WARMS_UP,
+    )
     critic_grad_clip: float | None = option(
         1.0,
         "Largest global gradient norm of the critic; None: no clipping.",
@@ -116,6 +132,7 @@ class CriticOptions(Section):
         """Checks the options against the critic's thread, and against held episodes."""
         learners = options.learners
         self._check_value_form()
+        self._check_warmup(options)
         if self.parallel_critic and learners.num_learners > 1:
             refuse(
                 "parallel_critic",
@@ -149,6 +166,23 @@ class CriticOptions(Section):
                 "value_batch_tokens",
                 self.value_batch_tokens,
                 "held episodes have the environment's rewards alone; set kl_in to 'loss'",
+            )
+
+    def _check_warmup(self, options: Options) -> None:
+        if self.critic_warmup_slope is None or not self.critic_warmup_responses:
+            return
+        if options.rollout.window == options.rollout.max_response_length:
+            refuse(
+                "critic_warmup_slope",
+                self.critic_warmup_slope,
+                "without windows no differences are measured; set it to null, or window_length below "
+                f"max_response_length={options.rollout.max_response_length}",
+            )
+        if options.policy_loss.has_kl_in_rewards:
+            refuse(
+                "critic_warmup_slope",
+                self.critic_warmup_slope,
+                "the returns that it holds against the critic's values have no KL in them; set kl_in to 'loss', or it to null",
             )
 
     def _check_value_form(self) -> None:
