@@ -84,6 +84,11 @@ def arrays(tree: Any, path: str = "") -> dict[str, np.ndarray]:
         ),
         pytest.param(PPOConfig, {}, marks=pytest.mark.slow),
         pytest.param(GRPOConfig, {"group_size": 4}, marks=pytest.mark.slow),
+        pytest.param(
+            TPPOConfig,
+            {"window_length": 8, "critic": "shared", "critic_warmup_responses": 30, "critic_warmup_slope": 0.1},
+            marks=pytest.mark.slow,
+        ),
         pytest.param(TPPOConfig, {"window_length": 8, "hindsight": True, "num_env_runners": 2}, marks=pytest.mark.slow),
     ],
 )

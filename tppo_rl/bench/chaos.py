@@ -139,6 +139,9 @@ def chaos(
             if kill is None:
                 continue
             outcome.kills.append(kill)
+            print(
+                f"kill {len(outcome.kills)} of {kills}: {kill.what}, after iteration {kill.iteration}", file=sys.stderr
+            )
             since = time.monotonic()
             if kill.what in _OF_DRIVER:
                 kill.orphans_s = _until_gone(family, since)
