@@ -12,6 +12,7 @@ from typing import Any
 from tppo_rl.config.model_files import load_model_config
 from tppo_rl.config.options import OPTIONS, Options
 from tppo_rl.config.rllib_options import unread_rllib_keys
+from tppo_rl.config.sections.models import SHARED
 from tppo_rl.config.text_envs import num_problems
 from tppo_rl.core.checkpoint_files import check_whole
 from tppo_rl.core.errors import OptionError, OptionWarning
@@ -87,11 +88,29 @@ def check_facts(facts: Mapping[str, Any], options: Options, algorithm: str, chec
             OptionWarning,
             stacklevel=2,
         )
-    critics = [kept["critic"] is not None for kept in (facts["model_config"], {"critic": options.models.critic})]
-    if critics[0] != critics[1]:
+    _check_same_critic(facts["model_config"], options)
+    _check_same_adapters(facts["model_config"], options)
+
+
+def _check_same_critic(saved: dict[str, Any], options: Options) -> None:
+    models = options.models
+    if (saved["critic"] is None) != (models.critic is None):
         raise OptionError(
-            f"critic={options.models.critic!r}: the checkpoint has {'a' if critics[0] else 'no'} critic; go on as it was saved"
+            f"critic={models.critic!r}: the checkpoint has {'no' if saved['critic'] is None else 'a'} critic; go on as it was saved"
         )
+    if (saved["critic"] == SHARED) != (models.critic == SHARED):
+        raise OptionError(
+            f"critic={models.critic!r}: the checkpoint's critic was saved with critic={saved['critic']!r}, which has other weights; go on "
+            "as it was saved"
+        )
+
+
+def _check_same_adapters(saved: dict[str, Any], options: Options) -> None:
+    for key, settings in options.models.adapters.items():
+        if saved.get(key) != _plain(settings):
+            raise OptionError(
+                f"{key}={settings!r}: the checkpoint was saved with {key}={saved.get(key)!r}; go on with that"
+            )
 
 
 @contextmanager

@@ -96,7 +96,6 @@ class LanguageModelAlgorithm(Algorithm):
             dtype=parse_dtype(options.models.dtype),
             timeout_s=options.pipeline.env_runner_timeout_s,
             silence_s=options.pipeline.heartbeat_timeout_s,
-            first_change=options.critic.critic_warmup_updates + 1,
             transport=options.pipeline.weight_transport,
         )
         rollouts = make_rollouts(
@@ -371,9 +370,9 @@ class LanguageModelAlgorithm(Algorithm):
             self.loop.batch_log.resumed = True
         self.evaluator.restore(saved["evaluations"])
         self.loop.rollouts.restart(ledger, queued, grouped, saved.get("left_out"))
-        self.loop.boundaries = BoundaryTracker(
-            self.options, fragments_from_table(saved["hindsight"]), saved.get("critic", saved.get("slope"))
-        )
+        # Earlier versions kept the slope alone, or nothing.
+        known = saved.get("critic") or ({"slope": saved["slope"]} if saved.get("slope") else None)
+        self.loop.boundaries = BoundaryTracker(self.options, fragments_from_table(saved["hindsight"]), known)
         self.loop.learners.hold_episodes(saved["held"])
 
     def _event_log(self) -> EventLog:

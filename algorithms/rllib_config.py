@@ -174,13 +174,11 @@ class LanguageModelConfig(OptionBuilder):
             "value_form": value_form_settings(options),
             "dtype": models.dtype,
             "head_dtype": models.head_dtype,
-            "lora": None if models.lora is None else models.lora.model_dump(exclude_none=True),
+            **models.adapters,
             "attention": attention_kernels(options),
             "weights_dtype": models.weights_dtype,
             "gradient_checkpointing": options.learners.gradient_checkpointing,
         }
-        if models.critic == SHARED and models.critic_adapters is not None:
-            model_config["critic_lora"] = models.critic_adapters.model_dump(exclude_none=True)
         if options.policy_loss.kl_coef:
             model_config["reference_model"] = resolve_model(str(models.reference))
         return RLModuleSpec(module_class=LanguageModelModule, model_config=model_config)

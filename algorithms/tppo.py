@@ -76,6 +76,8 @@ class TrainingLoop:
             batch = self.batches.next()
         with self.recorder.clock("update"), self.engines.asleep():
             settings = self.boundaries.settings(self.weights.version)
+            if settings.policy_is_frozen:
+                self.weights.expect_no_change()
             update = self.learners.update(batch + self.boundaries.due(), self.meanwhile, settings)
             self.rollouts.update_ended()
         self.recorder.record_episodes(batch, update.fragments)

@@ -81,6 +81,7 @@ GROUPS = WHOLE | {"critic": None, "advantage_estimator": "group_relative", "grou
             {"value_batch_tokens": 99, "critic_targets": "include_unfinished"},
             ["value_batch_tokens=99", "'monte_carlo'"],
         ),
+        ({"value_batch_tokens": 99, "critic_warmup_responses": 9}, ["critic_warmup_responses=9", "learned from later"]),
         ({"value_batch_tokens": 99, "value_clip": 0.2}, ["value_clip=0.2", "not kept"]),
         ({"critic_loss": "hl_gauss", "value_clip": 0.2}, ["value_clip=0.2", "squared errors"]),
         ({"value_range": [1, 0]}, ["value_range=[1.0, 0.0]", "the first below the second"]),

@@ -8,15 +8,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from families import make_family
 from host_config import learner_config
 from learner_helpers import VOCABULARY, fill_adapters, make_fragments, parameters_of, save_tiny_model
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.learner.training_data import TrainingData
 
 from tppo_rl.core.fragments import table_from_fragments
+from tppo_rl.learner.lora import merged_weights
 from tppo_rl.learner.models import load_causal_lm
 from tppo_rl.learner.module import LanguageModelModule
-from tppo_rl.learner.shared_weights import share_weights
+from tppo_rl.learner.sharding import gather_weights, load_weights
+from tppo_rl.learner.shared_weights import once_each, share_weights
 
 IDS = torch.randint(0, VOCABULARY, (3, 20), generator=torch.Generator().manual_seed(0))
 SHARED = {"critic": "shared", "critic_lora": {"rank": 2}, "on_policy_weights": ["critic"]}
@@ -99,6 +102,46 @@ def test_frozen_weights_of_adapted_models_compute_what_own_copies_do(model_folde
         assert torch.equal(shared.critic(IDS), own.critic(IDS))
         assert torch.equal(shared.reference.logits(IDS), own.reference.logits(IDS))
         assert torch.equal(shared.policy.logits(IDS), own.policy.logits(IDS))
+
+
+def test_buffers_that_files_hold_are_shared_too() -> None:
+    """Such as the biases of the router in DeepSeek-V3, which a model built without weights has at 0."""
+    owner, model = torch.nn.BatchNorm1d(3), torch.nn.BatchNorm1d(3)
+    assert owner.running_mean is not None
+    owner.running_mean.fill_(2.0)
+    share_weights(model, owner)
+    assert model.running_mean is owner.running_mean
+    owner.running_mean.fill_(3.0)
+    assert torch.equal(torch.as_tensor(model.running_mean), torch.full((3,), 3.0))
+
+
+@pytest.mark.parametrize("family", ["qwen3_moe", "mixtral"])
+def test_mixtures_of_experts_share_and_merge(family: str, tmp_path: Path) -> None:
+    folder = str(make_family(family, tmp_path / family))
+    module = build(folder, **SHARED).to(torch.float64)
+    assert module.critic is not None
+    assert storages(module.critic.backbone) == storages(module.policy.model.base_model)
+    adapted = build(folder, **LORA, on_policy_weights=["critic"])
+    fill_adapters(adapted.policy)
+    plain = load_causal_lm(folder, torch.float32)
+    load_weights(plain, merged_weights(adapted.policy.model, gather_weights(adapted.policy.model)))
+    with torch.no_grad():
+        torch.testing.assert_close(plain(input_ids=IDS).logits, adapted.policy.logits(IDS), atol=1e-5, rtol=0)
+        assert not torch.allclose(plain(input_ids=IDS).logits, build(folder).policy.logits(IDS), atol=1e-3)
+
+
+def test_a_move_takes_each_tensor_once() -> None:
+    moved: list[torch.Tensor] = []
+
+    def move(tensor: torch.Tensor) -> torch.Tensor:
+        moved.append(tensor)
+        return tensor.clone()
+
+    weight, move_once = torch.ones(3), once_each(move)
+    first, second = move_once(weight), move_once(weight.view(3))
+    assert first is second
+    assert len(moved) == 1
+    assert move_once(torch.ones(3)) is not first
 
 
 def test_a_model_of_other_shapes_is_refused(model_folder: str, tmp_path: Path) -> None:

@@ -35,7 +35,8 @@ def overlap_figures(experiment: Experiment, *, updates: int, repeats: int) -> li
     """
     (options,) = experiment.points()
     # Only updates are timed; the critic warms up before.
-    options = options | {"evaluation_interval": None, "critic_warmup_updates": 0}
+    options = options | {"evaluation_interval": None, "critic_warmup_updates": 0, "critic_warmup_responses": 0}
+    options.pop("critic_warmup_slope", None)
     with tempfile.TemporaryDirectory() as folder:
         algorithm = build_algorithm(experiment, options, Path(folder))
         try:

@@ -18,7 +18,7 @@ from tppo_rl.config.sections.advantages import AUTO
 from tppo_rl.core.boundaries import Boundary, ClosedBoundary, window_differences
 from tppo_rl.core.fragments import Fragment, return_after
 from tppo_rl.core.update_report import UpdateSettings
-from tppo_rl.learner.critic_warmup import CriticWarmup
+from tppo_rl.learner.critic_warmup import ERRORS, CriticWarmup
 from tppo_rl.learner.hindsight import HindsightBuffer, checksum
 from tppo_rl.maths.running_slope import RunningSlope
 
@@ -44,14 +44,15 @@ class BoundaryTracker:
         self._gamma = options.advantages.gamma
         self._held = options.advantages.boundary_value == "hold"
         self._has_hindsight = options.advantages.hindsight
-        self._warmup = CriticWarmup(options, known)
+        known = known or {}
+        self._warmup = CriticWarmup(options, known.get("warmup"))
         # With KL in the rewards, values include it and cannot be compared with returns that do not.
         self._measures = not options.policy_loss.has_kl_in_rewards
         self._hindsight = HindsightBuffer(self._gamma, due)
         self._open: defaultdict[int, dict[int, _OpenBoundary]] = defaultdict(dict)
         self._forgotten: set[int] = set()
         self._chooses_scale = options.advantages.unfinished_advantage_scale == AUTO
-        self._slope = RunningSlope() if known is None else RunningSlope.from_state(known)
+        self._slope = RunningSlope.from_state(known["slope"]) if "slope" in known else RunningSlope()
 
     def settings(self, version: int) -> UpdateSettings:
         """Returns what the critic's state says of the update that begins with this policy version."""
@@ -60,7 +61,7 @@ class BoundaryTracker:
 
     def known(self) -> dict[str, Any]:
         """Returns what is known of the critic, as JSON."""
-        return self._slope.state() | self._warmup.state()
+        return {"slope": self._slope.state(), "warmup": self._warmup.state()}
 
     @property
     def waiting(self) -> Sequence[Fragment]:
@@ -101,7 +102,7 @@ class BoundaryTracker:
             self._slope.add(*window_differences(closed))
         self._warmup.add(
             sum(fragment.finished for fragment in fragments),
-            self._slope.least() if self._warmup.ends_by_slope else None,
+            self._slope.least(ERRORS) if self._warmup.ends_by_slope else None,
         )
         return closed if self._measures else []
 

@@ -7,6 +7,9 @@ from typing import Any
 
 from tppo_rl.config.options import Options
 
+ERRORS = 3.0
+"""Standard errors that the slope must stand above the one wanted: it is looked at after every update, and chance has many tries."""
+
 
 class CriticWarmup:
     """Counts the finished responses that the critic has learned from, and says when it may teach the policy.
@@ -31,14 +34,15 @@ class CriticWarmup:
 
     def is_frozen(self, version: int) -> bool:
         """Whether the policy is frozen in the update that begins with this version."""
-        return version < self._updates or not (self._over or self._finished >= self._responses)
+        ended = self._finished >= self._responses or (self._over and self._slope is not None)
+        return version < self._updates or not ended
 
     def add(self, finished: int, least_slope: float | None) -> None:
         """Is told what an update has taught.
 
         Args:
             finished: Responses that ended in it, and whose returns the critic regresses.
-            least_slope: With which the critic's differences predict later returns, less a standard error; None: not known yet.
+            least_slope: With which the critic's differences predict later returns, less `ERRORS` standard errors; None: not known yet.
         """
         self._finished += finished
         if self._slope is not None and least_slope is not None and least_slope >= self._slope:

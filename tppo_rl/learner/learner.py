@@ -85,7 +85,7 @@ class TPPOLearner(InsideTorchLearner):
         torch.set_num_threads(self._options.learners.num_threads)
         self._update_step: UpdateStep | None = None
         self._settings = DEFAULT_SETTINGS
-        """Factor on the advantages of unfinished windows, where the options leave it to the critic's differences."""
+        """What the driver has said of the updates to come."""
         tokens = self._options.compute.context_cache_tokens
         self._caches = {name: ContextCache(tokens) for name in ("policy", "critic")} if tokens else {}
         self._gathered_optimizers: dict[str, Any] | None = None

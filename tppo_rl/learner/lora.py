@@ -47,7 +47,10 @@ def add_adapters(model: Any, lora: Mapping[str, Any], key: str = "lora") -> None
     from peft import LoraConfig, inject_adapter_in_model
 
     targets = lora.get("target_modules") or ALL_LINEAR
-    if targets != ALL_LINEAR:
+    if targets == ALL_LINEAR:
+        # peft's own "all-linear" takes experts and routers of mixtures as well, whose adapters no engine could be given merged.
+        targets = _linear_layers(model)
+    else:
         _check_targets(model, list(targets), key)
     alpha = lora.get("alpha")
     config = LoraConfig(
@@ -140,18 +143,28 @@ def check_trained(model: nn.Module, weights: Mapping[str, Any]) -> None:
 
 
 def _check_targets(model: Any, targets: list[str], key: str) -> None:
-    linear = [name for name, module in model.named_modules() if _is_linear(module)]
-    output = next(name for name, module in model.named_modules() if module is model.get_output_embeddings())
+    output = _output_layer(model)
+    linear = _linear_layers(model)
     for target in targets:
-        matches = [name for name in linear if name == target or name.endswith(f".{target}")]
+        matches = [name for name in (*linear, output) if name == target or name.endswith(f".{target}")]
         if not matches:
-            names = sorted({name.rpartition(".")[2] for name in linear if name != output})
+            names = sorted({name.rpartition(".")[2] for name in linear})
             raise ValueError(
                 f"{key}.target_modules: {type(model).__name__} has no linear layer {target!r}; it has {', '.join(names)}"
             )
         if output in matches:
             # Its weight may also be the input embedding, and an engine could not get one without the other.
             raise ValueError(f"{key}.target_modules: {target!r} is the output layer, which stays as it is; remove it")
+
+
+def _output_layer(model: Any) -> str:
+    return next(name for name, module in model.named_modules() if module is model.get_output_embeddings())
+
+
+def _linear_layers(model: Any) -> list[str]:
+    """Names of all linear layers but the output layer."""
+    output = _output_layer(model)
+    return [name for name, module in model.named_modules() if _is_linear(module) and name != output]
 
 
 def _is_linear(module: nn.Module) -> bool:

@@ -29,7 +29,7 @@ from tppo_rl.learner.models import (
 )
 from tppo_rl.learner.sharded_build import files_in_parts, place
 from tppo_rl.learner.sharding import WeightViews, gather_weights, is_sharded, load_weights
-from tppo_rl.learner.shared_weights import share_weights
+from tppo_rl.learner.shared_weights import once_each, share_weights
 from tppo_rl.learner.transformers_internals import kept_in_float32
 from tppo_rl.learner.values import CriticValues, critic_values
 from tppo_rl.maths.value_forms import value_form
@@ -64,9 +64,8 @@ class LanguageModelModule(TorchRLModule, ValueFunctionAPI, InferenceOnlyAPI):
         critic: Folder or hub id that the critic's backbone starts from and, where there is one, its value head; "separate" and
             "shared", the options' words, stand for `policy_model`; None: no critic (group-relative algorithms).
         critic_layers: Number of its backbone's first layers that the critic keeps; None, the default: all.
-        critic_lora: Adapters of the critic, as `lora`; missing: those of `lora`.
-        on_policy_weights: Which of "critic" and "reference" have the policy's weights, in the same memory, beside adapters of
-            their own; none by default.
+        critic_lora: Adapters of the critic, as `lora`; None, the default: those of `lora`.
+        on_policy_weights: Which of "critic" and "reference" have the policy's weights, in the same memory; none by default.
         value_form: Form of the critic's value head (see `value_forms.value_form`); None, the default: squared error.
         reference_model: Folder or hub id of the model that the policy is kept close to; None, the default, loads none.
         dtype: Compute dtype of the training, "float32" by default.
@@ -109,7 +108,7 @@ class LanguageModelModule(TorchRLModule, ValueFunctionAPI, InferenceOnlyAPI):
         if critic_source is not None and not self.inference_only:
             own_critic = critic_source not in ("separate", "shared")
             backbone = critic_source if own_critic else source
-            lora_key = "critic_lora" if "critic_lora" in config else "lora"
+            lora_key = "lora" if config.get("critic_lora") is None else "critic_lora"
             model = _load(backbone, dtype, config, config.get("critic_layers"), owners.get("critic"), lora_key=lora_key)
             self.critic = Critic(model, dtype, value_form(config.get("value_form")))
             self._sources["critic"] = backbone
@@ -142,13 +141,8 @@ class LanguageModelModule(TorchRLModule, ValueFunctionAPI, InferenceOnlyAPI):
         self.to(device)
 
     def _apply(self, fn: Any, recurse: bool = True) -> LanguageModelModule:
-        """Moves the module, and leaves one copy of the weights that its models have in common."""
-        super()._apply(fn, recurse)
-        for name in (self.model_config or {}).get("on_policy_weights", ()):
-            if name == "critic" and self.critic is not None:
-                share_weights(self.critic.backbone, self.policy.model.base_model)
-            elif name == "reference" and self.reference is not None:
-                share_weights(self.reference.model, self.policy.model)
+        """Moves the module; what its models have in common is moved once."""
+        super()._apply(once_each(fn), recurse)
         return self
 
     def compute_values(
@@ -164,7 +158,7 @@ class LanguageModelModule(TorchRLModule, ValueFunctionAPI, InferenceOnlyAPI):
 
         Args:
             batch: Holds a `TrainBatch` under `TRAIN_BATCH`.
-            embeddings: Not used: the critic has its own backbone.
+            embeddings: Not used: the critic runs its backbone itself.
             micro_batch_tokens: Most tokens in one forward pass, padding included.
             packing: Whether the sequences of a forward pass stand in one row without padding.
             cache: Cache of the critic; contexts that it holds are not computed again.
@@ -210,13 +204,10 @@ class LanguageModelModule(TorchRLModule, ValueFunctionAPI, InferenceOnlyAPI):
         """
         if inference_only and not is_sharded(self.policy) and not has_adapters(self.policy.model):
             return self._hub_layout.of(self._policy_views.of_now())
-        policy = self._weights("policy", self.policy.model)
         if inference_only:
-            return self._hub_layout.of(merged_weights(self.policy.model, policy))
-        state = {"policy": trained_weights(self.policy.model, policy)}
-        if self.critic is not None:
-            state["critic"] = trained_weights(self.critic, self._weights("critic", self.critic))
-        return state
+            return self._hub_layout.of(merged_weights(self.policy.model, self._weights("policy", self.policy.model)))
+        models = {"policy": self.policy.model, "critic": self.critic}
+        return {name: self._trained_copies(name, model) for name, model in models.items() if model is not None}
 
     def trained_tensors(self) -> dict[str, dict[str, torch.Tensor]]:
         """Returns the weights that `get_state` gives copies of, themselves: those of sharded models are DTensors."""
@@ -260,6 +251,11 @@ class LanguageModelModule(TorchRLModule, ValueFunctionAPI, InferenceOnlyAPI):
     def _forward(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
         """Returns the logits, [b, n, V], of int64 token ids [b, n] under `Columns.OBS`; sampling is the engine's."""
         return {Columns.ACTION_DIST_INPUTS: self.policy.logits(batch[Columns.OBS])}
+
+    def _trained_copies(self, name: str, model: torch.nn.Module) -> dict[str, np.ndarray]:
+        if is_sharded(self.policy):
+            return trained_weights(model, self._weights(name, model))
+        return gather_weights(model, only=trained_weights(model, model.state_dict(keep_vars=True)))
 
     def _weights(self, name: str, model: torch.nn.Module) -> dict[str, np.ndarray]:
         if not is_sharded(self.policy):

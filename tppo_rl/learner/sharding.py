@@ -28,7 +28,7 @@ embedding would make the whole residual stream one of half precision.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -176,7 +176,9 @@ def gathered(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def gather_weights(model: torch.nn.Module, *, keep: bool = True) -> dict[str, np.ndarray]:
+def gather_weights(
+    model: torch.nn.Module, *, keep: bool = True, only: Collection[str] | None = None
+) -> dict[str, np.ndarray]:
     """Returns copies of the whole weights by name; those of half precision as float32, for numpy has no bfloat16.
 
     All learners must call it where the model is sharded.
@@ -184,10 +186,13 @@ def gather_weights(model: torch.nn.Module, *, keep: bool = True) -> dict[str, np
     Args:
         model: A model, sharded or not.
         keep: False returns nothing: a learner that only gives its slices to the others needs no memory for the whole.
+        only: Names of the wanted weights; None: all.
     """
     copies: dict[Any, np.ndarray] = {}
     weights = {}
     for name, weight in model.state_dict().items():
+        if only is not None and name not in only:
+            continue
         whole = gathered(weight)
         if keep:
             # Tied weights are there under two names: one copy does for both.

@@ -78,7 +78,7 @@ class UpdateResult:
 
 
 class UpdateStep:
-    """Trains a policy and, where there is one, its critic. They share nothing: own weights, optimizer, clipping."""
+    """Trains a policy and, where there is one, its critic. Each has its own trained weights, optimizer, clipping."""
 
     def __init__(
         self,

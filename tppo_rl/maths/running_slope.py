@@ -50,10 +50,10 @@ class RunningSlope:
         variance *= max(1.0, self._pairs / self._episodes)
         return float(coefficients[2]), math.sqrt(variance * float(inverse[2, 2]))
 
-    def least(self) -> float | None:
-        """Returns b less one standard error; None while nothing is known."""
+    def least(self, errors: float = 1.0) -> float | None:
+        """Returns b less so many standard errors; None while nothing is known."""
         found = self.estimate()
-        return None if found is None else found[0] - found[1]
+        return None if found is None else found[0] - errors * found[1]
 
     def scale(self) -> float:
         """Returns the factor, 0 to 1, by which differences are worth multiplying: `least`; 0 while nothing is known.

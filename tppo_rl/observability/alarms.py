@@ -133,7 +133,7 @@ class Alarms:
         return (
             f"the critic's differences over windows point away from later returns in {negative} of the last {len(self._slopes)} updates, "
             "and unfinished windows are trained on them: set unfinished_advantage_scale to 'auto' or 0, set "
-            "hindsight to true, or give the critic more critic_warmup_updates"
+            "hindsight to true, or give the critic a longer warm-up (critic_warmup_responses)"
         )
 
     def _slot_occupancy(self) -> str | None:

@@ -147,7 +147,7 @@ def _of_learner(options: Options, policy: Shape, shape_of: Callable[[str], Shape
     if options.policy_loss.kl_coef:
         shape = policy if models.reference == models.policy_model else shape_of(str(models.reference))
         size = 0 if "reference" in shared else weight * shape.parameters // shards
-        meaning = f"{shape.parameters:,} parameters{f'; {_OF_POLICY}' * (size == 0)}"
+        meaning = f"{shape.parameters:,} parameters" + (f"; {_OF_POLICY}" if "reference" in shared else "")
         parts.append(Part(process, "reference", size, meaning))
     if options.compute.context_cache_tokens:
         of_token = sum(2 * shape.layers * shape.keys * weight for shape in trained.values())

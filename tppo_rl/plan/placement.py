@@ -269,14 +269,17 @@ class _Placing:
 
     def _with_learners(self, number: int) -> Options:
         changes: dict[str, Any] = {"num_learners": number}
-        if number > 1 and "distributed" not in self.given:
+        if number > 1 and self._may_shard():
             changes["distributed"] = "fsdp"
         return self.options.replace(**changes)
+
+    def _may_shard(self) -> bool:
+        return "distributed" not in self.given and self.options.models.critic != SHARED
 
     def _shard_if_needed(self) -> None:
         """Whole copies of the weights where they leave an engine room for all slots: they need no gathering."""
         options = self.options
-        if "distributed" in self.given or options.learners.num_learners < 2:
+        if not self._may_shard() or options.learners.num_learners < 2:
             return
         needs = self._needs(options)
         room = needs.kv_tokens(self.gpus.memory, self._largest(options, needs))
@@ -378,10 +381,19 @@ class _Placing:
             yield {"weights_dtype": "bfloat16"}
         if options.models.lora is not None:
             return
-        if options.models.critic == SEPARATE and options.learners.distributed != "fsdp":
+        if options.models.critic == SHARED:
+            # Adapters of both have one copy of the frozen weights without it.
+            yield {"lora": {"rank": 16}, "critic": SEPARATE, "critic_lora": None}
+            return
+        if (
+            options.models.critic == SEPARATE
+            and options.learners.distributed != "fsdp"
+            and not options.critic.parallel_critic
+        ):
             yield {"critic": SHARED}
-        # Adapters of both have one copy of the frozen weights without it.
-        yield {"lora": {"rank": 16}} | ({} if options.models.critic is None else {"critic": SEPARATE})
+            yield {"lora": {"rank": 16}, "critic": SEPARATE}
+            return
+        yield {"lora": {"rank": 16}}
 
     # Words
 

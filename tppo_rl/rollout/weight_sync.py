@@ -62,7 +62,6 @@ class WeightSync:
         dtype: Number format in which engines hold weights; None: the learners'.
         timeout_s: See `WeightSender`.
         silence_s: Seconds without a sign of life after which an env-runner is started anew.
-        first_change: First version whose weights differ from those of the start; the proof is due after its push.
         events: Is told to whom weights are sent; None: nobody is.
         transport: "object_store" or "broadcast", the way of weights to env-runners that are actors.
     """
@@ -77,14 +76,14 @@ class WeightSync:
         dtype: torch.dtype | None = None,
         timeout_s: float = 300.0,
         silence_s: float = 300.0,
-        first_change: int = 1,
         events: EventLog | None = None,
         transport: str = "object_store",
     ) -> None:
         self.version = 0
         self._transport = transport
         self._events = events or EventLog()
-        self._first_change = first_change
+        self._first_change = 1
+        """First version whose weights differ from those of the start; the proof is due after its push."""
         self._proof_is_due = True
         self._dtype = dtype
         self._timeout_s = timeout_s
@@ -138,6 +137,10 @@ class WeightSync:
             # Whoever samples waits for env-runners, and gives up after a time.
             self._proof_is_due = True
             return None
+
+    def expect_no_change(self) -> None:
+        """Is told that the next push has the weights of the last one, because the policy is frozen: the proof waits for a later one."""
+        self._first_change = self.version + 2
 
     def revive(self, env_runner: int) -> None:
         """Sends the newest weights to an env-runner that was restarted; the proof waits for the next push.

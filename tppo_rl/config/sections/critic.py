@@ -109,7 +109,7 @@ class CriticOptions(Section):
     critic_warmup_slope: float | None = option(
         None,
         "Ends `critic_warmup_responses` early, once the critic's differences over windows predict later returns with this slope (1: as "
-        "they are), less a standard error; None: it is not ended early.",
+        "they are), less three standard errors; None: it is not ended early.",
         gt=0,
         le=1,
         read_with=_WARMS_UP,
@@ -154,6 +154,13 @@ class CriticOptions(Section):
                 self.value_batch_tokens,
                 f"critic_targets={self.critic_targets!r} depends on values that have changed when held episodes are trained; "
                 "set critic_targets to 'monte_carlo', or value_batch_tokens to null",
+            )
+        if self.critic_warmup_responses:
+            refuse(
+                "critic_warmup_responses",
+                self.critic_warmup_responses,
+                "counts responses when they have finished, and held ones are learned from later; set value_batch_tokens to null, or "
+                "give critic_warmup_updates",
             )
         if self.value_clip is not None:
             refuse(

@@ -49,7 +49,7 @@ class ModelOptions(Section):
     critic: str | None = option(
         SEPARATE,
         "`separate`: a backbone of its own that starts from `policy_model`; `shared`: the policy's backbone as it is at the moment, with "
-        "the critic's own adapters (`critic_lora`) and value head, for a tenth of the memory; a folder or hub id: that model's backbone, "
+        "the critic's own adapters (`critic_lora`) and value head, for a hundredth of its memory; a folder or hub id: that model's backbone, "
         "with the value head that `tppo-rl export --critic` has written beside it; None: no critic (group-relative advantages).",
     )
     critic_lora: LoraOptions | None = option(
@@ -101,7 +101,15 @@ class ModelOptions(Section):
     @property
     def critic_adapters(self) -> LoraOptions | None:
         """Adapters of the critic; None: all its weights are trained."""
-        return self.critic_lora or LoraOptions(rank=_SHARED_RANK) if self.critic == SHARED else self.lora
+        if self.critic != SHARED:
+            return self.lora
+        return self.critic_lora or LoraOptions(rank=_SHARED_RANK)
+
+    @property
+    def adapters(self) -> dict[str, dict[str, Any] | None]:
+        """What `lora` and `critic_lora` come to, as the learners' models take them; None: no such adapters."""
+        own = {"lora": self.lora, "critic_lora": self.critic_adapters if self.critic == SHARED else None}
+        return {key: None if lora is None else lora.model_dump(exclude_none=True) for key, lora in own.items()}
 
     @property
     def reference(self) -> str | None:
@@ -112,10 +120,13 @@ class ModelOptions(Section):
         """Returns which of "critic" and "reference" have the policy's weights, in the same memory, beside adapters of their own."""
         if options.learners.distributed == "fsdp":
             return ()
-        frozen = self.lora is not None
-        critic = self.critic == SHARED or (frozen and self.critic_model == self.policy_model)
-        reference = frozen and options.policy_loss.kl_coef > 0 and self.reference == self.policy_model
-        return ("critic",) * critic + ("reference",) * reference
+        is_frozen = self.lora is not None
+        found = []
+        if self.critic == SHARED or (is_frozen and self.critic_model == self.policy_model):
+            found.append("critic")
+        if is_frozen and options.policy_loss.kl_coef > 0 and self.reference == self.policy_model:
+            found.append("reference")
+        return tuple(found)
 
     def check(self, options: Options) -> None:
         """Checks number formats, and what a critic on the policy's backbone goes with."""
