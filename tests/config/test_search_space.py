@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from tppo_rl.config.options import MAPPINGS
 from tppo_rl.config.run_files import make_experiment
-from tppo_rl.config.search_space import axes, check_axis, grid_points, points_to_check
+from tppo_rl.config.search_space import axes, check_axis, check_words, grid_points, points_to_check
 from tppo_rl.core.errors import OptionError
 
 
@@ -58,6 +59,27 @@ def test_of_very_many_points_every_value_is_still_checked() -> None:
     assert len(points) == 3 + 6 * 3
     for key in options:
         assert {point[key] for point in points} == set(next(iter(options[key].values())))
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"runtime_env": {"pip": ["numpy"]}},
+        {"chat_template_args": {"enable_thinking": False}},
+        {"critic_lora": {"rank": 8}},
+        {"lora": {"rank": 8}},
+        {"env_config": {"max_operands": 3}},
+        {"sampling": {"temperature": 0.5}},
+        {"engine": {"max_num_seqs": 8}},
+        {"trackers": {"wandb": {"project": "p"}}},
+        {"rewards": {"type": "zero_one"}},
+    ],
+    ids=lambda option: next(iter(option)),
+)
+def test_a_mapping_of_one_key_is_the_value_of_its_option(option: dict[str, Any]) -> None:
+    check_words(option, MAPPINGS)
+    with pytest.raises(OptionError, match=r"lr\.rank=8: unknown search word"):
+        check_words({"lr": {"rank": 8}} | option, MAPPINGS)
 
 
 @pytest.mark.parametrize(

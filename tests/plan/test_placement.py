@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from tppo_rl.algorithms.grpo import SPEC as GRPO
 from tppo_rl.algorithms.tppo import SPEC
 from tppo_rl.config.checks import check_options
+from tppo_rl.config.options import SECTIONS
 from tppo_rl.core.errors import OptionError, OptionWarning
 from tppo_rl.core.gpus import parse_gpus
 from tppo_rl.plan.card_memory import CardNeeds, card_needs, engine_sleeps
@@ -301,17 +302,38 @@ def test_learners_share_their_weights_where_whole_copies_do_not_fit(models: dict
         placed("disaggregated", "8 x h100", policy_model=models["qwen2.5-7b"], distributed="ddp")
 
 
-@pytest.mark.parametrize("gpus", ["h100", "2 x 24 GiB"])
-def test_what_would_fit_does(models: dict[str, str], gpus: str) -> None:
-    model = models["qwen2.5-7b" if gpus == "h100" else "qwen2.5-1.5b"]
+@pytest.mark.parametrize(
+    ("gpus", "given"),
+    [
+        ("h100", {}),
+        ("2 x 24 GiB", {}),
+        ("40 GiB", {"mode": "sync"}),
+        ("h100", {"critic": "qwen2.5-1.5b"}),
+        ("h100", {"critic": "shared", "critic_lora": {"rank": 8}}),
+        ("8 x h100", {"placement": "disaggregated", "critic": "shared", "critic_lora": {"rank": 8}}),
+    ],
+    ids=str,
+)
+def test_what_would_fit_does(models: dict[str, str], gpus: str, given: dict[str, Any]) -> None:
+    model = models["qwen2.5-7b" if "h100" in gpus else "qwen2.5-1.5b"]
+    values = {"placement": "colocated", "policy_model": model} | given
+    values["critic"] = models.get(str(given.get("critic")), given.get("critic", "separate"))
     with pytest.raises(OptionError) as error:
-        placed("colocated", gpus, policy_model=model)
+        placed(gpus=gpus, **values)
     message = str(error.value)
-    assert message.startswith(f"placement='colocated': policy_model={model!r} does not fit on GPUs of ")
+    assert message.startswith(f"placement={values['placement']!r}: policy_model={model!r} does not fit on GPUs of ")
     _, _, remedy = message.rpartition("this would fit: ")
     changes = parse_changes(remedy)
-    found = placed("colocated", gpus, policy_model=model, **changes)
+    assert "critic" not in changes or given.get("critic") != "qwen2.5-1.5b"
+    found = placed(gpus=gpus, **values | changes)
     assert found.utilization * found.gpus.memory >= found.needs.engine_least
+    for section in SECTIONS:
+        getattr(found.options, section).check(found.options)
+
+
+def test_a_critic_on_the_policy_is_not_sharded_behind_its_back(models: dict[str, str]) -> None:
+    found = placed("disaggregated", "8 x h100", policy_model=models["qwen2.5-1.5b"], critic="shared")
+    assert found.options.learners.distributed == "ddp"
 
 
 def parse_changes(text: str) -> dict[str, Any]:

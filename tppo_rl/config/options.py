@@ -12,7 +12,7 @@ import logging
 import re
 from collections.abc import Mapping, Sequence
 from itertools import groupby
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple, get_args, get_origin
 
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
@@ -195,8 +195,15 @@ OPTIONS: dict[str, OptionField] = {
 """Every option by key."""
 
 
+def _takes_a_mapping(kind: Any) -> bool:
+    own = get_origin(kind) or kind
+    if isinstance(own, type) and issubclass(own, Section | Mapping):
+        return True
+    return any(map(_takes_a_mapping, get_args(kind)))
+
+
 MAPPINGS = frozenset(
-    {"env_config", "sampling", "engine", "lora", "trackers", *(key for key in OPTIONS if takes_a_part(key))}
+    key for key, option in OPTIONS.items() if _takes_a_mapping(option.info.annotation) or takes_a_part(key)
 )
 """Options whose value may be a mapping that is no search word."""
 

@@ -382,14 +382,12 @@ class _Placing:
         if options.models.lora is not None:
             return
         if options.models.critic == SHARED:
+            if options.learners.num_learners > 1 and "distributed" not in self.given:
+                yield {"critic": SEPARATE, "critic_lora": None, "distributed": "fsdp"}
             # Adapters of both have one copy of the frozen weights without it.
             yield {"lora": {"rank": 16}, "critic": SEPARATE, "critic_lora": None}
             return
-        if (
-            options.models.critic == SEPARATE
-            and options.learners.distributed != "fsdp"
-            and not options.critic.parallel_critic
-        ):
+        if options.models.critic == SEPARATE and options.learners.distributed != "fsdp":
             yield {"critic": SHARED}
             yield {"lora": {"rank": 16}, "critic": SEPARATE}
             return
@@ -431,6 +429,8 @@ def _gib(size: float) -> str:
 def _plain(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
+    if value is None:
+        return "null"
     if isinstance(value, dict):
         return "{" + ", ".join(f"{key}: {_plain(one)}" for key, one in value.items()) + "}"
     return str(value)
