@@ -126,12 +126,12 @@ def chaos(
                     size, since = _size_of_results(run), time.monotonic()
                     process, outcome.kills[-1].recovery_s = _recovered(process, start, run, size, since)
                 continue
-            victim, size, family = generator.choice(what), _size_of_results(run), _family(process)
-            unfinished = _unfinished_saves(run)
+            victim, unfinished = generator.choice(what), _unfinished_saves(run)
             if victim == "save":
                 # A run whose every first save is killed goes on for ever from where it was.
                 _wait_for_save(process, run, unfinished, after=began_at)
                 time.sleep(generator.uniform(0, _SAVE_S))
+            size, family = _size_of_results(run), _family(process)
             kill = _kill(process, victim, run)
             if kill is not None and victim == "save" and not _unfinished_saves(run) - unfinished:
                 # It had ended meanwhile.
