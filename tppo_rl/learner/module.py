@@ -13,6 +13,7 @@ from ray.rllib.core.columns import Columns
 from ray.rllib.core.rl_module.apis import InferenceOnlyAPI, ValueFunctionAPI
 from ray.rllib.core.rl_module.torch import TorchRLModule
 
+from tppo_rl.config.sections.models import SEPARATE, SHARED
 from tppo_rl.core.value_head_file import VALUE_HEAD_FILE
 from tppo_rl.kernels.onednn_linear import use_fastest_linear
 from tppo_rl.learner.context_cache import ContextCache
@@ -100,13 +101,13 @@ class LanguageModelModule(TorchRLModule, ValueFunctionAPI, InferenceOnlyAPI):
             raise ValueError("model_config['policy_model'] is missing: give a folder or hub id of a language model")
         dtype = parse_dtype(config.get("dtype", "float32"))
         source = config["policy_model"]
-        critic_source = config.get("critic", "separate")
+        critic_source = config.get("critic", SEPARATE)
         self.policy = _load_policy(source, dtype, config)
         self._sources["policy"] = source
         owners = dict.fromkeys(config.get("on_policy_weights", ()), self.policy.model)
         self.critic = None
         if critic_source is not None and not self.inference_only:
-            own_critic = critic_source not in ("separate", "shared")
+            own_critic = critic_source not in (SEPARATE, SHARED)
             backbone = critic_source if own_critic else source
             lora_key = "lora" if config.get("critic_lora") is None else "critic_lora"
             model = _load(backbone, dtype, config, config.get("critic_layers"), owners.get("critic"), lora_key=lora_key)
@@ -142,7 +143,8 @@ class LanguageModelModule(TorchRLModule, ValueFunctionAPI, InferenceOnlyAPI):
 
     def _apply(self, fn: Any, recurse: bool = True) -> LanguageModelModule:
         """Moves the module; what its models have in common is moved once."""
-        super()._apply(once_each(fn), recurse)
+        shares = bool((self.model_config or {}).get("on_policy_weights"))
+        super()._apply(once_each(fn) if shares else fn, recurse)
         return self
 
     def compute_values(
