@@ -137,6 +137,18 @@ def test_episodes_are_recorded_under_the_number_of_their_iteration_and_on_after_
     assert again.state()["recorded_episodes"] == []
 
 
+def test_what_a_resume_takes_back_is_in_no_file(tmp_path: Path) -> None:
+    """Nothing need be sampled when the iteration is made again, and then nothing would write over its file."""
+    run = recorder(tmp_path)
+    states = []
+    for _ in range(2):
+        states.append(run.state())
+        record(run, rollouts=RolloutStatistics(fragments=[make_fragment()]))
+    assert len(list((tmp_path / "rollouts").iterdir())) == 2
+    recorder(tmp_path).restore(states[1], sampled_tokens=COUNTS.sampled)
+    assert [path.name for path in (tmp_path / "rollouts").iterdir()] == ["iteration_000001.parquet"]
+
+
 def test_totals_and_count_go_on_after_a_restart(tmp_path: Path) -> None:
     run = recorder(tmp_path)
     record(run, rollouts=RolloutStatistics(slot_steps=4, productive_slot_steps=3))

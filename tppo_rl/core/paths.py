@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+ROLLOUTS = "rollouts"
+"""Folder of a run with a sample of its fragments, a Parquet file for each iteration."""
+EPISODES = "episodes"
+"""Folder of a run with whole episodes: Parquet files of iterations, and of evaluations."""
+
 
 def exists(path: Path) -> bool:
     """Whether there is a file or folder."""

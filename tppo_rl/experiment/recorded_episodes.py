@@ -11,11 +11,10 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from tppo_rl.core.fragments import NO_VERSION, Fragment
+from tppo_rl.core.paths import EPISODES, ROLLOUTS
 from tppo_rl.core.recorded_windows import RecordedWindow, windows_from_table
-from tppo_rl.experiment.rollout_view import FOLDER as SAMPLE_FOLDER
 from tppo_rl.experiment.rollout_view import Kept, read_rollouts
 
-FOLDER = "episodes"
 _PREFIX = "iteration_"
 _HELDOUT = "heldout_"
 
@@ -109,7 +108,7 @@ def read_windows(run: Path, first: int, last: int | None) -> Iterator[Window]:
     An evaluation belongs to the iteration before it, and that before all updates to the first one.
     """
     for prefix in (_PREFIX, _HELDOUT):
-        for file in sorted((run / FOLDER).glob(f"{prefix}*.parquet")):
+        for file in sorted((run / EPISODES).glob(f"{prefix}*.parquet")):
             iteration = int(file.stem.removeprefix(prefix))
             if first <= max(1, iteration) and (last is None or iteration <= last):
                 windows = windows_from_table(pq.read_table(file))
@@ -124,7 +123,7 @@ def read_episodes(run: Path, first: int, last: int | None) -> list[Episode]:
     """
     # An episode that ends in these iterations may have begun before them.
     windows = list(read_windows(run, 1, last))
-    has_sample = any((run / SAMPLE_FOLDER).glob("*.parquet")) or not windows
+    has_sample = any((run / ROLLOUTS).glob("*.parquet")) or not windows
     episodes = episodes_of(read_rollouts(run, first, last) if has_sample else (), windows)
     return [episode for episode in episodes if max(1, episode.iteration) >= first]
 

@@ -15,8 +15,8 @@ from rich.text import Text
 
 from tppo_rl.core.errors import OptionError
 from tppo_rl.core.fragments import NO_VERSION, Fragment, fragments_from_table
+from tppo_rl.core.paths import ROLLOUTS
 
-FOLDER = "rollouts"
 _PREFIX = "iteration_"
 _LONGEST_CELL = 60
 _SHADES = ((0.9, "green"), (0.5, "default"), (0.1, "yellow"), (0.0, "red"))
@@ -61,9 +61,9 @@ def read_rollouts(run: Path, first: int, last: int | None) -> Iterator[Kept]:
     Raises:
         OptionError: the run has kept none.
     """
-    files = sorted((run / FOLDER).glob(f"{_PREFIX}*.parquet"))
+    files = sorted((run / ROLLOUTS).glob(f"{_PREFIX}*.parquet"))
     if not files:
-        raise OptionError(f"{run}: has no {FOLDER}; give the folder of a run with rollout_log_fragments above 0")
+        raise OptionError(f"{run}: has no {ROLLOUTS}; give the folder of a run with rollout_log_fragments above 0")
     for file in files:
         iteration = int(file.stem.removeprefix(_PREFIX))
         if first <= iteration and (last is None or iteration <= last):

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tppo_rl.core.fragments import Fragment
+from tppo_rl.core.paths import EPISODES
 from tppo_rl.core.recorded_windows import RecordedWindow, recorded_window, table_from_windows
 
 
@@ -32,7 +33,7 @@ class EpisodeLog:
     """
 
     def __init__(self, folder: Path, *, episodes_per_iteration: int, seed: int) -> None:
-        self._folder = folder / "episodes"
+        self._folder = folder / EPISODES
         self._most = episodes_per_iteration
         self._seed = seed
         self._open: set[int] = set()

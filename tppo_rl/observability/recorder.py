@@ -27,6 +27,7 @@ from tppo_rl.observability.boundary_errors import position_bin_width
 from tppo_rl.observability.episode_log import EpisodeLog
 from tppo_rl.observability.iteration import Iteration
 from tppo_rl.observability.metrics import heldout_metrics
+from tppo_rl.observability.taken_back import forget_later
 from tppo_rl.observability.tensorboard import RunLog, TextOf
 from tppo_rl.observability.timeline import DRIVER, append_spans, learner_spans
 from tppo_rl.observability.totals import RunTotals
@@ -182,7 +183,7 @@ class RunRecorder:
         return {"totals": totals, "num_iterations": self.num_iterations, "recorded_episodes": self._episodes.open}
 
     def restore(self, state: Mapping[str, Any], sampled_tokens: int) -> None:
-        """Goes on from what `state` returned.
+        """Goes on from what `state` returned, and forgets later iterations.
 
         Args:
             state: State from a checkpoint.
@@ -192,6 +193,7 @@ class RunRecorder:
         self.totals = RunTotals(**state["totals"])
         self.num_iterations = int(state["num_iterations"])
         self._episodes.follow(state.get("recorded_episodes", ()))
+        forget_later(self._folder, self.num_iterations)
 
     def close(self) -> None:
         """Flushes and closes the files."""

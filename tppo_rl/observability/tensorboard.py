@@ -12,6 +12,7 @@ from tensorboardX import SummaryWriter
 
 from tppo_rl.core.boundaries import ClosedBoundary
 from tppo_rl.core.fragments import Fragment, table_from_fragments
+from tppo_rl.core.paths import ROLLOUTS
 from tppo_rl.observability.boundary_errors import append_boundary_errors, sum_boundary_errors
 
 _TEXTS_PER_ITERATION = 4
@@ -42,7 +43,7 @@ class RunLog:
         position_bin_width: int,
     ) -> None:
         self._folder = folder
-        self._rollouts = folder / "rollouts"
+        self._rollouts = folder / ROLLOUTS
         self._rollouts.mkdir(parents=True, exist_ok=True)
         self._writer = SummaryWriter(str(folder / "tensorboard"))
         self._fragments_per_iteration = fragments_per_iteration

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tppo_rl.core.errors import OptionError
+from tppo_rl.core.paths import ROLLOUTS
 from tppo_rl.plan.lengths import NAMED, ResponseLengths, named_lengths
 
 if TYPE_CHECKING:
@@ -126,7 +127,7 @@ def _table_of_run(folder: Path, columns: list[str]) -> pa.Table:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    files = sorted((folder / "rollouts").glob("*.parquet"))
+    files = sorted((folder / ROLLOUTS).glob("*.parquet"))
     if not files:
         raise OptionError(
             f"lengths={str(folder)!r}: no rollouts/*.parquet in this folder; give the folder of one run that was made "
