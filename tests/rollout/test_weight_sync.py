@@ -51,6 +51,23 @@ def sync_with(*answers: Any) -> WeightSync:
     return WeightSync(trainer, Answering(*answers), proof=WeightProof(exact=True), probe=PROBE)
 
 
+def test_while_the_policy_is_frozen_the_proof_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    sync, proven = sync_with(TRUE), []
+
+    def push(self: WeightSync) -> None:
+        self.version += 1
+
+    monkeypatch.setattr(WeightSync, "push", push)
+    monkeypatch.setattr(WeightSync, "verify", lambda self: proven.append(self.version))
+    sync._proof_is_due = False
+    for update in range(8):
+        if update < 5:
+            sync.expect_no_change()
+        sync.push_and_verify()
+    # The first weights that differ, and again after 8 updates, since nothing has moved yet.
+    assert proven == [6, 8]
+
+
 def test_the_largest_difference_counts() -> None:
     sync = sync_with(TRUE, TRUE + 5e-5)
     assert sync.verify() == pytest.approx(5e-5, rel=0.01)
