@@ -89,7 +89,7 @@ def check_facts(facts: Mapping[str, Any], options: Options, algorithm: str, chec
             stacklevel=2,
         )
     _check_same_critic(facts["model_config"], options)
-    _check_same_adapters(facts["model_config"], options)
+    _check_same_layers(facts["model_config"], options)
 
 
 def _check_same_critic(saved: dict[str, Any], options: Options) -> None:
@@ -105,8 +105,9 @@ def _check_same_critic(saved: dict[str, Any], options: Options) -> None:
         )
 
 
-def _check_same_adapters(saved: dict[str, Any], options: Options) -> None:
-    for key, settings in options.models.adapters.items():
+def _check_same_layers(saved: dict[str, Any], options: Options) -> None:
+    models = options.models
+    for key, settings in {**models.adapters, "critic_layers": models.critic_layers}.items():
         if saved.get(key) != _plain(settings):
             raise OptionError(
                 f"{key}={settings!r}: the checkpoint was saved with {key}={saved.get(key)!r}; go on with that"
