@@ -16,6 +16,7 @@ def test_files_of_later_iterations_are_gone_and_others_stay(tmp_path: Path) -> N
         *(f"episodes/iteration_{number:06d}.parquet" for number in (2, 4)),
         *(f"episodes/heldout_{number:06d}.parquet" for number in (0, 2, 3)),
         *(f"batches/iteration_{number:06d}.parquet" for number in (1, 2, 3)),
+        "batches/iteration_copy.parquet",
         "batches/run.json",
         "result.json",
     ]
@@ -32,6 +33,7 @@ def test_files_of_later_iterations_are_gone_and_others_stay(tmp_path: Path) -> N
         "episodes/heldout_000002.parquet",
         "batches/iteration_000001.parquet",
         "batches/iteration_000002.parquet",
+        "batches/iteration_copy.parquet",
         "batches/run.json",
         "result.json",
     }
@@ -41,7 +43,9 @@ def test_boundary_errors_of_later_iterations_are_gone(tmp_path: Path) -> None:
     for iteration in (1, 2, 3, 4):
         append_boundary_errors(tmp_path, iteration, 8, [CELL])
     with (tmp_path / "boundary_errors.jsonl").open("a", encoding="utf-8") as file:
-        file.write('{"training_iteration": 5, "bin')
+        file.write(
+            '{"training_iteration": 5, "bin{"training_iteration": 2, "bin_width": 8, "cells": []}\n{"training_it'
+        )
     forget_later(tmp_path, 2)
     # Iteration 3 has no ended episode this time.
     append_boundary_errors(tmp_path, 4, 8, [CELL, CELL])

@@ -74,6 +74,16 @@ def has_adapters(model: nn.Module) -> bool:
     return any(hasattr(module, "get_delta_weight") for module in model.modules())
 
 
+def is_of_adapter(name: str) -> bool:
+    """Whether a weight of this name belongs to an adapter."""
+    return ".lora_" in name
+
+
+def name_without_adapters(name: str) -> str:
+    """Returns the name that a weight beside adapters has in the model without them."""
+    return name.replace(".base_layer.", ".")
+
+
 def merged_weights(model: nn.Module, weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Returns the weights with which the model without adapters computes the same, under its names.
 
@@ -85,7 +95,7 @@ def merged_weights(model: nn.Module, weights: Mapping[str, np.ndarray]) -> dict[
     """
     if not has_adapters(model):
         return dict(weights)
-    merged = {name.replace(".base_layer.", "."): weight for name, weight in weights.items() if ".lora_" not in name}
+    merged = {name_without_adapters(name): weight for name, weight in weights.items() if not is_of_adapter(name)}
     for name, layer in model.named_modules():
         if hasattr(layer, "get_delta_weight"):
             up, down = (weights[f"{name}.lora_{part}.{_ADAPTER}.weight"] for part in "BA")
@@ -111,7 +121,7 @@ def save_adapter(model: Any, base: str, folder: Path) -> None:
     weights = {
         f"base_model.model.{name.replace(f'.{_ADAPTER}.', '.')}": parameter.detach().contiguous()
         for name, parameter in model.named_parameters()
-        if ".lora_" in name
+        if is_of_adapter(name)
     }
     save_file(weights, folder / "adapter_model.safetensors")
 

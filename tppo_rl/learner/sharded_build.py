@@ -21,6 +21,7 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from tppo_rl.learner.empty_models import empty_again
+from tppo_rl.learner.lora import is_of_adapter, name_without_adapters
 from tppo_rl.learner.models import Critic, Policy, load_causal_lm
 from tppo_rl.learner.sharding import rows_of, shard
 from tppo_rl.learner.transformers_internals import load_into, source_names
@@ -83,9 +84,9 @@ def _by_names_in_files(model: Policy | Critic) -> dict[str, torch.Tensor]:
     parameters = dict(inner.named_parameters(remove_duplicate=False))
     buffers = {name: tensor for name, tensor in inner.named_buffers() if name in saved}
     return {
-        prefix + name.replace(".base_layer.", "."): tensor
+        prefix + name_without_adapters(name): tensor
         for name, tensor in (parameters | buffers).items()
-        if ".lora_" not in name
+        if not is_of_adapter(name)
     }
 
 

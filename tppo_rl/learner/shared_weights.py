@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from tppo_rl.learner.lora import is_of_adapter, name_without_adapters
+
 
 def share_weights(model: nn.Module, owner: nn.Module) -> None:
     """Puts another model's weights and buffers in the place of a model's own, frozen: they change when the owner's do.
@@ -24,10 +26,10 @@ def share_weights(model: nn.Module, owner: nn.Module) -> None:
     Raises:
         ValueError: the owner lacks a weight of the model, or has it in another shape.
     """
-    of_owner = {_own_name(path): tensor for path, tensor, _, _ in _tensors(owner)}
+    of_owner = {name_without_adapters(path): tensor for path, tensor, _, _ in _tensors(owner)}
     shared: dict[int, nn.Parameter] = {}
     for path, tensor, places, name in _tensors(model):
-        whole_name = _own_name(path)
+        whole_name = name_without_adapters(path)
         own = of_owner.get(whole_name)
         if own is None or own.shape != tensor.shape:
             raise ValueError(f"{whole_name} of the policy is missing or has another shape: the models differ")
@@ -61,10 +63,5 @@ def _tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor, dict[str, An
         for places in (module._parameters, module._buffers):
             for name, tensor in list(places.items()):
                 whole = f"{path}.{name}" if path else name
-                if tensor is not None and ".lora_" not in whole:
+                if tensor is not None and not is_of_adapter(whole):
                     yield whole, tensor, places, name
-
-
-def _own_name(path: str) -> str:
-    """Path of a tensor in the model without adapters."""
-    return path.replace(".base_layer.", ".")

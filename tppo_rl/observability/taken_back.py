@@ -28,12 +28,20 @@ def forget_later(folder: Path, iteration: int) -> None:
     for name, kinds in _NUMBERED.items():
         for kind in kinds:
             for file in (folder / name).glob(f"{kind}_*.parquet"):
-                if int(file.stem.removeprefix(f"{kind}_")) > iteration:
+                number = file.stem.removeprefix(f"{kind}_")
+                if number.isdecimal() and int(number) > iteration:
                     file.unlink()
     errors = folder / BOUNDARY_ERRORS
     if errors.is_file():
         lines = errors.read_text(encoding="utf-8").splitlines(keepends=True)
-        # A kill may have left half a line.
-        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["training_iteration"] <= iteration]
+        kept = [line for line in lines if (written := _iteration_of(line)) is not None and written <= iteration]
         if len(kept) < len(lines):
             write_whole(errors, "".join(kept))
+
+
+def _iteration_of(line: str) -> int | None:
+    """Iteration of a line; None for what a kill in the midst of writing has left."""
+    try:
+        return int(json.loads(line)["training_iteration"])
+    except ValueError:
+        return None
