@@ -154,6 +154,7 @@ class OptionBuilder(AlgorithmConfig):
         kv_on_update: Literal["recompute", "keep"] = ...,
         weight_transport: Literal["object_store", "broadcast"] = ...,
         log_prob_diff_alarm: float | None = ...,
+        start_timeout_s: float = ...,
         env_runner_timeout_s: float = ...,
         heartbeat_timeout_s: float = ...,
         **kwargs: Any,

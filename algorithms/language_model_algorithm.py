@@ -47,6 +47,7 @@ from tppo_rl.rollout.chat import Chat
 from tppo_rl.rollout.controller import RolloutController
 from tppo_rl.rollout.evaluation import HeldoutEvaluator
 from tppo_rl.rollout.event_log import EventLog, RecordedEvents, ReplayedEvents, read_critic_start, read_scoring
+from tppo_rl.rollout.first_start import wait_for_start
 from tppo_rl.rollout.ledger import Ledger
 from tppo_rl.rollout.replay import ReplayedRollouts, ReplayedWeightSync
 from tppo_rl.rollout.resting_engines import RestingEngines
@@ -58,15 +59,42 @@ from tppo_rl.rollout.weight_sync import WeightSync
 logger = logging.getLogger(__name__)
 
 
+class _StartedGroup:
+    """A group of env-runners that have started when it is there: RLlib asks them without a limit as soon as it has set it."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._attribute = f"_started_{name}"
+
+    def __get__(self, algorithm: Any, owner: type) -> Any:
+        return getattr(algorithm, self._attribute, None)
+
+    def __set__(self, algorithm: Any, group: Any) -> None:
+        setattr(algorithm, self._attribute, group)
+        if group is not None:
+            wait_for_start(group, algorithm.config.start_timeout_s)
+
+
 class LanguageModelAlgorithm(Algorithm):
     """RLlib's `Algorithm` around a `TrainingLoop`: lifecycle, checkpoints and results are RLlib's."""
 
+    env_runner_group = _StartedGroup()
+    eval_env_runner_group = _StartedGroup()
     options: Options
     loop: TrainingLoop
     weights_checksum: int | None = None
     """After the last update, where events are recorded or replayed."""
 
     def setup(self, config: AlgorithmConfig) -> None:
+        try:
+            self._start(config)
+        except BaseException:
+            # Whoever catches the error, as in a notebook, keeps no engine's memory with it.
+            self.kill_env_runners()
+            if getattr(self, "learner_group", None) is not None:
+                self.learner_group.shutdown()
+            raise
+
+    def _start(self, config: AlgorithmConfig) -> None:
         started = time.perf_counter()
         check_resources(config)
         engines = config.num_env_runners or 1

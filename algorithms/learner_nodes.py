@@ -1,4 +1,4 @@
-"""Room for learners on one node of a cluster, taken before env-runners start, which would fill the node otherwise.
+"""Room for learners, in a cluster on one node, taken before env-runners start, which would fill the node otherwise.
 
 setup        waits for          unblocked by
 learners     bundles of a node  Ray, or none has so much room: then of as few nodes as possible
@@ -36,8 +36,7 @@ def room_for_learners(config: AlgorithmConfig) -> Iterator[PlacementGroup | None
     Raises:
         OptionError: no nodes gave the room in time.
     """
-    # Tune has made room for a whole trial.
-    if config.placement != "cluster" or get_current_placement_group() is not None:
+    if config.placement != "cluster" or _is_trial():
         yield None
         return
     bundles = reserve(config)
@@ -51,16 +50,22 @@ def room_for_learners(config: AlgorithmConfig) -> Iterator[PlacementGroup | None
         _reserved.reset(token)
 
 
-def learner_bundles() -> PlacementGroup | None:
-    """The room of the learners that are being built; None: Ray puts them anywhere."""
-    return _reserved.get()
+def learner_bundles(config: AlgorithmConfig) -> PlacementGroup | None:
+    """The room of the learners that are to be built now; None: Tune has made it, or they take none.
+
+    Raises:
+        OptionError: no nodes gave the room in time.
+    """
+    if _is_trial() or not config.num_learners or not _bundle(config):
+        return None
+    return _reserved.get() or reserve(config)
 
 
 def reserve(config: AlgorithmConfig) -> PlacementGroup:
     """Takes room for all learners, on one node if one has it.
 
     Raises:
-        OptionError: no nodes gave the room in `env_runner_timeout_s`.
+        OptionError: no nodes gave the room in `start_timeout_s`.
     """
     bundle = _bundle(config)
     number = config.num_learners
@@ -74,16 +79,21 @@ def reserve(config: AlgorithmConfig) -> PlacementGroup:
             "num_learners=%d: no node has room for all of them, so they are on several, which is slower", number
         )
     bundles = placement_group([bundle] * number, strategy="STRICT_PACK" if fits_one else "PACK")
-    timeout_s = config.env_runner_timeout_s
+    timeout_s = config.start_timeout_s
     with stage("waiting for room for the learners"):
         there = bundles.wait(timeout_s)
     if not there:
         remove_placement_group(bundles)
         raise OptionError(
-            f"num_learners={number}: Ray's nodes had no room for them, {bundle} each, for {timeout_s:g} s (env_runner_timeout_s); end what "
+            f"num_learners={number}: Ray's nodes had no room for them, {bundle} each, for {timeout_s:g} s (start_timeout_s); end what "
             "else runs there, or give fewer"
         )
     return bundles
+
+
+def _is_trial() -> bool:
+    """Whether this process is a trial of Tune's, which has made room for all of it."""
+    return get_current_placement_group() is not None
 
 
 def _bundle(config: AlgorithmConfig) -> dict[str, float]:

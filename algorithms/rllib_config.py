@@ -52,6 +52,11 @@ class LanguageModelConfig(OptionBuilder):
         self.max_requests_in_flight_per_env_runner = REQUESTS_IN_FLIGHT
         self.metrics_num_episodes_for_smoothing = 512
         self.delay_between_env_runner_restarts_s = 1.0
+        # One that has answered a moment ago takes RLlib's state, which holds no weights, at once, or hangs.
+        self.env_runner_restore_timeout_s = 60.0
+        # RLlib would wait for their start without end.
+        self.validate_env_runners_after_construction = False
+        self.create_env_on_local_worker = True
         # The driver only passes fragments on; with a CPU of its own, a trial would not fit on two.
         self.num_cpus_for_main_process = 0
         leave_env_runner_states(self)
@@ -191,5 +196,5 @@ class LanguageModelConfig(OptionBuilder):
     ) -> TPPOLearnerGroup:
         spec = rl_module_spec or self.get_multi_rl_module_spec(env=env, spaces=spaces)
         with stage("loading the model"):
-            bundles = placement_group or learner_bundles()
+            bundles = placement_group or learner_bundles(self)
             return TPPOLearnerGroup(config=self.copy(), module_spec=spec, placement_group=bundles)

@@ -119,7 +119,7 @@ def test_a_run_that_fails_gives_the_room_back(cluster: Cluster) -> None:
 def test_room_that_does_not_come_is_an_error(cluster: Cluster) -> None:
     engines, _ = places(6, 1)
     with pytest.raises(OptionError, match=r"num_learners=4: Ray's nodes had no room for them, .* for 2 s"):
-        reserve(config_of("cluster", env_runner_timeout_s=2.0))
+        reserve(config_of("cluster", start_timeout_s=2.0))
     for process in engines:
         ray.kill(process)
 
@@ -129,4 +129,4 @@ def test_other_placements_leave_learners_to_ray(placement: str) -> None:
     config = TPPOConfig().update_from_dict({"placement": placement})
     with room_for_learners(config) as bundles:
         assert bundles is None
-    assert learner_nodes.learner_bundles() is None
+    assert learner_nodes.learner_bundles(config) is None

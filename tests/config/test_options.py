@@ -25,7 +25,7 @@ OPTION_NAMES = {
     "boundary_value", "clip_low", "clip_high", "off_policy_correction", "train_batch_size_per_learner",
     "minibatch_size", "micro_batch_tokens", "num_epochs", "critic_num_epochs", "critic_minibatch_size",
     "critic_warmup_updates", "critic_warmup_responses", "critic_warmup_slope", "critic_loss", "value_range", "value_bins", "critic_initial_value", "grad_clip", "critic_grad_clip", "max_skipped_updates", "mode", "partial_rollouts", "max_staleness", "max_queued_batches", "old_responses", "kv_on_update", "weight_transport",
-    "log_prob_diff_alarm", "env_runner_timeout_s", "heartbeat_timeout_s", "learner_timeout_s", "evaluation_interval", "evaluation_interval_unit", "evaluation_duration", "evaluation_num_env_runners", "seed",
+    "log_prob_diff_alarm", "start_timeout_s", "env_runner_timeout_s", "heartbeat_timeout_s", "learner_timeout_s", "evaluation_interval", "evaluation_interval_unit", "evaluation_duration", "evaluation_num_env_runners", "seed",
     "rollout_log_fragments", "record_episodes", "record_batches", "record_events", "replay_of", "results_folder", "runtime_env", "trackers",
     "reference_model", "group_size", "dynamic_sampling", "dynamic_sampling_max_rounds", "rewards", "overlong_fraction",
     "advantage_estimator", "lambda_alpha", "hindsight", "advantage_normalization", "advantage_normalization_scope",
@@ -41,7 +41,7 @@ OPTION_NAMES = {
 NAN, INF = float("nan"), float("inf")
 FLOATS = [
     "lr", "critic_lr", "weight_decay", "grad_clip", "critic_grad_clip", "kl_coef", "entropy_coef", "positive_lm_coef", "clip_low",
-    "clip_high", "dual_clip", "importance_cap", "gamma", "lambda_alpha", "value_clip", "log_prob_diff_alarm", "env_runner_timeout_s", "heartbeat_timeout_s",
+    "clip_high", "dual_clip", "importance_cap", "gamma", "lambda_alpha", "value_clip", "log_prob_diff_alarm", "start_timeout_s", "env_runner_timeout_s", "heartbeat_timeout_s",
     "num_cpus_per_env_runner", "num_gpus_per_learner", "policy_token_fraction", "overlong_fraction",
 ]  # fmt: skip
 MODEL = {"policy_model": "tppo_rl/arithmetic-chain"}

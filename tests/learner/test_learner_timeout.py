@@ -21,10 +21,8 @@ def hung_after(waits: int, seconds: float, monkeypatch: pytest.MonkeyPatch) -> b
     monkeypatch.setattr(learner_group, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     left = count(1)
     answered: Any = SimpleNamespace(wait=lambda _: next(left) > waits)
-    group: Any = SimpleNamespace(
-        config=SimpleNamespace(learner_timeout_s=TIMEOUT_S), _hung=threading.Event(), _workers=[]
-    )
-    TPPOLearnerGroup._kill_late(group, answered)
+    group: Any = SimpleNamespace(_hung=threading.Event(), _kill=lambda: None)
+    TPPOLearnerGroup._kill_late(group, answered, TIMEOUT_S)
     return bool(group._hung.is_set())
 
 

@@ -17,6 +17,7 @@ import ray
 from ray.exceptions import RayActorError
 from ray.rllib.core import COMPONENT_LEARNER
 from ray.rllib.core.learner.learner_group import LearnerGroup
+from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from tppo_rl.core.checkpoint_files import begin_checkpoint, learner_state
 from tppo_rl.core.errors import ProcessDied
@@ -41,11 +42,35 @@ class TPPOLearnerGroup(LearnerGroup):
     Every method raises `LearnerDied` where a learner's process is gone, also where it is another learner that misses it.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, *, config: Any, placement_group: PlacementGroup | None = None, **kwargs: Any) -> None:
+        """Starts the learners.
+
+        Args:
+            config: RLlib's, with `options`.
+            placement_group: Room for the learner actors and nothing else, which is given back when they end; None: they are in this
+                process, or in the room of a trial of Tune's.
+            **kwargs: RLlib's.
+
+        Raises:
+            LearnerDied: the actors did not start within `start_timeout_s`, and were killed.
+        """
         self._calls: list[Any] = []
+        self._workers: Any = None
+        self._room = placement_group
         self._hung = threading.Event()
         """Set when the learners are killed because they gave no answer."""
+        limit_s = config.options.pipeline.start_timeout_s
+        try:
+            with self._killing_hung(limit_s, remote=config.num_learners > 0):
+                super().__init__(config=config, placement_group=placement_group, **kwargs)
+        except Exception as error:
+            self._give_room_back()
+            if self._hung.is_set():
+                raise LearnerDied(
+                    f"learners have not started after {limit_s:g} s (start_timeout_s), and were killed; where the model only loads "
+                    "slowly, set a larger start_timeout_s; what they said last is in Ray's logs"
+                ) from error
+            raise
 
     def update(self, **kwargs: Any) -> list[dict[str, Any]]:
         """Updates the learners as RLlib does."""
@@ -189,7 +214,7 @@ class TPPOLearnerGroup(LearnerGroup):
 
     @contextmanager
     def _telling_death(self) -> Iterator[None]:
-        with self._killing_hung():
+        with self._killing_hung(self.config.learner_timeout_s, remote=not self.is_local):
             try:
                 yield
             except LearnerDied:
@@ -211,29 +236,39 @@ class TPPOLearnerGroup(LearnerGroup):
         raise self._died(dead, str(error).partition("\n")[0]) from error
 
     @contextmanager
-    def _killing_hung(self) -> Iterator[None]:
-        """Kills the learners after `learner_timeout_s`: whoever waits for them then gets an error."""
-        if self.is_local:
+    def _killing_hung(self, limit_s: float, *, remote: bool) -> Iterator[None]:
+        """Kills the learners after some seconds: whoever waits for them then gets an error."""
+        if not remote:
             yield
             return
         answered = threading.Event()
-        threading.Thread(target=self._kill_late, args=(answered,), name="learner-timeout", daemon=True).start()
+        threading.Thread(target=self._kill_late, args=(answered, limit_s), name="learner-timeout", daemon=True).start()
         try:
             yield
         finally:
             answered.set()
 
-    def _kill_late(self, answered: threading.Event) -> None:
+    def _kill_late(self, answered: threading.Event, limit_s: float) -> None:
         waited, last = 0.0, time.monotonic()
-        step = min(_STEP_S, self.config.learner_timeout_s)
+        step = min(_STEP_S, limit_s)
         while not answered.wait(step):
             # Time in which this process itself was stopped does not count.
             waited, last = waited + min(time.monotonic() - last, 2 * step), time.monotonic()
-            if waited >= self.config.learner_timeout_s:
+            if waited >= limit_s:
                 self._hung.set()
-                for worker in self._workers:
-                    ray.kill(worker)
+                self._kill()
                 return
+
+    def _kill(self) -> None:
+        for worker in self._workers or ():
+            ray.kill(worker)
+        if self._workers is None:
+            # RLlib has not told which actors they are; Ray kills all that are in the room.
+            self._give_room_back()
+
+    def _give_room_back(self) -> None:
+        if self._room is not None:
+            remove_placement_group(self._room)
 
     def _died(self, dead: list[int], reason: str) -> LearnerDied:
         return LearnerDied(

@@ -83,6 +83,8 @@ class VLLMEnvRunner(EnvRunner):
         self._last_call_ended = time.perf_counter()
         self._callbacks = EnvRunnerCallbacks(self)
         self._heartbeat = Heartbeat(own_heartbeat_key() if self.worker_index else None)
+        # The driver sees that there is a process.
+        self._heartbeat.beat()
         env = make_text_env(self._options.environment, "train")
         self._spaces = (env.observation_space, env.action_space)
         env.close()

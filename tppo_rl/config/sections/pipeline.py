@@ -74,6 +74,12 @@ class PipelineOptions(Section):
         gt=0,
     )
 
+    start_timeout_s: float = option(
+        1800.0,
+        "Seconds that env-runners, and then learner actors, have for their first start, with the wait for room in Ray's cluster; then the "
+        "run ends with one message.",
+        gt=0,
+    )
     env_runner_timeout_s: float = option(
         300.0,
         "Seconds after which a run gives up while no env-runner is there, or an evaluation gets no answer; large models on slow disks "
