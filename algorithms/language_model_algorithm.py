@@ -25,7 +25,7 @@ from tppo_rl.algorithms.checkpoint_places import local_copy_of, local_folder
 from tppo_rl.algorithms.learner_nodes import room_for_learners
 from tppo_rl.algorithms.peak_memory import peak_memory
 from tppo_rl.algorithms.resources import check_resources
-from tppo_rl.algorithms.rllib_internals import report_restored, trial_folder
+from tppo_rl.algorithms.rllib_internals import count_seconds_from, report_restored, total_seconds, trial_folder
 from tppo_rl.algorithms.tppo import TrainingLoop
 from tppo_rl.config.options import Options
 from tppo_rl.config.sleep_checks import sleeps
@@ -234,6 +234,7 @@ class LanguageModelAlgorithm(Algorithm):
             "recorder": self.loop.recorder.state(),
             "evaluations": self.evaluator.state(),
             "value_form": self._value_form,
+            "time_total_s": total_seconds(self),
         }
         return state
 
@@ -384,6 +385,7 @@ class LanguageModelAlgorithm(Algorithm):
             self.loop.weights.revive(env_runner)
 
     def _restore_loop(self, saved: dict[str, Any]) -> None:
+        count_seconds_from(self, saved.get("time_total_s", 0.0))
         queued = fragments_from_table(saved["queue"])
         grouped = fragments_from_table(saved["grouped"]) if "grouped" in saved else []
         check_restorable(

@@ -24,11 +24,13 @@ from tppo_rl.config.places import absolute_place
 from tppo_rl.config.rllib_options import check_callback_classes, check_rllib_keys, unread_rllib_keys, with_callbacks
 from tppo_rl.config.sections.models import SEPARATE, SHARED
 from tppo_rl.config.value_forms import check_value_form, value_form_settings
+from tppo_rl.config.vocabularies import check_vocabularies
 from tppo_rl.core.algorithm_spec import AlgorithmSpec
 from tppo_rl.core.errors import OptionError, unknown_key
 from tppo_rl.core.waiting import stage
 from tppo_rl.learner.learner import TPPOLearner
 from tppo_rl.learner.learner_group import TPPOLearnerGroup
+from tppo_rl.learner.lora import check_adapters
 from tppo_rl.learner.module import LanguageModelModule
 from tppo_rl.rollout.chat import check_chat
 from tppo_rl.rollout.env_runner import VLLMEnvRunner
@@ -131,6 +133,8 @@ class LanguageModelConfig(OptionBuilder):
             if options.rollout.engine.type == "vllm":
                 check_installation()
             check_model(options)
+            check_vocabularies(options)
+            check_adapters(options)
             check_environment(options)
             check_attention(options)
             check_chat(options)

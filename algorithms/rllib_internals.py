@@ -36,7 +36,7 @@ CONTRACT: Contract = {
     "ray._private.worker": ("_global_node",),
     "ray._private.utils": ("get_num_cpus",),
 }
-"""Beside these a config has `_dont_auto_sync_env_runner_states` and a trainable `_storage`, which are set when they are made."""
+"""Beside these a config has `_dont_auto_sync_env_runner_states` and a trainable `_storage` and `_time_total`, which are set when they are made."""
 
 
 def attribute_of_key(config: Any, key: str) -> str:
@@ -60,6 +60,19 @@ def report_restored(algorithm: Any, env_runners: Sequence[int]) -> None:
         env_runner_group=algorithm.env_runner_group,
         restored_env_runner_indices=env_runners,
     )
+
+
+def total_seconds(trainable: Any) -> float:
+    """Seconds of all iterations by now, which results tell as `time_total_s`."""
+    with RAY.insides("Trainable._time_total"):
+        return float(trainable._time_total)
+
+
+def count_seconds_from(trainable: Any, seconds: float) -> None:
+    """Lets `time_total_s` go on from earlier iterations, as Tune does itself for a trial that it restores."""
+    with RAY.insides("Trainable._time_total"):
+        assert trainable._time_total >= 0
+    trainable._time_total = seconds
 
 
 def trial_folder(trainable: Any) -> Path | None:

@@ -87,7 +87,8 @@ class TrainingLoop:
             probe_diff = self.weights.push_and_verify()
         rollouts = self.rollouts.drain_statistics()
         self.boundaries.forget(rollouts.scores.left_out)
-        recorded = self.recorder.record(update, closed, counts, rollouts, probe_diff)
+        warmup = self.boundaries.warmup_responses if settings.policy_is_frozen else None
+        recorded = self.recorder.record(update, closed, counts, rollouts, probe_diff, warmup)
         if self.batch_log is not None:
             checksum = self.learners.weights_checksum()
             self.batch_log.record(recorded.iteration.number, batch, rollouts.scores.left_out, checksum)

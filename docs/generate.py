@@ -233,7 +233,8 @@ Rules that hold for all options:
 - Some options are read under a condition only. They say "Read only with …", and a value of yours is refused where the condition does
   not hold.
 - Options with the mark *perturbable* may change between the run that saved a checkpoint and the run that goes on from it. PBT
-  may change these, and no others.
+  may change these, and no others. `--resume` takes every change that does not alter models or what a checkpoint holds, and says which there are: open responses
+  and windows in the queue were sampled with the values of before.
 - `None` in a description is `null` in YAML.
 - *A name, a place* stands for an object: a registered name such as `cispo`, `module:object`, or `file.py:object`
   (see [Extending](extending.md)).

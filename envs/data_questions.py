@@ -276,11 +276,17 @@ def _with_worked_solutions(settings: DataSettings, problems: list[DatasetProblem
     """
     if settings.verifier is None or not problems:
         return problems
-    verify = find_verifier(json.loads(settings.verifier))
+    spec = json.loads(settings.verifier)
+    extract = spec.get("extract") if isinstance(spec, Mapping) else None
+    has_pattern = isinstance(extract, Mapping) and "pattern" in extract
+    if has_pattern:
+        # No response can be written from a pattern; the answers are compared with themselves.
+        spec = {key: value for key, value in spec.items() if key != "extract"}
+    verify, forms = find_verifier(spec), _forms(extract)
     picked = np.unique(np.linspace(0, len(problems) - 1, CHECKED_ANSWERS).astype(int))
     checked = [problems[index] for index in picked]
-    rejected = {form: [one for one in checked if not _accepts(verify, form, str(one.answer))] for form in WORKED_FORMS}
-    form = min(WORKED_FORMS, key=lambda form: len(rejected[form]))
+    rejected = {form: [one for one in checked if not _accepts(verify, form, str(one.answer))] for form in forms}
+    form = min(forms, key=lambda form: len(rejected[form]))
     found = f"rejects {len(rejected[form])} of {len(checked)} gold answers as responses"
     if rejected[form]:
         found += f", the first is {str(rejected[form][0].answer)!r} ({rejected[form][0].place})"
@@ -295,7 +301,16 @@ def _with_worked_solutions(settings: DataSettings, problems: list[DatasetProblem
             f"verifier={json.loads(settings.verifier)!r}: {found}; responses to them will always count as wrong: correct the rows, "
             "or choose another verifier",
         )
+    if has_pattern:
+        return problems
     return [replace(problem, worked_solution=form.format(problem.answer)) for problem in problems]
+
+
+def _forms(extract: Any) -> tuple[str, ...]:
+    """How a response may give its answer to a verifier with this `extract`."""
+    if not isinstance(extract, Mapping) or "after" not in extract:
+        return WORKED_FORMS
+    return (*WORKED_FORMS, str(extract["after"]).replace("{", "{{").replace("}", "}}") + " {}")
 
 
 def _accepts(verify: Callable[[str, str], float], form: str, answer: str) -> bool:

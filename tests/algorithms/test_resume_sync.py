@@ -103,8 +103,11 @@ def test_straight_and_resumed_are_equal(
     straight.stop()
     resumed = kind.algorithm_class().from_checkpoint(checkpoint)
     for result in expected:
-        assert different(numbers(result), numbers(resumed.train())) == {}
+        again = resumed.train()
+        assert different(numbers(result), numbers(again)) == {}
+        assert again["time_total_s"] > first[-1]["time_total_s"] + again["time_since_restore"] - 1e-6
     assert first[-1]["training_iteration"] == 3
+    assert ("warmup_responses" in first[0]["critic"]) == ("critic_warmup_responses" in options)
     found = resumed.get_state()
     resumed.stop()
     before, after = arrays(state), arrays(found)

@@ -303,6 +303,26 @@ def test_a_verifier_that_does_not_fit_the_answers_is_refused(tmp_path: Path) -> 
         Dataset(source=mixed, answer="answer")
 
 
+@pytest.mark.parametrize(
+    ("extract", "response"),
+    [({"after": "{Answer}"}, "7 or\n{Answer} 12"), ({"pattern": r"so (\d+)!"}, "7 so 12!"), ("boxed", r"7 \boxed{12}")],
+    ids=str,
+)
+def test_plain_gold_answers_fit_a_verifier_that_looks_for_a_mark(tmp_path: Path, extract: Any, response: str) -> None:
+    place = write_lines(tmp_path / "rows.jsonl", [{"prompt": f"{k}?", "answer": "12"} for k in range(40)])
+    env = Dataset(source=place, answer="answer", verifier={"type": "numeric", "extract": extract})
+    _, info = env.reset(seed=0)
+    worked = info.get("worked_solution")
+    assert (worked is None) == (extract != "boxed" and "pattern" in extract)
+    for text, reward in ((response, 1.0), ("12", 0.0), (worked or response, 1.0)):
+        env.reset(seed=0)
+        assert env.step(text)[1] == reward
+    # The answers themselves have to be numbers.
+    words = write_lines(tmp_path / "words.jsonl", [{"prompt": f"{k}?", "answer": "twelve"} for k in range(40)])
+    with pytest.raises(ValueError, match=r"rejects .*choose a verifier that fits"):
+        Dataset(source=words, answer="answer", verifier={"type": "numeric", "extract": extract})
+
+
 @pytest.mark.parametrize("preset", sorted(PRESETS))
 @pytest.mark.filterwarnings("ignore:source=.*asdiv:UserWarning")
 def test_presets_on_samples_of_their_formats(preset: str) -> None:

@@ -80,7 +80,8 @@ def test_ctrl_c_and_sigterm_save_and_resume_goes_on(tmp_path: Path, number: sign
     assert (folder / "accuracy.png").is_file()
 
     limit = first["updates"] + 2
-    process = start(tmp_path, "--resume", "--set", f"stop.training_iteration={limit}")
+    process = start(tmp_path, "--resume", "--set", f"stop.training_iteration={limit}", "--set", "grad_clip=0.5")
+    read_until(process, "other options than its checkpoint's: grad_clip=0.5 (was ")
     read_until(process, "resumed from")
     assert process.wait(120) == 0
     second = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
@@ -92,9 +93,10 @@ def test_ctrl_c_and_sigterm_save_and_resume_goes_on(tmp_path: Path, number: sign
     assert iterations == list(range(1, limit + 1))
 
     # What has reached its limits is not trained beyond them, and needs no engine.
-    process = start(tmp_path, "--resume", "--set", f"stop.training_iteration={limit}")
+    process = start(tmp_path, "--resume", "--set", f"stop.training_iteration={limit}", "--set", "grad_clip=0.5")
     output = "".join(read_until(process, "the run has ended; raise its limit to go on: small.stop"))
     assert "resumed from" not in output
+    assert "other options" not in output
     assert process.wait(120) == 0
     third = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     assert third["updates"] == limit

@@ -25,11 +25,15 @@ from tppo_rl.lab.samples import Continuation, Place, Response, Samples
 MODEL, ENV = "tppo_rl/arithmetic-chain", "tppo_rl/ArithmeticChain-v0"
 
 
-def save_checkpoint(folder: Path, **options: Any) -> Path:
+def save_checkpoint(folder: Path, form: dict[str, Any] | None = None, **options: Any) -> Path:
     """A checkpoint as a run writes it, of models whose weights have moved."""
     config = TPPOConfig().environment(ENV, env_config={"max_operands": 3})
     config = config.language_model(MODEL).update_from_dict(options)
-    model_config = {"policy_model": resolve_model(MODEL), "critic": options.get("critic", "separate")}
+    model_config = {
+        "policy_model": resolve_model(MODEL),
+        "critic": options.get("critic", "separate"),
+        "value_form": form,
+    }
     checkpoint = folder / "checkpoints" / "iteration_000007"
     write_moved_model(checkpoint, config, model_config)
     return checkpoint
@@ -70,6 +74,18 @@ def test_values_are_those_of_each_response_alone(tmp_path: Path) -> None:
             expected = critic(whole)[0, len(response.prompt) - 1 : -1]
         np.testing.assert_allclose(values, expected.numpy(), atol=1e-5)
         assert len(values) == len(response)
+
+
+@pytest.mark.parametrize("form", [None, {"loss": "hl_gauss", "low": 0.0, "high": 1.0, "bins": 21}])
+def test_a_written_critic_has_the_values_of_its_checkpoint(tmp_path: Path, form: dict[str, Any] | None) -> None:
+    options = {} if form is None else {"critic_loss": "hl_gauss", "value_bins": 21}
+    checkpoint = save_checkpoint(tmp_path / "run", form, **options)
+    export = ["export", str(checkpoint), str(tmp_path / "model"), "--critic", str(tmp_path / "critic")]
+    assert CliRunner().invoke(main, export).exit_code == 0
+    responses = made_up().responses
+    pairs = (values_along(load_critic(source), responses) for source in (checkpoint, tmp_path / "critic"))
+    for expected, values in zip(*pairs, strict=True):
+        np.testing.assert_allclose(values, expected, atol=1e-5)
 
 
 def test_critics_that_do_not_fit_are_refused(tmp_path: Path) -> None:

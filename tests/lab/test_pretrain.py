@@ -33,6 +33,19 @@ def test_responses_that_have_ended_and_are_trained_are_taken(tmp_path: Path) -> 
     assert all(one.versions.max() <= 0 for one in found), "new learners are of version 0"
 
 
+@pytest.mark.parametrize(
+    "change",
+    [{"lr": 1e-3}, {"num_learners": 2}, {"critic_warmup_updates": 3}, {"clip_low": 0.1}, {"lambda_": 0.5}],
+    ids=str,
+)
+def test_an_option_that_pretraining_does_not_read_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
+    keep(tmp_path / "run", [finished(1)])
+    with pytest.raises(
+        OptionError, match=rf"^{next(iter(change))}=.*does not read it; what it follows are .*critic_lr"
+    ):
+        next(pretrain(tmp_path / "run", tmp_path / "out", changes=change, epochs=1, heldout=0.5))
+
+
 def test_responses_to_one_problem_stay_together() -> None:
     responses = [finished(number, number // 3) for number in range(30)]
     trained, held = split_by_problem(responses, 0.2, seed=1)

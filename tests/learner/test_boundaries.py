@@ -168,6 +168,8 @@ def test_the_policy_waits_until_the_critic_has_seen_enough_responses() -> None:
         # It goes on from a checkpoint.
         tracker = BoundaryTracker(options, known=tracker.known())
     assert frozen == [True, True, True, False, False]
+    assert tracker.warmup_responses == 50
+    assert BoundaryTracker(Options.of(critic_warmup_updates=3)).warmup_responses is None
     both = BoundaryTracker(options.replace(critic_warmup_updates=7), known=tracker.known())
     assert [both.settings(number).policy_is_frozen for number in (6, 7)] == [True, False]
 

@@ -15,8 +15,10 @@ from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from tppo_rl.base_models import resolve_model
+from tppo_rl.config.options import Options
+from tppo_rl.core.errors import OptionError
 from tppo_rl.core.fragments import table_from_fragments
-from tppo_rl.learner.lora import add_adapters, merged_weights
+from tppo_rl.learner.lora import add_adapters, check_adapters, merged_weights
 from tppo_rl.learner.models import load_causal_lm
 from tppo_rl.learner.module import LanguageModelModule
 from tppo_rl.learner.sharding import gather_weights, load_weights
@@ -181,3 +183,22 @@ def test_what_trains_is_float32_beside_weights_of_half_precision(model_folder: s
     fill_adapters(module.policy)
     merged = module.get_state(inference_only=True)
     assert {weight.dtype for weight in merged.values()} == {np.dtype(np.float32)}
+
+
+@pytest.mark.parametrize(
+    ("models", "says"),
+    [
+        ({"lora": {"rank": 2, "target_modules": ["q_proj", "no_proj"]}}, r"^lora\.target_modules: .*'no_proj'; it has .*q_proj"),
+        ({"critic": "shared", "critic_lora": {"rank": 2, "target_modules": ["query"]}}, r"^critic_lora\.target_modules: .*'query'"),
+        ({"lora": {"rank": 2, "target_modules": ["lm_head"]}}, r"^lora\.target_modules: 'lm_head' is the output layer"),
+    ],
+)  # fmt: skip
+def test_layers_that_a_model_lacks_are_named_before_a_start(models: dict[str, Any], says: str) -> None:
+    with pytest.raises(OptionError, match=says):
+        check_adapters(Options.of(policy_model="tppo_rl/arithmetic-chain", **models))
+
+
+def test_layers_that_a_model_has_are_taken() -> None:
+    chosen = {"rank": 2, "target_modules": ["q_proj", "v_proj"]}
+    check_adapters(Options.of(policy_model="tppo_rl/arithmetic-chain", lora=chosen))
+    check_adapters(Options.of(policy_model="tppo_rl/arithmetic-chain", lora={"rank": 2}))

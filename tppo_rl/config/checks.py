@@ -131,6 +131,8 @@ def _comparable(options: Options, key: str) -> Any:
 
 
 def _written(value: Any) -> Any:
+    if isinstance(value, Section):
+        return value.model_dump(exclude_defaults=True)
     return value.flat() if isinstance(value, PartSpec | RewardParts) else value
 
 

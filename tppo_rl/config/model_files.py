@@ -56,7 +56,8 @@ def _load_hub_config(key: str, name: str) -> dict[str, Any]:
         return dict(reply.json())
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        words = "give separate, shared, a folder" if key == "critic" else "give a folder"
         raise OptionError(
-            f"{key}={name!r}: neither a folder nor a model that the hub gives ({reason}); give a folder, a hub id that this "
+            f"{key}={name!r}: neither a folder nor a model that the hub gives ({reason}); {words}, a hub id that this "
             "machine can reach or has cached, or tppo_rl/arithmetic-chain"
         ) from None

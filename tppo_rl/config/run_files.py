@@ -289,6 +289,7 @@ def check_experiment(experiment: Experiment) -> None:
     ]
     # It imports environments.
     from tppo_rl.config.value_forms import check_value_form
+    from tppo_rl.config.vocabularies import check_vocabularies
 
     worlds = set()
     for point in points:
@@ -299,6 +300,7 @@ def check_experiment(experiment: Experiment) -> None:
             worlds.add(world)
             with stage("looking at the model and the data"):
                 check_model(checked)
+                check_vocabularies(checked)
                 check_environment(checked)
                 check_value_form(checked)
 

@@ -198,6 +198,12 @@ METRICS = (
         "",
         "how much of V(s_l) - V(s_0) over windows that did not finish the returns bear out: 1 for true values, 0 for noise",
     ),
+    Metric(
+        "critic/warmup_responses",
+        "responses",
+        "finished responses that the critic has learned from while the policy is frozen; where the policy begins before "
+        "`critic_warmup_responses` of them, `critic_warmup_slope` was reached",
+    ),
     Metric("critic/value_mean", "reward", "mean value of response tokens of finished episodes", "finished_value_mean"),
     Metric("critic/return_mean", "reward", "mean Monte-Carlo return of the same tokens", "return_mean"),
     Metric("critic/gradient_norm", "", "global norm before clipping, mean over optimizer steps", "critic_grad_norm"),

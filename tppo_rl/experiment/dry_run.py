@@ -21,6 +21,7 @@ from tppo_rl.core.storage import Storage
 from tppo_rl.experiment.display import sizes_table
 from tppo_rl.experiment.resumable import check_resume
 from tppo_rl.experiment.saver import memory_of_saving
+from tppo_rl.learner.lora import check_adapters
 from tppo_rl.plan.memory import check_memory, machine_memory, memory_of
 from tppo_rl.plan.memory_table import memory_table
 from tppo_rl.plan.placement_table import placement_table
@@ -66,6 +67,7 @@ def print_plan(
             console.print(words, soft_wrap=True, highlight=False)
         check_memory(memory, options, available)
         check_chat(options)
+        check_adapters(options)
         console.print(changed_table(options, experiment.spec))
         if experiment.name in resumed and not experiment.is_sweep:
             found = check_resume(place, options, experiment.spec.name)

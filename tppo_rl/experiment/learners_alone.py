@@ -14,7 +14,7 @@ from tppo_rl.observability.batch_log import run_facts
 if TYPE_CHECKING:
     from tppo_rl.learner.client import LearnerClient
 
-_SECTIONS = frozenset({"advantages", "compute", "critic", "learners", "optimizer", "policy_loss"})
+CHANGEABLE_SECTIONS = frozenset({"advantages", "compute", "critic", "learners", "optimizer", "policy_loss"})
 """Sections of the options that may be changed: what is sampled does not follow from them."""
 
 
@@ -71,11 +71,11 @@ def learners_alone(config: Any) -> Iterator[LearnerClient]:
 
 
 def _check_changeable(key: str, value: Any) -> None:
-    changeable = [name for name, option in OPTIONS.items() if option.section in _SECTIONS]
+    changeable = [name for name, option in OPTIONS.items() if option.section in CHANGEABLE_SECTIONS]
     if key not in OPTIONS:
         raise OptionError(unknown_key(key, value, changeable))
     if key not in changeable:
         raise OptionError(
             f"{key}={value!r}: the batches are those of the run, and this option of the section {OPTIONS[key].section!r} says what "
-            f"they are or where they come from; those of {', '.join(sorted(_SECTIONS))} can be changed"
+            f"they are or where they come from; those of {', '.join(sorted(CHANGEABLE_SECTIONS))} can be changed"
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tppo_rl.algorithms.checkpoint_contents import check_facts
-from tppo_rl.config.options import Options
+from tppo_rl.config.options import OPTIONS, Options
 from tppo_rl.config.value_forms import check_saved_form, value_form_settings
 from tppo_rl.core.checkpoint_files import check_every_file, checkpoint_facts
 from tppo_rl.core.errors import OptionError
@@ -15,19 +15,31 @@ from tppo_rl.experiment.export import options_in, options_of
 from tppo_rl.experiment.stored_runs import stored_to_resume
 
 
-def check_resumable(checkpoint: Path, options: Options, algorithm: str) -> None:
+def changed_since(saved: Options, options: Options) -> str:
+    """Returns what differs from the options of a checkpoint, for the user; empty: nothing. Where results go is no difference."""
+    before, now = saved.flat(), options.flat()
+    changed = [key for key in now if OPTIONS[key].section != "run" and now[key] != before[key]]
+    return ", ".join(f"{key}={now[key]!r} (was {before[key]!r})" for key in changed)
+
+
+def check_resumable(checkpoint: Path, options: Options, algorithm: str) -> str:
     """Checks that a run can go on from a checkpoint, and reads all of it.
+
+    Returns:
+        What differs from the options of the checkpoint (`changed_since`).
 
     Raises:
         OptionError: files are missing or changed, or it is of another algorithm, model or form of the critic.
     """
     check_facts(checkpoint_facts(checkpoint), options, algorithm, str(checkpoint))
-    check_saved_form(options, value_form_settings(options_of(checkpoint)))
+    saved = options_of(checkpoint)
+    check_saved_form(options, value_form_settings(saved))
     check_every_file(checkpoint)
+    return changed_since(saved, options)
 
 
 def check_resume(run: Path | Storage, options: Options, algorithm: str) -> str:
-    """Checks that a run can go on from its newest checkpoint, and says which one that is. Nothing is written.
+    """Checks that a run can go on from its newest checkpoint, and says which one that is, and with what other options. Nothing is written.
 
     Of a checkpoint at a URI the manifest is read, and the sizes of the files are compared with it.
 
@@ -41,13 +53,17 @@ def check_resume(run: Path | Storage, options: Options, algorithm: str) -> str:
     """
     if isinstance(run, Path):
         checkpoint = checkpoint_in(run)
-        check_resumable(checkpoint, options, algorithm)
-        return str(checkpoint)
+        return _with_changes(str(checkpoint), check_resumable(checkpoint, options, algorithm))
     try:
         sizes = run.sizes()
         newest = stored_to_resume(run, sizes, "--resume")
     except OSError as error:
         raise OptionError(f"--results={run.shown!r}: cannot be read: {first_line(error)}") from None
     check_facts(newest.manifest, options, algorithm, newest.place)
-    check_saved_form(options, value_form_settings(options_in(newest.manifest)))
-    return f"{run.shown}: {newest.place}"
+    saved = options_in(newest.manifest)
+    check_saved_form(options, value_form_settings(saved))
+    return _with_changes(f"{run.shown}: {newest.place}", changed_since(saved, options))
+
+
+def _with_changes(place: str, changed: str) -> str:
+    return f"{place}, with {changed}" if changed else place

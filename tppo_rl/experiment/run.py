@@ -127,8 +127,8 @@ def _run_once(
     if found is not None:
         options = options | found.values
     checked = check_options(options, experiment.spec, other_keys=options)
-    if checkpoint is not None:
-        check_resumable(checkpoint, checked, experiment.spec.name)
+    if checkpoint is not None and (changed := check_resumable(checkpoint, checked, experiment.spec.name)):
+        console.print(f"other options than its checkpoint's: {changed}", soft_wrap=True, highlight=False, markup=False)
     keep_planned(folder, planned)
     quiet_libraries()
     console.print(sizes_table(checked))

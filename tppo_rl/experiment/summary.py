@@ -109,7 +109,9 @@ def summary_table(summary: Mapping[str, Any], folder: Path) -> Table:
 def _before_after(summary: Mapping[str, Any], name: str, suffix: str, scale: float, unit: str) -> str:
     before, after = (summary[f"{name}_{moment}{suffix}"] for moment in ("before", "after"))
     if after is None:
-        return "not said by the environment" if summary["heldout_n"] and name == "heldout_accuracy" else "not evaluated"
+        if summary["heldout_n"] and name == "heldout_accuracy":
+            return "not said by the environment"
+        return "interrupted before the last evaluation" if summary.get("interrupted") else "not evaluated"
     digits = ".3f" if name == "heldout_return" else ".1f"
     error = summary.get(f"heldout_standard_error_after{suffix}")
     spread = f" ± {scale * error:.1f}" if name == "heldout_accuracy" and error is not None else ""

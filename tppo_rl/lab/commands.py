@@ -21,7 +21,11 @@ def critic() -> None:
 @click.option("--env", help="Environment; by default that of the checkpoint's run.")
 @click.option("--env-config", "env_config_text", help="Options of the environment as YAML or JSON.")
 @click.option(
-    "--critic", "critics", multiple=True, type=click.Path(path_type=Path), help="Checkpoint or run; repeatable."
+    "--critic",
+    "critics",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="Checkpoint or run, or what `critic pretrain` or `export --critic` wrote; repeatable.",
 )
 @click.option(
     "--tokens", default=1_000_000, show_default=True, type=click.IntRange(1), help="Budget of sampled tokens."

@@ -9,26 +9,29 @@ import numpy as np
 import torch
 
 from tppo_rl.core.errors import OptionError
-from tppo_rl.core.value_head_file import VALUE_HEAD_FILE
+from tppo_rl.core.value_head_file import form_on_file
 from tppo_rl.experiment.checkpoints import checkpoint_in
 from tppo_rl.lab.samples import Response
-from tppo_rl.learner.models import Critic
+from tppo_rl.learner.models import Critic, load_causal_lm
+from tppo_rl.learner.module import load_value_head
 from tppo_rl.learner.saved_policy import load_module
+from tppo_rl.maths.value_forms import value_form
 
 _TOKENS_OF_A_PASS = 8192
 """Most tokens in one forward pass, padding included."""
 
 
 def load_critic(source: Path) -> Critic:
-    """Returns the critic of a checkpoint, or of a run's newest one.
+    """Returns the critic of a checkpoint, of a run's newest one, or of a folder that `critic pretrain` or `export --critic` has written.
 
     Raises:
         OptionError: there is no checkpoint, or its run had no critic.
     """
-    if (source / VALUE_HEAD_FILE).is_file():
-        raise OptionError(
-            f"--critic={str(source)!r}: is what `tppo-rl export --critic` has written; name the run or checkpoint that it was taken from"
-        )
+    form = form_on_file(source)
+    if form is not None:
+        written = Critic(load_causal_lm(str(source), torch.float32), torch.float32, value_form(form))
+        load_value_head(written, source)
+        return written
     critic = load_module(checkpoint_in(source), critic=True).critic
     if critic is None:
         raise OptionError(f"--critic={str(source)!r}: the run had no critic; name the checkpoint of another run")

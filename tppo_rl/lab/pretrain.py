@@ -16,14 +16,32 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from tppo_rl.config.options import OPTIONS
 from tppo_rl.core.errors import OptionError
 from tppo_rl.core.fragments import Fragment
 from tppo_rl.core.waiting import stage
-from tppo_rl.experiment.learners_alone import learner_config, learners_alone
+from tppo_rl.experiment.learners_alone import CHANGEABLE_SECTIONS, learner_config, learners_alone
 from tppo_rl.observability.batch_log import batch_files, read_batch, run_facts
 
 _FROZEN = 2**31 - 1
 """As many updates of warm-up as no pretraining makes."""
+
+
+_READ = frozenset(
+    key
+    for key, option in OPTIONS.items()
+    if option.section in ("compute", "critic", "learners")
+    or key in ("gamma", "train_batch_size_per_learner", "lr_warmup_updates", "adam_betas", "weight_decay")
+) - {
+    "num_learners",
+    "critic_initial_value",
+    "critic_targets",
+    "critic_warmup_updates",
+    "critic_warmup_responses",
+    "critic_warmup_slope",
+    "value_batch_tokens",
+}
+"""Options of the learners that pretraining follows."""
 
 
 class Knowledge(NamedTuple):
@@ -102,6 +120,11 @@ def pretrain(
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise OptionError(f"--out={str(out)!r}: is in use; name a folder that does not exist")
+    for key, value in changes.items():
+        if key in OPTIONS and OPTIONS[key].section in CHANGEABLE_SECTIONS and key not in _READ:
+            raise OptionError(
+                f"{key}={value!r}: pretraining does not read it; what it follows are {', '.join(sorted(_READ))}"
+            )
     responses = finished_responses(run)
     of_run = run_facts(run)["options"]
     if of_run.get("critic") is None:

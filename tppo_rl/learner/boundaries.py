@@ -59,6 +59,11 @@ class BoundaryTracker:
         scale = self._slope.scale() if self._chooses_scale else None
         return UpdateSettings(scale, policy_is_frozen=self._warmup.is_frozen(version))
 
+    @property
+    def warmup_responses(self) -> int | None:
+        """Finished responses that the critic has learned from; None: its warm-up does not count them."""
+        return self._warmup.responses
+
     def known(self) -> dict[str, Any]:
         """Returns what is known of the critic, as JSON."""
         return {"slope": self._slope.state(), "warmup": self._warmup.state()}

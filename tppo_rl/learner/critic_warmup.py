@@ -37,6 +37,11 @@ class CriticWarmup:
         ended = self._finished >= self._responses or (self._over and self._slope is not None)
         return version < self._updates or not ended
 
+    @property
+    def responses(self) -> int | None:
+        """Finished responses that the critic has learned from; None: its length does not depend on them."""
+        return self._finished if self._responses else None
+
     def add(self, finished: int, least_slope: float | None) -> None:
         """Is told what an update has taught.
 

@@ -18,7 +18,11 @@ import numpy as np
 import torch
 from torch import nn
 
+from tppo_rl.base_models import resolve_model
+from tppo_rl.config.options import Options
+from tppo_rl.core.errors import OptionError
 from tppo_rl.learner.empty_models import stand_ins
+from tppo_rl.learner.models import load_causal_lm
 
 ALL_LINEAR = "all-linear"
 """Value of `target_modules` that takes every linear layer but the output layer."""
@@ -67,6 +71,27 @@ def add_adapters(model: Any, lora: Mapping[str, Any], key: str = "lora") -> None
         if parameter.requires_grad:
             # Adapters are small, and a step of reinforcement learning is often below the spacing of bfloat16 numbers.
             parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
+
+
+def check_adapters(options: Options) -> None:
+    """Checks that the models have the layers that `lora` and `critic_lora` name; all of them are built without weights.
+
+    Raises:
+        OptionError: a name in `target_modules` belongs to no linear layer, or to the output layer.
+    """
+    models = options.models
+    sources = {"lora": [models.policy_model], "critic_lora": [models.policy_model]}
+    if models.critic_model != models.policy_model:
+        sources["lora"].append(models.critic_model)
+    for key, adapters in {"lora": models.lora, "critic_lora": models.critic_lora}.items():
+        if adapters is None or adapters.target_modules == ALL_LINEAR:
+            continue
+        for source in filter(None, sources[key]):
+            model = load_causal_lm(resolve_model(source), torch.float32, empty=True)
+            try:
+                _check_targets(model, list(adapters.target_modules), key)
+            except ValueError as error:
+                raise OptionError(str(error)) from None
 
 
 def has_adapters(model: nn.Module) -> bool:

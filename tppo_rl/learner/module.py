@@ -114,7 +114,7 @@ class LanguageModelModule(TorchRLModule, ValueFunctionAPI, InferenceOnlyAPI):
             self.critic = Critic(model, dtype, value_form(config.get("value_form")))
             self._sources["critic"] = backbone
             if own_critic:
-                _load_value_head(self.critic, Path(backbone))
+                load_value_head(self.critic, Path(backbone))
         self.reference = None
         if config.get("reference_model") is not None and not self.inference_only:
             reference = config["reference_model"]
@@ -270,7 +270,7 @@ class LanguageModelModule(TorchRLModule, ValueFunctionAPI, InferenceOnlyAPI):
         return weights
 
 
-def _load_value_head(critic: Critic, folder: Path) -> None:
+def load_value_head(critic: Critic, folder: Path) -> None:
     """Loads the value head that stands beside a critic's backbone, if there is one."""
     from safetensors.torch import load_file
 

@@ -41,11 +41,16 @@ class Iteration:
     heldout_diff: LogProbDiff | None = None
     """Engine against trainer on held-out episodes; None if there was no evaluation since the last iteration."""
 
+    warmup_responses: int | None = None
+    """Finished responses that the critic has learned from; None: the policy trains, or its warm-up does not count them."""
+
     def metrics(self) -> dict[str, float]:
         """Returns the table's metrics (`tppo_rl.core.metric_table`) that have a value in this iteration, without alarms."""
         values = learner_metrics(self.update.metrics) | boundary_metrics(self.closed)
         values |= self._token_metrics() | episode_metrics(self.rollouts.scored_fragments) | self._rollout_metrics()
         values |= {f"time/{part}": seconds for part, seconds in self.seconds.items()}
+        if self.warmup_responses is not None:
+            values["critic/warmup_responses"] = self.warmup_responses
         if self.probe_diff is not None:
             values["mismatch/probe_log_prob_diff"] = self.probe_diff
         if self.heldout_diff is not None:

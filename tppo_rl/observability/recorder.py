@@ -122,6 +122,7 @@ class RunRecorder:
         counts: TokenCounts,
         rollouts: RolloutStatistics,
         probe_diff: float | None,
+        warmup_responses: int | None = None,
     ) -> Recorded:
         """Records an iteration: writes its files, warns of alarms, adds it to the totals.
 
@@ -131,6 +132,7 @@ class RunRecorder:
             counts: Tokens of the run, after the update.
             rollouts: Work of the env-runners since the last iteration.
             probe_diff: Mean log-prob difference of the weight verification, nats; None if none was due.
+            warmup_responses: Finished responses that the critic has learned from; None: the policy trains, or they are not counted.
         """
         self.num_iterations += 1
         self._seconds["iteration"] = time.perf_counter() - self._iteration_started
@@ -144,6 +146,7 @@ class RunRecorder:
             seconds=self._seconds,
             probe_diff=self._probe_diff if probe_diff is None else probe_diff,
             heldout_diff=self._heldout_diff,
+            warmup_responses=warmup_responses,
         )
         self._episodes.forget(rollouts.scores.left_out)
         self.totals.add_rollouts(rollouts)
