@@ -82,11 +82,11 @@ def test_learners_of_a_cluster_stand_on_one_node_and_engines_on_the_other(cluste
     config = config_of("cluster")
     with room_for_learners(config) as bundles:
         assert bundles is not None
-        assert learner_bundles() is bundles
+        assert learner_bundles(config) is bundles
         # Engines start first, as they do in a run.
         engines, of_engines = places(config.num_env_runners, config.num_gpus_per_env_runner)
         learners, of_learners = places(config.num_learners, config.num_gpus_per_learner, bundles)
-    assert learner_bundles() is None
+    assert learner_nodes._reserved.get() is None
     nodes = [{node for node, _ in found} for found in (of_engines, of_learners)]
     assert [len(found) for found in nodes] == [1, 1]
     assert nodes[0] != nodes[1]
