@@ -128,6 +128,7 @@ class OptionBuilder(AlgorithmConfig):
         value_range: Sequence[float] | None = ...,
         value_bins: int = ...,
         critic_initial_value: float | Literal["mean_return"] | None = ...,
+        critic_sees_answer: bool = ...,
         critic_targets: Literal["monte_carlo", "lambda_returns", "include_unfinished"] = ...,
         critic_lambda: float = ...,
         value_batch_tokens: int | None = ...,

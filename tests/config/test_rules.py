@@ -146,6 +146,7 @@ UNREAD = {
     "advantage_normalization_scope": "group",
     "unfinished_advantage_scale": 0.5,
     "critic_lambda": 0.9,
+    "critic_sees_answer": True,
     "critic_targets": "include_unfinished",
     "value_batch_tokens": 500,
     "value_clip": 0.3,

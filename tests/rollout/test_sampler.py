@@ -527,3 +527,37 @@ def test_no_two_things_are_done_without_a_sign_of_life() -> None:
     alive()
     assert set(total) == {"env", "reset", "step", "engine"}
     assert most[0] == 1
+
+
+class AnsweredEnv(CountingEnv):
+    """Its problems have known answers, but for those of odd seeds."""
+
+    def reset(self, *, seed: int) -> tuple[str, dict[str, Any]]:
+        text, info = super().reset(seed=seed)
+        return text, info | ({} if seed % 2 else {"answer": str(seed)})
+
+
+class DigitChat(IntegerChat):
+    def plain(self, text: str) -> list[int]:
+        return [int(digit) for digit in text]
+
+
+@pytest.mark.parametrize("tells", [True, False])
+def test_windows_hold_the_known_answer_for_a_critic_that_sees_it_also_where_they_go_on(tells: bool) -> None:
+    def sampler() -> Sampler:
+        engine = SimulatedEngine(draw_lognormal_length(30.0, 0.1), seed=0)
+        limits, sampling = EpisodeLimits(8, 64, 8), Sampling(1.0)
+        arguments: dict[str, Any] = {"num_slots": 4, "limits": limits, "sampling": sampling, "tells_answers": tells}
+        return Sampler(engine, AnsweredEnv, DigitChat(), **arguments)  # type: ignore[arg-type]
+
+    first, second = sampler(), sampler()
+    tickets = [Ticket(number, number, 100 + number) for number in range(4)]
+    first.add_tickets(tickets)
+    fragments = first.run(12)
+    second.add_tickets([replace(ticket, begun=one) for ticket, one in zip(tickets, first.begun(), strict=True)])
+    fragments += second.run_until_empty()
+    assert len(fragments) > 8
+    for fragment in fragments:
+        seed = 100 + fragment.episode_id
+        expected = [int(digit) for digit in str(seed)] if tells and seed % 2 == 0 else []
+        assert fragment.answer.tolist() == expected

@@ -13,6 +13,7 @@ from tppo_rl.config.model_files import load_model_config
 from tppo_rl.config.options import OPTIONS, SECTIONS, Options, with_new_names
 from tppo_rl.config.reward_checks import check_reward_columns, check_reward_parts
 from tppo_rl.config.section import Section, refuse
+from tppo_rl.config.sections.critic import ANSWER_TOKENS
 from tppo_rl.config.sections.placement import PLACEMENT_DEFAULTS
 from tppo_rl.config.sections.rollout import EngineOptions
 from tppo_rl.config.sleep_checks import check_sleep
@@ -20,6 +21,7 @@ from tppo_rl.core.algorithm_spec import AlgorithmSpec
 from tppo_rl.core.errors import OptionError, OptionWarning, unknown_key
 from tppo_rl.core.registry import ADVANTAGES, ENGINES, POLICY_LOSSES, PartSpec, Registry, find_object
 from tppo_rl.core.reward_parts import RewardParts
+from tppo_rl.core.reward_signature import ground_truth
 
 VLLM_OWN_KEYS = frozenset({"kv_cache_gib", "linear", "multiprocessing"})
 """Keys of `engine` that our vLLM engine reads itself."""
@@ -160,6 +162,7 @@ def check_model(options: Options) -> None:
         if name is not None:
             load_model_config(key, name)
     _check_float16(options)
+    _check_room_for_answers(options)
     if models.critic_layers is not None and models.critic_model is not None:
         layers = load_model_config("critic", models.critic_model).get("num_hidden_layers", 0)
         if models.critic_layers > layers:
@@ -174,6 +177,21 @@ def check_model(options: Options) -> None:
             f"max_response_length={options.rollout.max_response_length}: with max_prompt_length={options.rollout.max_prompt_length} that "
             f"is {needed} tokens, but the context of policy_model={options.models.policy_model!r} holds {context}; lower "
             f"max_response_length to {max(context - options.rollout.max_prompt_length, 1)} or less"
+        )
+
+
+def _check_room_for_answers(options: Options) -> None:
+    critic = options.models.critic_model
+    if critic is None or not options.critic.critic_sees_answer:
+        return
+    context = load_model_config("critic", critic).get("max_position_embeddings")
+    needed = options.rollout.max_prompt_length + options.rollout.max_response_length + ANSWER_TOKENS
+    if context is not None and needed > context:
+        refuse(
+            "critic_sees_answer",
+            True,
+            f"with {ANSWER_TOKENS} tokens of an answer the critic may read {needed}, and the context of {critic!r} holds {context}; lower "
+            f"max_response_length by {needed - context}, or set it to false",
         )
 
 
@@ -211,8 +229,18 @@ def check_environment(options: Options) -> None:
         _check_correctness_is_known(options, env.unwrapped)
         _warn_of_repeated_prompts(options, getattr(env.unwrapped, "num_problems", None))
         check_reward_columns(options, env)
+        _check_answer_is_known(options, env)
     finally:
         env.close()
+
+
+def _check_answer_is_known(options: Options, env: Any) -> None:
+    if options.critic.critic_sees_answer and ground_truth(env.reset(seed=0)[1]) is None:
+        refuse(
+            "critic_sees_answer",
+            True,
+            f"the info of {options.environment.env} has neither gold_answer nor answer; set it to false, or let reset give one of them",
+        )
 
 
 def _check_env_config_keys(env: str, env_config: Mapping[str, Any]) -> None:

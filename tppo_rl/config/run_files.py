@@ -328,6 +328,7 @@ _WORLD = (
     "max_response_length",
     "rewards",
     "critic_loss",
+    "critic_sees_answer",
     "critic_initial_value",
     "value_range",
     "value_bins",

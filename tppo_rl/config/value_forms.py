@@ -12,7 +12,7 @@ from tppo_rl.config.sections.models import SEPARATE, SHARED
 from tppo_rl.config.text_envs import make_text_env
 from tppo_rl.core.errors import OptionError
 from tppo_rl.core.reward_parts import RewardPart
-from tppo_rl.core.value_head_file import SQUARED_ERROR, form_on_file, form_text
+from tppo_rl.core.value_head_file import SEES_ANSWER, SQUARED_ERROR, form_on_file, form_text
 
 _RANGES = {
     "zero_one": (0.0, 1.0),
@@ -25,14 +25,19 @@ _RANGES = {
 
 
 def value_form_settings(options: Options) -> dict[str, Any] | None:
-    """Returns the settings of `maths.value_forms.value_form`, and None without a critic.
+    """Returns the settings of `maths.value_forms.value_form`, with what the critic reads; None without a critic.
 
     Raises:
         OptionError: `critic_loss` needs a range that is neither given nor known.
     """
-    critic = options.critic
     if options.models.critic is None:
         return None
+    # A critic that sees answers gives other values without them.
+    return _form(options) | ({SEES_ANSWER: True} if options.critic.critic_sees_answer else {})
+
+
+def _form(options: Options) -> dict[str, Any]:
+    critic = options.critic
     if critic.critic_loss == "squared_error" or (critic.critic_loss == "auto" and critic.value_clip is not None):
         return SQUARED_ERROR
     bounds = critic.value_range or return_range(options)

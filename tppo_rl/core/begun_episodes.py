@@ -12,7 +12,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pyarrow as pa
 
-from tppo_rl.core.fragments import FRAGMENT_SCHEMA, Fragment, fragments_from_table, owned, table_from_fragments
+from tppo_rl.core.fragments import (
+    FRAGMENT_SCHEMA,
+    Fragment,
+    fragments_from_table,
+    owned,
+    table_from_fragments,
+    with_added_columns,
+)
 
 _TEXTS = pa.list_(pa.field("item", pa.string(), nullable=False))
 _NUMBERS = pa.list_(pa.field("item", pa.float64(), nullable=False))
@@ -114,6 +121,7 @@ def begun_from_table(table: pa.Table) -> list[BegunEpisode]:
     Raises:
         ValueError: the table has another schema.
     """
+    table = with_added_columns(table, BEGUN_SCHEMA)
     if not table.schema.equals(BEGUN_SCHEMA):
         raise ValueError(f"not a table of begun episodes: expected the schema {BEGUN_SCHEMA}, got {table.schema}")
     windows = fragments_from_table(

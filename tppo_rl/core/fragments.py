@@ -40,11 +40,12 @@ FRAGMENT_SCHEMA = pa.schema(
         pa.field("correct", pa.bool_(), nullable=True),
         pa.field("hindsight_residual", pa.float32(), nullable=True),
         pa.field("left_out_advantages", _FLOAT32_LIST, nullable=False),
+        pa.field("answer", _INT32_LIST, nullable=False),
     ],
-    metadata={"tppo_rl.fragment": "3"},
+    metadata={"tppo_rl.fragment": "4"},
 )
-_ADDED = FRAGMENT_SCHEMA.names[-1]
-"""Column that files of the last release do not have."""
+_ADDED = ("left_out_advantages", "answer")
+"""Columns that files of earlier releases do not have; they are empty lists there."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,6 +94,8 @@ class Fragment:
     left_out_advantages: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
     """float32 [number of sampled tokens]: what the first training of a fragment that is trained once more left out of its advantages;
     [0] where it left out nothing."""
+    answer: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
+    """int32 [a]: token ids of the problem's known answer, which the critic alone reads; [0] where it does not (`critic_sees_answer`)."""
 
     def __len__(self) -> int:
         return int(np.count_nonzero(self.sampled))
@@ -159,9 +162,7 @@ def fragments_from_table(table: pa.Table) -> list[Fragment]:
     Raises:
         ValueError: the table does not have `FRAGMENT_SCHEMA`.
     """
-    if table.schema.equals(FRAGMENT_SCHEMA.remove(len(FRAGMENT_SCHEMA) - 1)):
-        nothing = _list_array([np.zeros(0)] * len(table), FRAGMENT_SCHEMA.field(_ADDED).type)
-        table = table.append_column(FRAGMENT_SCHEMA.field(_ADDED), nothing)
+    table = with_added_columns(table, FRAGMENT_SCHEMA)
     if not table.schema.equals(FRAGMENT_SCHEMA):
         raise ValueError(f"not a table of fragments: expected the schema {FRAGMENT_SCHEMA}, got {table.schema}")
     fragments: list[Fragment] = []
@@ -170,6 +171,22 @@ def fragments_from_table(table: pa.Table) -> list[Fragment]:
         columns |= {name: _split_views(batch.column(name)) for name in _ARRAYS}
         fragments += [Fragment(**dict(zip(columns, row, strict=True))) for row in zip(*columns.values(), strict=True)]
     return fragments
+
+
+def with_added_columns(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """Returns a table of an earlier release with the fragments' columns that it lacks, empty; every other table as it is.
+
+    Args:
+        table: Of fragments, with more columns or not.
+        schema: What it should have.
+    """
+    missing = [name for name in _ADDED if name not in table.column_names]
+    if not missing or {*table.column_names, *missing} != set(schema.names):
+        return table
+    for name in missing:
+        column = schema.field(name)
+        table = table.append_column(column, _list_array([np.zeros(0)] * len(table), column.type))
+    return table.select(schema.names)
 
 
 def concatenate_tables(tables: Iterable[pa.Table]) -> pa.Table:

@@ -12,7 +12,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pyarrow as pa
 
-from tppo_rl.core.fragments import FRAGMENT_SCHEMA, Fragment, fragments_from_table, table_from_fragments
+from tppo_rl.core.fragments import (
+    FRAGMENT_SCHEMA,
+    Fragment,
+    fragments_from_table,
+    table_from_fragments,
+    with_added_columns,
+)
 
 _FLOAT32_LIST = pa.list_(pa.field("item", pa.float32(), nullable=False))
 _MORE = (
@@ -85,6 +91,7 @@ def windows_from_table(table: pa.Table) -> list[RecordedWindow]:
     Raises:
         ValueError: the table has another schema.
     """
+    table = with_added_columns(table, WINDOW_SCHEMA)
     if not table.schema.equals(WINDOW_SCHEMA):
         raise ValueError(f"not a table of recorded windows: expected the schema {WINDOW_SCHEMA}, got {table.schema}")
     fragments = fragments_from_table(table.select(FRAGMENT_SCHEMA.names))

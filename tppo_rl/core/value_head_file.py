@@ -8,6 +8,8 @@ from typing import Any
 
 VALUE_HEAD_FILE = "value_head.safetensors"
 _FORM = "value_form"
+SEES_ANSWER = "sees_answer"
+"""Key of a form whose critic reads the known answer before the prompt."""
 SQUARED_ERROR: dict[str, Any] = {"loss": "squared_error"}
 """Form of heads without one on file."""
 
@@ -30,7 +32,7 @@ def form_on_file(folder: Path) -> dict[str, Any] | None:
 
 def form_text(form: dict[str, Any]) -> str:
     """Returns the options that give a form, for messages."""
-    keys = {"loss": "critic_loss", "bins": "value_bins"}
+    keys = {"loss": "critic_loss", "bins": "value_bins", SEES_ANSWER: "critic_sees_answer"}
     parts = [f"{keys[key]}={value!r}" for key, value in form.items() if key in keys]
     if "low" in form:
         parts.append(f"value_range={[form['low'], form['high']]}")

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from tppo_rl.core.errors import OptionError
-from tppo_rl.core.value_head_file import form_on_file
+from tppo_rl.core.value_head_file import SEES_ANSWER, form_on_file
 from tppo_rl.experiment.checkpoints import checkpoint_in
 from tppo_rl.lab.samples import Response
 from tppo_rl.learner.models import Critic, load_causal_lm
@@ -29,13 +30,23 @@ def load_critic(source: Path) -> Critic:
     """
     form = form_on_file(source)
     if form is not None:
+        _refuse_seeing(source, form)
         written = Critic(load_causal_lm(str(source), torch.float32), torch.float32, value_form(form))
         load_value_head(written, source)
         return written
-    critic = load_module(checkpoint_in(source), critic=True).critic
-    if critic is None:
+    module = load_module(checkpoint_in(source), critic=True)
+    if module.critic is None:
         raise OptionError(f"--critic={str(source)!r}: the run had no critic; name the checkpoint of another run")
-    return critic
+    _refuse_seeing(source, (module.model_config or {}).get("value_form") or {})
+    return module.critic
+
+
+def _refuse_seeing(source: Path, form: Mapping[str, Any]) -> None:
+    if form.get(SEES_ANSWER):
+        raise OptionError(
+            f"--critic={str(source)!r}: it reads known answers (critic_sees_answer), which the laboratory's samples do not hold; `tppo-rl "
+            "critic pretrain` measures such critics"
+        )
 
 
 def values_along(critic: Critic, responses: Sequence[Response]) -> list[np.ndarray]:

@@ -147,7 +147,8 @@ def pretrain(
                 for number, part in enumerate(parts, 1):
                     with stage(f"pass {epoch} of {epochs}, update {number} of {len(parts)}"):
                         learners.update(part)
-            known = learners.ask(partial(_explained, responses=held, gamma=gamma))[0]
+            sees = options.critic.critic_sees_answer
+            known = learners.ask(partial(_explained, responses=held, gamma=gamma, sees_answer=sees))[0]
             yield Knowledge(epoch, *known), len(held)
         learners.ask(partial(_save, folder=out))
 
@@ -192,13 +193,16 @@ def _batches(responses: Sequence[Fragment], tokens: int, generator: np.random.Ge
         yield part
 
 
-def _explained(learner: Any, *, responses: Sequence[Fragment], gamma: float) -> tuple[float, float]:
+def _explained(learner: Any, *, responses: Sequence[Fragment], gamma: float, sees_answer: bool) -> tuple[float, float]:
     from tppo_rl.lab.critics import values_after
 
-    sequences = [np.concatenate([one.context, one.tokens])[:-1] for one in responses]
+    answers = [one.answer if sees_answer else one.answer[:0] for one in responses]
+    sequences = [
+        np.concatenate([answer, one.context, one.tokens])[:-1] for answer, one in zip(answers, responses, strict=True)
+    ]
     sampled = [np.concatenate([one.context_sampled, one.sampled])[1:].astype(bool) for one in responses]
     along = values_after(learner.language_model().critic, sequences)
-    values = [values[chosen] for values, chosen in zip(along, sampled, strict=True)]
+    values = [values[len(answer) :][chosen] for answer, values, chosen in zip(answers, along, sampled, strict=True)]
     return explained_variance([returns_along(one, gamma) for one in responses], values)
 
 

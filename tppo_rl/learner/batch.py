@@ -80,6 +80,10 @@ class TrainBatch:
     """int64 [B, T]: sampled tokens of the response up to the end of the token's window; 0 if not in hindsight."""
     all_sampled: SampledTokens
     """[B, Q]: sampled tokens of the whole sequence, earlier windows included."""
+    answers: torch.Tensor
+    """int64 [A]: known answers of the rows' problems, back to back, for a critic that sees them (`known_answers`)."""
+    answer_lengths: torch.Tensor
+    """int64 [B]: tokens of each row's known answer, which may be 0."""
     groups: torch.Tensor
     """int64 [B]: prompt index; the responses to one prompt are a group."""
     episode_ids: np.ndarray
@@ -171,6 +175,8 @@ def batch_from_fragments(fragments: Sequence[Fragment]) -> TrainBatch:
         all_sampled=_Columns(np.flatnonzero(sampled), offsets, np.arange(len(fragments))).sampled_tokens(
             tokens, rewards
         ),
+        answers=torch.from_numpy(_concatenate(fragments, "answer", np.int64)),
+        answer_lengths=torch.tensor([len(fragment.answer) for fragment in fragments], dtype=torch.int64),
         groups=torch.tensor([f.prompt_index for f in fragments], dtype=torch.int64),
         episode_ids=np.array([fragment.episode_id for fragment in fragments], np.int64),
         window_indices=np.array([fragment.window_index for fragment in fragments], np.int32),

@@ -126,7 +126,9 @@ class HindsightBuffer:
             left_out: What was left out of its advantages, float32 [number of sampled tokens]; None: nothing.
         """
         # An episode whose env-runner was lost is generated anew under the same id: its new windows replace the old ones.
-        arrays = {name: getattr(fragment, name)[:0] for name in ("context", "context_sampled", "context_rewards")}
+        arrays = {
+            name: getattr(fragment, name)[:0] for name in ("context", "context_sampled", "context_rewards", "answer")
+        }
         if left_out is not None:
             arrays["left_out_advantages"] = left_out
         self._trained[fragment.episode_id][fragment.window_index] = _TrainedWindow(

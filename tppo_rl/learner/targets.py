@@ -25,6 +25,7 @@ from tppo_rl.learner.batch import TrainBatch, batch_from_fragments
 from tppo_rl.learner.collective import Collective, SingleLearner
 from tppo_rl.learner.context_cache import ContextCache
 from tppo_rl.learner.critic_start import initial_value, is_cold, start_critic
+from tppo_rl.learner.known_answers import with_answers
 from tppo_rl.learner.models import Critic, Policy
 from tppo_rl.learner.sampled_log_probs import sampled_log_probs, with_kl_rewards
 from tppo_rl.learner.value_batches import (
@@ -221,13 +222,18 @@ def _values(options: Options, cache: ContextCache | None) -> Stage:
         assert models.critic is not None
         estimates.values = critic_values(
             models.critic,
-            estimates.batch,
+            critic_view(estimates.batch, options),
             options.compute.micro_batch_tokens,
             packing=options.compute.packing,
             cache=cache,
         )
 
     return stage
+
+
+def critic_view(batch: TrainBatch, options: Options) -> TrainBatch:
+    """Returns the batch as the critic reads it, with the same sampled tokens in the same rows."""
+    return with_answers(batch) if options.critic.critic_sees_answer else batch
 
 
 def _advantages(options: Options, unfinished_scale: Callable[[], float] | None) -> Stage:
@@ -275,9 +281,9 @@ def _value_batch(options: Options, value_buffer: ValueBuffer | None) -> Stage:
 
     def stage(estimates: Estimates, models: Models) -> None:
         if value_buffer is None:
-            estimates.value_batch = make(estimates.batch, estimates.values, options)
+            estimates.value_batch = make(critic_view(estimates.batch, options), estimates.values, options)
         else:
             released = batch_from_fragments(value_buffer.exchange(estimates.fragments))
-            estimates.value_batch = monte_carlo_batch(released, None, options)
+            estimates.value_batch = monte_carlo_batch(critic_view(released, options), None, options)
 
     return stage

@@ -213,6 +213,10 @@ class Chat:
             text += turn if message["role"] == "assistant" or not text else _BETWEEN_TURNS + turn
         return text
 
+    def plain(self, text: str) -> list[int]:
+        """Returns the token ids of a text alone, without anything of the template."""
+        return self._encode(text)
+
     def _encode(self, text: str) -> list[int]:
         return list(self._tokenizer.encode(text, add_special_tokens=False))
 

@@ -63,6 +63,7 @@ class EnvRunnerSamplers:
             sampling=Sampling(options.rollout.sampling.temperature),
             rewards=Rewards.of(options, calls=self._pool is None, on_call=lambda _: self._alive()),
             env_runner=env_runner,
+            tells_answers=options.critic.critic_sees_answer,
         )
 
     def evaluation(self, temperature: float) -> Sampler:

@@ -72,11 +72,12 @@ class PooledSampler(Sampler):
         env_runner: int = 0,
         name: str = "train",
         alive: Callable[[], None] = lambda: None,
+        tells_answers: bool = False,
         answers_all: bool = False,
     ) -> None:
         super().__init__(
             engine, None, chat, num_slots=num_slots, limits=limits, sampling=sampling, rewards=rewards,
-            env_runner=env_runner, name=name, alive=alive,
+            env_runner=env_runner, name=name, alive=alive, tells_answers=tells_answers,
         )  # fmt: skip
         self._pool = pool
         self._split = split

@@ -30,6 +30,7 @@ from tppo_rl.rollout.chat import Chat
 from tppo_rl.rollout.dialogs import Dialog, Step, take_step, wrong_reward_of
 from tppo_rl.rollout.endings import Ending, Endings
 from tppo_rl.rollout.engine import Engine, Output, Request, Sampling
+from tppo_rl.rollout.known_answers import answer_tokens
 from tppo_rl.rollout.rebuilding import scores_of_given_up, why_not_rebuilt
 from tppo_rl.rollout.responses import Failure, Scores
 from tppo_rl.rollout.rewards import RETRY, WRONG, Rewards
@@ -88,6 +89,7 @@ class Sampler:
         env_runner: index of the env-runner, written into fragments.
         name: prefix of request ids; distinct for samplers that share an engine.
         alive: called whenever something was done.
+        tells_answers: whether fragments hold the known answers of their problems.
     """
 
     def __init__(
@@ -103,6 +105,7 @@ class Sampler:
         env_runner: int = 0,
         name: str = "train",
         alive: Callable[[], None] = lambda: None,
+        tells_answers: bool = False,
     ) -> None:
         self.tickets: deque[Ticket] = deque()
         self.num_tokens_sampled = 0
@@ -120,6 +123,7 @@ class Sampler:
         self._env_runner = env_runner
         self._name = name
         self._alive = alive
+        self._tells_answers = tells_answers
         self._make_env = make_env
         self._unused_envs = [] if make_env is None else [self._new_env() for _ in range(num_slots)]
         self._prompts: deque[Prompt] = deque()
@@ -357,7 +361,8 @@ class Sampler:
     def _episode(self, prompt: Prompt) -> OpenEpisode:
         if prompt.ticket.begun is not None:
             return self._going_on(prompt.ticket, prompt.ticket.begun)
-        return OpenEpisode(prompt.ticket, prompt.tokens, self._env_runner, self._engine.version)
+        answer = answer_tokens(self._chat, prompt.info) if self._tells_answers else ()
+        return OpenEpisode(prompt.ticket, prompt.tokens, self._env_runner, self._engine.version, answer)
 
     def _going_on(self, ticket: Ticket, begun: BegunEpisode) -> OpenEpisode:
         return OpenEpisode.going_on(ticket, begun, self._env_runner, self._engine.version)

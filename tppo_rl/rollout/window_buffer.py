@@ -35,9 +35,12 @@ class OpenEpisode:
         prompt: token ids of the formatted prompt.
         env_runner: index of the env-runner.
         first_version: policy version at which it begins.
+        answer: token ids of the known answer, for a critic that sees it.
     """
 
-    def __init__(self, ticket: Ticket, prompt: Sequence[int], env_runner: int, first_version: int) -> None:
+    def __init__(
+        self, ticket: Ticket, prompt: Sequence[int], env_runner: int, first_version: int, answer: Sequence[int] = ()
+    ) -> None:
         self.ticket = ticket
         self.first_version = first_version
         self.turn_tokens: list[int] = []
@@ -49,6 +52,7 @@ class OpenEpisode:
         self._context_rewards = np.zeros(len(prompt), np.float32)
         self._window = Window()
         self._window_index = 0
+        self._answer = np.asarray(answer, np.int32)
 
     @classmethod
     def going_on(cls, ticket: Ticket, begun: BegunEpisode, env_runner: int, version: int) -> OpenEpisode:
@@ -62,6 +66,7 @@ class OpenEpisode:
         """
         window = begun.window
         episode = cls(ticket, window.context[: window.prompt_length].tolist(), env_runner, version)
+        episode._answer = window.answer
         episode._context = window.context
         episode._context_sampled = window.context_sampled
         episode._context_rewards = window.context_rewards
@@ -168,4 +173,5 @@ class OpenEpisode:
             terminated=terminated,
             truncated=truncated,
             correct=correct,
+            answer=self._answer,
         )

@@ -29,6 +29,10 @@ _HL_GAUSS = Condition(
 )
 
 
+ANSWER_TOKENS = 64
+"""Tokens of a known answer that a critic reads which sees it; what follows is left out."""
+
+
 class CriticOptions(Section):
     """The critic's regression targets and its training."""
 
@@ -59,6 +63,12 @@ class CriticOptions(Section):
         "Value that a new critic gives everywhere before it has learned anything. `mean_return`: the mean return of the first "
         "evaluation (without one, or where the reward has parts of its own, of the first finished responses); or a number in units "
         "of reward. None: `mean_return`, and 0 with squared error.",
+        read_with=HAS_CRITIC,
+    )
+    critic_sees_answer: bool = option(
+        False,
+        "Whether the critic reads the known answer of each problem before prompt and response, in training alone: `gold_answer` or `answer` of "
+        "the environment's info, up to 64 tokens.",
         read_with=HAS_CRITIC,
     )
     critic_targets: Literal["monte_carlo", "lambda_returns", "include_unfinished"] = option(
