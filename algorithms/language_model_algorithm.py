@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,7 @@ class _StartedGroup:
 
     def __set_name__(self, owner: type, name: str) -> None:
         self._attribute = f"_started_{name}"
+        self._words = "evaluation env-runner" if name.startswith("eval_") else "env-runner"
 
     def __get__(self, algorithm: Any, owner: type) -> Any:
         return getattr(algorithm, self._attribute, None)
@@ -71,7 +73,7 @@ class _StartedGroup:
     def __set__(self, algorithm: Any, group: Any) -> None:
         setattr(algorithm, self._attribute, group)
         if group is not None:
-            wait_for_start(group, algorithm.config.start_timeout_s)
+            wait_for_start(group, algorithm.config.start_timeout_s, self._words)
 
 
 class LanguageModelAlgorithm(Algorithm):
@@ -89,10 +91,23 @@ class LanguageModelAlgorithm(Algorithm):
             self._start(config)
         except BaseException:
             # Whoever catches the error, as in a notebook, keeps no engine's memory with it.
-            self.kill_env_runners()
-            if getattr(self, "learner_group", None) is not None:
-                self.learner_group.shutdown()
+            self._give_up()
             raise
+
+    def _give_up(self) -> None:
+        """Ends what a start has begun; nothing here takes the place of the error that ended the start."""
+        for group in filter(None, (self.env_runner_group, self.eval_env_runner_group)):
+            with suppress(Exception):
+                kill_env_runners(group)
+            with suppress(Exception):
+                if group.local_env_runner is not None:
+                    group.local_env_runner.stop()
+        with suppress(Exception):
+            if getattr(self, "learner_group", None) is not None:
+                self.learner_group.kill()
+        with suppress(Exception):
+            if getattr(self, "loop", None) is not None:
+                self.loop.recorder.close()
 
     def _start(self, config: AlgorithmConfig) -> None:
         started = time.perf_counter()
@@ -385,7 +400,8 @@ class LanguageModelAlgorithm(Algorithm):
             self.loop.weights.revive(env_runner)
 
     def _restore_loop(self, saved: dict[str, Any]) -> None:
-        count_seconds_from(self, saved.get("time_total_s", 0.0))
+        # Earlier versions did not save it, and Tune has set it for a trial of its own.
+        count_seconds_from(self, saved.get("time_total_s", total_seconds(self)))
         queued = fragments_from_table(saved["queue"])
         grouped = fragments_from_table(saved["grouped"]) if "grouped" in saved else []
         check_restorable(

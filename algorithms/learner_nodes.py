@@ -1,7 +1,7 @@
 """Room for learners, in a cluster on one node, taken before env-runners start, which would fill the node otherwise.
 
 setup        waits for          unblocked by
-learners     bundles of a node  Ray, or none has so much room: then of as few nodes as possible
+learners     bundles of a node  Ray, or none has so much room: then of as few nodes as possible; `start_timeout_s`
 env-runners  the bundles        the same; they get the other GPUs
 """
 
@@ -56,9 +56,9 @@ def learner_bundles(config: AlgorithmConfig) -> PlacementGroup | None:
     Raises:
         OptionError: no nodes gave the room in time.
     """
-    if _is_trial() or not config.num_learners or not _bundle(config):
+    if not config.num_learners or not _bundle(config) or _is_trial():
         return None
-    return _reserved.get() or reserve(config)
+    return _reserved.get() or _take(config, "PACK")
 
 
 def reserve(config: AlgorithmConfig) -> PlacementGroup:
@@ -67,8 +67,7 @@ def reserve(config: AlgorithmConfig) -> PlacementGroup:
     Raises:
         OptionError: no nodes gave the room in `start_timeout_s`.
     """
-    bundle = _bundle(config)
-    number = config.num_learners
+    bundle, number = _bundle(config), config.num_learners
     fits_one = any(
         all(node["Resources"].get(name, 0) >= number * amount for name, amount in bundle.items())
         for node in ray.nodes()
@@ -78,12 +77,21 @@ def reserve(config: AlgorithmConfig) -> PlacementGroup:
         _logger.warning(
             "num_learners=%d: no node has room for all of them, so they are on several, which is slower", number
         )
-    bundles = placement_group([bundle] * number, strategy="STRICT_PACK" if fits_one else "PACK")
-    timeout_s = config.start_timeout_s
-    with stage("waiting for room for the learners"):
-        there = bundles.wait(timeout_s)
+    return _take(config, "STRICT_PACK" if fits_one else "PACK")
+
+
+def _take(config: AlgorithmConfig, strategy: str) -> PlacementGroup:
+    bundle, number, timeout_s = _bundle(config), config.num_learners, config.start_timeout_s
+    bundles = placement_group([bundle] * number, strategy=strategy)
+    there = False
+    try:
+        with stage("waiting for room for the learners"):
+            there = bundles.wait(timeout_s)
+    finally:
+        # Ctrl-C may come.
+        if not there:
+            remove_placement_group(bundles)
     if not there:
-        remove_placement_group(bundles)
         raise OptionError(
             f"num_learners={number}: Ray's nodes had no room for them, {bundle} each, for {timeout_s:g} s (start_timeout_s); end what "
             "else runs there, or give fewer"

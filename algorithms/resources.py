@@ -31,7 +31,7 @@ def check_resources(config: AlgorithmConfig) -> None:
         config: Of the run; Ray is started if it was not.
 
     Raises:
-        RunError: this process started Ray, and other actors hold what the run needs, also after `start_timeout_s`.
+        RunError: this process started Ray, and other actors hold what the run needs, also after `env_runner_timeout_s`.
         OptionError: this process started Ray on this machine alone, and it has too few. Where Ray was there before, nodes may
             still join, so it is a warning. Or a learner in this process wants a GPU beside those of env-runners. Or an env-runner or a
             learner in this process wants more CPUs than the machine has.
@@ -51,7 +51,7 @@ def check_resources(config: AlgorithmConfig) -> None:
         needed = sum(getattr(config, number) * share for (number, _), share in shares.items())
         if needed <= available.get(kind, 0.0):
             if ray_started_here():
-                _wait_until_free(kind, needed, config.start_timeout_s)
+                _wait_until_free(kind, needed, config.env_runner_timeout_s)
             continue
         terms = " + ".join(
             f"{number}={getattr(config, number)} x {each}={share:g}" for (number, each), share in shares.items()
@@ -62,7 +62,7 @@ def check_resources(config: AlgorithmConfig) -> None:
         )
         if ray_started_here():
             raise OptionError(message)
-        _logger.warning("%s. The run waits until nodes with them have joined.", message)
+        _logger.warning("%s. The run waits for nodes with them, at most start_timeout_s.", message)
 
 
 def _wait_until_free(kind: str, needed: float, timeout_s: float) -> None:
@@ -72,7 +72,7 @@ def _wait_until_free(kind: str, needed: float, timeout_s: float) -> None:
         if time.monotonic() > deadline:
             raise RunError(
                 f"the run needs {needed:g} {kind}, and Ray has {free:g} of {ray.cluster_resources().get(kind, 0.0):g} free after "
-                f"{timeout_s:g} s (start_timeout_s); other actors of this process's Ray hold the rest, such as those of an algorithm "
+                f"{timeout_s:g} s (env_runner_timeout_s); other actors of this process's Ray hold the rest, such as those of an algorithm "
                 "that was not stopped: stop() it, or ray.shutdown() before the next one"
             )
         stop_here()

@@ -36,7 +36,8 @@ CONTRACT: Contract = {
     "ray._private.worker": ("_global_node",),
     "ray._private.utils": ("get_num_cpus",),
 }
-"""Beside these a config has `_dont_auto_sync_env_runner_states` and a trainable `_storage` and `_time_total`, which are set when they are made."""
+"""Beside these a config has `_dont_auto_sync_env_runner_states`, and a trainable `_storage` and `_time_total`. They are set when they
+are made."""
 
 
 def attribute_of_key(config: Any, key: str) -> str:
@@ -70,8 +71,7 @@ def total_seconds(trainable: Any) -> float:
 
 def count_seconds_from(trainable: Any, seconds: float) -> None:
     """Lets `time_total_s` go on from earlier iterations, as Tune does itself for a trial that it restores."""
-    with RAY.insides("Trainable._time_total"):
-        assert trainable._time_total >= 0
+    total_seconds(trainable)
     trainable._time_total = seconds
 
 

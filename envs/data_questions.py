@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from tppo_rl.core.errors import OptionWarning
+from tppo_rl.envs.answer_extraction import Extraction
 from tppo_rl.envs.data_files import Source, read_rows, stamp
 from tppo_rl.envs.data_rows import BadRow, Columns, Message, Question, RowReader, Template, text_of
 from tppo_rl.envs.data_settings import ByColumn, ByHash, BySource, DataSettings
@@ -278,32 +279,48 @@ def _with_worked_solutions(settings: DataSettings, problems: list[DatasetProblem
         return problems
     spec = json.loads(settings.verifier)
     extract = spec.get("extract") if isinstance(spec, Mapping) else None
-    has_pattern = isinstance(extract, Mapping) and "pattern" in extract
-    if has_pattern:
-        # No response can be written from a pattern; the answers are compared with themselves.
-        spec = {key: value for key, value in spec.items() if key != "extract"}
-    verify, forms = find_verifier(spec), _forms(extract)
     picked = np.unique(np.linspace(0, len(problems) - 1, CHECKED_ANSWERS).astype(int))
     checked = [problems[index] for index in picked]
-    rejected = {form: [one for one in checked if not _accepts(verify, form, str(one.answer))] for form in forms}
-    form = min(forms, key=lambda form: len(rejected[form]))
-    found = f"rejects {len(rejected[form])} of {len(checked)} gold answers as responses"
-    if rejected[form]:
-        found += f", the first is {str(rejected[form][0].answer)!r} ({rejected[form][0].place})"
-    if len(rejected[form]) > len(checked) / 2:
+    form: str | None
+    form, rejected = _best_form(find_verifier(spec), _forms(extract), checked)
+    if len(rejected) > len(checked) / 2 and _looks_for_more(extract, checked):
+        # No response can be written from a pattern; the answers are compared with themselves.
+        form, plain = None, {key: value for key, value in spec.items() if key != "extract"}
+        _, rejected = _best_form(find_verifier(plain), WORKED_FORMS[:1], checked)
+    found = f"rejects {len(rejected)} of {len(checked)} gold answers as responses"
+    if rejected:
+        found += f", the first is {str(rejected[0].answer)!r} ({rejected[0].place})"
+    if len(rejected) > len(checked) / 2:
         raise ValueError(
             f"verifier={json.loads(settings.verifier)!r}: {found}; choose a verifier that fits the answers, or find the answer "
             "in its column with answer_after or answer_pattern"
         )
-    if rejected[form]:
+    if rejected:
         _warn(
             settings,
             f"verifier={json.loads(settings.verifier)!r}: {found}; responses to them will always count as wrong: correct the rows, "
             "or choose another verifier",
         )
-    if has_pattern:
+    if form is None:
         return problems
     return [replace(problem, worked_solution=form.format(problem.answer)) for problem in problems]
+
+
+def _best_form(
+    verify: Callable[[str, str], float], forms: Sequence[str], checked: Sequence[DatasetProblem]
+) -> tuple[str, list[DatasetProblem]]:
+    """Returns the form in which the verifier accepts most gold answers, and the problems whose answers it rejects in that."""
+    rejected = {form: [one for one in checked if not _accepts(verify, form, str(one.answer))] for form in forms}
+    form = min(forms, key=lambda form: len(rejected[form]))
+    return form, rejected[form]
+
+
+def _looks_for_more(extract: Any, checked: Sequence[DatasetProblem]) -> bool:
+    """Whether a verifier looks for a pattern that no gold answer has, because responses write more than the answer."""
+    if not isinstance(extract, Mapping) or "pattern" not in extract:
+        return False
+    where = Extraction.parse(extract)
+    return all(where(str(one.answer)) is None for one in checked)
 
 
 def _forms(extract: Any) -> tuple[str, ...]:

@@ -61,7 +61,8 @@ def test_env_runners_for_evaluation_too(small_config: TPPOConfig) -> None:
             return super()._build_engine()
 
     config = small_config.env_runners(env_runner_cls=HangsInEvaluation).evaluation(evaluation_num_env_runners=1)
-    with pytest.raises(RunError, match=r"^not started after 40 s \(start_timeout_s\): env-runner 1: the process runs"):
+    says = r"^not started after 40 s \(start_timeout_s\): evaluation env-runner 1: the process runs"
+    with pytest.raises(RunError, match=says):
         config.pipeline(start_timeout_s=40.0).build_algo()
 
 
@@ -73,6 +74,25 @@ def test_learners_that_hang_in_their_start_are_one_message(small_config: TPPOCon
     ):
         config.build_algo()
     wait_until_all_is_given_back()
+
+
+def test_what_a_failed_start_has_begun_in_this_process_is_stopped(small_config: TPPOConfig) -> None:
+    stopped: list[Any] = []
+
+    class Noticed(VLLMEnvRunner):
+        def stop(self) -> None:
+            stopped.append(self._engine)
+            super().stop()
+
+    class FailingLearner(TPPOLearner):
+        def build(self) -> None:
+            raise RuntimeError("no model")
+
+    config = small_config.env_runners(env_runner_cls=Noticed, num_env_runners=0).pipeline(mode="sync")
+    with pytest.raises(RuntimeError, match="no model"):
+        config.learners(learner_class=FailingLearner).build_algo()
+    assert len(stopped) == 1
+    assert stopped[0] is not None
 
 
 def test_learners_without_room_are_one_message(small_config: TPPOConfig, monkeypatch: pytest.MonkeyPatch) -> None:

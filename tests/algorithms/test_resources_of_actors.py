@@ -33,13 +33,13 @@ def test_what_other_actors_hold_is_waited_for_and_then_is_one_message(small_conf
 
     holder = Holder.remote()
     ray.get(holder.there.remote())
-    config = small_config.pipeline(start_timeout_s=1.0)
+    config = small_config.pipeline(env_runner_timeout_s=1.0)
     with pytest.raises(
-        RunError, match=r"needs 1 CPU, and Ray has 0 of 8 free after 1 s \(start_timeout_s\); other actors"
+        RunError, match=r"needs 1 CPU, and Ray has 0 of 8 free after 1 s \(env_runner_timeout_s\); other actors"
     ):
         check_resources(config)
     threading.Timer(1.0, ray.kill, (holder,)).start()
-    check_resources(config.copy().pipeline(start_timeout_s=100.0))
+    check_resources(config.copy().pipeline(env_runner_timeout_s=100.0))
 
 
 def test_gpus_that_there_are_not(small_config: TPPOConfig) -> None:
@@ -60,7 +60,7 @@ def test_on_a_cluster_that_may_grow_it_is_a_warning(
     monkeypatch.setattr(resources, "ray_started_here", lambda: False)
     with caplog.at_level(logging.WARNING, logger=resources.__name__):
         check_resources(small_config.env_runners(num_env_runners=9))
-    assert "waits until nodes with them have joined" in caplog.text
+    assert "waits for nodes with them, at most start_timeout_s" in caplog.text
 
 
 def test_a_gpu_of_the_main_process_beside_those_of_env_runners_is_refused(small_config: TPPOConfig) -> None:

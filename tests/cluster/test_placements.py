@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import ray
 from ray.cluster_utils import Cluster
-from ray.util.placement_group import placement_group_table, remove_placement_group
+from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from tppo_rl.algorithms import TPPOConfig, learner_nodes
@@ -124,9 +124,33 @@ def test_room_that_does_not_come_is_an_error(cluster: Cluster) -> None:
         ray.kill(process)
 
 
-@pytest.mark.parametrize("placement", ["colocated", "disaggregated"])
-def test_other_placements_leave_learners_to_ray(placement: str) -> None:
-    config = TPPOConfig().update_from_dict({"placement": placement})
+@pytest.mark.parametrize("placement", ["colocated", "disaggregated", None])
+def test_other_placements_take_room_where_it_is_when_learners_start(cluster: Cluster, placement: str | None) -> None:
+    config = TPPOConfig().update_from_dict({"placement": placement, "start_timeout_s": 20.0})
     with room_for_learners(config) as bundles:
         assert bundles is None
     assert learner_nodes.learner_bundles(config) is None
+    # Engines leave one GPU on one node and two on the other.
+    engines, _ = places(2 * GPUS - 3, 1)
+    config.learners(num_learners=3, num_gpus_per_learner=1)
+    bundles = learner_nodes.learner_bundles(config)
+    assert bundles is not None
+    assert placement_group_table(bundles)["state"] == "CREATED"
+    remove_placement_group(bundles)
+    for process in engines:
+        ray.kill(process)
+
+
+def test_room_that_is_waited_for_when_ctrl_c_comes_is_given_back(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[Any] = []
+
+    def interrupted(bundles: Any, timeout_s: float) -> bool:
+        taken.append(bundles)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(PlacementGroup, "wait", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        reserve(config_of("cluster"))
+    assert placement_group_table(taken[0])["state"] == "REMOVED"

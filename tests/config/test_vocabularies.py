@@ -69,3 +69,34 @@ def test_another_tokenizer_is_refused(other: Path) -> None:
     file.write_text(json.dumps(content))
     with pytest.raises(OptionError, match=r"^critic='.*other': its token .* is number \d+, and that of policy_model="):
         check_vocabularies(options_with(critic=str(other)))
+
+
+def test_a_folder_without_a_tokenizer_is_no_other_tokenizer(tmp_path: Path) -> None:
+    """transformers makes a tokenizer of one token out of nothing for some kinds of models, and numbers it 0."""
+    policy, critic = tmp_path / "policy", tmp_path / "critic"
+    for folder in (policy, critic):
+        shutil.copytree(resolve_model(POLICY), folder)
+    content = json.loads((policy / "tokenizer.json").read_text())
+    vocabulary = content["model"]["vocab"]
+    number = vocabulary.pop(next(token for token, place in vocabulary.items() if place == 50))
+    vocabulary["<|endoftext|>"] = number
+    (policy / "tokenizer.json").write_text(json.dumps(content))
+    for file in critic.glob("tokenizer*"):
+        file.unlink()
+    from transformers import AutoTokenizer
+
+    assert AutoTokenizer.from_pretrained(critic).get_vocab() == {"<|endoftext|>": 0}
+    check_vocabularies(Options.of(policy_model=str(policy), critic=str(critic)))
+
+
+def test_tokens_that_the_policy_itself_has_no_embedding_for_are_no_fault(tmp_path: Path) -> None:
+    policy, critic = tmp_path / "policy", tmp_path / "critic"
+    for folder in (policy, critic):
+        shutil.copytree(resolve_model(POLICY), folder)
+        change_json(folder / "config.json", vocab_size=90)
+    check_vocabularies(Options.of(policy_model=str(policy), critic=str(critic)))
+
+
+def test_a_tokenizer_that_cannot_be_read_is_none(other: Path) -> None:
+    (other / "tokenizer.json").write_text("{}")
+    check_vocabularies(options_with(critic=str(other)))

@@ -323,6 +323,22 @@ def test_plain_gold_answers_fit_a_verifier_that_looks_for_a_mark(tmp_path: Path,
         Dataset(source=words, answer="answer", verifier={"type": "numeric", "extract": extract})
 
 
+def test_a_pattern_that_the_answers_have_is_checked_with_them(tmp_path: Path) -> None:
+    def env_of(answer: str, verifier: dict[str, Any]) -> Dataset:
+        rows = [{"prompt": f"{k}?", "answer": answer} for k in range(40)]
+        return Dataset(source=write_lines(tmp_path / "rows.jsonl", rows), answer="answer", verifier=verifier)
+
+    boxed = env_of("12", {"type": "numeric", "extract": {"pattern": r"\\boxed\{(\d+)\}"}})
+    assert boxed.reset(seed=0)[1]["worked_solution"] == r"\boxed{12}"
+    marked = env_of("5+7=12\n#### 12", {"type": "numeric", "extract": {"pattern": r"#### (\d+)"}})
+    assert marked.reset(seed=0)[1]["worked_solution"] == "5+7=12\n#### 12"
+    # Responses would always be wrong.
+    with pytest.raises(ValueError, match=r"rejects (\d+) of \1 .*choose a verifier that fits"):
+        env_of("so 12!", {"type": "exact", "extract": {"pattern": r"so (\d+)!"}})
+    with pytest.raises(ValueError, match=r"rejects (\d+) of \1 .*choose a verifier that fits"):
+        env_of("12 (of 40)", {"type": "numeric", "extract": {"pattern": r"^(\d+)"}})
+
+
 @pytest.mark.parametrize("preset", sorted(PRESETS))
 @pytest.mark.filterwarnings("ignore:source=.*asdiv:UserWarning")
 def test_presets_on_samples_of_their_formats(preset: str) -> None:

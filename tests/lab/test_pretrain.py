@@ -35,7 +35,14 @@ def test_responses_that_have_ended_and_are_trained_are_taken(tmp_path: Path) -> 
 
 @pytest.mark.parametrize(
     "change",
-    [{"lr": 1e-3}, {"num_learners": 2}, {"critic_warmup_updates": 3}, {"clip_low": 0.1}, {"lambda_": 0.5}],
+    [
+        {"lr": 1e-3},
+        {"num_learners": 2},
+        {"lr_warmup_updates": 3},
+        {"critic_warmup_updates": 3},
+        {"clip_low": 0.1},
+        {"lambda_": 0.5},
+    ],
     ids=str,
 )
 def test_an_option_that_pretraining_does_not_read_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:

@@ -20,8 +20,8 @@ def hung_after(waits: int, seconds: float, monkeypatch: pytest.MonkeyPatch) -> b
     clock = count(0.0, seconds)
     monkeypatch.setattr(learner_group, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     left = count(1)
-    answered: Any = SimpleNamespace(wait=lambda _: next(left) > waits)
-    group: Any = SimpleNamespace(_hung=threading.Event(), _kill=lambda: None)
+    answered: Any = SimpleNamespace(wait=lambda _: next(left) > waits, is_set=lambda: False)
+    group: Any = SimpleNamespace(_hung=threading.Event(), _kill_hung=lambda _: None)
     TPPOLearnerGroup._kill_late(group, answered, TIMEOUT_S)
     return bool(group._hung.is_set())
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from tppo_rl.algorithms.checkpoint_contents import check_facts
 from tppo_rl.config.options import OPTIONS, Options
@@ -11,14 +14,15 @@ from tppo_rl.core.checkpoint_files import check_every_file, checkpoint_facts
 from tppo_rl.core.errors import OptionError
 from tppo_rl.core.storage import Storage, first_line
 from tppo_rl.experiment.checkpoints import checkpoint_in
-from tppo_rl.experiment.export import options_in, options_of
+from tppo_rl.experiment.export import options_in
 from tppo_rl.experiment.stored_runs import stored_to_resume
 
 
-def changed_since(saved: Options, options: Options) -> str:
+def changed_since(manifest: Mapping[str, Any], options: Options) -> str:
     """Returns what differs from the options of a checkpoint, for the user; empty: nothing. Where results go is no difference."""
-    before, now = saved.flat(), options.flat()
-    changed = [key for key in now if OPTIONS[key].section != "run" and now[key] != before[key]]
+    before, now = options_in(manifest).flat(), options.flat()
+    compared = [key for key in now if OPTIONS[key].section != "run" and key not in manifest.get("not_saved", ())]
+    changed = [key for key in compared if _as_saved(now[key]) != _as_saved(before[key])]
     return ", ".join(f"{key}={now[key]!r} (was {before[key]!r})" for key in changed)
 
 
@@ -31,11 +35,15 @@ def check_resumable(checkpoint: Path, options: Options, algorithm: str) -> str:
     Raises:
         OptionError: files are missing or changed, or it is of another algorithm, model or form of the critic.
     """
-    check_facts(checkpoint_facts(checkpoint), options, algorithm, str(checkpoint))
-    saved = options_of(checkpoint)
-    check_saved_form(options, value_form_settings(saved))
+    manifest = checkpoint_facts(checkpoint)
+    check_facts(manifest, options, algorithm, str(checkpoint))
+    check_saved_form(options, value_form_settings(options_in(manifest)))
     check_every_file(checkpoint)
-    return changed_since(saved, options)
+    return changed_since(manifest, options)
+
+
+def _as_saved(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, default=str)
 
 
 def check_resume(run: Path | Storage, options: Options, algorithm: str) -> str:
@@ -60,9 +68,8 @@ def check_resume(run: Path | Storage, options: Options, algorithm: str) -> str:
     except OSError as error:
         raise OptionError(f"--results={run.shown!r}: cannot be read: {first_line(error)}") from None
     check_facts(newest.manifest, options, algorithm, newest.place)
-    saved = options_in(newest.manifest)
-    check_saved_form(options, value_form_settings(saved))
-    return _with_changes(f"{run.shown}: {newest.place}", changed_since(saved, options))
+    check_saved_form(options, value_form_settings(options_in(newest.manifest)))
+    return _with_changes(f"{run.shown}: {newest.place}", changed_since(newest.manifest, options))
 
 
 def _with_changes(place: str, changed: str) -> str:

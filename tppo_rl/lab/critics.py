@@ -31,7 +31,11 @@ def load_critic(source: Path) -> Critic:
     form = form_on_file(source)
     if form is not None:
         _refuse_seeing(source, form)
-        written = Critic(load_causal_lm(str(source), torch.float32), torch.float32, value_form(form))
+        try:
+            model = load_causal_lm(str(source), torch.float32)
+        except ValueError as error:
+            raise OptionError(f"--critic={str(source)!r}: {error}") from None
+        written = Critic(model, torch.float32, value_form(form))
         load_value_head(written, source)
         return written
     module = load_module(checkpoint_in(source), critic=True)

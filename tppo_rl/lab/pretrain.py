@@ -25,15 +25,15 @@ from tppo_rl.observability.batch_log import batch_files, read_batch, run_facts
 
 _FROZEN = 2**31 - 1
 """As many updates of warm-up as no pretraining makes."""
-
-
 _READ = frozenset(
     key
     for key, option in OPTIONS.items()
     if option.section in ("compute", "critic", "learners")
-    or key in ("gamma", "train_batch_size_per_learner", "lr_warmup_updates", "adam_betas", "weight_decay")
+    or key in ("gamma", "train_batch_size_per_learner", "adam_betas", "weight_decay", "max_skipped_updates")
 ) - {
     "num_learners",
+    "distributed",
+    "learner_timeout_s",
     "critic_initial_value",
     "critic_targets",
     "critic_warmup_updates",

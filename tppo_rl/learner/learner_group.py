@@ -5,6 +5,7 @@ RLlib gives the errors of learners back as if they were results, and says nothin
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,11 +18,13 @@ import ray
 from ray.exceptions import RayActorError
 from ray.rllib.core import COMPONENT_LEARNER
 from ray.rllib.core.learner.learner_group import LearnerGroup
-from ray.util.placement_group import PlacementGroup, remove_placement_group
+from ray.util.placement_group import PlacementGroup, get_current_placement_group, remove_placement_group
 
 from tppo_rl.core.checkpoint_files import begin_checkpoint, learner_state
 from tppo_rl.core.errors import ProcessDied
 from tppo_rl.learner.sharded_checkpoints import begin_slices, check_seen, end_slices, load_slices, write_slices
+
+logger = logging.getLogger(__name__)
 
 _ANSWER_S = 20.0
 """Time that a learner has to say that it is there, after another one has failed."""
@@ -57,20 +60,26 @@ class TPPOLearnerGroup(LearnerGroup):
         self._calls: list[Any] = []
         self._workers: Any = None
         self._room = placement_group
+        self._room_of_trial = get_current_placement_group() if config.num_learners else None
         self._hung = threading.Event()
         """Set when the learners are killed because they gave no answer."""
         limit_s = config.options.pipeline.start_timeout_s
         try:
             with self._killing_hung(limit_s, remote=config.num_learners > 0):
                 super().__init__(config=config, placement_group=placement_group, **kwargs)
-        except Exception as error:
-            self._give_room_back()
-            if self._hung.is_set():
-                raise LearnerDied(
-                    f"learners have not started after {limit_s:g} s (start_timeout_s), and were killed; where the model only loads "
-                    "slowly, set a larger start_timeout_s; what they said last is in Ray's logs"
-                ) from error
+        except BaseException as error:
+            self.kill()
+            if self._hung.is_set() and isinstance(error, Exception):
+                raise LearnerDied(_not_started(limit_s)) from error
             raise
+        self._hung.clear()
+
+    def kill(self) -> None:
+        """Kills the learner actors, whatever they are doing, and gives their room back."""
+        for worker in self._workers or ():
+            ray.kill(worker)
+        if self._room is not None:
+            remove_placement_group(self._room)
 
     def update(self, **kwargs: Any) -> list[dict[str, Any]]:
         """Updates the learners as RLlib does."""
@@ -254,21 +263,22 @@ class TPPOLearnerGroup(LearnerGroup):
         while not answered.wait(step):
             # Time in which this process itself was stopped does not count.
             waited, last = waited + min(time.monotonic() - last, 2 * step), time.monotonic()
-            if waited >= limit_s:
+            if waited >= limit_s and not answered.is_set():
                 self._hung.set()
-                self._kill()
+                self._kill_hung(limit_s)
                 return
 
-    def _kill(self) -> None:
-        for worker in self._workers or ():
-            ray.kill(worker)
-        if self._workers is None:
+    def _kill_hung(self, limit_s: float) -> None:
+        if self._workers is not None:
+            for worker in self._workers:
+                ray.kill(worker)
+        elif self._room is not None:
             # RLlib has not told which actors they are; Ray kills all that are in the room.
-            self._give_room_back()
-
-    def _give_room_back(self) -> None:
-        if self._room is not None:
             remove_placement_group(self._room)
+        elif self._room_of_trial is not None:
+            # This process is in the room as well, and Tune sees that the trial has died.
+            logger.error(_not_started(limit_s))
+            remove_placement_group(self._room_of_trial)
 
     def _died(self, dead: list[int], reason: str) -> LearnerDied:
         return LearnerDied(
@@ -288,6 +298,13 @@ class TPPOLearnerGroup(LearnerGroup):
         calls = [worker.apply.remote(_answer) for worker in self._workers]
         ray.wait(calls, num_returns=len(calls), timeout=_ANSWER_S, fetch_local=False)
         return [index for index, call in enumerate(calls) if _is_gone(call)]
+
+
+def _not_started(limit_s: float) -> str:
+    return (
+        f"learners have not started after {limit_s:g} s (start_timeout_s), and were killed; where the model only loads slowly, set a larger "
+        "start_timeout_s; what they said last is in Ray's logs"
+    )
 
 
 def _take_state(learner: Any, *, reference: Any) -> None:

@@ -20,6 +20,7 @@ from torch import nn
 
 from tppo_rl.base_models import resolve_model
 from tppo_rl.config.options import Options
+from tppo_rl.config.sections.models import SHARED
 from tppo_rl.core.errors import OptionError
 from tppo_rl.learner.empty_models import stand_ins
 from tppo_rl.learner.models import load_causal_lm
@@ -80,15 +81,16 @@ def check_adapters(options: Options) -> None:
         OptionError: a name in `target_modules` belongs to no linear layer, or to the output layer.
     """
     models = options.models
-    sources = {"lora": [models.policy_model], "critic_lora": [models.policy_model]}
-    if models.critic_model != models.policy_model:
-        sources["lora"].append(models.critic_model)
+    policy, critic = (models.policy_model, None), (models.critic_model, models.critic_layers)
+    sources = {"lora": {policy} if models.critic == SHARED else {policy, critic}, "critic_lora": {critic}}
     for key, adapters in {"lora": models.lora, "critic_lora": models.critic_lora}.items():
         if adapters is None or adapters.target_modules == ALL_LINEAR:
             continue
-        for source in filter(None, sources[key]):
-            model = load_causal_lm(resolve_model(source), torch.float32, empty=True)
+        for source, layers in sources[key]:
+            if source is None:
+                continue
             try:
+                model = load_causal_lm(resolve_model(source), torch.float32, num_layers=layers, empty=True)
                 _check_targets(model, list(adapters.target_modules), key)
             except ValueError as error:
                 raise OptionError(str(error)) from None

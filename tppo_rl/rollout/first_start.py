@@ -10,7 +10,7 @@ import time
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import ActorUnavailableError, RayActorError
 
 from tppo_rl.core.errors import ProcessDied, RunError
 from tppo_rl.rollout.heartbeats import sign_of
@@ -21,12 +21,13 @@ _MOST_STARTS = 5
 """Starts of an env-runner's process after which the run ends: Ray itself starts a process again that dies in its start."""
 
 
-def wait_for_start(group: Any, timeout_s: float) -> None:
+def wait_for_start(group: Any, timeout_s: float, words: str = "env-runner") -> None:
     """Waits until all env-runner actors of a group have started; if one does not, all are killed.
 
     Args:
         group: RLlib's EnvRunnerGroup, just made.
         timeout_s: Longest wait, seconds, with that for room in Ray's cluster.
+        words: What an env-runner of the group is called in messages.
 
     Raises:
         RunError: some have not started in time.
@@ -41,11 +42,13 @@ def wait_for_start(group: Any, timeout_s: float) -> None:
         while calls:
             over, _ = ray.wait(list(calls), num_returns=len(calls), timeout=_LOOK_S)
             for call in over:
-                _take(call, calls.pop(call))
+                env_runner = calls.pop(call)
+                if not _take(call, f"{words} {env_runner}"):
+                    calls[call_env_runner(group, env_runner, _is_there)] = env_runner
             for env_runner in calls.values():
                 if sign := sign_of(group, env_runner):
                     processes[env_runner].add(sign.split()[0])
-            _check({env_runner: len(processes[env_runner]) for env_runner in calls.values()}, deadline, timeout_s)
+            _check({one: len(processes[one]) for one in calls.values()}, deadline, timeout_s, words)
     except BaseException:
         kill_env_runners(group)
         raise
@@ -55,19 +58,24 @@ def _is_there(env_runner: Any) -> None:
     env_runner.assert_healthy()
 
 
-def _take(call: Any, env_runner: int) -> None:
+def _take(call: Any, name: str) -> bool:
+    """Returns whether an env-runner has answered; False: it cannot be reached for a while."""
     try:
         ray.get(call)
+    except ActorUnavailableError:
+        time.sleep(_LOOK_S)
+        return False
     except RayActorError as error:
         if error.actor_init_failed:
             # Its first argument is the error of the actor's task, whose third one is what was raised.
             raise error.args[0].args[2] from None
         raise ProcessDied(
-            f"env-runner {env_runner} died while it started, and Ray does not start it again: {str(error).partition(chr(10))[0]}"
+            f"{name} died while it started, and Ray does not start it again: {str(error).partition(chr(10))[0]}"
         ) from error
+    return True
 
 
-def _check(num_starts: dict[int, int], deadline: float, timeout_s: float) -> None:
+def _check(num_starts: dict[int, int], deadline: float, timeout_s: float, words: str) -> None:
     """Ends the wait for env-runners that have not answered.
 
     Args:
@@ -76,7 +84,7 @@ def _check(num_starts: dict[int, int], deadline: float, timeout_s: float) -> Non
     for env_runner, number in num_starts.items():
         if number >= _MOST_STARTS:
             raise ProcessDied(
-                f"the process of env-runner {env_runner} died {number - 1} times while it started, often for want of memory; "
+                f"the process of {words} {env_runner} died {number - 1} times while it started, often for want of memory; "
                 "what it said last is in Ray's log of the env-runner"
             )
     if not num_starts or time.monotonic() < deadline:
@@ -86,17 +94,17 @@ def _check(num_starts: dict[int, int], deadline: float, timeout_s: float) -> Non
     reasons = []
     if hung:
         reasons.append(
-            f"{_named(hung)}: the process runs, and its engine or its environment is not there; where they only start slowly, set "
+            f"{_named(hung, words)}: the process runs, and its engine or its environment is not there; where they only start slowly, set "
             "a larger start_timeout_s"
         )
     if without_room:
         free = {kind: amount for kind, amount in ray.available_resources().items() if kind in ("CPU", "GPU")}
         reasons.append(
-            f"{_named(without_room)}: no process has given a sign; Ray has no room for it (free are {free}), and you end what else runs "
-            "there, or its node is too slow"
+            f"{_named(without_room, words)}: no process has given a sign; Ray may have no room for one (free are {free}), its node may be "
+            "slow, or it dies before it can say why, and Ray's logs have the reason"
         )
     raise RunError(f"not started after {timeout_s:g} s (start_timeout_s): {'; '.join(reasons)}")
 
 
-def _named(env_runners: list[int]) -> str:
-    return f"env-runner{'s' if len(env_runners) > 1 else ''} {', '.join(map(str, env_runners))}"
+def _named(env_runners: list[int], words: str) -> str:
+    return f"{words}{'s' if len(env_runners) > 1 else ''} {', '.join(map(str, env_runners))}"

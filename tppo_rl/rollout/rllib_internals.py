@@ -154,16 +154,17 @@ def stop_env_runners(group: Any) -> None:
     _, late = ray.wait(calls, num_returns=len(calls), timeout=_STOP_S) if calls else ([], [])
     if late:
         logger.warning("%d of %d env-runners did not end within %g s, and are killed", len(late), len(calls), _STOP_S)
-    for env_runner in actors:
-        with suppress(Exception):
-            delete_value(str(heartbeat_key(group, env_runner)))
-    manager.clear()
+    kill_env_runners(group)
 
 
 def kill_env_runners(group: Any) -> None:
     """Kills the env-runner actors of a group, whatever they are doing."""
     with RAY.insides("EnvRunnerGroup._worker_manager"):
-        group._worker_manager.clear()
+        manager = group._worker_manager
+    for env_runner in manager.actors():
+        with suppress(Exception):
+            delete_value(str(heartbeat_key(group, env_runner)))
+    manager.clear()
 
 
 def replace_env_runner(group: Any, env_runner: int) -> None:
