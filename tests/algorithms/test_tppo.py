@@ -31,6 +31,7 @@ pytestmark = pytest.mark.integration
 
 KNOWN_METRICS = {metric.name for metric in METRICS}
 OF_OPTIONS = {
+    "critic/warmup_responses",
     "critic/difference_slope",
     "hindsight/advantage_mean",
     "policy/positive_lm_loss",
