@@ -9,7 +9,7 @@ from typing import Any
 
 from tppo_rl.config.engine_arguments import check_engine_argument
 from tppo_rl.config.foreign_sources import vllm_engine_args
-from tppo_rl.config.model_files import load_model_config
+from tppo_rl.config.model_files import check_weight_files, load_model_config
 from tppo_rl.config.options import OPTIONS, SECTIONS, Options, with_new_names
 from tppo_rl.config.reward_checks import check_reward_columns, check_reward_parts
 from tppo_rl.config.section import Section, refuse
@@ -178,6 +178,19 @@ def check_model(options: Options) -> None:
             f"is {needed} tokens, but the context of policy_model={options.models.policy_model!r} holds {context}; lower "
             f"max_response_length to {max(context - options.rollout.max_prompt_length, 1)} or less"
         )
+
+
+def check_models_files(options: Options) -> None:
+    """Checks that the folders of the models have whole weights.
+
+    Raises:
+        OptionError: they are missing or cut off.
+    """
+    models = options.models
+    named = {"policy_model": models.policy_model, "critic": models.critic_model, "reference_model": models.reference}
+    for key, name in named.items():
+        if name is not None:
+            check_weight_files(key, name)
 
 
 def _check_room_for_answers(options: Options) -> None:

@@ -35,10 +35,53 @@ def load_model_config(key: str, name: str) -> dict[str, Any]:
             )
         if not config.is_file():
             raise OptionError(f"{key}={name!r}: the folder has no config.json; give a Hugging Face model folder")
-        return dict(json.loads(config.read_text(encoding="utf-8")))
+        try:
+            return dict(json.loads(config.read_text(encoding="utf-8")))
+        except (ValueError, TypeError) as error:
+            raise OptionError(f"{key}={name!r}: {config} is no JSON object ({error}); copy it again") from None
     if folder.is_absolute() or name.startswith("."):
         raise OptionError(f"{key}={name!r}: no such folder; `tppo-rl warmstart` makes a small model")
     return _load_hub_config(key, name)
+
+
+def check_weight_files(key: str, name: str) -> None:
+    """Looks whether the weights in a model's folder are there and whole, by their sizes; of a hub id nothing is asked.
+
+    Raises:
+        OptionError: there are none, or a file is missing or cut off.
+    """
+    folder = Path(resolve_model(name))
+    if not folder.is_dir() or any(folder.glob("*.bin")):
+        return
+    index = folder / "model.safetensors.index.json"
+    try:
+        parts = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()) if index.is_file() else None
+    except (ValueError, KeyError, AttributeError):
+        raise OptionError(f"{key}={name!r}: {index} cannot be read; copy it again") from None
+    files = sorted(folder.glob("*.safetensors")) if parts is None else [folder / part for part in sorted(parts)]
+    if not files:
+        raise OptionError(
+            f"{key}={name!r}: the folder has no weights (*.safetensors or *.bin); give a whole model folder"
+        )
+    for file in files:
+        if not file.is_file():
+            raise OptionError(f"{key}={name!r}: {file} is missing, and {index.name} names it; copy it too")
+        if not _is_whole(file):
+            raise OptionError(f"{key}={name!r}: {file} is cut off, or no safetensors file; copy it again")
+
+
+def _is_whole(file: Path) -> bool:
+    """Whether a safetensors file is as long as its header says: 8 bytes with the header's length, the header as JSON, the tensors."""
+    with file.open("rb") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        if 8 + length > file.stat().st_size:
+            return False
+        try:
+            header = json.loads(opened.read(length))
+            ends = [one["data_offsets"][1] for key, one in header.items() if key != "__metadata__"]
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return False
+    return bool(file.stat().st_size == 8 + length + max(ends, default=0))
 
 
 def _load_hub_config(key: str, name: str) -> dict[str, Any]:

@@ -91,6 +91,11 @@ def check_saved_form(options: Options, saved: dict[str, Any] | None) -> None:
         OptionError: they mean something else.
     """
     form = value_form_settings(options)
+    if form is not None and saved is not None and form.get(SEES_ANSWER) != saved.get(SEES_ANSWER):
+        raise OptionError(
+            f"critic_sees_answer={options.critic.critic_sees_answer}: the checkpoint's critic was saved with "
+            f"{not options.critic.critic_sees_answer}; go on with that, or begin anew"
+        )
     if form is not None and saved is not None and form != saved:
         raise OptionError(
             f"critic_loss={options.critic.critic_loss!r}: gives the value head the form {form_text(form)}, and the checkpoint's "

@@ -22,7 +22,7 @@ def changed_since(manifest: Mapping[str, Any], options: Options) -> str:
     """Returns what differs from the options of a checkpoint, for the user; empty: nothing. Where results go is no difference."""
     before, now = options_in(manifest).flat(), options.flat()
     compared = [key for key in now if OPTIONS[key].section != "run" and key not in manifest.get("not_saved", ())]
-    changed = [key for key in compared if _as_saved(now[key]) != _as_saved(before[key])]
+    changed = [key for key in compared if now[key] != before[key] and _as_saved(now[key]) != _as_saved(before[key])]
     return ", ".join(f"{key}={now[key]!r} (was {before[key]!r})" for key in changed)
 
 

@@ -36,6 +36,7 @@ from tppo_rl.experiment.planned import keep_planned, read_planned
 from tppo_rl.experiment.result_log import ResultLog, last_result, read_results
 from tppo_rl.experiment.resumable import check_resumable
 from tppo_rl.experiment.saver import Saver, memory_of_saving
+from tppo_rl.experiment.sole_run import sole_run
 from tppo_rl.experiment.stored_runs import check_free, fetch_to_resume, set_aside
 from tppo_rl.experiment.summary import SUMMARY, beside_plan, read_summary, summarize, summary_table, write_summary
 from tppo_rl.experiment.time_left import Pace
@@ -70,7 +71,7 @@ def run_experiment(
         planned: what a plan says of the run (`planned_of`), to be held against it in the end; a run that goes on keeps what it began with.
 
     Raises:
-        OptionError: nothing to resume from, a checkpoint that is damaged, a place that cannot be written, or a stop key that no
+        OptionError: another process trains the run, nothing to resume from, a checkpoint that is damaged, a place that cannot be written, or a stop key that no
             result has.
         RunError: results could not be copied to their URI; the folder of this machine holds them.
         ProcessDied: a process died once more than `max_failures`, or before the first checkpoint.
@@ -78,27 +79,28 @@ def run_experiment(
     """
     console = console or Console()
     folder = (folder_here(results) / experiment.name).resolve()
-    for left in range(experiment.max_failures, -1, -1):
-        try:
-            return _run_once(
-                experiment,
-                results,
-                folder,
-                resume=resume,
-                console=console,
-                resume_command=resume_command,
-                planned=planned,
-            )
-        except ProcessDied as error:
-            newest = find_newest_checkpoint(folder)
-            if left == 0 or newest is None:
-                if not experiment.max_failures:
-                    raise
-                why = "is used up" if left == 0 else "helps nothing before the first checkpoint"
-                raise type(error)(f"{error}; max_failures={experiment.max_failures} {why}") from error
-            words = f"{experiment.name}: {error}. It goes on from {newest}; max_failures={experiment.max_failures} has {left - 1} left"
-            console.print(words, soft_wrap=True, highlight=False, markup=False)
-            resume = True
+    with sole_run(folder):
+        for left in range(experiment.max_failures, -1, -1):
+            try:
+                return _run_once(
+                    experiment,
+                    results,
+                    folder,
+                    resume=resume,
+                    console=console,
+                    resume_command=resume_command,
+                    planned=planned,
+                )
+            except ProcessDied as error:
+                newest = find_newest_checkpoint(folder)
+                if left == 0 or newest is None:
+                    if not experiment.max_failures:
+                        raise
+                    why = "is used up" if left == 0 else "helps nothing before the first checkpoint"
+                    raise type(error)(f"{error}; max_failures={experiment.max_failures} {why}") from error
+                words = f"{experiment.name}: {error}. It goes on from {newest}; max_failures={experiment.max_failures} has {left - 1} left"
+                console.print(words, soft_wrap=True, highlight=False, markup=False)
+                resume = True
     raise AssertionError("the last failure is raised")
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import Any
 
 from tppo_rl.config.options import Options
 from tppo_rl.config.text_envs import make_text_env, num_problems
-from tppo_rl.core.errors import OptionError
+from tppo_rl.core.errors import OptionError, OptionWarning
 from tppo_rl.core.waiting import stage
 from tppo_rl.core.whole_files import make_folder
 from tppo_rl.experiment.sources import exported, options_of_source
@@ -63,6 +64,13 @@ def measure(
     _check(options, plan)
     settings = _settings(source if checkpoint is None else str(checkpoint), options, plan)
     own = [checkpoint] if checkpoint is not None and options.models.critic is not None else []
+    if own and options.critic.critic_sees_answer:
+        own = []
+        warnings.warn(
+            f"{source}: its own critic is left out: it reads known answers (critic_sees_answer), which samples do not hold",
+            OptionWarning,
+            stacklevel=2,
+        )
     loaded = _load([*own, *critics])
     _claim(folder, settings)
     samples = Samples.load(folder)

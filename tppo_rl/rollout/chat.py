@@ -18,6 +18,8 @@ from tppo_rl.rollout.tool_texts import tool_text, turns_and_tools, with_system_t
 Message = Mapping[str, str]
 """A turn: `role` and `content`."""
 
+_FEWEST_TOKENS = 8
+"""Where a folder has no tokenizer, transformers may make one of a few special tokens."""
 _PLACEHOLDER = "\x00turn\x00"
 _CHECKED_PROMPTS = 256
 """Longest prompts by characters whose tokens are counted before a run starts."""
@@ -48,6 +50,8 @@ class Chat:
     def __init__(self, tokenizer: Any, eos_token_ids: Iterable[int] = (), options: ChatOptions | None = None) -> None:
         self._options = options = options or ChatOptions()
         self._model = f"policy_model={tokenizer.name_or_path!r}"
+        if len(tokenizer) < _FEWEST_TOKENS:
+            raise OptionError(f"{self._model}: has no tokenizer; copy the model's tokenizer files into the folder")
         if tokenizer.chat_template is None and options.prompt_template is None:
             raise OptionError(
                 f"{self._model}: its tokenizer has no chat template; use an instruction-tuned model, add a "
