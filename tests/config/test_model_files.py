@@ -31,7 +31,9 @@ def test_a_whole_folder_is_taken(folder: Path) -> None:
 def test_cut_weights_are_refused(folder: Path, keep: int) -> None:
     file = folder / "model.safetensors"
     file.write_bytes(file.read_bytes()[:keep])
-    with pytest.raises(OptionError, match=r"^critic='.*model': .*model\.safetensors is cut off, or no safetensors file"):
+    with pytest.raises(
+        OptionError, match=r"^critic='.*model': .*model\.safetensors is cut off, or no safetensors file"
+    ):
         check_weight_files("critic", str(folder))
 
 
@@ -40,7 +42,9 @@ def test_missing_weights_are_refused(folder: Path) -> None:
     with pytest.raises(OptionError, match=r"^policy_model='.*model': the folder has no weights"):
         check_weight_files("policy_model", str(folder))
     (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": "part.safetensors"}}')
-    with pytest.raises(OptionError, match=r"part\.safetensors is missing, and model\.safetensors\.index\.json names it"):
+    with pytest.raises(
+        OptionError, match=r"part\.safetensors is missing, and model\.safetensors\.index\.json names it"
+    ):
         check_weight_files("policy_model", str(folder))
 
 

@@ -1,8 +1,8 @@
 """Linear layers in float32 on a CPU by oneDNN, where it is the faster library.
 
 torch takes float32 matrix products from MKL, which leaves half of the speed of other makers' processors unused; oneDNN is
-in every build of torch for x86 but is not asked. Which one is faster is measured once a process. Both sum in float32, in
-another order.
+in every build of torch for x86 but is not asked. Which one is faster is measured once a machine (`kept_choices`). Both sum in
+float32, in another order.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from tppo_rl.kernels.kept_choices import kept_choice
 from tppo_rl.kernels.timing import least_seconds
 
 _GAIN = 1.2
@@ -134,9 +135,13 @@ def fastest_linear(num_threads: int) -> Callable[..., torch.Tensor]:
 
 @cache
 def onednn_is_faster(num_threads: int, num_rows: int = MANY_ROWS) -> bool:
-    """Measures both libraries on one matrix product, some milliseconds, once for each number of torch threads and rows."""
+    """Measures both libraries on one matrix product, some milliseconds, once for each number of torch threads and rows on a machine."""
     if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         return False
+    return kept_choice(f"onednn {num_threads} {num_rows}", lambda: _measured(num_threads, num_rows))
+
+
+def _measured(num_threads: int, num_rows: int) -> bool:
     generator = torch.Generator().manual_seed(0)
     inputs, weight = (torch.randn(rows, _WIDTH, generator=generator) for rows in (num_rows, _WIDTH))
     usual = least_seconds(lambda: nn.functional.linear(inputs, weight))
