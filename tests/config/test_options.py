@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from data_sets import write_lines
+from safetensors.numpy import save_file
 
 from tppo_rl.algorithms.tppo import SPEC
 from tppo_rl.config.checks import (
@@ -248,6 +249,7 @@ def test_a_folder_without_a_config_is_no_model(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("family", "is_refused"), [("gemma2", True), ("qwen2", False)])
 def test_families_that_overflow_in_float16_are_refused_in_it(family: str, is_refused: bool, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": family}), encoding="utf-8")
+    save_file({}, tmp_path / "model.safetensors")
     model = {"policy_model": str(tmp_path)}
     check_model(checked(model | {"dtype": "bfloat16"}))
     with pytest.raises(OptionError, match=rf"^dtype='float16': .*\({family}\)") if is_refused else nullcontext():

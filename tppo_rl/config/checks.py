@@ -146,10 +146,10 @@ def _parts(options: Options) -> list[tuple[Registry, PartSpec]]:
 
 
 def check_model(options: Options) -> None:
-    """Checks that the models exist, that prompt and response fit the context, and that the critic has enough layers.
+    """Checks that the models exist and are whole, that prompt and response fit the context, and that the critic has enough layers.
 
     Raises:
-        OptionError: no such model, too short a context, too few layers, or a family that no engine runs in float16.
+        OptionError: no such model, cut or missing weights, too short a context, too few layers, or a family that no engine runs in float16.
     """
     if options.models.policy_model is None:
         raise OptionError(
@@ -157,10 +157,9 @@ def check_model(options: Options) -> None:
             "tppo_rl/arithmetic-chain"
         )
     models = options.models
-    named = {"policy_model": models.policy_model, "critic": models.critic_model, "reference_model": models.reference}
-    for key, name in named.items():
-        if name is not None:
-            load_model_config(key, name)
+    for key, name in models.sources.items():
+        load_model_config(key, name)
+        check_weight_files(key, name)
     _check_float16(options)
     _check_room_for_answers(options)
     if models.critic_layers is not None and models.critic_model is not None:
@@ -178,19 +177,6 @@ def check_model(options: Options) -> None:
             f"is {needed} tokens, but the context of policy_model={options.models.policy_model!r} holds {context}; lower "
             f"max_response_length to {max(context - options.rollout.max_prompt_length, 1)} or less"
         )
-
-
-def check_models_files(options: Options) -> None:
-    """Checks that the folders of the models have whole weights.
-
-    Raises:
-        OptionError: they are missing or cut off.
-    """
-    models = options.models
-    named = {"policy_model": models.policy_model, "critic": models.critic_model, "reference_model": models.reference}
-    for key, name in named.items():
-        if name is not None:
-            check_weight_files(key, name)
 
 
 def _check_room_for_answers(options: Options) -> None:

@@ -26,7 +26,6 @@ from tppo_rl.config.attention import check_attention
 from tppo_rl.config.checks import (
     check_environment,
     check_model,
-    check_models_files,
     check_options,
     unknown_key,
 )
@@ -301,7 +300,6 @@ def check_experiment(experiment: Experiment) -> None:
             worlds.add(world)
             with stage("looking at the model and the data"):
                 check_model(checked)
-                check_models_files(checked)
                 check_vocabularies(checked)
                 check_environment(checked)
                 check_value_form(checked)

@@ -14,10 +14,9 @@ def check_vocabularies(options: Options) -> None:
     Raises:
         OptionError: a model has too small a vocabulary, or a tokenizer in which the policy's tokens have other ids.
     """
-    models = options.models
-    policy = str(models.policy_model)
-    for key, name in {"critic": models.critic_model, "reference_model": models.reference}.items():
-        if name is not None and name != policy:
+    policy = str(options.models.policy_model)
+    for key, name in options.models.sources.items():
+        if name != policy:
             _compare(key, name, policy)
 
 

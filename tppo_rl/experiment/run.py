@@ -71,8 +71,8 @@ def run_experiment(
         planned: what a plan says of the run (`planned_of`), to be held against it in the end; a run that goes on keeps what it began with.
 
     Raises:
-        OptionError: another process trains the run, nothing to resume from, a checkpoint that is damaged, a place that cannot be written, or a stop key that no
-            result has.
+        OptionError: another process trains the run, nothing to resume from, a checkpoint that is damaged, a place that cannot be
+            written, or a stop key that no result has.
         RunError: results could not be copied to their URI; the folder of this machine holds them.
         ProcessDied: a process died once more than `max_failures`, or before the first checkpoint.
         RunInterrupted: Ctrl-C ended the run; what was trained is saved, unless it says `at_once`.

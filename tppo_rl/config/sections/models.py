@@ -99,6 +99,12 @@ class ModelOptions(Section):
         return self.policy_model if self.critic in (SEPARATE, SHARED) else self.critic
 
     @property
+    def sources(self) -> dict[str, str]:
+        """Folders or hub ids of all models that are loaded, by the option that names them."""
+        named = {"policy_model": self.policy_model, "critic": self.critic_model, "reference_model": self.reference}
+        return {key: name for key, name in named.items() if name is not None}
+
+    @property
     def critic_adapters(self) -> LoraOptions | None:
         """Adapters of the critic; None: all its weights are trained."""
         if self.critic != SHARED:
